@@ -1,0 +1,35 @@
+"""Cellblock: a Jupyter kernel of its own, in a locked container of its own, for every agent that runs code."""
+
+from orchestrator.errors import CellblockError, KernelDiedError, KernelPoolExhaustedError, KernelTimeoutError
+from orchestrator.limits import KernelResourceLimits
+from orchestrator.manager import AgentKernelManager
+from orchestrator.outputs import (
+    CellFinished,
+    DisplayData,
+    ErrorOutput,
+    ExecuteResult,
+    ExecutionResult,
+    StreamOutput,
+)
+from orchestrator.pool import KernelPool, KernelResource
+from orchestrator.session import KernelSession
+from orchestrator.settings import Settings
+
+__all__ = [
+    "AgentKernelManager",
+    "CellFinished",
+    "CellblockError",
+    "DisplayData",
+    "ErrorOutput",
+    "ExecuteResult",
+    "ExecutionResult",
+    "KernelDiedError",
+    "KernelPool",
+    "KernelPoolExhaustedError",
+    "KernelResource",
+    "KernelResourceLimits",
+    "KernelSession",
+    "KernelTimeoutError",
+    "Settings",
+    "StreamOutput",
+]

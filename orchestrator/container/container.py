@@ -1,0 +1,116 @@
+"""One container: made, started, watched, ended, removed. Never its wire, and never what runs inside."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from docker.errors import APIError, NotFound
+
+from orchestrator.container.engine import Engine, image_missing
+from orchestrator.container.exits import Exit, classify
+from orchestrator.errors import EngineError, EngineUnavailableError
+
+_EXIT_WAIT = 5.0  # seconds in which a container whose process is gone must show as exited
+_POLL = 0.05  # seconds between two looks at a container that is about to be exited
+
+
+class Container:
+    """A container known by its name, from before it exists until after it is gone."""
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        self._engine = engine
+        self.name = name
+        self._started_at = 0.0
+
+    async def start(self, request: dict[str, Any]) -> None:
+        """Create and start it. On failure or cancellation the caller must still call ``remove``.
+
+        Raises:
+            ImageMissingError: the image went away.
+            EngineError: the engine refused, for instance because the runtime cannot start it.
+        """
+        api = self._engine.client.api
+        self._started_at = time.time()
+        try:
+            await self._engine.call(api.create_container_from_config, request, self.name)
+        except EngineError as error:
+            if isinstance(error.__cause__, NotFound):
+                raise image_missing(str(request["Image"])) from error
+            # The engine may have made it, and only its answer was lost; start tells.
+            if not isinstance(error, EngineUnavailableError) and not _status(error, 409):
+                raise
+        await self._engine.retry(api.start, self.name)
+
+    async def state(self) -> dict[str, Any]:
+        """Return the engine's ``State`` of it.
+
+        Raises:
+            EngineError: the engine does not answer, or has no such container any more.
+        """
+        details: dict[str, Any] = await self._engine.retry(self._engine.client.api.inspect_container, self.name)
+        state: dict[str, Any] = details["State"]
+        return state
+
+    async def exit(self) -> Exit | None:
+        """Wait until the engine shows it as exited, and say how; None when it still runs after 5 s.
+
+        Raises:
+            EngineError: the engine does not answer, or has no such container any more.
+        """
+        end = time.monotonic() + _EXIT_WAIT
+        while True:
+            state = await self.state()
+            if state["Status"] in ("exited", "dead"):
+                return classify(state, await self._oom_events())
+            if time.monotonic() > end:
+                return None
+            await asyncio.sleep(_POLL)
+
+    async def log(self) -> str:
+        """Return what the container's first process wrote to its own stdout and stderr, at most 20 lines."""
+        raw = await self._engine.retry(self._engine.client.api.logs, self.name, tail=20)
+        return raw.decode(errors="replace") if isinstance(raw, bytes) else ""
+
+    async def remove(self) -> None:
+        """Kill and remove it, whatever state it is in; fine when it is gone already.
+
+        Raises:
+            EngineError: the engine does not answer; the container may be left.
+        """
+        try:
+            await self._engine.retry(remove_by_name, self._engine.client.api, self.name)
+        except EngineError as error:
+            if not (_status(error, 404) or _status(error, 409)):
+                raise
+
+    async def _oom_events(self) -> int:
+        def count() -> int:
+            events = self._engine.client.api.events(
+                since=f"{self._started_at:.6f}",
+                until=f"{time.time():.6f}",
+                filters={"container": [self.name], "event": ["oom"]},
+                decode=True,
+            )
+            return sum(1 for _ in events)
+
+        return await self._engine.retry(count)
+
+
+def remove_by_name(api: Any, name: str) -> None:
+    """Kill and remove a container. Blocks. A paused one is unpaused first: under runsc its kill would hang."""
+    try:
+        if api.inspect_container(name)["State"]["Paused"]:
+            api.unpause(name)
+        api.remove_container(name, force=True, v=True)
+    except NotFound:
+        return
+    except APIError as error:
+        if error.response is None or error.response.status_code != 409:  # 409: its removal is under way
+            raise
+
+
+def _status(error: EngineError, code: int) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, APIError) and cause.response is not None and cause.response.status_code == code

@@ -1,0 +1,169 @@
+"""The Docker engine, as docker-py reaches it: connecting, calling it off the event loop, and its errors as ours."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ParamSpec, Self, TypeVar
+
+import docker
+import requests
+from docker.errors import APIError, DockerException, NotFound
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from orchestrator.errors import (
+    EngineError,
+    EnginePermissionError,
+    EngineUnavailableError,
+    ImageMissingError,
+    UnknownRuntimeError,
+)
+
+_START_ENGINE = (
+    "Start Docker, set DOCKER_HOST, or, as root on Debian, run `cellblock engine start` (in a checkout: `make engine`)."
+)
+_THREADS = 8  # calls to the engine at once; it serialises container creation anyway
+_HOST_UDS = ("open", "all")  # values of runsc's --host-uds under which a sandbox can dial a socket of the host
+
+P = ParamSpec("P")
+T = TypeVar("T")
+FAILURES = (DockerException, requests.RequestException)
+
+
+def connect(timeout: float) -> docker.DockerClient:
+    """Connect to the engine that DOCKER_HOST names, else the local socket. Blocks.
+
+    Args:
+        timeout: seconds that any one call on the returned client may take.
+
+    Raises:
+        EnginePermissionError: the socket is there and this user may not use it.
+        EngineUnavailableError: nothing answers.
+    """
+    try:
+        return docker.from_env(timeout=timeout, version="auto")
+    except FAILURES as error:
+        raise translate(error) from error
+
+
+def translate(error: Exception) -> EngineError:
+    """Turn what docker-py raised into one of our errors; the caller raises it."""
+    text = str(error)
+    if not isinstance(error, APIError):
+        if "PermissionError" in text or "Permission denied" in text:
+            return EnginePermissionError(
+                "a Docker engine is there, but this user may not talk to it.",
+                remedy="Add the user to the `docker` group and log in again, or use rootless Docker (DOCKER_HOST).",
+            )
+        if isinstance(error, requests.Timeout) or "timed out" in text:
+            return EngineUnavailableError("the Docker engine did not answer in time.", remedy=_START_ENGINE)
+        if isinstance(error, requests.ConnectionError) or "Connection" in text or "FileNotFound" in text:
+            return EngineUnavailableError("no Docker engine answers.", remedy=_START_ENGINE)
+    return EngineError(f"the Docker engine failed: {text}")
+
+
+class Engine:
+    """One connection to the engine, for the event loop: every call runs in a thread and has a deadline."""
+
+    def __init__(self, client: docker.DockerClient, timeout: float) -> None:
+        self.client = client
+        self._timeout = timeout
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="cellblock-engine")
+
+    @classmethod
+    async def connect(cls, timeout: float) -> Self:
+        """Raises what ``connect`` raises."""
+        return cls(await asyncio.to_thread(connect, timeout), timeout)
+
+    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run one docker-py call in a thread.
+
+        A cancelled caller is kept until the call has ended: a container that the engine is just making must be known
+        to whoever cleans up.
+
+        Raises:
+            EngineError: it failed, or took longer than the timeout.
+        """
+        future = asyncio.get_running_loop().run_in_executor(self._threads, lambda: function(*args, **kwargs))
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait([future], timeout=self._timeout)
+            raise
+        except TimeoutError as error:
+            raise EngineUnavailableError(
+                f"the Docker engine did not answer within {self._timeout:g} s.", remedy=_START_ENGINE
+            ) from error
+        except FAILURES as error:
+            raise translate(error) from error
+
+    async def retry(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Like ``call``, three times, for calls that may be repeated. A refusal by the engine is not repeated."""
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(EngineUnavailableError),
+            stop=stop_after_attempt(3),
+            wait=wait_random_exponential(multiplier=0.1, max=1),
+            reraise=True,
+        ):
+            with attempt:
+                return await self.call(function, *args, **kwargs)
+        raise AssertionError("unreachable: the last attempt raises")
+
+    async def resolve_image(self, image: str) -> str:
+        """Return the image's id.
+
+        Raises:
+            ImageMissingError: the engine has none of this name.
+        """
+        try:
+            details = await self.retry(self.client.api.inspect_image, image)
+        except EngineError as error:
+            if isinstance(error.__cause__, NotFound):
+                raise image_missing(image) from None
+            raise
+        return str(details["Id"])
+
+    async def resolve_runtime(self, wanted: str) -> str:
+        """Choose the container runtime.
+
+        Args:
+            wanted: "auto", or the name of a runtime that the engine must have.
+
+        Raises:
+            UnknownRuntimeError: the engine has no runtime of that name.
+        """
+        runtimes: dict[str, Any] = (await self.retry(self.client.info))["Runtimes"]
+        if wanted == "auto":
+            return "runsc" if gvisor_fault(runtimes) == "" else "runc"
+        if wanted not in runtimes:
+            raise UnknownRuntimeError(
+                wanted,
+                tuple(sorted(runtimes)),
+                remedy="Set CELLBLOCK_RUNTIME to one of these, or to auto; `cellblock doctor` says how to add gVisor.",
+            )
+        return wanted
+
+    def close(self) -> None:
+        """Let go of the connection. Calls under way end by themselves."""
+        self._threads.shutdown(wait=False)
+        self.client.close()
+
+
+def image_missing(image: str) -> ImageMissingError:
+    return ImageMissingError(
+        f"the engine has no sandbox image {image!r}.",
+        image=image,
+        remedy="Run `cellblock image build`.",
+    )
+
+
+def gvisor_fault(runtimes: dict[str, Any]) -> str:
+    """Say why runsc, as this engine has it registered, cannot run kernels; "" when nothing speaks against it."""
+    if "runsc" not in runtimes:
+        return "the engine has no runtime `runsc`"
+    arguments = [str(argument) for argument in runtimes["runsc"].get("runtimeArgs") or ()]
+    if not any(argument.lstrip("-") == f"host-uds={value}" for argument in arguments for value in _HOST_UDS):
+        return "runsc is registered without --host-uds=open, so a sandbox cannot dial its kernel's sockets"
+    return ""

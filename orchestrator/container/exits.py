@@ -1,0 +1,40 @@
+"""What a container's end means. Pure.
+
+One exit code carries several outcomes: 137 is the kernel's OOM killer, our own kill and anybody else's; under runsc
+an OOM also shows as 1 or 128+. So the engine's oom flag and events decide, and the code is only told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a kernel's container ended.
+
+    Attributes:
+        reason: "oom" when the engine or the cgroup saw an out-of-memory kill, else "kernel_died".
+        exit_code: of the container's first process; None where the engine could not say.
+    """
+
+    reason: Literal["oom", "kernel_died"]
+    exit_code: int | None
+
+    def describe(self) -> str:
+        if self.reason == "oom":
+            return f"went past its memory limit and was ended (exit code {self.exit_code})"
+        return f"ended (exit code {self.exit_code})"
+
+
+def classify(state: Mapping[str, Any], oom_events: int) -> Exit:
+    """Classify the ``State`` of an inspected, exited container.
+
+    Args:
+        oom_events: how many ``oom`` events the engine recorded for it.
+    """
+    code = state.get("ExitCode")
+    oom = bool(state.get("OOMKilled")) or oom_events > 0
+    return Exit("oom" if oom else "kernel_died", code if isinstance(code, int) else None)

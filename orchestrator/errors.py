@@ -1,0 +1,220 @@
+"""Every exception that Cellblock raises on purpose.
+
+    CellblockError
+    ├── InvalidInputError (ValueError)         what the caller passed cannot be used; nothing was started
+    │   ├── InvalidAgentIdError
+    │   ├── InvalidCodeError
+    │   ├── UnknownKernelNameError
+    │   └── PolicyError                        a policy file, named by file and key
+    ├── SettingsError (ValueError)             a CELLBLOCK_* variable or a line of .env
+    ├── EngineError                            the Docker engine
+    │   ├── EngineUnavailableError (ConnectionError)
+    │   ├── EnginePermissionError (PermissionError)
+    │   ├── EngineSetupError                   the engine could not be installed or started
+    │   ├── ImageMissingError (LookupError)
+    │   ├── ImageBuildError
+    │   └── UnknownRuntimeError (LookupError)
+    ├── KernelError                            one kernel, or the pool of them
+    │   ├── KernelStartError
+    │   ├── KernelDiedError
+    │   ├── KernelTimeoutError (TimeoutError)
+    │   └── KernelPoolExhaustedError (TimeoutError)
+    ├── SessionEndedError (LookupError)        the session is over; acquire the kernel again
+    ├── ManagerClosedError (RuntimeError)
+    └── FileTransferError (OSError)            a file could not travel; no half of it is left
+
+An error of the *code in a cell* is never an exception: it is a result with ``status == "error"``.
+
+Every error has a ``remedy``: one sentence that says what the user can do. ``str(error)`` ends with it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from orchestrator.outputs import ExecutionResult
+
+
+class CellblockError(Exception):
+    """Base of all of them.
+
+    Attributes:
+        message: what happened, and what state remains.
+        remedy: what the user can do; may be empty.
+    """
+
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.remedy}".rstrip()
+
+
+class InvalidInputError(CellblockError, ValueError):
+    """What the caller passed cannot be used. Nothing was started and nothing changed."""
+
+
+class InvalidAgentIdError(InvalidInputError):
+    """An agent id that is empty, too long, or holds characters that break paths, logs or terminals."""
+
+
+class InvalidCodeError(InvalidInputError):
+    """Code that is no code: empty, not text, too long, or not representable as UTF-8."""
+
+
+class UnknownKernelNameError(InvalidInputError):
+    """The sandbox image has no kernel of this name."""
+
+
+class PolicyError(InvalidInputError):
+    """A policy that cannot be used.
+
+    Attributes:
+        path: the policy file, or None where a name was not found.
+        key: the dotted key at fault, or "".
+    """
+
+    def __init__(self, message: str, *, path: Path | None = None, key: str = "", remedy: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.path = path
+        self.key = key
+
+
+class SettingsError(CellblockError, ValueError):
+    """A CELLBLOCK_* variable, or a line of .env, that cannot be used."""
+
+
+class EngineError(CellblockError):
+    """The Docker engine refused, failed or did not answer in time."""
+
+
+class EngineUnavailableError(EngineError, ConnectionError):
+    """No Docker engine answers."""
+
+
+class EnginePermissionError(EngineError, PermissionError):
+    """A Docker engine is there, and this user may not talk to it."""
+
+
+class EngineSetupError(EngineError):
+    """The engine could not be installed, started or stopped."""
+
+
+class ImageMissingError(EngineError, LookupError):
+    """The engine has no sandbox image of this name, or none that matches its sources.
+
+    Attributes:
+        image: the image that was looked for.
+    """
+
+    def __init__(self, message: str, *, image: str, remedy: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.image = image
+
+
+class ImageBuildError(EngineError):
+    """The sandbox image could not be built. An earlier image is untouched."""
+
+
+class UnknownRuntimeError(EngineError, LookupError):
+    """The engine has no such container runtime.
+
+    Attributes:
+        runtime: the one that was asked for.
+        available: those that the engine has.
+    """
+
+    def __init__(self, runtime: str, available: tuple[str, ...], *, remedy: str = "") -> None:
+        known = ", ".join(available) or "none"
+        super().__init__(f"the engine has no runtime {runtime!r}; it has: {known}.", remedy=remedy)
+        self.runtime = runtime
+        self.available = available
+
+
+class KernelError(CellblockError):
+    """One kernel, or the pool of them."""
+
+
+class KernelStartError(KernelError):
+    """A kernel did not become ready. Its container and directory are gone.
+
+    Attributes:
+        log: the last lines that the container wrote while it started; may be empty.
+    """
+
+    def __init__(self, message: str, *, log: str = "", remedy: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.log = log
+
+
+class KernelDiedError(KernelError):
+    """The session's kernel is gone, and its variables with it; the session's history remains.
+
+    Attributes:
+        kernel_id: the kernel that ended.
+        reason: "oom", "kernel_died" or "engine_lost".
+    """
+
+    def __init__(self, message: str, *, kernel_id: str, reason: str, remedy: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.kernel_id = kernel_id
+        self.reason = reason
+
+
+class KernelTimeoutError(KernelError, TimeoutError):
+    """A cell ran past its time limit and was stopped.
+
+    Attributes:
+        result: everything that the cell printed until then, and ``result.kernel_state``: "idle" when the
+            interrupt sufficed (the variables are there), "dead" when the kernel had to be killed.
+    """
+
+    def __init__(self, message: str, *, result: ExecutionResult, remedy: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.result = result
+
+
+class KernelPoolExhaustedError(KernelError, TimeoutError):
+    """No kernel became free in time. Nothing was taken.
+
+    Attributes:
+        max_kernels: the pool's size.
+        waited: seconds.
+    """
+
+    def __init__(self, message: str, *, max_kernels: int, waited: float, remedy: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.max_kernels = max_kernels
+        self.waited = waited
+
+
+class SessionEndedError(CellblockError, LookupError):
+    """The session is over: its kernel has been given up.
+
+    Attributes:
+        reason: why it ended, such as "idle" or "end_session".
+    """
+
+    def __init__(self, message: str, *, reason: str, remedy: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.reason = reason
+
+
+class ManagerClosedError(CellblockError, RuntimeError):
+    """The manager has been shut down, or is shutting down."""
+
+
+class FileTransferError(CellblockError, OSError):
+    """A file could not travel into or out of a sandbox. No half of it is left on either side.
+
+    Attributes:
+        path: the file at fault, as the caller named it.
+    """
+
+    def __init__(self, message: str, *, path: str, remedy: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.path = path

@@ -1,0 +1,152 @@
+"""One running orchestrator on this host: its engine connection, its folder, its lease, and how it starts kernels."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import logging
+import secrets
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Self
+
+import zmq
+
+from orchestrator.container.engine import FAILURES, Engine
+from orchestrator.container.imagebuild import image_name
+from orchestrator.container.lease import Lease, host_identity, instance_lease
+from orchestrator.container.reaper import sweep_instance, sweep_orphans
+from orchestrator.errors import (
+    EngineError,
+    EngineUnavailableError,
+    ImageMissingError,
+    KernelStartError,
+    SettingsError,
+)
+from orchestrator.kernel.kernel import Kernel, KernelConfig
+from orchestrator.limits import KernelResourceLimits
+from orchestrator.policy import Policy
+from orchestrator.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+
+class Instance:
+    """What all kernels of one manager share. Opened and closed by the manager alone."""
+
+    def __init__(self, config: KernelConfig, lease: Lease, *, may_fall_back: bool) -> None:
+        self._config = config
+        self._lease = lease
+        self._may_fall_back = may_fall_back
+        atexit.register(self._last_act)
+
+    @classmethod
+    async def open(cls, settings: Settings, policy: Policy, limits: KernelResourceLimits) -> Self:
+        """Connect, check that kernels can be started, and sweep up after instances that died.
+
+        Raises:
+            EngineUnavailableError, EnginePermissionError, ImageMissingError, UnknownRuntimeError: as they say.
+            SettingsError: the state folder cannot be made.
+        """
+        wanted = settings.runtime or policy.runtime
+        engine = await Engine.connect(settings.engine_timeout)
+        try:
+            image = await engine.resolve_image(await asyncio.to_thread(image_name, settings))
+            runtime = await engine.resolve_runtime(wanted)
+            instance, lease = _new_instance()
+            folder = settings.state_path / f"i-{instance}"
+            await asyncio.to_thread(_make_folder, folder)
+            await engine.retry(sweep_orphans, engine.client.api, settings.state_path)
+        except BaseException:
+            engine.close()
+            raise
+        config = KernelConfig(
+            engine=engine,
+            context=zmq.Context(),
+            image=image,
+            runtime=runtime,
+            policy=policy,
+            limits=limits,
+            instance=instance,
+            host=host_identity(),
+            folder=folder,
+            uid_base=settings.uid_base,
+            uid_count=settings.uid_count,
+            start_timeout=settings.start_timeout,
+        )
+        return cls(config, lease, may_fall_back=wanted == "auto" and runtime == "runsc")
+
+    @property
+    def runtime(self) -> str:
+        return self._config.runtime
+
+    @property
+    def engine(self) -> Engine:
+        return self._config.engine
+
+    async def start_kernel(self) -> Kernel:
+        """Start a kernel; with the runtime "auto", under runc when the very first one cannot start under runsc.
+
+        Raises:
+            KernelStartError, EngineError: see ``Kernel.start``.
+        """
+        config = self._config
+        try:
+            kernel = await Kernel.start(config)
+        except (EngineUnavailableError, ImageMissingError):
+            raise
+        except (KernelStartError, EngineError) as error:
+            if not self._may_fall_back or config.runtime != "runsc":
+                raise
+            _log.warning("gVisor is registered but cannot run a kernel, taking runc: %s", error)
+            self._config = replace(config, runtime="runc")
+            return await Kernel.start(self._config)
+        if config.runtime == self._config.runtime:
+            self._may_fall_back = False
+        return kernel
+
+    async def close(self) -> None:
+        """Remove whatever is left of this instance, and let go of the engine.
+
+        Raises:
+            EngineError: the engine does not answer; the next start of any instance here sweeps up.
+        """
+        config = self._config
+        try:
+            await config.engine.retry(sweep_instance, config.engine.client.api, config.instance, config.folder)
+        finally:
+            atexit.unregister(self._last_act)
+            self._let_go()
+
+    def _last_act(self) -> None:
+        """Called at the interpreter's end when ``close`` was not reached: Ctrl-C twice, or a forgotten shutdown."""
+        with contextlib.suppress(*FAILURES):
+            sweep_instance(self._config.engine.client.api, self._config.instance, self._config.folder)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        shutil.rmtree(self._config.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self._config.folder.parent.rmdir()  # only when no other instance has a folder there
+        self._config.context.destroy(linger=0)
+        self._config.engine.close()
+        self._lease.release()
+
+
+def _new_instance() -> tuple[str, Lease]:
+    while True:
+        instance = secrets.token_hex(6)
+        if (lease := instance_lease(instance)) is not None:
+            return instance, lease
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, mode=0o700)
+    except OSError as error:
+        raise SettingsError(
+            f"the state folder {folder} cannot be made: {error.strerror}.",
+            remedy="Set CELLBLOCK_STATE_DIR to a folder that this user can write to, with a short path.",
+        ) from error

@@ -1,0 +1,302 @@
+"""The splice between a sandbox and the clients of its kernel: every byte from a sandbox passes here first.
+
+Per channel the guard listens twice, and joins one connection of the kernel with one of a client, byte for byte
+(ZMTP is symmetric, so two dialling ends understand each other). What comes from the kernel is metered on the way:
+libzmq's own limits count whole messages (RCVHWM) and single frames (MAXMSGSIZE), so an endless multipart message
+would pass both.
+
+The guard ends nothing itself. It cuts the wire, and says why through ``Guard.reason``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from orchestrator.kernel.endpoint import CHANNELS, Endpoint
+
+_GREETING = 64  # bytes, ZMTP 3.x
+_SIGNATURE_START, _SIGNATURE_END, _MAJOR = 0xFF, 0x7F, 3
+_MECHANISM = b"NULL".ljust(20, b"\0")
+_MORE, _LONG, _COMMAND = 0x01, 0x02, 0x04
+_COMMAND_BOUND = 8192  # bytes; READY carries the socket type and an identity, nothing else is sent over NULL
+_FRAMES_BOUND = 64  # per message; Jupyter's have six or seven, file transfers one more
+_WINDOW = 4 * 1024 * 1024  # bytes of whole messages that may wait for the client in libzmq
+
+
+class Violation(Exception):
+    """The kernel broke the protocol or its bounds."""
+
+
+class Meter:
+    """Follows a ZMTP 3 stream without keeping it, and bounds its messages.
+
+    Args:
+        bound: bytes that the frames of one message may have together.
+    """
+
+    def __init__(self, bound: int) -> None:
+        self._bound = bound
+        self._head = bytearray()
+        self._expected = _GREETING
+        self._greeted = False
+        self._body = 0
+        self._flags = 0
+        self._message = 0
+        self._frames = 0
+        self.completed = 0  # bytes of all whole messages so far, as a client counts them on receipt
+
+    def feed(self, data: bytes) -> None:
+        """Count ``data``.
+
+        Raises:
+            Violation: it is not ZMTP 3 with the NULL mechanism, or a message exceeds its bounds.
+        """
+        position, end = 0, len(data)
+        while position < end:
+            if self._body:
+                step = min(self._body, end - position)
+                self._body -= step
+                position += step
+                if not self._body:
+                    self._close_frame()
+                continue
+            step = min(self._expected - len(self._head), end - position)
+            self._head += data[position : position + step]
+            position += step
+            if len(self._head) == self._expected:
+                self._read_head()
+
+    def _read_head(self) -> None:
+        if not self._greeted:
+            self._check_greeting()
+            return
+        if self._expected == 1:
+            self._flags = self._head[0]
+            if self._flags > _MORE | _LONG | _COMMAND:
+                raise Violation("a frame has unknown flags")
+            self._expected = 9 if self._flags & _LONG else 2
+            return
+        self._body = int.from_bytes(self._head[1:], "big")
+        self._next_head()
+        self._open_frame()
+
+    def _check_greeting(self) -> None:
+        head = self._head
+        genuine = head[0] == _SIGNATURE_START and head[9] == _SIGNATURE_END and head[10] == _MAJOR
+        if not genuine or head[12:32] != _MECHANISM:
+            raise Violation("the peer does not greet as ZMTP 3 with the NULL mechanism")
+        self._greeted = True
+        self._next_head()
+
+    def _next_head(self) -> None:
+        self._head.clear()
+        self._expected = 1
+
+    def _open_frame(self) -> None:
+        if self._flags & _COMMAND:
+            if self._body > _COMMAND_BOUND:
+                raise Violation(f"a command has {self._body} bytes")
+        else:
+            self._message += self._body
+            self._frames += 1
+            if self._message > self._bound:
+                raise Violation(f"a message exceeds {self._bound} bytes")
+            if self._frames > _FRAMES_BOUND:
+                raise Violation(f"a message has more than {_FRAMES_BOUND} frames")
+        if not self._body:
+            self._close_frame()
+
+    def _close_frame(self) -> None:
+        if self._flags & (_COMMAND | _MORE):
+            return
+        self.completed += self._message
+        self._message = 0
+        self._frames = 0
+
+
+class _End(asyncio.Protocol):
+    """One of the two connections of a splice. Reads only while its peer is there and can take more."""
+
+    peer: _End | None = None
+
+    def __init__(self, splice: _Splice) -> None:
+        self._splice = splice
+        self.transport: asyncio.Transport | None = None
+        self._stops = {"alone"}
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        transport.pause_reading()
+        self._splice.joined(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self.peer is not None and self.peer.transport is not None:
+            self.peer.transport.write(data)
+
+    def pause_writing(self) -> None:
+        if self.peer is not None:
+            self.peer.stop("peer is full")
+
+    def resume_writing(self) -> None:
+        if self.peer is not None:
+            self.peer.go("peer is full")
+
+    def stop(self, reason: str) -> None:
+        self._stops.add(reason)
+        if self.transport is not None and self.transport.is_reading():
+            self.transport.pause_reading()
+
+    def go(self, reason: str) -> None:
+        self._stops.discard(reason)
+        if not self._stops and self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._splice.left(self)
+
+
+class _KernelEnd(_End):
+    """The sandbox's connection: metered, and stopped while too much of it waits for the client."""
+
+    def __init__(self, splice: _Splice, bound: int) -> None:
+        super().__init__(splice)
+        self._meter = Meter(bound)
+        self._consumed = 0
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._meter.feed(data)
+        except Violation as violation:
+            self._splice.cut(str(violation))
+            return
+        super().data_received(data)
+        self._weigh()
+
+    def consumed(self, size: int) -> None:
+        self._consumed += size
+        self._weigh()
+
+    def _weigh(self) -> None:
+        if self._meter.completed - self._consumed > _WINDOW:
+            self.stop("client is behind")
+        elif "client is behind" in self._stops:
+            self.go("client is behind")
+
+
+class _Splice:
+    """One channel: the kernel's connection and the client's."""
+
+    def __init__(self, channel: str, bound: int, on_lost: Callable[[str], None]) -> None:
+        self._channel = channel
+        self._bound = bound
+        self._on_lost = on_lost
+        self._servers: dict[type[_End], asyncio.Server] = {}
+        self._ends: dict[type[_End], _End] = {}
+        self._lost = False
+
+    async def listen(self, endpoint: Endpoint) -> None:
+        loop = asyncio.get_running_loop()
+        self._servers[_KernelEnd] = await loop.create_unix_server(
+            lambda: _KernelEnd(self, self._bound), endpoint.wire_path(self._channel)
+        )
+        _open_to_all(endpoint.wire_path(self._channel))
+        self._servers[_End] = await loop.create_unix_server(lambda: _End(self), endpoint.client_path(self._channel))
+
+    def joined(self, end: _End) -> None:
+        kind = type(end)
+        # One connection a side, and the door is shut behind it: a sandbox cannot dial again and again.
+        if kind in self._ends:
+            self._abort(end)
+            return
+        self._ends[kind] = end
+        self._servers[kind].close()
+        if len(self._ends) == 2:
+            kernel, client = self._ends[_KernelEnd], self._ends[_End]
+            kernel.peer, client.peer = client, kernel
+            kernel.go("alone")
+            client.go("alone")
+
+    def left(self, end: _End) -> None:
+        if self._ends.get(type(end)) is end:
+            self.cut(f"the {self._channel} connection closed")
+
+    def cut(self, reason: str) -> None:
+        if self._lost:
+            return
+        self._lost = True
+        self.close()
+        self._on_lost(reason)
+
+    def consumed(self, size: int) -> None:
+        kernel = self._ends.get(_KernelEnd)
+        if isinstance(kernel, _KernelEnd):
+            kernel.consumed(size)
+
+    def close(self) -> None:
+        self._lost = True
+        for server in self._servers.values():
+            server.close()
+        for end in self._ends.values():
+            self._abort(end)
+
+    @staticmethod
+    def _abort(end: _End) -> None:
+        if end.transport is not None:
+            end.transport.abort()
+
+
+class Guard:
+    """The five splices of one kernel.
+
+    Attributes:
+        lost: set once the wire is cut, whoever cut it. The kernel's death always shows here first; whether it died
+            only the engine can tell.
+        reason: why, in words; "" before.
+    """
+
+    def __init__(self, message_bound: int) -> None:
+        self.lost = asyncio.Event()
+        self.reason = ""
+        self._callbacks: list[Callable[[], None]] = []
+        self._splices = {channel: _Splice(channel, message_bound, self.cut) for channel in CHANNELS}
+
+    async def listen(self, endpoint: Endpoint) -> None:
+        """Listen on both sides of all channels.
+
+        Raises:
+            OSError: a socket could not be made.
+        """
+        for splice in self._splices.values():
+            await splice.listen(endpoint)
+
+    def when_lost(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Have ``callback`` called once the wire is cut; at once when it is. Returns what calls that off."""
+        if self.lost.is_set():
+            callback()
+        else:
+            self._callbacks.append(callback)
+        return lambda: self._callbacks.remove(callback) if callback in self._callbacks else None
+
+    def consumed(self, channel: str, size: int) -> None:
+        """Called by the client's side for every message it has taken: ``size`` bytes no longer wait."""
+        self._splices[channel].consumed(size)
+
+    def cut(self, reason: str) -> None:
+        """Cut the wire, unless it is cut."""
+        if self.lost.is_set():
+            return
+        self.reason = reason
+        self.lost.set()
+        for splice in self._splices.values():
+            splice.close()
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()
+
+
+def _open_to_all(path: Path) -> None:
+    os.chmod(path, 0o666)  # the folder above it is closed; dialling a unix socket takes write permission

@@ -1,0 +1,278 @@
+"""One kernel: its endpoint, guard, container and client, started and ended together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import zmq
+
+from orchestrator.container.container import Container
+from orchestrator.container.engine import Engine
+from orchestrator.container.exits import Exit
+from orchestrator.container.hostconfig import ContainerSpec, create_request
+from orchestrator.container.lease import UserId
+from orchestrator.errors import EngineError, KernelDiedError, KernelStartError
+from orchestrator.kernel.channel import Channel, Handler, KernelClient, Message
+from orchestrator.kernel.endpoint import Endpoint
+from orchestrator.kernel.guard import Guard
+from orchestrator.limits import MEGABYTE, KernelResourceLimits
+from orchestrator.policy import Policy
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+# Imports and caches that the first real cell would otherwise pay for: the display machinery and the compiler.
+_WARM_UP = "print(end='')\n0"
+
+
+@dataclass(frozen=True, slots=True)
+class KernelConfig:
+    """What all kernels of one manager have in common.
+
+    Attributes:
+        folder: where each kernel's sockets get a folder of their own.
+        start_timeout: seconds until a kernel must be ready.
+    """
+
+    engine: Engine
+    context: zmq.Context[zmq.Socket[bytes]]
+    image: str
+    runtime: str
+    policy: Policy
+    limits: KernelResourceLimits
+    instance: str
+    host: tuple[str, str]
+    folder: Path
+    uid_base: int
+    uid_count: int
+    start_timeout: float
+
+    @property
+    def message_bound(self) -> int:
+        """Bytes that one message may have: all the output of a cell, and its envelope."""
+        return self.limits.max_output_bytes + MEGABYTE
+
+
+class Kernel:
+    """A running kernel in a container of its own. It serves one agent, and is discarded after.
+
+    Attributes:
+        kernel_id: unique; also in the container's name.
+        runtime: the container runtime that it runs under.
+    """
+
+    def __init__(self, config: KernelConfig, endpoint: Endpoint, user: UserId, kernel_id: str) -> None:
+        self._config = config
+        self._endpoint = endpoint
+        self._user = user
+        self.kernel_id = kernel_id
+        self.runtime = config.runtime
+        self.container = Container(config.engine, f"cellblock-{kernel_id}")
+        self._guard = Guard(config.message_bound)
+        self._client: KernelClient | None = None
+        self._exit: asyncio.Task[Exit] | None = None
+        self._stopped = False
+
+    @classmethod
+    async def start(cls, config: KernelConfig) -> Self:
+        """Start a kernel and wait until it is ready. On any failure nothing of it is left.
+
+        Raises:
+            KernelStartError: it did not become ready; the error holds the container's log.
+            EngineError: the engine refused, or does not answer.
+        """
+        kernel_id = uuid.uuid4().hex
+        user = UserId.take(config.uid_base, config.uid_count)
+        try:
+            endpoint = Endpoint.create(config.folder / kernel_id[:12], config.message_bound)
+        except OSError as error:
+            user.release()
+            raise KernelStartError(f"the kernel's sockets cannot be made: {error}.") from error
+        kernel = cls(config, endpoint, user, kernel_id)
+        try:
+            async with asyncio.timeout(config.start_timeout):
+                await kernel._boot()
+        except TimeoutError:
+            log = await kernel._log()
+            await kernel.stop()
+            raise KernelStartError(
+                f"a kernel was not ready within {config.start_timeout:g} s under {config.runtime}.",
+                log=log,
+                remedy=_log_remedy(log),
+            ) from None
+        except BaseException:
+            await kernel.stop()
+            raise
+        return kernel
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its wire stands. The kernel's own death cuts it at once."""
+        return not self._stopped and not self._guard.lost.is_set()
+
+    def send(
+        self, channel: Channel, kind: str, content: dict[str, Any], handler: Handler, buffers: Sequence[bytes] = ()
+    ) -> str:
+        """See ``KernelClient.send``.
+
+        Raises:
+            KernelDiedError: the kernel is gone.
+        """
+        if self._client is None or not self.is_alive:
+            raise self.died_error("kernel_died")
+        return self._client.send(channel, kind, content, handler, buffers)
+
+    def forget(self, message_id: str) -> None:
+        if self._client is not None:
+            self._client.forget(message_id)
+
+    def when_lost(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Have ``callback`` called once the kernel is gone; at once when it is. Returns what calls that off."""
+        return self._guard.when_lost(callback)
+
+    async def request(
+        self, channel: Channel, kind: str, content: dict[str, Any], *, timeout: float, buffers: Sequence[bytes] = ()
+    ) -> Message:
+        """Send a request and wait for its reply.
+
+        Raises:
+            KernelDiedError: the kernel went away.
+            TimeoutError: no reply within ``timeout`` seconds.
+        """
+        reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+
+        def receive(message: Message) -> None:
+            if message.channel == channel and message.kind == kind.replace("_request", "_reply") and not reply.done():
+                reply.set_result(message)
+
+        def lost() -> None:
+            if not reply.done():
+                reply.set_exception(self.died_error("kernel_died"))
+
+        message_id = self.send(channel, kind, content, receive, buffers)
+        call_off = self.when_lost(lost)
+        try:
+            async with asyncio.timeout(timeout):
+                return await reply
+        finally:
+            call_off()
+            self.forget(message_id)
+            reply.cancel()
+
+    def interrupt(self) -> None:
+        """Ask the kernel to raise KeyboardInterrupt in the running cell and its child processes. Does not wait."""
+        with contextlib.suppress(KernelDiedError):
+            self.send("control", "interrupt_request", {}, lambda _message: None)
+
+    async def exit(self) -> Exit:
+        """Say how the kernel ended, once its wire is cut. Whatever still runs of it is killed then.
+
+        Raises:
+            EngineError: the engine does not answer, so nobody can say.
+        """
+        if self._exit is None:
+            self._exit = asyncio.create_task(self._find_exit())
+        return await asyncio.shield(self._exit)
+
+    @property
+    def cut_reason(self) -> str:
+        """Why the wire was cut; "" while it stands."""
+        return self._guard.reason
+
+    def died_error(self, reason: str) -> KernelDiedError:
+        return KernelDiedError(
+            f"kernel {self.kernel_id[:12]} is gone: {self.cut_reason}.",
+            kernel_id=self.kernel_id,
+            reason=reason,
+            remedy="Acquire the agent's kernel again: it gets a fresh one.",
+        )
+
+    async def stop(self) -> None:
+        """End the container and remove all that is left of the kernel. May be called at any time, and again.
+
+        Raises:
+            EngineError: the engine does not answer; the container may be left for the next start's sweep.
+        """
+        self._stopped = True
+        self._guard.cut("it was stopped")
+        if self._client is not None:
+            self._client.close()
+        try:
+            await self.container.remove()
+        finally:
+            self._endpoint.remove()
+            self._user.release()
+
+    async def _boot(self) -> None:
+        await self._guard.listen(self._endpoint)
+        self._client = KernelClient(self._config.context, self._endpoint, self._guard)
+        spec = ContainerSpec(
+            name=self.container.name,
+            image=self._config.image,
+            runtime=self.runtime,
+            wire=self._endpoint.wire,
+            uid=self._user.uid,
+            instance=self._config.instance,
+            kernel_id=self.kernel_id,
+            host=self._config.host,
+        )
+        await self.container.start(create_request(spec, self._config.policy, self._config.limits))
+        ready = asyncio.create_task(self._ready())
+        watch = asyncio.create_task(self._watch_boot())
+        try:
+            done, _ = await asyncio.wait({ready, watch}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            ready.cancel()
+            watch.cancel()
+            await asyncio.gather(ready, watch, return_exceptions=True)
+
+    async def _ready(self) -> None:
+        """Wait for the subscription to be in place, and run one empty cell: outputs before it would be lost."""
+        assert self._client is not None
+        await self._client.welcome
+        content = {"code": _WARM_UP, "silent": True, "store_history": False, "allow_stdin": False}
+        await self.request("shell", "execute_request", content, timeout=self._config.start_timeout)
+
+    async def _watch_boot(self) -> None:
+        """Raise when the container ends before the kernel is ready."""
+        while True:
+            await asyncio.sleep(1.0)
+            state = await self.container.state()
+            if not state["Running"]:
+                log = await self._log()
+                raise KernelStartError(
+                    f"the kernel's container ended while it started (exit code {state['ExitCode']}, "
+                    f"runtime {self.runtime}).",
+                    log=log,
+                    remedy=_log_remedy(log),
+                )
+
+    async def _find_exit(self) -> Exit:
+        if self._stopped:
+            return Exit("kernel_died", None)
+        exit_state = await self.container.exit()
+        if exit_state is None:  # the process lives, but its wire is cut: it broke the protocol, or hung up
+            await self.container.remove()
+            return Exit("kernel_died", None)
+        return exit_state
+
+    async def _log(self) -> str:
+        try:
+            return _CONTROL.sub("?", await self.container.log())
+        except EngineError:
+            return ""
+
+
+def _log_remedy(log: str) -> str:
+    if not log.strip():
+        return "Run `cellblock doctor`."
+    return f"Its last words: {log.strip()[-500:]}"
+
+

@@ -1,0 +1,186 @@
+"""Files into and out of a live kernel, over its control channel, so that it works while a cell runs.
+
+Pieces are bounded, and sent one after another: the host holds one piece at a time. A file appears at its destination
+whole or not at all: on either side it is written under another name first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import AsyncIterator
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from orchestrator.errors import FileTransferError
+from orchestrator.kernel.channel import Message
+from orchestrator.kernel.kernel import Kernel
+from orchestrator.kernel.translate import text
+
+PIECE = 1024 * 1024  # bytes
+_REPLY_TIMEOUT = 30.0  # seconds for one piece; a sandbox under memory pressure takes its time
+
+
+async def put_file(kernel: Kernel, source: Path | bytes, destination: str) -> int:
+    """Copy a file of the host, or bytes, into the sandbox.
+
+    Args:
+        destination: path inside; relative ones start at the working directory. Missing folders are made.
+
+    Returns:
+        The number of bytes.
+
+    Raises:
+        FileTransferError: the source cannot be read, or the destination not written; nothing is left there.
+        KernelDiedError: the kernel went away.
+    """
+    path = _inside(destination)
+    partial = f"{path}.{secrets.token_hex(4)}.part"
+    try:
+        size = await _send(kernel, source, partial, path)
+    except BaseException:
+        await _discard(kernel, partial)
+        raise
+    return size
+
+
+async def get_file(kernel: Kernel, source: str, destination: Path, limit: int) -> int:
+    """Copy a file of the sandbox to the host.
+
+    Args:
+        source: path inside; relative ones start at the working directory.
+        limit: bytes that are taken at most: a sandbox could send for ever.
+
+    Returns:
+        The number of bytes.
+
+    Raises:
+        FileTransferError: it cannot be read, is larger than ``limit``, or the destination cannot be written.
+        KernelDiedError: the kernel went away.
+    """
+    path = _inside(source)
+    partial = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}.part")
+    try:
+        handle = await asyncio.to_thread(open, partial, "xb")
+    except OSError as error:
+        raise _host_error(destination, error) from error
+    try:
+        size = 0
+        with handle:
+            async for piece in _pieces(kernel, path, source, limit):
+                await _write(handle, piece, destination)
+                size += len(piece)
+        await asyncio.to_thread(_settle, partial, destination)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, FileTransferError):
+            raise
+        raise _host_error(destination, error) from error
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    return size
+
+
+async def _send(kernel: Kernel, source: Path | bytes, partial: str, path: str) -> int:
+    offset = 0
+    async for piece, last in _read(source):
+        content = {"path": partial, "offset": offset, "last": last, "rename": path}
+        await _ask(kernel, "write", content, path, (piece,))
+        offset += len(piece)
+    return offset
+
+
+async def _read(source: Path | bytes) -> AsyncIterator[tuple[bytes, bool]]:
+    """Yield (piece, whether it is the last); an empty file is one empty piece."""
+    if isinstance(source, bytes):
+        for start in range(0, max(len(source), 1), PIECE):
+            yield source[start : start + PIECE], start + PIECE >= len(source)
+        return
+    try:
+        handle = await asyncio.to_thread(open, source, "rb")
+        with handle:
+            piece = await asyncio.to_thread(handle.read, PIECE)
+            while True:
+                following = await asyncio.to_thread(handle.read, PIECE) if len(piece) == PIECE else b""
+                yield piece, not following
+                if not following:
+                    return
+                piece = following
+    except OSError as error:
+        if isinstance(error, FileTransferError):
+            raise
+        raise _host_error(source, error) from error
+
+
+async def _pieces(kernel: Kernel, path: str, named: str, limit: int) -> AsyncIterator[bytes]:
+    offset = 0
+    while True:
+        reply = await _ask(kernel, "read", {"path": path, "offset": offset, "length": PIECE}, named)
+        piece = bytes(reply.buffers[0]) if reply.buffers else b""
+        if len(piece) > PIECE:
+            raise FileTransferError(f"the sandbox sent more of {named!r} than was asked for.", path=named)
+        if not piece:
+            return
+        offset += len(piece)
+        if offset > limit:
+            raise FileTransferError(
+                f"{named!r} is larger than {limit} bytes.", path=named, remedy="Pass a larger limit to get_file."
+            )
+        yield piece
+
+
+async def _ask(
+    kernel: Kernel, operation: str, content: dict[str, Any], named: str, buffers: tuple[bytes, ...] = ()
+) -> Message:
+    kind = f"file_{operation}_request"
+    try:
+        reply = await kernel.request("control", kind, content, timeout=_REPLY_TIMEOUT, buffers=buffers)
+    except TimeoutError as error:
+        raise FileTransferError(
+            f"the kernel did not answer within {_REPLY_TIMEOUT:g} s about {named!r}.", path=named
+        ) from error
+    if reply.content.get("status") != "ok":
+        reason = text(reply.content.get("reason"))[:200] or "no reason given"
+        raise FileTransferError(
+            f"the sandbox could not {operation} {named!r}: {reason}.", path=named, remedy=_remedy(reply.content)
+        )
+    return reply
+
+
+async def _discard(kernel: Kernel, partial: str) -> None:
+    """Best effort: with the kernel gone, so is the file."""
+    if kernel.is_alive:
+        kernel.send("control", "file_remove_request", {"path": partial}, lambda _message: None)
+
+
+async def _write(handle: BinaryIO, piece: bytes, destination: Path) -> None:
+    try:
+        await asyncio.to_thread(handle.write, piece)
+    except OSError as error:
+        raise _host_error(destination, error) from error
+
+
+def _settle(partial: Path, destination: Path) -> None:
+    with open(partial, "rb") as handle:
+        os.fsync(handle.fileno())
+    partial.replace(destination)
+
+
+def _inside(path: str) -> str:
+    """Check a path of the sandbox. Where it leads inside does not matter: the sandbox is the boundary."""
+    pure = PurePosixPath(path)
+    if not path or "\0" in path or not path.isprintable() or len(path.encode("utf-8", "replace")) > 4096:
+        raise FileTransferError("a path in the sandbox must be printable, and not empty.", path=repr(path))
+    return str(pure)
+
+
+def _remedy(content: dict[str, Any]) -> str:
+    if content.get("errno") == 28:  # ENOSPC
+        return "It does not fit: the sandbox's /work is full. Raise [tmpfs] work_mb in the policy."
+    return ""
+
+
+def _host_error(path: Path, error: OSError) -> FileTransferError:
+    return FileTransferError(f"{path}: {error.strerror or error}.", path=str(path))

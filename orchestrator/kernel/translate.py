@@ -1,0 +1,91 @@
+"""From Jupyter's messages to output events. Pure. Whatever is not as the protocol says is dropped, never believed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.outputs import (
+    ClearOutput,
+    DisplayData,
+    ErrorOutput,
+    ExecuteResult,
+    OutputEvent,
+    StreamOutput,
+    UpdateDisplayData,
+)
+
+_DEEPEST = 64  # levels of nesting in a mime bundle; far above any real one, far below the interpreter's recursion limit
+
+
+def to_event(kind: str, content: Mapping[str, Any]) -> OutputEvent | None:
+    """Translate one iopub message; None for kinds that are no output, and for what is malformed."""
+    match kind:
+        case "stream":
+            name = content.get("name")
+            if name not in ("stdout", "stderr"):
+                return None
+            return StreamOutput(name, text(content.get("text")))
+        case "display_data":
+            return DisplayData(*_bundle(content), display_id=_display_id(content))
+        case "update_display_data":
+            display_id = _display_id(content)
+            return UpdateDisplayData(display_id, *_bundle(content)) if display_id is not None else None
+        case "execute_result":
+            return ExecuteResult(*_bundle(content), execution_count=count(content.get("execution_count")))
+        case "error":
+            return to_error(content)
+        case "clear_output":
+            return ClearOutput(wait=content.get("wait") is True)
+    return None
+
+
+def to_error(content: Mapping[str, Any]) -> ErrorOutput:
+    lines = content.get("traceback")
+    return ErrorOutput(
+        ename=text(content.get("ename")),
+        evalue=text(content.get("evalue")),
+        traceback=tuple(map(text, lines)) if isinstance(lines, list) else (),
+    )
+
+
+def count(value: object) -> int | None:
+    return value if type(value) is int and 0 <= value < 2**53 else None
+
+
+def text(value: object) -> str:
+    """Return a string that every encoder can take: lone surrogates become question marks."""
+    if not isinstance(value, str):
+        return ""
+    return value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
+
+
+def clean(value: Any, depth: int = 0) -> Any:
+    """Return a JSON value that every encoder can take: no lone surrogates, no NaN, bounded depth."""
+    if depth > _DEEPEST:
+        return None
+    if isinstance(value, str):
+        return text(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {text(key): clean(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list):
+        return [clean(item, depth + 1) for item in value]
+    return value
+
+
+def _bundle(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    return _mapping(content.get("data")), _mapping(content.get("metadata"))
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    cleaned = clean(value)
+    return cleaned if isinstance(cleaned, dict) else {}
+
+
+def _display_id(content: Mapping[str, Any]) -> str | None:
+    transient = content.get("transient")
+    display_id = transient.get("display_id") if isinstance(transient, dict) else None
+    return text(display_id) if isinstance(display_id, str) else None

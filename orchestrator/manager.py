@@ -1,0 +1,427 @@
+"""AgentKernelManager: the public facade. Wires the parts, and owns the lifetimes of sessions and kernels.
+
+Used in an async program, from one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from weakref import WeakValueDictionary
+
+from nbformat import NotebookNode
+
+from orchestrator import checkpoint, notebook
+from orchestrator.container.usage import resource_usage
+from orchestrator.errors import (
+    CellblockError,
+    EngineError,
+    InvalidAgentIdError,
+    InvalidCodeError,
+    InvalidInputError,
+    KernelPoolExhaustedError,
+    ManagerClosedError,
+    UnknownKernelNameError,
+)
+from orchestrator.instance import Instance
+from orchestrator.kernel import transfer
+from orchestrator.kernel.kernel import Kernel
+from orchestrator.limits import MEGABYTE, Deadline, KernelResourceLimits
+from orchestrator.outputs import CellFinished, Event
+from orchestrator.policy import Policy
+from orchestrator.pool import KernelPool, KernelResource
+from orchestrator.session import KernelSession
+from orchestrator.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+KERNEL_NAMES = ("python3",)
+LONGEST_AGENT_ID = 200  # characters
+LONGEST_CODE = MEGABYTE  # bytes of UTF-8 in one cell
+_FORBIDDEN_IN_AGENT_ID = set("/\\")
+_REMEMBERED_ENDS = 10_000  # agents whose last session's end is remembered until they return
+_LEAST_SWEEP = 0.05  # seconds between two looks for idle sessions
+
+
+class AgentKernelManager:
+    """Gives every agent a kernel of its own, in a locked container of its own.
+
+    Use it as an async context manager, or call ``await shutdown()`` at the end; the first ``acquire_kernel`` starts
+    one that was not entered.
+
+    Args:
+        max_kernels: containers at the same time, those kept warm included.
+        kernel_name: "python3".
+        resource_limits: for every kernel; None: those of the policy.
+        settings: None: from CELLBLOCK_* variables and ``.env``.
+
+    Attributes:
+        pool: the kernels.
+        sessions: the live sessions, by agent id.
+        resource_limits: the limits in force.
+
+    Raises:
+        ValueError: ``max_kernels`` is below 1.
+        UnknownKernelNameError, SettingsError, PolicyError: as they say.
+    """
+
+    def __init__(
+        self,
+        max_kernels: int = 10,
+        kernel_name: str = "python3",
+        resource_limits: KernelResourceLimits | None = None,
+        *,
+        settings: Settings | None = None,
+    ) -> None:
+        if kernel_name not in KERNEL_NAMES:
+            raise UnknownKernelNameError(
+                f"the sandbox image has no kernel {kernel_name!r}.", remedy=f"It has: {', '.join(KERNEL_NAMES)}."
+            )
+        self.settings = settings or Settings.load()
+        self.policy = Policy.load(self.settings.policy)
+        self.max_kernels = max_kernels
+        self.kernel_name = kernel_name
+        self.resource_limits = resource_limits or self.policy.resource_limits()
+        self.sessions: dict[str, KernelSession] = {}
+        self.pool = KernelPool(max_kernels, start=self._start_kernel, warm=self.settings.warm_kernels)
+        self._instance: Instance | None = None
+        self._opening = asyncio.Lock()
+        self._agents: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # a lock lives while it is used
+        self._leases: dict[str, KernelResource] = {}
+        self._ends: dict[str, str] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closing: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.shutdown()
+
+    async def start(self) -> None:
+        """Connect to the engine and begin to warm kernels. Does nothing when that was done.
+
+        Raises:
+            ManagerClosedError: the manager was shut down.
+            EngineUnavailableError, EnginePermissionError, ImageMissingError, UnknownRuntimeError, SettingsError:
+                kernels cannot be started here; the message says what to do.
+        """
+        async with self._opening:
+            self._refuse_when_closed()
+            if self._instance is not None:
+                return
+            self._instance = await Instance.open(self.settings, self.policy, self.resource_limits)
+            self._spawn(self._end_idle_sessions())
+            self.pool.prewarm()
+
+    @property
+    def runtime(self) -> str:
+        """The container runtime of new kernels: "runsc", "runc" or another that was asked for; "" before ``start``."""
+        return "" if self._instance is None else self._instance.runtime
+
+    @property
+    def _shutdown(self) -> bool:
+        return self._closing is not None and self._closing.done()
+
+    @contextlib.asynccontextmanager
+    async def acquire_kernel(
+        self, agent_id: str, timeout: float | None = None
+    ) -> AsyncIterator[tuple[Kernel, KernelSession]]:
+        """Give the agent its kernel: the one that it has, with its variables, or a fresh one.
+
+        Leaving the context keeps the session, and its kernel, for the agent's next call. When an earlier session of
+        this agent has ended, ``session.previous_end`` says why.
+
+        Args:
+            timeout: seconds to wait for a free kernel; None waits for ever.
+
+        Raises:
+            InvalidAgentIdError: see ``check_agent_id``.
+            KernelPoolExhaustedError: all kernels belonged to other agents for so long.
+            KernelStartError, EngineError: no kernel could be started.
+            ManagerClosedError: the manager was shut down.
+        """
+        check_agent_id(agent_id)
+        if timeout is not None and not timeout >= 0:
+            raise InvalidInputError("the timeout must be a number of seconds, 0 or more.")
+        await self.start()
+        session = await self._session_of(agent_id, timeout)
+        session.users += 1
+        try:
+            yield session.live_kernel(), session
+        finally:
+            session.users -= 1
+            session.touch()
+
+    async def execute_code(self, session: KernelSession, code: str) -> dict[str, Any]:
+        """Run one cell and return its result: the reference's keys, and those of ``ExecutionResult`` beside them.
+
+        An error of the code is a result with status "error"; so is a kernel that its own cell has ended.
+
+        Raises:
+            InvalidCodeError: see ``check_code``.
+            KernelTimeoutError: the cell ran past ``max_execution_time``; the error holds what it had printed.
+            KernelDiedError, SessionEndedError: there is no kernel to run it.
+        """
+        async for event in self.stream_code(session, code):
+            if isinstance(event, CellFinished):
+                return event.result.as_dict()
+        raise AssertionError("unreachable: a stream ends with CellFinished or an error")
+
+    async def stream_code(self, session: KernelSession, code: str) -> AsyncGenerator[Event, None]:
+        """Run one cell and yield its outputs as they come; the last event is ``CellFinished`` with the result.
+
+        A consumer that stops early interrupts the cell: close the generator (``contextlib.aclosing``), or cancel
+        the task.
+
+        Raises:
+            See ``execute_code``.
+        """
+        check_code(code)
+        async with contextlib.aclosing(session.run(code, self.resource_limits)) as events:
+            async for event in events:
+                yield event
+
+    async def execute_code_for_notebook(self, session: KernelSession, code: str) -> list[NotebookNode]:
+        """Run one cell and return its outputs in nbformat's form. Raises what ``execute_code`` raises."""
+        return notebook.notebook_outputs(await self.execute_code(session, code))
+
+    async def put_file(self, session: KernelSession, source: str | Path | bytes, destination: str) -> int:
+        """Copy a file of the host, or bytes, into the session's sandbox, in pieces of 1 MiB. Returns its bytes.
+
+        Args:
+            destination: path inside; relative to the working directory ``/work``.
+
+        Raises:
+            FileTransferError: the source cannot be read, or it does not fit; nothing of it is left inside.
+            KernelDiedError, SessionEndedError: there is no kernel.
+        """
+        host = source if isinstance(source, bytes) else Path(source)
+        size = await transfer.put_file(session.live_kernel(), host, destination)
+        session.touch()
+        return size
+
+    async def get_file(
+        self, session: KernelSession, source: str, destination: str | Path, *, limit: int = 1024 * MEGABYTE
+    ) -> int:
+        """Copy a file of the session's sandbox to the host, in pieces of 1 MiB. Returns its bytes.
+
+        Args:
+            source: path inside; relative to the working directory ``/work``.
+            limit: bytes that are taken at most.
+
+        Raises:
+            FileTransferError: it cannot be read or written, or exceeds the limit; no half of it is left.
+            KernelDiedError, SessionEndedError: there is no kernel.
+        """
+        size = await transfer.get_file(session.live_kernel(), source, Path(destination), limit)
+        session.touch()
+        return size
+
+    async def end_session(self, agent_id: str, *, reason: str = "end_session") -> bool:
+        """End the agent's session and discard its kernel. A cell that runs ends with outcome "kernel_died".
+
+        Returns:
+            Whether the agent had a session.
+        """
+        session = self.sessions.pop(agent_id, None)
+        if session is None:
+            return False
+        session.ended = reason
+        self._remember_end(agent_id, reason)
+        resource = self._leases.pop(session.kernel_id, None)
+        if resource is not None:
+            await self.pool.discard(resource)
+        return True
+
+    def save_checkpoint(self, session: KernelSession, file_path: str | Path | None = None) -> dict[str, Any]:
+        """See ``checkpoint.save_checkpoint``."""
+        return checkpoint.save_checkpoint(session, file_path)
+
+    def restore_checkpoint(
+        self,
+        session: KernelSession,
+        checkpoint_data: dict[str, Any] | None = None,
+        file_path: str | Path | None = None,
+    ) -> None:
+        """See ``checkpoint.restore_checkpoint``."""
+        checkpoint.restore_checkpoint(session, checkpoint_data, file_path)
+
+    def save_session_as_notebook(self, session: KernelSession, output_path: str | Path, title: str = "") -> None:
+        """Write the session's cells and outputs as a notebook.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        notebook.save_notebook(session, Path(output_path), title or f"Session of {session.agent_id}")
+
+    async def get_kernel_resource_usage(self, kernel_id: str) -> dict[str, Any]:
+        """Return what the engine measures of a kernel: see ``container.usage.resource_usage``.
+
+        Raises:
+            InvalidInputError: the manager has no such kernel.
+            EngineError: the engine does not answer.
+        """
+        resource = self.pool.kernels.get(kernel_id)
+        if resource is None or resource.kernel is None or self._instance is None:
+            raise InvalidInputError(f"there is no kernel {kernel_id!r}.")
+        return {"kernel_id": kernel_id, **await resource_usage(self._instance.engine, resource.kernel.container.name)}
+
+    async def shutdown(self) -> None:
+        """End all sessions and kernels and remove all that is left of them. A cancelled shutdown still finishes.
+
+        Raises:
+            EngineError: the engine does not answer; what is left is removed by the next start on this host.
+        """
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close())
+        cancelled = False
+        while not self._closing.done():
+            try:
+                await asyncio.shield(self._closing)
+            except asyncio.CancelledError:
+                cancelled = True
+        if cancelled:
+            raise asyncio.CancelledError
+        self._closing.result()
+
+    async def _close(self) -> None:
+        async with self._opening:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            for session in self.sessions.values():
+                session.ended = "shutdown"
+            self.sessions.clear()
+            self._leases.clear()
+            await self.pool.close()
+            if self._instance is not None:
+                await self._instance.close()
+
+    async def _start_kernel(self) -> Kernel:
+        assert self._instance is not None
+        return await self._instance.start_kernel()
+
+    async def _session_of(self, agent_id: str, timeout: float | None) -> KernelSession:
+        """Find the agent's live session or make one; one at a time for each agent."""
+        deadline = None if timeout is None else Deadline(timeout)
+        lock = self._agents.setdefault(agent_id, asyncio.Lock())
+        try:
+            async with asyncio.timeout(timeout):
+                await lock.acquire()
+        except TimeoutError:
+            raise KernelPoolExhaustedError(
+                f"another call for agent {agent_id!r} is still waiting for its kernel.",
+                max_kernels=self.max_kernels,
+                waited=timeout or 0.0,
+            ) from None
+        try:
+            session = self.sessions.get(agent_id)
+            if session is not None and session.kernel is not None and session.kernel.is_alive:
+                return session
+            if session is not None:
+                await self._bury(session)
+            self._refuse_when_closed()
+            return self._new_session(agent_id, await self.pool.acquire(None if deadline is None else deadline.remaining()))
+        finally:
+            lock.release()
+
+    def _new_session(self, agent_id: str, resource: KernelResource) -> KernelSession:
+        kernel = resource.kernel
+        assert kernel is not None
+        resource.served = True
+        session = KernelSession.of(agent_id, kernel)
+        session.previous_end = self._ends.pop(agent_id, None)
+        self.sessions[agent_id] = session
+        self._leases[kernel.kernel_id] = resource
+        kernel.when_lost(lambda: self._spawn(self._bury(session)))
+        return session
+
+    async def _bury(self, session: KernelSession) -> None:
+        """A session's kernel is gone: find out why, and free its place in the pool."""
+        if self.sessions.get(session.agent_id) is not session or session.kernel is None:
+            return
+        try:
+            reason: str = (await session.kernel.exit()).reason
+        except EngineError:
+            reason = "engine_lost"
+        if self.sessions.get(session.agent_id) is session:
+            await self.end_session(session.agent_id, reason=reason)
+
+    async def _end_idle_sessions(self) -> None:
+        limit = self.resource_limits.idle_timeout_seconds
+        while True:
+            now = time.monotonic()
+            for session in list(self.sessions.values()):
+                if session.users == 0 and not session.is_busy and now - session.idle_since >= limit:
+                    await self.end_session(session.agent_id, reason="idle")
+            idle = [session.idle_since for session in self.sessions.values() if session.users == 0]
+            due = min(idle, default=time.monotonic()) + limit - time.monotonic()
+            await asyncio.sleep(min(max(due, _LEAST_SWEEP), limit))
+
+    def _remember_end(self, agent_id: str, reason: str) -> None:
+        self._ends.pop(agent_id, None)
+        self._ends[agent_id] = reason
+        while len(self._ends) > _REMEMBERED_ENDS:
+            del self._ends[next(iter(self._ends))]
+
+    def _refuse_when_closed(self) -> None:
+        if self._closing is not None:
+            raise ManagerClosedError("the manager has been shut down.", remedy="Make a new one.")
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(_report)
+
+
+def check_agent_id(agent_id: str) -> None:
+    """An agent id is 1 to 200 printable characters without slashes: it appears in logs, paths and terminals.
+
+    Raises:
+        InvalidAgentIdError: it is not.
+    """
+    if not isinstance(agent_id, str) or not agent_id.strip():
+        raise InvalidAgentIdError("an agent id must be a string that is not empty.")
+    if len(agent_id) > LONGEST_AGENT_ID:
+        raise InvalidAgentIdError(f"the agent id has {len(agent_id)} characters; at most {LONGEST_AGENT_ID} are taken.")
+    if not agent_id.isprintable() or _FORBIDDEN_IN_AGENT_ID & set(agent_id):
+        raise InvalidAgentIdError(f"the agent id {agent_id[:40]!r} holds slashes, or characters that cannot be printed.")
+
+
+def check_code(code: str) -> None:
+    """Code is a string that is not empty, of at most 1 MiB, without NUL bytes and lone surrogates.
+
+    Raises:
+        InvalidCodeError: it is not.
+    """
+    if not isinstance(code, str):
+        raise InvalidCodeError(f"code must be a string, not {type(code).__name__}.")
+    if not code.strip():
+        raise InvalidCodeError("the code is empty.")
+    if "\0" in code:
+        raise InvalidCodeError("the code holds NUL bytes.")
+    try:
+        size = len(code.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidCodeError(f"the code holds a lone surrogate at character {error.start}.") from None
+    if size > LONGEST_CODE:
+        raise InvalidCodeError(
+            f"the code has {size} bytes; a cell takes at most {LONGEST_CODE}.",
+            remedy="Put large data into a file with `await manager.put_file(session, data, name)`.",
+        )
+
+
+def _report(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("a background task of the manager failed", exc_info=error)

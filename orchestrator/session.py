@@ -1,0 +1,123 @@
+"""KernelSession: one agent's kernel, its numbered cells and their history.
+
+A session lives on the host; its kernel is only where its cells run. A session lock serialises the cells: two agents
+never share a session, and two tasks of one agent take turns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.errors import SessionEndedError
+from orchestrator.execution import Cell
+from orchestrator.kernel.kernel import Kernel
+from orchestrator.limits import KernelResourceLimits
+from orchestrator.outputs import CellFinished, Event, ExecutionResult
+
+DEATHS = ("oom", "kernel_died", "engine_lost")  # ends of a session that were its kernel's
+
+
+@dataclass(eq=False)
+class KernelSession:
+    """One agent's session.
+
+    Attributes:
+        created_at, last_used_at, last_checkpoint: seconds since the epoch, for people; no deadline is made of them.
+        execution_history: one ``{"timestamp", "code", "result"}`` per cell, in order. The entry is made before the
+            cell runs, with ``result["status"] == "running"``, and closed after: a crash leaves evidence of it.
+        users: how many ``acquire_kernel`` contexts are open.
+        idle_since: monotonic seconds of the last use.
+        ended: why the session is over; None while it lives.
+        previous_end: what became of this agent's session before, such as "idle"; None for its first.
+    """
+
+    session_id: str
+    kernel_id: str
+    agent_id: str
+    created_at: float = field(default_factory=time.time)
+    last_used_at: float = field(default_factory=time.time)
+    last_checkpoint: float | None = None
+    checkpoint_data: dict[str, Any] | None = None
+    execution_history: list[dict[str, Any]] = field(default_factory=list)
+    previous_end: str | None = None
+    kernel: Kernel | None = field(default=None, repr=False)
+    ended: str | None = field(default=None, repr=False)
+    users: int = field(default=0, repr=False)
+    idle_since: float = field(default_factory=time.monotonic, repr=False)
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock, init=False, repr=False)
+
+    @classmethod
+    def of(cls, agent_id: str, kernel: Kernel) -> KernelSession:
+        return cls(uuid.uuid4().hex, kernel.kernel_id, agent_id, kernel=kernel)
+
+    def add_execution(self, code: str, result: dict[str, Any]) -> None:
+        """Append a cell to the history."""
+        self.execution_history.append({"timestamp": time.time(), "code": code, "result": result})
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Note the history as it is now, in ``checkpoint_data``, and return it."""
+        self.last_checkpoint = time.time()
+        self.checkpoint_data = {
+            "session_id": self.session_id,
+            "kernel_id": self.kernel_id,
+            "agent_id": self.agent_id,
+            "checkpoint_time": self.last_checkpoint,
+            "execution_history": list(self.execution_history),
+        }
+        return self.checkpoint_data
+
+    def touch(self) -> None:
+        """Note that the session is in use now."""
+        self.last_used_at = time.time()
+        self.idle_since = time.monotonic()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a cell runs or waits for its turn."""
+        return self._lock.locked()
+
+    def live_kernel(self) -> Kernel:
+        """Return the kernel.
+
+        Raises:
+            KernelDiedError: the kernel is gone.
+            SessionEndedError: the session is over for another reason, or never had a kernel.
+        """
+        if self.kernel is not None and (self.ended in DEATHS or (self.ended is None and not self.kernel.is_alive)):
+            raise self.kernel.died_error(self.ended or "kernel_died")
+        if self.ended is not None or self.kernel is None:
+            reason = self.ended or "never_started"
+            raise SessionEndedError(
+                f"the session of agent {self.agent_id!r} has ended ({reason}).",
+                reason=reason,
+                remedy="Acquire the agent's kernel again.",
+            )
+        return self.kernel
+
+    async def run(self, code: str, limits: KernelResourceLimits) -> AsyncGenerator[Event, None]:
+        """Run one cell when its turn comes, and keep it in the history, however it ends.
+
+        Raises:
+            SessionEndedError, KernelDiedError, KernelTimeoutError: see ``live_kernel`` and ``Cell.run``.
+        """
+        async with self._lock:
+            cell = Cell(self.live_kernel(), code, limits)
+            self.add_execution(code, {"status": "running"})
+            entry = self.execution_history[-1]
+            result: ExecutionResult | None = None
+            events = cell.run()
+            try:
+                async for event in events:
+                    if isinstance(event, CellFinished):
+                        result = event.result
+                    yield event
+            finally:
+                await events.aclose()
+                entry["result"] = (result or cell.partial_result()).as_dict()
+                self.touch()
+

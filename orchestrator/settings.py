@@ -1,0 +1,80 @@
+"""Settings: what the operator of this host chooses, from CELLBLOCK_* variables and a .env file.
+
+What a *sandbox* may do is not here but in a policy (``policy.py``).
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from orchestrator.errors import SettingsError
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def data_folder(name: str) -> Path:
+    """Return ``policies/`` or ``sandbox_image/``: in a checkout beside the package, in a wheel inside it."""
+    packed = _PACKAGE / "data" / name
+    return packed if packed.is_dir() else _PACKAGE.parent / name
+
+
+class Settings(BaseSettings):
+    """One field for each CELLBLOCK_* variable; a variable wins over ``.env``, ``.env`` over the default.
+
+    Attributes:
+        runtime: container runtime: "auto" takes runsc where the engine has it working, else runc; any other name
+            must be one that the engine has. Empty: as the policy says.
+        policy: a name in ``policies/``, or the path of a TOML file.
+        image: the sandbox image; empty: the one whose tag is the digest of ``sandbox_image/``.
+        base_image: what ``cellblock image build`` builds on; empty: a base is made from this host's own Debian
+            packages where it can be, and the usual slim Python is taken where a registry answers.
+        warm_kernels: kernels kept ready beyond those in use, as far as ``max_kernels`` allows.
+        state_dir: where the sockets of the kernels live; empty: ``/run/cellblock`` for root, else
+            ``$XDG_RUNTIME_DIR/cellblock``. A short path: unix socket paths end at 107 bytes.
+        uid_base, uid_count: the range of user ids that containers run as, one of its own for each.
+        engine_timeout: seconds that one call to the engine may take.
+        start_timeout: seconds from asking for a kernel to its being ready.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="CELLBLOCK_", env_file=".env", extra="ignore", frozen=True)
+
+    runtime: str = ""
+    policy: str = "default"
+    image: str = ""
+    base_image: str = ""
+    warm_kernels: int = Field(default=1, ge=0, le=1000)
+    state_dir: str = ""
+    uid_base: int = Field(default=200_000, ge=1000, le=2**31)
+    uid_count: int = Field(default=50_000, ge=1, le=2**20)
+    engine_timeout: float = Field(default=60.0, gt=0)
+    start_timeout: float = Field(default=60.0, gt=0)
+
+    @classmethod
+    def load(cls) -> Self:
+        """Read the environment and ``.env``.
+
+        Raises:
+            SettingsError: a variable cannot be used; the message names it.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            faults = "; ".join(
+                f"CELLBLOCK_{str(fault['loc'][0]).upper()}: {fault['msg']} (got {fault['input']!r})"
+                for fault in error.errors()
+            )
+            raise SettingsError(f"a setting cannot be used: {faults}.") from None
+
+    @cached_property
+    def state_path(self) -> Path:
+        if self.state_dir:
+            return Path(self.state_dir).absolute()
+        if os.geteuid() == 0:
+            return Path("/run/cellblock")
+        return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/cellblock-{os.geteuid()}") / "cellblock"  # noqa: S108

@@ -1,0 +1,180 @@
+"""Make the root file system of the sandbox image, in place: runs as root inside the build, and nowhere else.
+
+Unpacks the wheels of ``<build>/wheels`` beside the interpreter that runs this, removes what no cell needs, compiles all
+that is left, and removes the build folder. The standard library suffices for it: the base has no pip.
+"""
+
+from __future__ import annotations
+
+import compileall
+import os
+import platform
+import py_compile
+import shutil
+import site
+import stat
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path("/")
+SITE = Path(site.getsitepackages()[0])
+STDLIB = Path(sysconfig.get_path("stdlib"))
+OWN = ROOT / "opt/cellblock"
+FONT_CACHE = OWN / "matplotlib"
+
+DOCUMENTATION = """
+    usr/share/doc/* usr/share/man/* usr/share/info/* usr/share/locale/* usr/share/lintian usr/share/bash-completion
+    usr/share/applications usr/share/pixmaps usr/share/menu usr/share/bug usr/share/binfmts
+"""
+# The slim Python of a registry has them, and a base of Debian packages in part.
+PACKAGE_MANAGERS = """
+    usr/bin/apt* usr/bin/dpkg* usr/bin/perl* usr/bin/deb-systemd* usr/bin/update-alternatives usr/lib/apt usr/lib/dpkg
+    usr/lib/*/perl* usr/share/perl* usr/share/dpkg usr/share/python3* etc/apt etc/dpkg var/lib/* var/cache/*
+    usr/local/bin/pip* usr/local/bin/idle* usr/local/bin/2to3* usr/local/bin/*-config usr/local/include
+    usr/local/lib/pkgconfig
+"""
+# Nothing boots, logs or logs in here. gconv: character sets for iconv(1) and C programs; Python has its own.
+SYSTEM = """
+    usr/sbin/* etc/cron* etc/init.d etc/rc*.d etc/systemd etc/default etc/logrotate.d etc/update-motd.d usr/lib/init
+    usr/lib/systemd usr/lib/udev usr/libexec usr/games usr/src usr/include usr/lib/*/gconv var/log/* var/backups
+"""
+STANDARD_LIBRARY = "test tkinter idlelib lib2to3 ensurepip turtledemo turtle.py config-* lib-dynload/_tkinter*"
+PACKAGES = """
+    pip pip-* setuptools* wheel* pkg_resources _distutils_hack distutils-precedence.pth *.dist-info/RECORD
+    numpy/_core/include numpy/_core/lib numpy/random/lib matplotlib/mpl-data/sample_data
+    jedi/third_party/django-stubs jedi/third_party/typeshed/stubs
+    **/*.h **/*.hpp **/*.c **/*.cpp **/*.pyx **/*.pxd **/*.pxi **/*.a
+"""
+# numpy.testing imports from the first; jedi reads the .pyi files below the second.
+KEPT_TESTS = SITE / "numpy/_core/tests"
+KEPT_STUBS = SITE / "jedi/third_party"
+
+READABLE = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
+EXECUTABLE = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
+
+# Debian's maintainer scripts would have made these, had they run.
+LINKS = {"usr/bin/awk": "mawk", "usr/bin/which": "which.debianutils"}
+USERS = """\
+root:x:0:0:root:/:/bin/sh
+sandbox:x:65532:65532:sandbox:/work:/bin/bash
+nobody:x:65534:65534:nobody:/:/bin/sh
+"""
+GROUPS = "root:x:0:\nsandbox:x:65532:\nnogroup:x:65534:\n"
+
+
+def main(build: Path) -> None:
+    """Assemble the image from ``build``.
+
+    Raises:
+        SystemExit: the base has another Python than the one that the wheels are for.
+    """
+    if sys.version_info[:2] != (3, 11):
+        raise SystemExit(f"the base image has Python {platform.python_version()}; the wheels are for Python 3.11")
+    for wheel in sorted((build / "wheels").glob("*.whl")):
+        unpack(wheel)
+    shutil.rmtree(build)
+    trim()
+    lay_out()
+    compile_all()
+    make_font_cache()
+    open_to_all_users()
+
+
+def unpack(wheel: Path) -> None:
+    """Put a wheel's modules into SITE; its scripts, headers and other data are left out."""
+    with zipfile.ZipFile(wheel) as archive:
+        for member in archive.infolist():
+            folder, _, rest = member.filename.partition("/")
+            if folder.endswith(".data"):
+                scheme, _, inside = rest.partition("/")
+                if scheme not in ("purelib", "platlib"):
+                    continue
+                member.filename = inside
+            if member.filename and not member.is_dir():
+                archive.extract(member, SITE)
+
+
+def trim() -> None:
+    """Remove what no cell needs."""
+    for pattern in (DOCUMENTATION + PACKAGE_MANAGERS + SYSTEM).split():
+        remove_all(ROOT.glob(pattern))
+    for pattern in STANDARD_LIBRARY.split():
+        remove_all(STDLIB.glob(pattern))
+    for pattern in PACKAGES.split():
+        remove_all(SITE.glob(pattern))
+    remove_all(folder for name in ("tests", "test") for folder in SITE.rglob(name) if folder != KEPT_TESTS)
+    remove_all(path for path in KEPT_TESTS.glob("*") if path.name not in ("__init__.py", "_natype.py"))
+    remove_all(stub for stub in SITE.rglob("*.pyi") if KEPT_STUBS not in stub.parents)
+    for top in (STDLIB, SITE):
+        remove_all(top.rglob("__pycache__"))
+
+
+def remove_all(paths: Iterator[Path]) -> None:
+    for path in list(paths):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def lay_out() -> None:
+    """Make the mount points, the links and the users that the sandbox relies on."""
+    for folder in ("work", "run/kernel", "tmp", "opt/cellblock/bin"):
+        (ROOT / folder).mkdir(parents=True, exist_ok=True)
+    for folder in ("work", "tmp"):  # runc gives a tmpfs the mode of the folder that it covers
+        (ROOT / folder).chmod(0o1777)
+    for name, target in LINKS.items():
+        if (ROOT / name).parent.joinpath(target).exists() and not os.path.lexists(ROOT / name):
+            (ROOT / name).symlink_to(target)
+    for name in ("opt/cellblock/bin/python", "usr/local/bin/python", "usr/local/bin/python3"):
+        if not os.path.lexists(ROOT / name):
+            (ROOT / name).parent.mkdir(parents=True, exist_ok=True)
+            (ROOT / name).symlink_to(os.path.realpath(sys.executable))
+    (ROOT / "etc/passwd").write_text(USERS)
+    (ROOT / "etc/group").write_text(GROUPS)
+
+
+def compile_all() -> None:
+    """Compile every module; unchecked, since no source can change, and independent of the layers' time stamps.
+
+    Raises:
+        SystemExit: a module does not compile.
+    """
+    mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    for top in (STDLIB, SITE):
+        if not compileall.compile_dir(top, maxlevels=50, quiet=1, force=True, workers=0, invalidation_mode=mode):
+            raise SystemExit(f"a module below {top} does not compile")
+
+
+def make_font_cache() -> None:
+    """Let matplotlib look at its fonts once, here: in a cell it costs a second."""
+    command = [sys.executable, "-c", "import matplotlib.font_manager"]
+    subprocess.run(command, check=True, env={"MPLCONFIGDIR": str(FONT_CACHE)})
+
+
+def open_to_all_users() -> None:
+    """Let the many user ids of sandboxes read all of it, and drop every setuid and setgid bit."""
+    for folder, folders, files in os.walk(ROOT):
+        if folder == str(ROOT):
+            folders[:] = [name for name in folders if name not in ("proc", "sys", "dev")]
+        for path in [Path(folder), *(Path(folder, name) for name in files)]:
+            open_up(path)
+
+
+def open_up(path: Path) -> None:
+    mode = path.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        return
+    wanted = stat.S_IMODE(mode) & ~(stat.S_ISUID | stat.S_ISGID) | READABLE
+    if stat.S_ISDIR(mode) or mode & EXECUTABLE:
+        wanted |= EXECUTABLE
+    if wanted != stat.S_IMODE(mode):
+        path.chmod(wanted)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

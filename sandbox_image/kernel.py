@@ -1,0 +1,280 @@
+"""Start the kernel of this sandbox: an ipykernel whose sockets dial the host.
+
+The host listens on five unix sockets in the read-only folder of ``connection.json``; every ZMQ socket here
+*connects* where ipykernel would bind. Nothing in this file protects the host: the code in a cell can change all
+of it. It makes an honest kernel quick, orderly and complete.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import select
+import shutil
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import zmq
+from ipykernel.control import ControlThread
+from ipykernel.heartbeat import Heartbeat
+from ipykernel.iostream import OutStream
+from ipykernel.ipkernel import IPythonKernel
+from ipykernel.kernelapp import IPKernelApp
+from ipykernel.shellchannel import ShellChannelThread
+from jupyter_client.session import Session
+from traitlets.config import Config
+
+CONNECTION_FILE = "/run/kernel/connection.json"
+FONT_CACHE = "/opt/cellblock/matplotlib"
+
+# One stream message carries at most this much text, so that a single print of any length stays far below the
+# host's bound on a message.
+STREAM_PIECE = 256 * 1024
+# A cell that prints faster than the host reads waits once this much text is buffered.
+STREAM_BUFFER = 1024 * 1024
+# Messages that wait for the host before the publishing thread waits too (XPUB_NODROP).
+IOPUB_HIGH_WATER = 100
+
+
+class OrderedStream(OutStream):
+    """stdout or stderr; what was written first leaves first, whichever of the two it was written to.
+
+    ipykernel buffers each stream for itself, so that a line on stderr between two on stdout arrives after both.
+    """
+
+    _streams: list[OrderedStream] = []
+    _order = threading.RLock()
+
+    def __init__(self, *args, **kwargs):
+        self._fd_lock = threading.Lock()
+        self._buffered = 0
+        super().__init__(*args, **kwargs)
+        self._streams.append(self)
+
+    def write(self, string):
+        with self._order:
+            for other in self._streams:
+                if other is not self and other._buffered:
+                    other._hand_over()
+            written = super().write(string)
+            self._buffered += len(string)
+        if self._buffered > STREAM_BUFFER and self._is_master_process():
+            self.flush()
+        return written
+
+    def _hand_over(self):
+        """Queue what is buffered for sending, ahead of whatever is written from now on."""
+        pieces = list(self._flush_buffers())
+        self.pub_thread.schedule(partial(self._send_pieces, pieces))
+
+    def _send_pieces(self, pieces):
+        for parent, text in pieces:
+            content = {"name": self.name, "text": text}
+            self.session.pid = os.getpid()  # this thread survives a fork; Session would refuse to send
+            self.session.send(self.pub_thread, self.session.msg("stream", content, parent=parent), ident=self.topic)
+
+    def _flush_buffers(self):
+        with self._order:
+            self._buffered = 0
+            whole = list(super()._flush_buffers())
+        for parent, text in whole:
+            for start in range(0, len(text), STREAM_PIECE):
+                yield parent, text[start : start + STREAM_PIECE]
+
+    def _setup_stream_redirects(self, name):
+        super()._setup_stream_redirects(name)
+        flags = fcntl.fcntl(self._fid, fcntl.F_GETFL)
+        fcntl.fcntl(self._fid, fcntl.F_SETFL, flags | os.O_NONBLOCK)
+
+    def _watch_pipe_fd(self):
+        while self._should_watch:
+            select.select([self._fid], [], [])
+            self.drain()
+
+    def drain(self):
+        """Take over what C code and child processes have written to the file descriptor so far."""
+        if self._fid is None:
+            return
+        with self._fd_lock:
+            while True:
+                try:
+                    data = os.read(self._fid, 65536)
+                except BlockingIOError:
+                    return
+                if not data:  # the cell closed the descriptor
+                    self._should_watch = False
+                    return
+                self.write(data.decode(errors="replace"))
+
+
+def shorten(value, longest):
+    """Cut every text inside ``value`` to ``longest`` characters, and say so in its place."""
+    if isinstance(value, str) and len(value) > longest:
+        half = longest // 2
+        return f"{value[:half]}\n[... {len(value) - 2 * half} characters left out ...]\n{value[-half:]}"
+    if isinstance(value, dict):
+        return {key: shorten(item, longest) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [shorten(item, longest) for item in value]
+    return value
+
+
+def shorten_bundle(data, longest):
+    """Leave out every large item of a mime bundle but its plain text, which names them."""
+    sizes = {mime: len(json.dumps(item, default=str)) for mime, item in data.items() if mime != "text/plain"}
+    large = {mime: size for mime, size in sizes.items() if size > longest}
+    said = "".join(f"\n[{mime} of {size} bytes left out]" for mime, size in large.items())
+    kept = {mime: item for mime, item in data.items() if mime not in large}
+    return {**kept, "text/plain": shorten(str(kept.get("text/plain", "")), longest) + said}
+
+
+class BoundedSession(Session):
+    """A Session whose messages stay below the host's bound; past it the host ends the kernel."""
+
+    bound = 2**23  # bytes; replaced from connection.json
+
+    def serialize(self, msg, ident=None):
+        frames = super().serialize(msg, ident)
+        if sum(map(len, frames)) <= self.bound:
+            return frames
+        content = msg["content"]
+        if isinstance(content.get("data"), dict):
+            content = {**content, "data": shorten_bundle(content["data"], self.bound // 16)}
+        return super().serialize({**msg, "content": shorten(content, self.bound // 16)}, ident)
+
+
+class DiallingHeartbeat(Heartbeat):
+    """The heartbeat; its socket connects."""
+
+    def _try_bind_socket(self):
+        self.socket.connect(f"ipc://{self.ip}-{self.port}")
+
+
+class SandboxKernel(IPythonKernel):
+    """IPythonKernel, and the three requests by which files travel in bounded pieces on the control channel."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        for name in ("write", "read", "remove"):
+            self.control_handlers[f"file_{name}_request"] = partial(self._answer, name)
+
+    async def do_execute(self, *args, **kwargs):
+        reply = await super().do_execute(*args, **kwargs)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, OrderedStream):
+                stream.drain()
+        return reply
+
+    async def _answer(self, name, stream, ident, parent):
+        content, buffers = {"status": "ok"}, []
+        try:
+            data = getattr(self, f"_file_{name}")(parent["content"], parent["buffers"], content)
+            buffers = [data] if data is not None else []
+        except OSError as error:
+            content = {"status": "error", "errno": error.errno, "reason": error.strerror or str(error)}
+        self.session.send(stream, f"file_{name}_reply", content, parent, ident=ident, buffers=buffers)
+
+    @staticmethod
+    def _file_write(request, buffers, reply):
+        path = Path(request["path"])
+        if request["offset"] == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if request["offset"] == 0 else 0)
+        handle = os.open(path, flags, 0o644)
+        try:
+            data = memoryview(buffers[0]) if buffers else memoryview(b"")
+            written = 0
+            while written < len(data):
+                written += os.pwrite(handle, data[written:], request["offset"] + written)
+        finally:
+            os.close(handle)
+        if request["last"] and request["rename"]:
+            path.replace(request["rename"])
+
+    @staticmethod
+    def _file_read(request, _buffers, reply):
+        handle = os.open(request["path"], os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            reply["size"] = os.fstat(handle).st_size
+            return os.pread(handle, request["length"], request["offset"])
+        finally:
+            os.close(handle)
+
+    @staticmethod
+    def _file_remove(request, _buffers, _reply):
+        Path(request["path"]).unlink(missing_ok=True)
+
+
+class SandboxApp(IPKernelApp):
+    """IPKernelApp with dialling sockets, and without what no host asks for (debugger, connection-file writing)."""
+
+    def _try_bind_socket(self, s, port):
+        if s.type == zmq.XPUB:
+            s.setsockopt(zmq.SNDHWM, IOPUB_HIGH_WATER)
+            s.setsockopt(zmq.XPUB_NODROP, 1)
+        s.connect(f"ipc://{self.ip}-{port}")
+        return port
+
+    def init_control(self, context):
+        # Not super(): it connects a debugger's DEALER to the shell endpoint, where every other request is then lost.
+        self.control_socket = context.socket(zmq.ROUTER)
+        self.control_socket.linger = 1000
+        self.control_port = self._bind_socket(self.control_socket, self.control_port)
+        self.debugpy_socket = context.socket(zmq.STREAM)
+        self.debug_shell_socket = context.socket(zmq.DEALER)
+        self.control_thread = ControlThread(daemon=True)
+        self.shell_channel_thread = ShellChannelThread(context, daemon=True)
+
+    def _session_default(self):
+        return BoundedSession(parent=self, username="kernel")
+
+    def init_heartbeat(self):
+        self.heartbeat = DiallingHeartbeat(zmq.Context(), (self.transport, self.ip, self.hb_port))
+        self.heartbeat.start()
+
+    def write_connection_file(self, **kwargs):
+        """Nothing to write: the host wrote it, and its folder is read-only."""
+
+
+def configuration():
+    config = Config()
+    config.SandboxApp.connection_file = CONNECTION_FILE
+    config.SandboxApp.kernel_class = SandboxKernel
+    config.SandboxApp.outstream_class = "__main__.OrderedStream"
+    config.SandboxApp.log_level = "CRITICAL"
+    config.HistoryManager.enabled = False  # the history lives on the host
+    config.Completer.use_jedi = False  # its first completion takes a minute under gVisor
+    config.SandboxKernel._execute_sleep = 0.0  # the host waits for reply *and* idle, so no late output is missed
+    return config
+
+
+def silence_own_output():
+    """Point the process's own file descriptors at /dev/null: whatever reached the container's log would cost the daemon."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
+
+
+def place_font_cache():
+    target = os.environ.get("MPLCONFIGDIR")
+    if target and Path(FONT_CACHE).is_dir():
+        shutil.copytree(FONT_CACHE, target, dirs_exist_ok=True)
+
+
+def main():
+    place_font_cache()
+    BoundedSession.bound = json.loads(Path(CONNECTION_FILE).read_text())["message_bound"]
+    app = SandboxApp.instance(config=configuration())
+    silence_own_output()
+    app.initialize([])
+    app.start()
+
+
+if __name__ == "__main__":
+    main()
