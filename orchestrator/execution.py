@@ -171,7 +171,7 @@ class Cell:
         cut = self._kernel.cut_reason
         outcome: Outcome = "oom" if end.reason == "oom" else "kernel_died"
         if end.exit_code is None:
-            outcome = "output_limit" if "exceeds" in cut else "kernel_died"
+            outcome = "output_limit" if self._kernel.violated else "kernel_died"
             said = f"the kernel was ended: {cut}"
         else:
             said = f"the kernel {end.describe()}"

@@ -55,10 +55,13 @@ class Instance:
         try:
             image = await engine.resolve_image(await asyncio.to_thread(image_name, settings))
             runtime = await engine.resolve_runtime(wanted)
-            instance, lease = _new_instance()
-            folder = settings.state_path / f"i-{instance}"
-            await asyncio.to_thread(_make_folder, folder)
             await engine.retry(sweep_orphans, engine.client.api, settings.state_path)
+            instance, lease = _new_instance()
+            try:
+                folder = _make_folder(settings.state_path / f"i-{instance}")  # no await: nothing can come between
+            except SettingsError:
+                lease.release()
+                raise
         except BaseException:
             engine.close()
             raise
@@ -77,6 +80,10 @@ class Instance:
             start_timeout=settings.start_timeout,
         )
         return cls(config, lease, may_fall_back=wanted == "auto" and runtime == "runsc")
+
+    @property
+    def id(self) -> str:
+        return self._config.instance
 
     @property
     def runtime(self) -> str:
@@ -142,9 +149,10 @@ def _new_instance() -> tuple[str, Lease]:
             return instance, lease
 
 
-def _make_folder(folder: Path) -> None:
+def _make_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, mode=0o700)
+        return folder
     except OSError as error:
         raise SettingsError(
             f"the state folder {folder} cannot be made: {error.strerror}.",

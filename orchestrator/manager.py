@@ -20,7 +20,6 @@ from nbformat import NotebookNode
 from orchestrator import checkpoint, notebook
 from orchestrator.container.usage import resource_usage
 from orchestrator.errors import (
-    CellblockError,
     EngineError,
     InvalidAgentIdError,
     InvalidCodeError,
@@ -127,6 +126,11 @@ class AgentKernelManager:
     def runtime(self) -> str:
         """The container runtime of new kernels: "runsc", "runc" or another that was asked for; "" before ``start``."""
         return "" if self._instance is None else self._instance.runtime
+
+    @property
+    def instance_id(self) -> str:
+        """What the label ``org.cellblock.instance`` of this manager's containers says; "" before ``start``."""
+        return "" if self._instance is None else self._instance.id
 
     @property
     def _shutdown(self) -> bool:
@@ -331,7 +335,9 @@ class AgentKernelManager:
             if session is not None:
                 await self._bury(session)
             self._refuse_when_closed()
-            return self._new_session(agent_id, await self.pool.acquire(None if deadline is None else deadline.remaining()))
+            return self._new_session(
+                agent_id, await self.pool.acquire(None if deadline is None else deadline.remaining())
+            )
         finally:
             lock.release()
 
@@ -394,9 +400,11 @@ def check_agent_id(agent_id: str) -> None:
     if not isinstance(agent_id, str) or not agent_id.strip():
         raise InvalidAgentIdError("an agent id must be a string that is not empty.")
     if len(agent_id) > LONGEST_AGENT_ID:
-        raise InvalidAgentIdError(f"the agent id has {len(agent_id)} characters; at most {LONGEST_AGENT_ID} are taken.")
+        raise InvalidAgentIdError(f"the agent id has {len(agent_id)} characters; {LONGEST_AGENT_ID} is the most.")
     if not agent_id.isprintable() or _FORBIDDEN_IN_AGENT_ID & set(agent_id):
-        raise InvalidAgentIdError(f"the agent id {agent_id[:40]!r} holds slashes, or characters that cannot be printed.")
+        raise InvalidAgentIdError(
+            f"the agent id {agent_id[:40]!r} holds slashes, or characters that cannot be printed."
+        )
 
 
 def check_code(code: str) -> None:

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from nbformat import NotebookNode
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from nbformat import NotebookNode, v4
 
 from orchestrator.checkpoint import write_whole
 from orchestrator.session import KernelSession
@@ -25,13 +24,13 @@ def notebook_outputs(result: dict[str, Any]) -> list[NotebookNode]:
 
 def session_notebook(session: KernelSession, title: str) -> NotebookNode:
     """Build a valid notebook: the title, then every cell of the history with its outputs."""
-    cells = [new_markdown_cell(f"# {title}")] if title else []
+    cells = [v4.new_markdown_cell(f"# {title}")] if title else []
     cells += [_cell(number, entry) for number, entry in enumerate(session.execution_history, start=1)]
     for number, cell in enumerate(cells):
         cell["id"] = f"cell-{number}"  # nbformat draws ids by chance: two saves of one session would differ
-    notebook = new_notebook(cells=cells, metadata=_METADATA)
+    notebook = v4.new_notebook(cells=cells, metadata=_METADATA)
     nbformat.validate(notebook)
-    return notebook
+    return NotebookNode(notebook)
 
 
 def save_notebook(session: KernelSession, path: Path, title: str) -> None:
@@ -48,11 +47,12 @@ def _cell(number: int, entry: dict[str, Any]) -> NotebookNode:
     outputs = notebook_outputs(result)
     if not outputs and result.get("error"):  # the kernel's end is no output of the kernel, but belongs in the record
         error = result["error"]
-        outputs = [new_output("error", ename=error["ename"], evalue=error["evalue"], traceback=[])]
+        outputs = [v4.new_output("error", ename=error["ename"], evalue=error["evalue"], traceback=[])]
     count = result.get("execution_count")
-    return new_code_cell(entry["code"], outputs=outputs, execution_count=number if count is None else count)
+    cell = v4.new_code_cell(entry["code"], outputs=outputs, execution_count=number if count is None else count)
+    return NotebookNode(cell)
 
 
 def _output(output: dict[str, Any]) -> NotebookNode:
     fields = {key: value for key, value in output.items() if key not in ("type", "output_type")}
-    return new_output(output["output_type"], **fields)
+    return NotebookNode(v4.new_output(output["output_type"], **fields))

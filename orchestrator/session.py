@@ -120,4 +120,3 @@ class KernelSession:
                 await events.aclose()
                 entry["result"] = (result or cell.partial_result()).as_dict()
                 self.touch()
-

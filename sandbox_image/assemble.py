@@ -75,10 +75,13 @@ def main(build: Path) -> None:
     if sys.version_info[:2] != (3, 11):
         raise SystemExit(f"the base image has Python {platform.python_version()}; the wheels are for Python 3.11")
     for wheel in sorted((build / "wheels").glob("*.whl")):
+        print("unpacking", *wheel.name.split("-")[:2], flush=True)
         unpack(wheel)
     shutil.rmtree(build)
+    print("removing what no cell needs", flush=True)
     trim()
     lay_out()
+    print("compiling", flush=True)
     compile_all()
     make_font_cache()
     open_to_all_users()
@@ -99,7 +102,9 @@ def unpack(wheel: Path) -> None:
 
 
 def trim() -> None:
-    """Remove what no cell needs."""
+    """Remove what no cell needs, the loader's cache of libraries having been made by a part of that."""
+    if (ROOT / "usr/sbin/ldconfig").exists():
+        subprocess.run(["/usr/sbin/ldconfig"], check=True)
     for pattern in (DOCUMENTATION + PACKAGE_MANAGERS + SYSTEM).split():
         remove_all(ROOT.glob(pattern))
     for pattern in STANDARD_LIBRARY.split():

@@ -16,6 +16,7 @@ import sys
 import threading
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import zmq
 from ipykernel.control import ControlThread
@@ -45,7 +46,7 @@ class OrderedStream(OutStream):
     ipykernel buffers each stream for itself, so that a line on stderr between two on stdout arrives after both.
     """
 
-    _streams: list[OrderedStream] = []
+    _streams: ClassVar[list[OrderedStream]] = []
     _order = threading.RLock()
 
     def __init__(self, *args, **kwargs):
@@ -252,7 +253,7 @@ def configuration():
 
 
 def silence_own_output():
-    """Point the process's own file descriptors at /dev/null: whatever reached the container's log would cost the daemon."""
+    """Point the process's own file descriptors at /dev/null: what reached the container's log would cost the daemon."""
     sys.stdout.flush()
     sys.stderr.flush()
     null = os.open(os.devnull, os.O_RDWR)

@@ -1,4 +1,4 @@
-"""What the sandbox image is built on: an image of the operator's, one made of this host's Debian packages, or slim Python."""
+"""What the sandbox image is built on: the operator's choice, this host's own Debian packages, or the slim Python."""
 
 from __future__ import annotations
 
@@ -78,7 +78,9 @@ def _fingerprint(packages: Path) -> str:
 def _make(client: docker.DockerClient, name: str, packages: Path, report: Report) -> None:
     sources = aptsources.of_debian(aptsources.read(), _CODENAME)
     if not sources:
-        raise ImageBuildError("this host's apt sources name no Debian mirror to make the base image from.", remedy=_REMEDY)
+        raise ImageBuildError(
+            "this host's apt sources name no Debian mirror to make the base image from.", remedy=_REMEDY
+        )
     with tempfile.TemporaryDirectory(prefix="cellblock-base-") as folder:
         mirror = Path(folder, "debian.sources")
         mirror.write_text("\n".join(source.render() for source in sources))
@@ -108,7 +110,9 @@ def _mmdebstrap(packages: list[str], target: Path, mirror: Path) -> list[str]:
 def _filter(full: Path, slim: Path) -> None:
     options = [f"--path-exclude={path}" for path in _LEFT_OUT]
     with full.open("rb") as source, slim.open("wb") as target:
-        subprocess.run(["mmtarfilter", *options], stdin=source, stdout=target, check=True)  # noqa: S603, S607
+        code = subprocess.run(["mmtarfilter", *options], stdin=source, stdout=target, check=False).returncode
+    if code != 0:
+        raise ImageBuildError(f"mmtarfilter could not trim the base image (it ended with {code}).", remedy=_REMEDY)
     full.unlink()
 
 

@@ -57,11 +57,16 @@ class Container:
         """Wait until the engine shows it as exited, and say how; None when it still runs after 5 s.
 
         Raises:
-            EngineError: the engine does not answer, or has no such container any more.
+            EngineError: the engine does not answer.
         """
         end = time.monotonic() + _EXIT_WAIT
         while True:
-            state = await self.state()
+            try:
+                state = await self.state()
+            except EngineError as error:
+                if _status(error, 404):  # somebody removed it, and its exit code with it
+                    return Exit("kernel_died", None)
+                raise
             if state["Status"] in ("exited", "dead"):
                 return classify(state, await self._oom_events())
             if time.monotonic() > end:
@@ -86,14 +91,12 @@ class Container:
                 raise
 
     async def _oom_events(self) -> int:
+        api: Any = self._engine.client.api  # typed as if it took whole seconds only
+
         def count() -> int:
-            events = self._engine.client.api.events(
-                since=f"{self._started_at:.6f}",
-                until=f"{time.time():.6f}",
-                filters={"container": [self.name], "event": ["oom"]},
-                decode=True,
-            )
-            return sum(1 for _ in events)
+            since, until = f"{self._started_at:.6f}", f"{time.time():.6f}"
+            filters = {"container": [self.name], "event": ["oom"]}
+            return sum(1 for _ in api.events(since=since, until=until, filters=filters, decode=True))
 
         return await self._engine.retry(count)
 

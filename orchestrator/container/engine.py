@@ -42,7 +42,7 @@ def connect(timeout: float) -> docker.DockerClient:
         EngineUnavailableError: nothing answers.
     """
     try:
-        return docker.from_env(timeout=timeout, version="auto")
+        return docker.from_env(timeout=int(timeout) or 1, version="auto")
     except FAILURES as error:
         raise translate(error) from error
 

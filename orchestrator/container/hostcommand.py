@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 _TAIL = 15
-# What may be half-way through changing the system (apt, mmdebstrap) is asked first, alone and kindly.
-_ENDINGS = ((signal.SIGINT, 20.0, False), (signal.SIGTERM, 5.0, True), (signal.SIGKILL, 5.0, True))
+# Signal, seconds to wait for its effect, and whether the command's children get it too. Apt, interrupted alone, lets
+# the dpkg that it runs finish.
+_KINDLY = ((signal.SIGINT, 20.0, False),)
+_FIRMLY = ((signal.SIGTERM, 5.0, True), (signal.SIGKILL, 5.0, True))
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def run(
     Raises:
         OSError: the program could not be started.
     """
-    process = subprocess.Popen(  # noqa: S603 - the callers' own fixed commands
+    process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -62,7 +64,12 @@ def run(
         start_new_session=True,
     )
     expired = threading.Event()
-    timer = threading.Timer(seconds, lambda: (expired.set(), _end(process)))
+
+    def expire() -> None:
+        expired.set()
+        _end(process, _FIRMLY)
+
+    timer = threading.Timer(seconds, expire)
     tail: deque[str] = deque(maxlen=_TAIL)
     try:
         timer.start()
@@ -72,7 +79,7 @@ def run(
                 on_line(line.rstrip())
         code = process.wait()
     except BaseException:
-        _end(process)
+        _end(process, _KINDLY + _FIRMLY)
         raise
     finally:
         timer.cancel()
@@ -81,9 +88,9 @@ def run(
     return Finished(code, "\n".join(tail), expired.is_set())
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _end(process: subprocess.Popen[str], endings: Sequence[tuple[signal.Signals, float, bool]]) -> None:
     try:
-        for signum, patience, whole_group in _ENDINGS:
+        for signum, patience, whole_group in endings:
             with contextlib.suppress(ProcessLookupError):
                 (os.killpg if whole_group else os.kill)(process.pid, signum)
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""Build the sandbox image, and tell whether the engine has the one that matches its sources. Blocks: call it in a thread.
+"""Build the sandbox image, and tell whether the engine has the one that matches its sources. All of it blocks.
 
 The image carries the digest of what it was made from as a label, and, unless the operator names it, as its tag. Its
 tag is set when it is whole, so that an interrupted build leaves nothing that could be taken for an image.
@@ -30,7 +30,7 @@ from orchestrator.settings import Settings, data_folder
 LABEL = "org.cellblock.inputs"
 REPOSITORY = "cellblock-sandbox"
 _SOURCES = "sandbox_image"
-_BUILD_SECONDS = 1800.0  # between two lines of the engine's
+_BUILD_SECONDS = 1800  # between two lines of the engine's
 _STEP = re.compile(r"^Step (\d+)/(\d+) : (.*)")
 
 
@@ -236,7 +236,9 @@ def _follow(events: Iterator[dict[str, Any]], report: Report) -> None:
             step = _STEP.match(line)
             if step:
                 done, total = int(step[1]) - 1, int(step[2])
-            elif line.strip() and not line.startswith((" --->", "Removing intermediate")):
+            elif not line.strip() or line.startswith((" --->", "Removing intermediate")):
+                continue
+            else:
                 printed.append(line)
             report(BuildStep("image", done, total, step[3] if step else line.strip()))
 

@@ -48,7 +48,7 @@ def _is_orphan(container: dict[str, Any]) -> bool:
     boot, namespace = host_identity()
     if labels.get(BOOT_LABEL) != boot:
         # Made before this machine's last start, or by a process on another machine: running, it has an owner there.
-        return container["State"] != "running"
+        return bool(container["State"] != "running")
     if labels.get(NAMESPACE_LABEL) != namespace:
         return False
     return _is_dead(labels[INSTANCE_LABEL])

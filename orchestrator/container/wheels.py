@@ -83,8 +83,8 @@ def _download(
 
     def follow(line: str) -> None:
         nonlocal done
-        if line.startswith("Collecting "):
-            report(done, total, line.split()[1])
+        if line.startswith(("Collecting ", "Processing ")):
+            report(done, total, line.split()[1].rpartition("/")[2])
             done += 1
 
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as part:

@@ -171,7 +171,7 @@ class _KernelEnd(_End):
         try:
             self._meter.feed(data)
         except Violation as violation:
-            self._splice.cut(str(violation))
+            self._splice.cut(str(violation), violated=True)
             return
         super().data_received(data)
         self._weigh()
@@ -190,13 +190,13 @@ class _KernelEnd(_End):
 class _Splice:
     """One channel: the kernel's connection and the client's."""
 
-    def __init__(self, channel: str, bound: int, on_lost: Callable[[str], None]) -> None:
+    def __init__(self, channel: str, bound: int, on_lost: Callable[[str, bool], None]) -> None:
         self._channel = channel
         self._bound = bound
         self._on_lost = on_lost
         self._servers: dict[type[_End], asyncio.Server] = {}
         self._ends: dict[type[_End], _End] = {}
-        self._lost = False
+        self._closed = False
 
     async def listen(self, endpoint: Endpoint) -> None:
         loop = asyncio.get_running_loop()
@@ -224,12 +224,10 @@ class _Splice:
         if self._ends.get(type(end)) is end:
             self.cut(f"the {self._channel} connection closed")
 
-    def cut(self, reason: str) -> None:
-        if self._lost:
-            return
-        self._lost = True
-        self.close()
-        self._on_lost(reason)
+    def cut(self, reason: str, *, violated: bool = False) -> None:
+        if not self._closed:
+            self.close()
+            self._on_lost(reason, violated)
 
     def consumed(self, size: int) -> None:
         kernel = self._ends.get(_KernelEnd)
@@ -237,7 +235,7 @@ class _Splice:
             kernel.consumed(size)
 
     def close(self) -> None:
-        self._lost = True
+        self._closed = True
         for server in self._servers.values():
             server.close()
         for end in self._ends.values():
@@ -256,11 +254,13 @@ class Guard:
         lost: set once the wire is cut, whoever cut it. The kernel's death always shows here first; whether it died
             only the engine can tell.
         reason: why, in words; "" before.
+        violated: whether the guard cut it, because the kernel broke its bounds.
     """
 
     def __init__(self, message_bound: int) -> None:
         self.lost = asyncio.Event()
         self.reason = ""
+        self.violated = False
         self._callbacks: list[Callable[[], None]] = []
         self._splices = {channel: _Splice(channel, message_bound, self.cut) for channel in CHANNELS}
 
@@ -285,11 +285,12 @@ class Guard:
         """Called by the client's side for every message it has taken: ``size`` bytes no longer wait."""
         self._splices[channel].consumed(size)
 
-    def cut(self, reason: str) -> None:
+    def cut(self, reason: str, violated: bool = False) -> None:
         """Cut the wire, unless it is cut."""
         if self.lost.is_set():
             return
         self.reason = reason
+        self.violated = violated
         self.lost.set()
         for splice in self._splices.values():
             splice.close()
@@ -299,4 +300,4 @@ class Guard:
 
 
 def _open_to_all(path: Path) -> None:
-    os.chmod(path, 0o666)  # the folder above it is closed; dialling a unix socket takes write permission
+    os.chmod(path, 0o666)  # noqa: S103 - the folder above it is closed; dialling a unix socket takes write permission

@@ -184,6 +184,11 @@ class Kernel:
         """Why the wire was cut; "" while it stands."""
         return self._guard.reason
 
+    @property
+    def violated(self) -> bool:
+        """Whether the guard cut the wire, because the kernel broke its bounds."""
+        return self._guard.violated
+
     def died_error(self, reason: str) -> KernelDiedError:
         return KernelDiedError(
             f"kernel {self.kernel_id[:12]} is gone: {self.cut_reason}.",
@@ -274,5 +279,3 @@ def _log_remedy(log: str) -> str:
     if not log.strip():
         return "Run `cellblock doctor`."
     return f"Its last words: {log.strip()[-500:]}"
-
-

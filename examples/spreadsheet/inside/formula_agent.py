@@ -1,6 +1,13 @@
 """The formula agent: how the workbook computes, and where that looks wrong. Each ``# %%`` is a cell of its session."""
 
+# Each import stands in the cell that needs it.
+# ruff: noqa: E402
+
 # %% Read every cell
+import sys
+
+sys.path.insert(0, "")  # the working directory, where the host has put the modules
+
 from spreadsheet.inside import chains, formulas, parsing, reading
 
 book = reading.read_book("book.xlsx")

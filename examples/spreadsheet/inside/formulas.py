@@ -51,7 +51,7 @@ def count(book: Book, formulas: dict[Place, Formula]) -> dict[str, Any]:
     return {
         "formulas": len(formulas),
         "sheets": [{"sheet": sheet, "formulas": by_sheet[sheet]} for sheet in book.sheets[:200]],
-        "functions": [{"function": name, "calls": calls} for name, calls in by_function.most_common(200)],
+        "functions": [{"function": name[:80], "calls": calls} for name, calls in by_function.most_common(200)],
         "unreadable": sum(not formula.readable for formula in formulas.values()),
     }
 

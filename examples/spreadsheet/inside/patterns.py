@@ -13,6 +13,7 @@ from spreadsheet.inside.tables import Column, Table
 FENCE = 3.0
 OUTLIER_RULE = f"more than {FENCE:g} interquartile ranges below the first or above the third quartile"
 FEWEST_NUMBERS = 12  # below, quartiles say little
+UNKNOWN = "uncalculated"  # the kind of a result that was not saved
 KEY_SHARE = 0.95  # a key has this share of distinct values, or it is no key
 
 
@@ -38,9 +39,10 @@ def describe(table: Table) -> dict[str, Any]:
 
 def describe_column(table: Table, column: Column) -> dict[str, Any]:
     kinds = Counter(cell.kind for cell in column.cells if cell is not None)
-    usual = kinds.most_common(1)[0][0] if kinds else "empty"
+    known = Counter({kind: number for kind, number in kinds.items() if kind != UNKNOWN})
+    usual = next((kind for kind, _ in known.most_common(1)), UNKNOWN if kinds else "empty")
     missing = [index for index, cell in enumerate(column.cells) if cell is None]
-    odd = [index for index, cell in enumerate(column.cells) if cell is not None and cell.kind != usual]
+    odd = [index for index, cell in enumerate(column.cells) if cell is not None and cell.kind not in (usual, UNKNOWN)]
     outliers = outlying(column)
     return {
         "name": column.name,

@@ -1,6 +1,13 @@
 """The picture agent: the workbook in five pictures. Each ``# %%`` is a cell of its session."""
 
+# Each import stands in the cell that needs it.
+# ruff: noqa: E402
+
 # %% Read every cell
+import sys
+
+sys.path.insert(0, "")  # the working directory, where the host has put the modules
+
 from spreadsheet.inside import reading, tables
 
 book = reading.read_book("book.xlsx")
@@ -22,7 +29,7 @@ from matplotlib.figure import Figure
 
 from spreadsheet.inside import pictures
 
-saved = []
+saved: list[dict[str, str]] = []
 
 
 def save(figure: Figure, name: str, title: str) -> None:

@@ -29,6 +29,7 @@ COLOURS = {
 MOST_ROWS = 160  # of a map; a taller sheet or table is summed up in as many stripes
 MOST_COLUMNS = 60
 MOST_SHEETS = 12
+MAP = {"aspect": "auto", "interpolation": "nearest"}
 
 
 def label(text: str, longest: int = 28) -> str:
@@ -100,7 +101,7 @@ def draw_map(axes: Axes, book: Book, sheet: str) -> None:
             at = (place.row - 1) // stripe, place.column - 1
             grid[at] = max(grid[at], 1 + order.index(kind_of(cell)))  # an error is last, so it is never hidden
     axes.set_axis_on()
-    axes.imshow(grid, cmap=ListedColormap(["white", *COLOURS.values()]), vmin=0, vmax=len(order), aspect="auto")
+    axes.imshow(grid, cmap=ListedColormap(["white", *COLOURS.values()]), vmin=0, vmax=len(order), **MAP)
     axes.set_title(label(sheet), fontsize=10)
     axes.set_xticks([])
     axes.set_yticks([0, len(grid) - 1], ["1", f"{rows:,}"])
@@ -132,11 +133,15 @@ def histograms(tables: Sequence[Table]) -> Figure:
         axes.set_axis_on()
         axes.hist(values, bins=min(50, max(10, int(len(values) ** 0.5))), color=COLOURS["formula"], log=True)
         median = float(np.median(values))
-        axes.axvline(median, color=COLOURS["error"], linewidth=1.5, label=f"median {median:,.4g}")
+        axes.axvline(median, color=COLOURS["error"], linewidth=1.5, label=f"median {short(median)}")
         axes.legend(fontsize=8, frameon=False)
         axes.set_title(f"{label(column.name)}\n{label(table.sheet)}, {len(values):,} numbers", fontsize=9)
     figure.suptitle("How the numbers spread (counts are logarithmic)" if shown else "No column of numbers")
     return figure
+
+
+def short(number: float) -> str:
+    return f"{number:,.0f}" if 1000 <= abs(number) < 1e9 else f"{number:.3g}"
 
 
 def numbers(column: Column) -> list[float]:
@@ -161,7 +166,7 @@ def draw_gaps(axes: Axes, table: Table) -> None:
     gaps = np.array([[cell is None for cell in column.cells] for column in columns]).T
     stripes = [part.max(axis=0) for part in np.array_split(gaps, min(MOST_ROWS, len(gaps)))]
     axes.set_axis_on()
-    axes.imshow(stripes, cmap=ListedColormap(["#edf2f4", COLOURS["error"]]), vmin=0, vmax=1, aspect="auto")
+    axes.imshow(stripes, cmap=ListedColormap(["#edf2f4", COLOURS["error"]]), vmin=0, vmax=1, **MAP)
     names = [f"{label(column.name, 18)} ({gaps[:, index].sum():,})" for index, column in enumerate(columns)]
     axes.set_xticks(range(len(columns)), names, rotation=60, ha="right", fontsize=7)
     last = len(stripes) - 1

@@ -54,13 +54,16 @@ class Table:
 
 
 def find_tables(book: Book) -> list[Table]:
-    """All tables of the workbook, sheet by sheet, from top to bottom."""
+    """All tables of the workbook, sheet by sheet, from top to bottom and from left to right."""
     by_sheet: dict[str, list[Place]] = defaultdict(list)
     for place, cell in book.cells.items():
         if not is_blank(cell):
             by_sheet[place.sheet].append(place)
-    found = (as_table(book, block) for places in by_sheet.values() for block in blocks(places))
-    return sorted((table for table in found if table), key=lambda t: (book.sheets.index(t.sheet), t.heading_row))
+    found: list[Table] = []
+    for places in by_sheet.values():
+        in_sheet = [table for block in blocks(places) if (table := as_table(book, block))]
+        found += sorted(in_sheet, key=lambda table: (table.heading_row, table.columns[0].number))
+    return found
 
 
 def is_blank(cell: Cell) -> bool:

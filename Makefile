@@ -1,0 +1,69 @@
+# `make demo` and `make test` do all of their own set-up, from a bare Debian machine on; `make` lists every target.
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# Any Python from 3.11 on: make PYTHON=python3.12 …
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.complete
+UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 \
+	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
+
+.PHONY: help demo test check lint bench engine engine-stop image venv lock clean FORCE
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: image ## three agents analyse a workbook, each in its own locked kernel
+	@$(BIN)/python examples/spreadsheet_agents.py
+
+test: image ## the whole test suite, on real containers
+	@$(BIN)/python -m pytest
+
+check: lint ## every check that needs no engine: lint, types, imports, unit and contract tests
+	@$(BIN)/python -m pytest tests/unit tests/contract
+
+lint: $(STAMP) ## lint, format, types and import rules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy --strict
+	@$(BIN)/lint-imports
+
+bench: image ## measure latency beside a plain local kernel
+	@$(BIN)/python -m benchmarks.latency
+
+engine: $(STAMP) ## bring up a Docker engine where none answers (as root, on Debian)
+	@$(BIN)/cellblock engine start
+
+engine-stop: $(STAMP) ## end the engine that `make engine` started
+	@$(BIN)/cellblock engine stop
+
+image: engine ## build the sandbox image, unless it matches its sources
+	@$(BIN)/cellblock image build
+
+venv: $(STAMP) ## the virtual environment, from the lock file
+	@:
+
+# A stamp that is missing tells of an interrupted installation, which is begun anew; an old one, of a changed lock.
+$(STAMP): requirements-dev.txt pyproject.toml $(if $(shell $(BIN)/python --version 2>/dev/null),,FORCE)
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found; name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "make: $(PYTHON) has no ensurepip; as root on Debian:" \
+		"apt-get install python3-venv" >&2; exit 1; }
+	@echo "venv: installing $$(grep -c '^[a-z].*==' requirements-dev.txt) locked packages into $(VENV)"
+	@if [ -e $@ ] && $(BIN)/python --version >/dev/null 2>&1; then rm $@; else $(PYTHON) -m venv --clear $(VENV); fi
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+lock: $(STAMP) ## renew both lock files to the newest versions
+	@$(UV_COMPILE) --python-platform linux --no-emit-package debugpy -o sandbox_image/requirements.txt sandbox_image/requirements.in
+	@$(UV_COMPILE) --universal --group dev -o requirements-dev.txt pyproject.toml
+
+clean: ## remove the virtual environment and every cache; engine and image stay
+	@rm -rf $(VENV) dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+FORCE:

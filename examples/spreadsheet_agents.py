@@ -1,0 +1,184 @@
+"""Three agents analyse one workbook at once, each in a locked kernel of its own.
+
+    python examples/spreadsheet_agents.py BOOK.xlsx
+
+The formula agent reads how the workbook computes, the pattern agent what its tables hold, the picture agent draws it.
+The workbook is opened in the sandboxes alone: on the host it is a file to hand over, and what the agents say about it
+is checked before it is shown. ``spreadsheet/inside/`` is the agents' code, the rest of ``spreadsheet/`` the host's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+import zipfile
+from collections.abc import Sequence
+from contextlib import aclosing
+from pathlib import Path
+
+from rich.console import Console
+from spreadsheet import report
+from spreadsheet.agents import AGENTS, Agent, Outcome, modules
+from spreadsheet.findings import Findings, PictureFindings, UnexpectedFindingsError, checked
+from spreadsheet.progress import Progress
+from spreadsheet.terminal import clean
+
+from orchestrator import AgentKernelManager, CellblockError, KernelResourceLimits, KernelSession
+from orchestrator.outputs import CellFinished, DisplayData, StreamOutput
+
+LIMITS = KernelResourceLimits(max_memory_mb=2048, max_cpu_percent=100, max_execution_time=300)
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+class AgentFailedError(Exception):
+    """A cell of the agent failed, or what it handed out cannot be used."""
+
+
+async def analyse(
+    book: Path, out: Path, console: Console, agents: Sequence[Agent] = AGENTS
+) -> tuple[str, list[Outcome]]:
+    """Let the agents work on the workbook; return the container runtime and what came of each."""
+    async with AgentKernelManager(max_kernels=len(agents), resource_limits=LIMITS) as manager:
+        with Progress(console, agents) as progress:
+            work = [run_agent(manager, agent, book, out, progress) for agent in agents]
+            return manager.runtime, list(await asyncio.gather(*work))
+
+
+async def run_agent(manager: AgentKernelManager, agent: Agent, book: Path, out: Path, progress: Progress) -> Outcome:
+    """One agent from its kernel to its findings. Its failure is its own: the others go on."""
+    outcome = Outcome(agent)
+    started = time.monotonic()
+    try:
+        async with manager.acquire_kernel(agent.name, timeout=120) as (_, session):
+            progress.begin(agent, "hand over the workbook")
+            await manager.put_file(session, book, "book.xlsx")
+            for module, place in modules():
+                await manager.put_file(session, module, place)
+            try:
+                outcome.findings = await run_cells(manager, session, agent, progress)
+            finally:
+                outcome.notebook = out / f"{agent.name}.ipynb"
+                manager.save_session_as_notebook(session, outcome.notebook, title=agent.task)
+            if isinstance(outcome.findings, PictureFindings):
+                outcome.pictures = await fetch_pictures(manager, session, outcome.findings, out)
+    except (CellblockError, AgentFailedError, UnexpectedFindingsError, OSError) as error:
+        outcome.failure = str(error)
+    outcome.seconds = time.monotonic() - started
+    progress.end(agent, failed=bool(outcome.failure))
+    return outcome
+
+
+async def run_cells(manager: AgentKernelManager, session: KernelSession, agent: Agent, progress: Progress) -> Findings:
+    """Run the agent's cells one after the other, and check what the last one displays."""
+    handed_out: object = None
+    for cell in agent.cells():
+        progress.step(agent, cell.title)
+        async with aclosing(manager.stream_code(session, cell.code)) as events:
+            async for event in events:
+                match event:
+                    case StreamOutput(name="stdout", text=text):
+                        progress.say(agent, text)
+                    case DisplayData(data=data) if "application/json" in data:
+                        handed_out = data["application/json"]
+                    case CellFinished(result=result) if result.error is not None:
+                        raise AgentFailedError(f"{cell.title}: {result.error.ename}: {result.error.evalue}")
+    return checked(agent.shape, handed_out)
+
+
+async def fetch_pictures(
+    manager: AgentKernelManager, session: KernelSession, findings: PictureFindings, out: Path
+) -> list[Path]:
+    """Copy the pictures out of the sandbox; what is not a PNG is not kept."""
+    paths = []
+    for picture in findings.pictures:
+        path = out / picture.file
+        await manager.get_file(session, picture.file, path)
+        with path.open("rb") as file:
+            is_png = file.read(len(PNG_SIGNATURE)) == PNG_SIGNATURE
+        if not is_png:
+            path.unlink()
+            raise AgentFailedError(f"{picture.file} is not a PNG picture")
+        paths.append(path)
+    return paths
+
+
+def save_json(path: Path, book: Path, runtime: str, outcomes: list[Outcome]) -> None:
+    agents = {
+        outcome.agent.name: {
+            "status": "error" if outcome.failure else "ok",
+            "failure": outcome.failure,
+            "seconds": round(outcome.seconds, 2),
+            "notebook": str(outcome.notebook) if outcome.notebook else None,
+            "pictures": [str(picture) for picture in outcome.pictures],
+            "findings": outcome.findings.model_dump() if outcome.findings else None,
+        }
+        for outcome in outcomes
+    }
+    path.write_text(json.dumps({"book": str(book), "runtime": runtime, "agents": agents}, indent=2) + "\n")
+
+
+def check_book(path: Path) -> str:
+    """What is wrong with the workbook's path, or "". Looks at the file's table of contents, and not further."""
+    if path.is_dir():
+        return f"{path} is a directory; name a workbook (.xlsx)."
+    if not path.exists():
+        return f"there is no file {path}."
+    if not path.is_file():
+        return f"{path} is not a file."
+    if not zipfile.is_zipfile(path):
+        return f"{path} is not a workbook in the .xlsx format; an .xls or a .csv file must be saved as .xlsx first."
+    return ""
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Three agents analyse a workbook, each in a locked kernel of its own.",
+        epilog="example: python examples/spreadsheet_agents.py budget.xlsx --out /tmp/budget",
+    )
+    parser.add_argument("book", nargs="?", type=Path, metavar="BOOK.xlsx", help="default: one with planted faults")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="for pictures and notebooks; default: out/<book name>")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the findings as JSON")
+    return parser.parse_args()
+
+
+def prepare(book: Path | None, out: Path | None) -> tuple[Path, Path]:
+    """Where the workbook and the output folder are; both exist afterwards."""
+    if book is not None:
+        folder = out or Path("out") / book.stem
+        folder.mkdir(parents=True, exist_ok=True)
+        return book, folder
+    from spreadsheet import make_workbook  # needs openpyxl, which nobody needs for a workbook of their own
+
+    folder = out or Path("out") / "planted_faults"
+    folder.mkdir(parents=True, exist_ok=True)
+    return make_workbook.write(folder / "planted_faults.xlsx"), folder
+
+
+def main() -> int:
+    """Run the example; the exit status is 0 when every agent succeeded, 1 when one failed, 2 for a user's mistake."""
+    options = arguments()
+    if options.book is not None and (fault := check_book(options.book)):
+        print(clean(f"error: {fault}", 400), file=sys.stderr)
+        return 2
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    try:
+        book, out = prepare(options.book, options.out)
+        runtime, outcomes = asyncio.run(analyse(book, out, console))
+        report.show(console, outcomes)
+        console.print(f"\nRuntime: {runtime}. Pictures and notebooks are in {out}/", markup=False)
+        if options.json is not None:
+            save_json(options.json, book, runtime, outcomes)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (CellblockError, OSError) as error:
+        print(clean(f"error: {error}", 1000), file=sys.stderr)
+        return 1
+    return 1 if any(outcome.failure for outcome in outcomes) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""The `cellblock` command: one module per subcommand, joined here."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from orchestrator.cli import daemon, doctor, image, run
+from orchestrator.cli.render import complain
+from orchestrator.errors import CellblockError
+
+app = typer.Typer(
+    name="cellblock",
+    help="Run code you do not trust: a Jupyter kernel in a locked container.\n\nExample: cellblock run analysis.py "
+    "--file data.csv",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command(name="run")(run.run)
+app.command(name="doctor")(doctor.doctor)
+app.add_typer(image.app, name="image")
+app.add_typer(daemon.app, name="engine")
+
+
+def main() -> None:
+    """Run the command line. Exit status: 0 done, 1 it failed, 2 wrong usage, 130 interrupted."""
+    try:
+        app()
+    except CellblockError as error:
+        complain(error)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""`cellblock doctor`: what this host can promise, and the mend for each thing that is missing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from orchestrator.cli.render import console, plain, run_async
+from orchestrator.container.engine import Engine, gvisor_fault
+from orchestrator.container.imagebuild import image_name
+from orchestrator.errors import CellblockError, ImageMissingError
+from orchestrator.limits import MEGABYTE
+from orchestrator.manager import AgentKernelManager
+from orchestrator.policy import Policy
+from orchestrator.settings import Settings
+
+Verdict = Literal["good", "weak", "broken"]
+_MARKS = {"good": "[green]good[/]", "weak": "[yellow]weak[/]", "broken": "[bold red]broken[/]"}
+_PROMISES = {
+    "runsc": "runsc (gVisor): no escape, leak, exfiltration or lateral reach that we know of.",
+    "runc": "runc: the same checks pass, but a bug in this host's kernel or in runc is within an attacker's reach.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report. A "broken" one keeps kernels from running; a "weak" one weakens the promise."""
+
+    subject: str
+    verdict: Verdict
+    found: str
+    mend: str = ""
+
+
+def doctor() -> None:
+    """Check the engine, the runtimes, the image and this host, and run one kernel under each runtime.
+
+    Exit status: 0 when kernels can run, 1 when they cannot.
+
+    Example: cellblock doctor
+    """
+    settings = Settings.load()
+    usable: list[str] = []
+    with console.status("looking at this host, and starting a kernel under each runtime"):
+        findings = run_async(_examine(settings, usable))
+    _report(findings, usable, settings)
+    raise typer.Exit(0 if usable else 1)
+
+
+async def _examine(settings: Settings, usable: list[str]) -> list[Finding]:
+    findings = list(_host(settings))
+    try:
+        engine = await Engine.connect(settings.engine_timeout)
+    except CellblockError as error:
+        return [*findings, Finding("engine", "broken", error.message, error.remedy)]
+    try:
+        info: dict[str, Any] = await engine.retry(engine.client.info)
+        findings += _engine(info)
+        findings.append(await _image(engine, settings))
+    finally:
+        engine.close()
+    if all(finding.verdict != "broken" for finding in findings):
+        for runtime in _candidates(info["Runtimes"]):
+            findings.append(await _trial(runtime, settings, usable))
+    return findings
+
+
+def _host(settings: Settings) -> Iterator[Finding]:
+    unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+    yield Finding("cgroups", "good", "version 2" if unified else "version 1")
+    memory = psutil.virtual_memory().total // MEGABYTE
+    each = Policy.load(settings.policy).limits.memory_mb
+    yield Finding("memory", "good", f"{memory} MiB: room for {max(0, memory // each)} kernels of {each} MiB")
+
+
+def _engine(info: dict[str, Any]) -> Iterator[Finding]:
+    yield Finding("engine", "good", f"Docker {info.get('ServerVersion')} on {info.get('OperatingSystem')}")
+    runtimes = info["Runtimes"]
+    fault = gvisor_fault(runtimes)
+    if fault:
+        mend = (
+            "Install the package `runsc`, and register it in /etc/docker/daemon.json as a runtime with "
+            '"runtimeArgs": ["--host-uds=open", "--network=none"]; then restart Docker or send dockerd a SIGHUP.'
+        )
+        yield Finding("gVisor", "weak", fault, mend)
+    else:
+        yield Finding("gVisor", "good", "registered")
+    yield Finding("runtimes", "good", ", ".join(sorted(runtimes)))
+
+
+async def _image(engine: Engine, settings: Settings) -> Finding:
+    name = await asyncio.to_thread(image_name, settings)
+    try:
+        image = await engine.resolve_image(name)
+    except ImageMissingError as error:
+        return Finding("image", "broken", error.message, error.remedy)
+    details = await engine.retry(engine.client.api.inspect_image, image)
+    return Finding("image", "good", f"{name}, {details['Size'] // 10**6} MB")
+
+
+def _candidates(runtimes: dict[str, Any]) -> list[str]:
+    gvisor = [] if gvisor_fault(runtimes) else ["runsc"]
+    return gvisor + [name for name in ("runc",) if name in runtimes]
+
+
+async def _trial(runtime: str, settings: Settings, usable: list[str]) -> Finding:
+    subject = f"a kernel under {runtime}"
+    chosen = settings.model_copy(update={"runtime": runtime, "warm_kernels": 0})
+    try:
+        manager = AgentKernelManager(max_kernels=1, settings=chosen)
+        async with manager, manager.acquire_kernel("doctor", timeout=settings.start_timeout) as (_kernel, session):
+            result = await manager.execute_code(session, "6 * 7")
+    except CellblockError as error:
+        return Finding(subject, "weak", error.message, error.remedy)
+    if result["result"] != "42":
+        return Finding(subject, "weak", f"6 * 7 gave {result['result']!r}")
+    usable.append(runtime)
+    return Finding(subject, "good", f"6 * 7 = 42, in {1000 * result['duration_s']:.0f} ms")
+
+
+def _report(findings: list[Finding], usable: list[str], settings: Settings) -> None:
+    table = Table("what", "state", "found", "mend", title="cellblock doctor", title_justify="left")
+    for finding in findings:
+        found, mend = escape(plain(finding.found)), escape(plain(finding.mend))
+        table.add_row(finding.subject, _MARKS[finding.verdict], found, mend)
+    console.print(table)
+    if not usable:
+        console.print("[bold red]Kernels cannot run on this host[/] until what is broken above is mended.")
+        return
+    wanted = settings.runtime or Policy.load(settings.policy).runtime
+    chosen = usable[0] if wanted == "auto" else wanted
+    console.print(f"New kernels run under [bold]{escape(chosen)}[/]. What this host promises:")
+    console.print(f"  {_PROMISES.get(chosen, 'nothing that we have checked.')}")

@@ -1,0 +1,98 @@
+"""``cellblock image``: build the sandbox image, and say whether the engine has the one that matches its sources."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from orchestrator.container import engine, imagebuild
+from orchestrator.container.imagebuild import BuildStep
+from orchestrator.settings import Settings
+
+app = typer.Typer(name="image", help="The image that every sandbox runs.", no_args_is_help=True)
+
+Force = Annotated[bool, typer.Option("--force", help="Build it, and its base, even if it is there.")]
+
+
+class BuildDisplay:
+    """Shows a build: a bar for each part on a terminal, one line for each step elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._parts: dict[str, TaskID] = {}
+        self._said = ""
+        self._bars = Progress(
+            TextColumn("{task.description:<10}"),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[detail]}", markup=False),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> BuildDisplay:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def __call__(self, step: BuildStep) -> None:
+        """Called by ``imagebuild.build``, with each step."""
+        if self._console.is_terminal:
+            self._draw(step)
+        else:
+            self._say(step)
+
+    def _draw(self, step: BuildStep) -> None:
+        total = step.total or None
+        for name, task in self._parts.items():
+            if name != step.name and not self._bars.tasks[task].finished:
+                self._bars.update(task, total=1, completed=1, detail="done")
+        if step.name not in self._parts:
+            self._parts[step.name] = self._bars.add_task(step.name, total=total, detail=step.detail)
+        self._bars.update(self._parts[step.name], total=total, completed=step.done, detail=step.detail)
+
+    def _say(self, step: BuildStep) -> None:
+        count = f" {step.done}/{step.total}" if step.total else ""
+        line = f"image: {step.name}{count}: {step.detail}"
+        if line != self._said:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._said = line
+
+
+@app.command(epilog="Example: cellblock image build")
+def build(force: Force = False) -> None:
+    """Build the sandbox image, unless the engine has the one that matches its sources."""
+    settings = Settings.load()
+    client = engine.connect(settings.engine_timeout)
+    try:
+        with BuildDisplay(Console(stderr=True)) as display:
+            image = imagebuild.build(client, settings, display, force)
+    finally:
+        client.close()
+    _show(image, "built" if image.built else "is there")
+
+
+@app.command(epilog="Example: cellblock image show")
+def show() -> None:
+    """Say which image kernels would start from; the exit status is 1 when it is missing or out of date."""
+    settings = Settings.load()
+    client = engine.connect(settings.engine_timeout)
+    try:
+        image = imagebuild.find(client, imagebuild.image_name(settings))
+        current = imagebuild.find_current(client, settings)
+    finally:
+        client.close()
+    if image is None:
+        raise engine.image_missing(imagebuild.image_name(settings))
+    _show(image, "matches its sources" if current else "does not match its sources: run `cellblock image build`")
+    if current is None:
+        raise typer.Exit(1)
+
+
+def _show(image: imagebuild.BuiltImage, state: str) -> None:
+    typer.echo(f"image: {image.name} {state}; {image.size / 1e6:.0f} MB, {image.image_id.removeprefix('sha256:')[:12]}")

@@ -1,0 +1,46 @@
+"""What the commands share: consoles, one way to complain, and one way to run async work under Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from orchestrator.errors import CellblockError, KernelStartError
+
+T = TypeVar("T")
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+INTERRUPTED = 130
+# All control characters but tab and line feed: a sandbox could move the cursor, rename the window or fake a prompt.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def complain(error: CellblockError) -> None:
+    """Print what went wrong and what to do about it, on stderr."""
+    errors.print(f"[bold red]cellblock:[/] {escape(plain(error.message))}")
+    if error.remedy:
+        errors.print(f"  {escape(plain(error.remedy))}")
+    if isinstance(error, KernelStartError) and error.log.strip():
+        errors.print(escape(plain(error.log.strip())), style="dim")
+
+
+def plain(text: str) -> str:
+    """Return hostile text as a terminal may show it: no control characters, carriage returns as line feeds."""
+    return _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def run_async(work: Coroutine[Any, Any, T]) -> T:
+    """Run async work; Ctrl-C ends it in order, and the command with status 130."""
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:
+        errors.print("interrupted; nothing is left behind", style="yellow")
+        raise typer.Exit(INTERRUPTED) from None

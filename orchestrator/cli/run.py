@@ -1,0 +1,162 @@
+"""`cellblock run`: one script, in a sandbox of its own."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import typer
+
+from orchestrator.cli.render import errors, plain, run_async
+from orchestrator.errors import CellblockError, InvalidCodeError, InvalidInputError, KernelTimeoutError
+from orchestrator.limits import KernelResourceLimits
+from orchestrator.manager import AgentKernelManager
+from orchestrator.outputs import CellFinished, DisplayData, ErrorOutput, Event, ExecutionResult, StreamOutput
+from orchestrator.policy import Policy
+from orchestrator.settings import Settings
+
+_AGENT = "cellblock-run"
+
+
+def run(
+    script: Annotated[Path, typer.Argument(metavar="FILE.py", help="The script to run.")],
+    arguments: Annotated[list[str] | None, typer.Argument(help="Its arguments, as in sys.argv[1:].")] = None,
+    file: Annotated[
+        list[Path] | None, typer.Option("--file", help="A file to put beside the script; may be given often.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A folder for the pictures (PNG) that the script shows.")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds that the script may take; default: as the policy says.")
+    ] = None,
+) -> None:
+    """Run a Python script in a locked container: no network, read-only root, its own limits.
+
+    Its output appears as it comes. Exit status: 0 when the script ended well, its own for sys.exit(n), 1 when it
+    failed, 124 when it ran past its time.
+
+    Example: cellblock run analysis.py --file sales.xlsx --out pictures
+    """
+    limits = None if timeout is None else _limits(timeout)
+    raise typer.Exit(run_async(_run(script, arguments or [], file or [], out, limits)))
+
+
+async def _run(
+    script: Path, arguments: list[str], files: list[Path], out: Path | None, limits: KernelResourceLimits | None
+) -> int:
+    inputs = _inputs([script, *files])
+    manager = AgentKernelManager(max_kernels=1, resource_limits=limits)
+    async with manager, manager.acquire_kernel(_AGENT) as (_kernel, session):
+        for path in inputs:
+            await manager.put_file(session, path, path.name)
+        printer = _Printer(out)
+        try:
+            async with contextlib.aclosing(manager.stream_code(session, _launch(script.name, arguments))) as events:
+                async for event in events:
+                    printer.show(event)
+        except KernelTimeoutError as error:
+            errors.print(f"cellblock: {error}", style="red")
+            return 124
+        return printer.status
+
+
+def _limits(timeout: float) -> KernelResourceLimits:
+    try:
+        return replace(Policy.load(Settings.load().policy).resource_limits(), max_execution_time=timeout)
+    except CellblockError:
+        raise
+    except ValueError as error:
+        raise InvalidInputError(f"--timeout: {error}.") from error
+
+
+def _inputs(paths: list[Path]) -> list[Path]:
+    """Check the files, before anything is started.
+
+    Raises:
+        InvalidInputError: one cannot be read, or two have the same name.
+    """
+    names: dict[str, Path] = {}
+    for path in paths:
+        if not path.is_file():
+            kind = "is a directory" if path.is_dir() else "does not exist"
+            raise InvalidInputError(f"{path} {kind}.")
+        if path.name in names and names[path.name] != path:
+            raise InvalidInputError(f"{names[path.name]} and {path} would both be {path.name} in the sandbox.")
+        names[path.name] = path
+    try:
+        paths[0].read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidCodeError(f"{paths[0]} is no Python script: {error}.") from error
+    return list(names.values())
+
+
+def _launch(name: str, arguments: list[str]) -> str:
+    argv = json.dumps([name, *arguments])
+    return f"import runpy, sys\nsys.argv = {argv}\n_ = runpy.run_path(sys.argv[0], run_name='__main__')"
+
+
+class _Printer:
+    """Shows events on this terminal, and keeps the exit status."""
+
+    def __init__(self, out: Path | None) -> None:
+        self._out = out
+        self._pictures = 0
+        self.status = 0
+
+    def show(self, event: Event) -> None:
+        match event:
+            case StreamOutput():
+                _write(sys.stdout if event.name == "stdout" else sys.stderr, event.text)
+            case DisplayData():
+                self._display(event)
+            case CellFinished():
+                self._finish(event.result)
+
+    def _display(self, event: DisplayData) -> None:
+        picture = event.data.get("image/png")
+        if self._out is not None and isinstance(picture, str):
+            try:
+                content = base64.b64decode(picture, validate=False)
+            except binascii.Error:
+                return
+            self._pictures += 1
+            self._out.mkdir(parents=True, exist_ok=True)
+            path = self._out / f"picture-{self._pictures}.png"
+            path.write_bytes(content)
+            errors.print(f"saved {path}", style="dim")
+            return
+        _write(sys.stdout, str(event.data.get("text/plain", "")) + "\n")
+
+    def _finish(self, result: ExecutionResult) -> None:
+        if result.truncated is not None:
+            errors.print(
+                f"cellblock: {result.truncated.dropped_bytes} bytes of output were dropped, past the limit of "
+                f"{result.truncated.limit_bytes}.",
+                style="yellow",
+            )
+        if result.error is None:
+            return
+        self.status = _exit_status(result.error)
+        if result.error.ename != "SystemExit":
+            said = result.error.traceback_text or f"{result.error.ename}: {result.error.evalue}"
+            _write(sys.stderr, said.rstrip("\n") + "\n")
+
+
+def _exit_status(error: ErrorOutput) -> int:
+    if error.ename == "SystemExit":
+        if error.evalue in ("", "None"):
+            return 0
+        return int(error.evalue) & 0xFF if error.evalue.isdecimal() and len(error.evalue) < 6 else 1
+    return 1
+
+
+def _write(stream: TextIO, text: str) -> None:
+    stream.write(plain(text) if stream.isatty() else text)
+    stream.flush()

@@ -1,0 +1,59 @@
+"""Fixtures of all tests: the engine's runtimes, and managers on them. Everything here is real."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator import AgentKernelManager, KernelResourceLimits, Settings
+from orchestrator.container.engine import connect, gvisor_fault
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED = REPOSITORY.parent / "shared"
+
+ManagerMaker = Callable[..., AgentKernelManager]
+
+
+def engine_runtimes() -> list[str]:
+    """Return the runtimes that kernels can run under here; none without an engine, and then tests fail, not skip."""
+    client = connect(30)
+    try:
+        runtimes = client.info()["Runtimes"]
+    finally:
+        client.close()
+    return ["runc"] if gvisor_fault(runtimes) else ["runc", "runsc"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run every test that takes ``runtime`` once under each runtime of the engine."""
+    if "runtime" in metafunc.fixturenames:
+        metafunc.parametrize("runtime", engine_runtimes(), scope="module")
+
+
+def make_manager(
+    runtime: str,
+    *,
+    max_kernels: int = 2,
+    warm: int = 0,
+    limits: KernelResourceLimits | None = None,
+    **settings: object,
+) -> AgentKernelManager:
+    """Make a manager on one runtime; ``settings`` are those of the host."""
+    chosen = Settings.load().model_copy(update={"runtime": runtime, "warm_kernels": warm, **settings})
+    return AgentKernelManager(max_kernels=max_kernels, resource_limits=limits, settings=chosen)
+
+
+@pytest.fixture
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Return the folder of real workbooks; it is handed over beside the repository, and is no part of it."""
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not here: the tests on real workbooks need it")
+    return folder

@@ -1,0 +1,106 @@
+"""What the sandbox image is made from, and how a change of it is noticed."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from orchestrator.container import baseimage, imagebuild, wheels
+from orchestrator.errors import ImageBuildError
+from orchestrator.settings import Settings, data_folder
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    (tmp_path / "Dockerfile").write_text("FROM scratch\n")
+    (tmp_path / "kernel.py").write_text("print(1)\n")
+    return tmp_path
+
+
+def test_digest_stays_while_nothing_changes(sources: Path) -> None:
+    """The digest depends on names and contents, not on times or on the order of a directory."""
+    before = imagebuild.digest(sources)
+    (sources / "kernel.py").touch()
+    assert imagebuild.digest(sources) == before
+
+
+@pytest.mark.parametrize("change", ["content", "new file", "name", "base"])
+def test_digest_changes_with_every_input(sources: Path, change: str) -> None:
+    """A changed, added or renamed input, and another base, each make another image."""
+    before = imagebuild.digest(sources)
+    base = ""
+    match change:
+        case "content":
+            (sources / "kernel.py").write_text("print(2)\n")
+        case "new file":
+            (sources / "packages.txt").write_text("")
+        case "name":
+            (sources / "kernel.py").rename(sources / "launcher.py")
+        case "base":
+            base = "python:3.11"
+    assert imagebuild.digest(sources, base) != before
+
+
+def test_digest_cannot_be_shifted_between_files(tmp_path: Path) -> None:
+    """Moving text from the end of one file to the start of the next is a change."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder, first, second in ((one, "ab", "c"), (two, "a", "bc")):
+        folder.mkdir()
+        (folder / "a").write_text(first)
+        (folder / "b").write_text(second)
+    assert imagebuild.digest(one) != imagebuild.digest(two)
+
+
+@pytest.mark.parametrize("leftover", ["__pycache__/kernel.cpython-311.pyc", ".kernel.py.swp", "kernel.py~"])
+def test_leftovers_of_tools_are_no_inputs(sources: Path, leftover: str) -> None:
+    """What editors and interpreters leave behind does not make another image."""
+    before = imagebuild.digest(sources)
+    (sources / leftover).parent.mkdir(exist_ok=True)
+    (sources / leftover).write_text("x")
+    assert imagebuild.digest(sources) == before
+
+
+def test_image_name_is_the_operators_or_the_digest() -> None:
+    """CELLBLOCK_IMAGE wins; else the tag says what the image was made from."""
+    assert imagebuild.image_name(Settings(image="team/sandbox:7")) == "team/sandbox:7"
+    digest = imagebuild.digest(data_folder("sandbox_image"))
+    assert imagebuild.image_name(Settings(image="", base_image="")) == f"cellblock-sandbox:{digest[:12]}"
+
+
+def test_lock_file_pins_every_package_with_hashes_and_names_no_index() -> None:
+    """The image's requirements are exact, verifiable, and free of addresses and of local paths."""
+    lock = (data_folder("sandbox_image") / "requirements.txt").read_text()
+    lines = [line for line in lock.splitlines() if not line.startswith("#")]
+    pins = [line for line in lines if not line.startswith(" ")]
+    assert pins
+    assert all("==" in pin and pin.endswith("\\") for pin in pins)
+    assert all(line.strip().startswith("--hash=sha256:") for line in lines if line.startswith(" "))
+    assert "://" not in lock
+    assert "debugpy==" not in lock
+
+
+def test_wheel_cache_is_complete_only_with_every_pinned_wheel(tmp_path: Path) -> None:
+    """A missing wheel, and one that is not what was pinned, are both noticed."""
+    wheel = tmp_path / "one-1.0-py3-none-any.whl"
+    wheel.write_bytes(b"wheel")
+    lock = f"one==1.0 \\\n    --hash=sha256:{hashlib.sha256(b'wheel').hexdigest()}\n"
+    assert wheels.complete(tmp_path, lock)
+    assert not wheels.complete(tmp_path, lock + "two==1.0 \\\n    --hash=sha256:00\n")
+    wheel.write_bytes(b"other")
+    assert not wheels.complete(tmp_path, lock)
+
+
+def test_wheels_are_chosen_for_the_engines_architecture() -> None:
+    """An engine on ARM gets ARM's wheels; one that no wheels are pinned for gets a clear error."""
+    assert wheels.platforms("arm64")[0].endswith("_aarch64")
+    with pytest.raises(ImageBuildError, match="riscv64"):
+        wheels.platforms("riscv64")
+
+
+def test_package_list_is_read_without_its_comments(tmp_path: Path) -> None:
+    """The list of Debian packages may say why each is there."""
+    listing = tmp_path / "packages.txt"
+    listing.write_text("# base\nbash\n\ntar  # for archives\n")
+    assert baseimage.package_names(listing) == ["bash", "tar"]

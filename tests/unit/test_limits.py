@@ -1,0 +1,43 @@
+"""Limits, budgets and deadlines."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from orchestrator.limits import Deadline, KernelResourceLimits, OutputBudget
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"max_cpu_percent": -1}, "CPU percent must be positive"),
+        ({"max_cpu_percent": 0}, "CPU percent must be positive"),
+        ({"max_cpu_percent": math.nan}, "CPU percent must be positive"),
+        ({"max_cpu_percent": 100.1}, "CPU percent cannot exceed 100"),
+        ({"max_memory_mb": -1}, "Memory limit must be positive"),
+        ({"max_execution_time": 0}, "Execution time must be positive"),
+        ({"max_output_size_mb": -0.1}, "Output size must be positive"),
+        ({"idle_timeout_seconds": math.nan}, "Idle timeout must be positive"),
+    ],
+)
+def test_limits_out_of_range_are_refused(limits: dict[str, float], message: str) -> None:
+    """Each limit names itself in its error."""
+    with pytest.raises(ValueError, match=message):
+        KernelResourceLimits(**limits)  # type: ignore[arg-type]
+
+
+def test_a_budget_counts_what_it_drops() -> None:
+    """What does not fit is dropped whole, and the sum of both is what came."""
+    budget = OutputBudget(100)
+    assert budget.take(60)
+    assert not budget.take(50)
+    assert budget.take(40)
+    assert (budget.used, budget.dropped) == (100, 50)
+
+
+def test_a_deadline_passes() -> None:
+    """Nothing remains of a deadline of no seconds, and something of a long one."""
+    assert Deadline(0).passed()
+    assert 0 < Deadline(100).remaining() <= 100
