@@ -31,6 +31,7 @@ from orchestrator.outputs import CellFinished, DisplayData, StreamOutput
 
 LIMITS = KernelResourceLimits(max_memory_mb=2048, max_cpu_percent=100, max_execution_time=300)
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+LARGEST_PICTURE = 20 * 1024 * 1024  # bytes
 
 
 class AgentFailedError(Exception):
@@ -95,7 +96,7 @@ async def fetch_pictures(
     paths = []
     for picture in findings.pictures:
         path = out / picture.file
-        await manager.get_file(session, picture.file, path)
+        await manager.get_file(session, picture.file, path, limit=LARGEST_PICTURE)
         with path.open("rb") as file:
             is_png = file.read(len(PNG_SIGNATURE)) == PNG_SIGNATURE
         if not is_png:
@@ -118,6 +119,13 @@ def save_json(path: Path, book: Path, runtime: str, outcomes: list[Outcome]) -> 
         for outcome in outcomes
     }
     path.write_text(json.dumps({"book": str(book), "runtime": runtime, "agents": agents}, indent=2) + "\n")
+
+
+def mistake(options: argparse.Namespace) -> str:
+    """What the user got wrong, or ""."""
+    if options.json is not None and not options.json.absolute().parent.is_dir():
+        return f"there is no directory for {options.json}."
+    return check_book(options.book) if options.book is not None else ""
 
 
 def check_book(path: Path) -> str:
@@ -160,7 +168,7 @@ def prepare(book: Path | None, out: Path | None) -> tuple[Path, Path]:
 def main() -> int:
     """Run the example; the exit status is 0 when every agent succeeded, 1 when one failed, 2 for a user's mistake."""
     options = arguments()
-    if options.book is not None and (fault := check_book(options.book)):
+    if fault := mistake(options):
         print(clean(f"error: {fault}", 400), file=sys.stderr)
         return 2
     console = Console(width=None if sys.stdout.isatty() else 120)

@@ -168,13 +168,11 @@ class Cell:
                 reason="engine_lost",
                 remedy=error.remedy,
             ) from error
-        cut = self._kernel.cut_reason
-        outcome: Outcome = "oom" if end.reason == "oom" else "kernel_died"
-        if end.exit_code is None:
-            outcome = "output_limit" if self._kernel.violated else "kernel_died"
-            said = f"the kernel was ended: {cut}"
-        else:
-            said = f"the kernel {end.describe()}"
+        outcome: Outcome = end.reason
+        if self._kernel.violated:
+            outcome = "output_limit"
+        seen = end.exit_code is not None
+        said = f"the kernel {end.describe()}" if seen else f"the kernel was ended: {self._kernel.cut_reason}"
         names = {"oom": "KernelOutOfMemory", "output_limit": "KernelOutputLimit"}
         return self._make_result(outcome, ErrorOutput(names.get(outcome, "KernelDied"), said), "dead")
 

@@ -11,12 +11,14 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
+from weakref import WeakValueDictionary
 
 import zmq
 
 from orchestrator.container.engine import FAILURES, Engine
 from orchestrator.container.imagebuild import image_name
 from orchestrator.container.lease import Lease, host_identity, instance_lease
+from orchestrator.container.oomwatch import OomWatch
 from orchestrator.container.reaper import sweep_instance, sweep_orphans
 from orchestrator.errors import (
     EngineError,
@@ -40,6 +42,8 @@ class Instance:
         self._config = config
         self._lease = lease
         self._may_fall_back = may_fall_back
+        self._kernels: WeakValueDictionary[str, Kernel] = WeakValueDictionary()
+        self._oom_watch = OomWatch(config.engine, config.instance, self._on_oom)
         atexit.register(self._last_act)
 
     @classmethod
@@ -99,6 +103,11 @@ class Instance:
         Raises:
             KernelStartError, EngineError: see ``Kernel.start``.
         """
+        kernel = await self._start_or_fall_back()
+        self._kernels[kernel.container.name] = kernel
+        return kernel
+
+    async def _start_or_fall_back(self) -> Kernel:
         config = self._config
         try:
             kernel = await Kernel.start(config)
@@ -113,6 +122,11 @@ class Instance:
         if config.runtime == self._config.runtime:
             self._may_fall_back = False
         return kernel
+
+    def _on_oom(self, container: str) -> None:
+        kernel = self._kernels.get(container)
+        if kernel is not None:
+            kernel.ran_out_of_memory()
 
     async def close(self) -> None:
         """Remove whatever is left of this instance, and let go of the engine.
@@ -134,6 +148,7 @@ class Instance:
         self._let_go()
 
     def _let_go(self) -> None:
+        self._oom_watch.close()
         shutil.rmtree(self._config.folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             self._config.folder.parent.rmdir()  # only when no other instance has a folder there

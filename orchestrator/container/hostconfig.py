@@ -92,6 +92,8 @@ def _host_config(spec: ContainerSpec, policy: Policy, limits: KernelResourceLimi
             WORKDIR: f"rw,nosuid,nodev,size={policy.tmpfs.work_mb}m,{owner}",
             # runsc adds an unsized writable /tmp unless one is given
             "/tmp": f"rw,nosuid,nodev,size={policy.tmpfs.tmp_mb}m,{owner}",  # noqa: S108
+            # in place of the writable queue file system that the engine mounts there
+            "/dev/mqueue": "ro,nosuid,nodev,noexec,size=4k,mode=0555",
         },
         "Mounts": [
             {"Type": "bind", "Source": str(spec.wire), "Target": KERNEL_MOUNT, "ReadOnly": True},
@@ -100,6 +102,7 @@ def _host_config(spec: ContainerSpec, policy: Policy, limits: KernelResourceLimi
             {"Name": "nofile", "Soft": policy.limits.open_files, "Hard": policy.limits.open_files},
             {"Name": "nproc", "Soft": nproc, "Hard": nproc},
             {"Name": "core", "Soft": 0, "Hard": 0},
+            {"Name": "msgqueue", "Soft": 0, "Hard": 0},
         ],
         # Holds what the launcher says before it points its descriptors at /dev/null, for the error of a failed start.
         "LogConfig": {"Type": "json-file", "Config": {"max-size": "64k", "max-file": "1"}},

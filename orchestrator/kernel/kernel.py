@@ -7,7 +7,7 @@ import contextlib
 import re
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -77,6 +77,7 @@ class Kernel:
         self._client: KernelClient | None = None
         self._exit: asyncio.Task[Exit] | None = None
         self._stopped = False
+        self._oom = False
 
     @classmethod
     async def start(cls, config: KernelConfig) -> Self:
@@ -168,6 +169,16 @@ class Kernel:
         """Ask the kernel to raise KeyboardInterrupt in the running cell and its child processes. Does not wait."""
         with contextlib.suppress(KernelDiedError):
             self.send("control", "interrupt_request", {}, lambda _message: None)
+
+    def ran_out_of_memory(self) -> None:
+        """Called when the engine saw an out-of-memory kill in this container.
+
+        Under runc the kernel's own process may live on, when one of its children was killed. Any other runtime may be
+        stuck now, and no cell in it would end: there it is the end of the kernel.
+        """
+        self._oom = True
+        if self.runtime != "runc":
+            self._guard.cut("it ran out of memory")
 
     async def exit(self) -> Exit:
         """Say how the kernel ended, once its wire is cut. Whatever still runs of it is killed then.
@@ -262,11 +273,16 @@ class Kernel:
     async def _find_exit(self) -> Exit:
         if self._stopped:
             return Exit("kernel_died", None)
-        exit_state = await self.container.exit()
-        if exit_state is None:  # the process lives, but its wire is cut: it broke the protocol, or hung up
-            await self.container.remove()
-            return Exit("kernel_died", None)
-        return exit_state
+        if not self._cut_by_host():
+            exit_state = await self.container.exit()
+            if exit_state is not None:
+                return replace(exit_state, reason="oom") if self._oom and self.runtime != "runc" else exit_state
+        # It lives, but its wire is cut: it ran out of memory, broke the protocol, or hung up.
+        await self.container.remove()
+        return Exit("oom" if self._oom else "kernel_died", None)
+
+    def _cut_by_host(self) -> bool:
+        return self._guard.violated or (self._oom and self.runtime != "runc")
 
     async def _log(self) -> str:
         try:

@@ -131,12 +131,15 @@ def histograms(tables: Sequence[Table]) -> Figure:
         axes.set_axis_off()
     for axes, (values, table, column) in zip(panels, shown, strict=False):
         axes.set_axis_on()
-        axes.hist(values, bins=min(50, max(10, int(len(values) ** 0.5))), color=COLOURS["formula"], log=True)
+        axes.hist(values, bins=min(50, max(10, int(len(values) ** 0.5))), color=COLOURS["formula"])
+        if len(values) >= 100:  # so that a lone outlier is seen beside a thousand others
+            axes.set_yscale("log", nonpositive="clip")
+            axes.set_ylim(bottom=0.5)
         median = float(np.median(values))
         axes.axvline(median, color=COLOURS["error"], linewidth=1.5, label=f"median {short(median)}")
-        axes.legend(fontsize=8, frameon=False)
+        axes.legend(fontsize=8, framealpha=0.9)
         axes.set_title(f"{label(column.name)}\n{label(table.sheet)}, {len(values):,} numbers", fontsize=9)
-    figure.suptitle("How the numbers spread (counts are logarithmic)" if shown else "No column of numbers")
+    figure.suptitle("How the numbers spread (logarithmic from 100 numbers on)" if shown else "No column of numbers")
     return figure
 
 

@@ -1,0 +1,61 @@
+"""Hears of out-of-memory kills as the engine does.
+
+A kill does not always end the container: under runsc it hits the process that stands for the cell's address space, and
+the sandbox stays, stuck for good (measured: runsc 2024-07, 256 MiB, oom_kill 1, the cell at 0 % CPU until its deadline).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from orchestrator.container.engine import FAILURES, Engine
+from orchestrator.container.hostconfig import INSTANCE_LABEL
+
+_log = logging.getLogger(__name__)
+_PAUSE = 1.0  # seconds before a broken stream is opened again
+
+
+class OomWatch:
+    """Calls ``on_oom`` on the event loop with the name of each container of one instance that had a kill."""
+
+    def __init__(self, engine: Engine, instance: str, on_oom: Callable[[str], None]) -> None:
+        self._api: Any = engine.client.api
+        self._filters = {"label": [f"{INSTANCE_LABEL}={instance}"], "event": ["oom"]}
+        self._on_oom = on_oom
+        self._loop = asyncio.get_running_loop()
+        self._closed = threading.Event()
+        self._stream: Any = None
+        # A daemon: it waits in a read that ends with the engine's next word, or with ``close``.
+        self._thread = threading.Thread(target=self._listen, name="cellblock-oom", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening. Returns at once; the thread ends by itself."""
+        self._closed.set()
+        with contextlib.suppress(*FAILURES, OSError):
+            if self._stream is not None:
+                self._stream.close()
+
+    def _listen(self) -> None:
+        since = time.time()
+        while not self._closed.is_set():
+            try:
+                self._stream = self._api.events(since=f"{since:.6f}", filters=self._filters, decode=True)
+                since = time.time()
+                for event in self._stream:
+                    self._tell(event)
+            except (*FAILURES, OSError, ValueError) as error:  # ValueError: the stream was closed under the reader
+                if not self._closed.is_set():
+                    _log.debug("the engine's event stream broke: %s", error)
+            self._closed.wait(_PAUSE)
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        name = event.get("Actor", {}).get("Attributes", {}).get("name", "")
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+            self._loop.call_soon_threadsafe(self._on_oom, name)

@@ -1,0 +1,167 @@
+"""The command as its user types it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+
+def cellblock(*arguments: str, cwd: Path = REPOSITORY, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "orchestrator.cli.app", *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "200"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_run_shows_output_and_passes_files_and_arguments(runtime: str, tmp_path: Path) -> None:
+    """A script sees its files beside it, its arguments and its name; stdout and stderr stay apart."""
+    (tmp_path / "script.py").write_text(
+        "import sys, helper\nprint(__name__, sys.argv[1:], helper.NAME, open('data.txt').read())\n"
+        "print('warning', file=sys.stderr)\n1 + 1\n"
+    )
+    (tmp_path / "helper.py").write_text("NAME = 'helper'")
+    (tmp_path / "data.txt").write_text("payload")
+    done = cellblock(
+        "run", "script.py", "--file", "helper.py", "--file", "data.txt", "one", "two",
+        cwd=tmp_path, CELLBLOCK_RUNTIME=runtime,
+    )  # fmt: skip
+    assert done.stdout == "__main__ ['one', 'two'] helper payload\n"
+    assert done.stderr == "warning\n"
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "said"),
+    [
+        ("import sys; sys.exit(7)", 7, ""),
+        ("import sys; sys.exit()", 0, ""),
+        ("1/0", 1, "ZeroDivisionError"),
+        ("import os; os._exit(5)", 1, "exit code 5"),
+        ("import time; time.sleep(30)", 124, "ran past its limit"),
+        ("this is no python", 1, "SyntaxError"),
+    ],
+)
+def test_run_ends_as_the_script_does(tmp_path: Path, script: str, status: int, said: str) -> None:
+    """The exit status tells how the script ended, and stderr why."""
+    (tmp_path / "script.py").write_text(script)
+    done = cellblock("run", "script.py", "--timeout", "2", cwd=tmp_path, CELLBLOCK_RUNTIME="runc")
+    assert done.returncode == status, done.stderr
+    assert said in done.stderr
+
+
+def test_run_saves_pictures(tmp_path: Path) -> None:
+    """With --out each figure that the script shows becomes a PNG file."""
+    (tmp_path / "plot.py").write_text("import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()\n")
+    done = cellblock("run", "plot.py", "--out", "pictures", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "pictures/picture-1.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        (["run", "missing.py"], {}, "missing.py does not exist"),
+        (["run", "."], {}, ". is a directory"),
+        (["run", "ok.py", "--file", "missing.csv"], {}, "missing.csv does not exist"),
+        (["run", "binary.py"], {}, "no Python script"),
+        (["run", "ok.py", "--timeout", "-1"], {}, "must be positive"),
+        (["run", "ok.py"], {"CELLBLOCK_RUNTIME": "kata"}, "no runtime 'kata'"),
+        (["run", "ok.py"], {"CELLBLOCK_POLICY": "nosuch"}, "no policy 'nosuch'"),
+        (["run", "ok.py"], {"CELLBLOCK_POLICY": "bad.toml"}, "limits.memory_mb"),
+        (["run", "ok.py"], {"CELLBLOCK_POLICY": "unknown.toml"}, "limits.memroy_mb"),
+        (["run", "ok.py"], {"CELLBLOCK_IMAGE": "nosuch:1"}, "cellblock image build"),
+        (["run", "ok.py"], {"CELLBLOCK_WARM_KERNELS": "many"}, "CELLBLOCK_WARM_KERNELS"),
+        (["run", "ok.py"], {"CELLBLOCK_STATE_DIR": "/proc/nowhere"}, "CELLBLOCK_STATE_DIR"),
+        (["run", "ok.py"], {"CELLBLOCK_STATE_DIR": "/tmp/" + "x" * 120}, "CELLBLOCK_STATE_DIR"),
+        (["run", "ok.py"], {"DOCKER_HOST": "unix:///nonexistent.sock"}, "no Docker engine answers"),
+        (["doctor"], {"DOCKER_HOST": "unix:///nonexistent.sock"}, "no Docker engine answers"),
+    ],
+)
+def test_mistakes_get_one_clear_message(
+    tmp_path: Path, arguments: list[str], environment: dict[str, str], said: str
+) -> None:
+    """Exit status 1, what is wrong and what to do; never a traceback."""
+    (tmp_path / "ok.py").write_text("print('ok')")
+    (tmp_path / "binary.py").write_bytes(b"\x89PNG\xff\xfe")
+    (tmp_path / "bad.toml").write_text("[limits]\nmemory_mb = -5\n")
+    (tmp_path / "unknown.toml").write_text("[limits]\nmemroy_mb = 5\n")
+    done = cellblock(*arguments, cwd=tmp_path, **environment)
+    assert done.returncode == 1
+    assert said in " ".join((done.stderr + done.stdout).split())
+    assert "Traceback" not in done.stderr
+    assert not Path("/tmp/" + "x" * 120).exists()
+
+
+def test_an_engine_without_permission_is_told_apart(tmp_path: Path) -> None:
+    """A socket that this user may not open is not the same as no engine."""
+    (tmp_path / "ok.py").write_text("1")
+    tmp_path.chmod(0o755)
+    code = (
+        "import os, sys; os.setgid(65534); os.setuid(65534)\n"
+        "from orchestrator.cli.app import main\nsys.argv = ['cellblock', 'doctor']\nmain()"
+    )
+    environment = {"PYTHONPATH": str(REPOSITORY), "PATH": os.environ["PATH"], "COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd="/tmp", timeout=60, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert "may not talk to it" in " ".join(done.stdout.split())
+
+
+def test_doctor_reports_what_this_host_promises(runtime: str) -> None:
+    """Where kernels run, doctor ends with 0 and says so for each runtime."""
+    done = cellblock("doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"a kernel under {runtime}" in done.stdout
+    assert "6 * 7 = 42" in done.stdout
+
+
+def test_an_image_that_matches_its_sources_is_not_built_again() -> None:
+    """`cellblock image build` is done at once when there is nothing to do."""
+    begun = time.monotonic()
+    done = cellblock("image", "build")
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - begun < 30
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["doctor"], ["image"], ["image", "build"], ["engine"], ["engine", "start"]]
+)
+def test_every_command_has_help_with_an_example(command: list[str]) -> None:
+    """--help ends with 0 and shows how the command is typed."""
+    done = cellblock(*command, "--help")
+    assert done.returncode == 0
+    assert "Example" in done.stdout
+
+
+def test_ctrl_c_ends_run_with_130(runtime: str, tmp_path: Path) -> None:
+    """Ctrl-C during a script: one line, status 130."""
+    (tmp_path / "slow.py").write_text("print('begun', flush=True)\nimport time; time.sleep(25)")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator.cli.app", "run", "slow.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "CELLBLOCK_RUNTIME": runtime},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in stderr
+    assert "Traceback" not in stderr
