@@ -60,7 +60,10 @@ async def local_kernel() -> AsyncIterator[Execute]:
 
 @asynccontextmanager
 async def sandboxed_kernel(runtime: str) -> AsyncIterator[Execute]:
-    async with manager_on(runtime, warm=0) as manager, manager.acquire_kernel("bench", timeout=60) as (_kernel, session):
+    async with (
+        manager_on(runtime, warm=0) as manager,
+        manager.acquire_kernel("bench", timeout=60) as (_kernel, session),
+    ):
 
         async def execute() -> None:
             assert (await manager.execute_code(session, CODE))["result"] == "2"
@@ -71,7 +74,9 @@ async def sandboxed_kernel(runtime: str) -> AsyncIterator[Execute]:
 def manager_on(runtime: str, *, warm: int) -> AgentKernelManager:
     """A manager with the CPU share of a whole core: the baseline has no limit at all."""
     settings = Settings.load().model_copy(update={"runtime": runtime, "warm_kernels": warm})
-    return AgentKernelManager(max_kernels=2, settings=settings, resource_limits=KernelResourceLimits(max_cpu_percent=100))
+    return AgentKernelManager(
+        max_kernels=2, settings=settings, resource_limits=KernelResourceLimits(max_cpu_percent=100)
+    )
 
 
 async def measure_executes(runtimes: list[str], rounds: int) -> dict[str, list[float]]:

@@ -16,7 +16,6 @@ from weakref import WeakValueDictionary
 import zmq
 
 from orchestrator.container.engine import FAILURES, Engine
-from orchestrator.container.imagebuild import image_name
 from orchestrator.container.lease import Lease, host_identity, instance_lease
 from orchestrator.container.oomwatch import OomWatch
 from orchestrator.container.reaper import sweep_instance, sweep_orphans
@@ -27,6 +26,7 @@ from orchestrator.errors import (
     KernelStartError,
     SettingsError,
 )
+from orchestrator.host.imagebuild import image_name
 from orchestrator.kernel.kernel import Kernel, KernelConfig
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.policy import Policy

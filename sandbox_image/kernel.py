@@ -274,6 +274,7 @@ def main():
     app = SandboxApp.instance(config=configuration())
     silence_own_output()
     app.initialize([])
+    sys.path.insert(0, "")  # only now: the agent's files are importable, and cannot stand in for what starts here
     app.start()
 
 

@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 from rich.status import Status
 
-from orchestrator.container import bootstrap
+from orchestrator.host import bootstrap
 
 app = typer.Typer(
     name="engine",

@@ -15,8 +15,8 @@ from rich.table import Table
 
 from orchestrator.cli.render import console, plain, run_async
 from orchestrator.container.engine import Engine, gvisor_fault
-from orchestrator.container.imagebuild import image_name
 from orchestrator.errors import CellblockError, ImageMissingError
+from orchestrator.host.imagebuild import image_name
 from orchestrator.limits import MEGABYTE
 from orchestrator.manager import AgentKernelManager
 from orchestrator.policy import Policy

@@ -8,8 +8,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from orchestrator.container import engine, imagebuild
-from orchestrator.container.imagebuild import BuildStep
+from orchestrator.container import engine
+from orchestrator.host import imagebuild
+from orchestrator.host.imagebuild import BuildStep
 from orchestrator.settings import Settings
 
 app = typer.Typer(name="image", help="The image that every sandbox runs.", no_args_is_help=True)

@@ -1,7 +1,7 @@
 """Hears of out-of-memory kills as the engine does.
 
 A kill does not always end the container: under runsc it hits the process that stands for the cell's address space, and
-the sandbox stays, stuck for good (measured: runsc 2024-07, 256 MiB, oom_kill 1, the cell at 0 % CPU until its deadline).
+the sandbox stays, stuck for good (measured: runsc 2024-07, 256 MiB, oom_kill 1, then no progress until the deadline).
 """
 
 from __future__ import annotations

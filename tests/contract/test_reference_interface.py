@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -139,15 +140,21 @@ def test_checkpoints_travel_as_dict_and_as_file(tmp_path: Path) -> None:
     saved = manager.save_checkpoint(session, tmp_path / "checkpoint.json")
     assert set(saved) == {"session_id", "kernel_id", "agent_id", "checkpoint_time", "execution_history"}
     assert json.loads((tmp_path / "checkpoint.json").read_text()) == saved
-    for source in ({"checkpoint_data": saved}, {"file_path": tmp_path / "checkpoint.json"}):
+    sources: list[dict[str, Any]] = [{"checkpoint_data": saved}, {"file_path": tmp_path / "checkpoint.json"}]
+    for source in sources:
         fresh = KernelSession(session_id="n", kernel_id="k2", agent_id="a")
-        manager.restore_checkpoint(fresh, **source)  # type: ignore[arg-type]
+        manager.restore_checkpoint(fresh, **source)
         assert fresh.execution_history == session.execution_history
     (tmp_path / "torn.json").write_text('{"session_id": "s"')
-    for bad in ({"checkpoint_data": {}}, {"checkpoint_data": saved | {"execution_history": [1]}}, {},
-                {"file_path": tmp_path / "torn.json"}):  # fmt: skip
+    damaged: list[dict[str, Any]] = [
+        {"checkpoint_data": {}},
+        {"checkpoint_data": saved | {"execution_history": [1]}},
+        {},
+        {"file_path": tmp_path / "torn.json"},
+    ]
+    for bad in damaged:
         with pytest.raises(InvalidInputError):
-            manager.restore_checkpoint(session, **bad)  # type: ignore[arg-type]
+            manager.restore_checkpoint(session, **bad)
     assert len(session.execution_history) == 1
 
 

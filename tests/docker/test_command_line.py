@@ -115,7 +115,13 @@ def test_an_engine_without_permission_is_told_apart(tmp_path: Path) -> None:
     )
     environment = {"PYTHONPATH": str(REPOSITORY), "PATH": os.environ["PATH"], "COLUMNS": "200"}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd="/tmp", timeout=60, check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd="/tmp",
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 1, done.stderr
     assert "may not talk to it" in " ".join(done.stdout.split())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import itertools
 import json
 import os
 import time
@@ -192,7 +193,7 @@ async def test_a_timeout_interrupts_and_keeps_the_variables(runtime: str, body: 
 
 
 async def test_a_cell_that_swallows_the_interrupt_costs_its_kernel(runtime: str) -> None:
-    """When the interrupt does not end the cell, the kernel is killed, the error says so, and the place is free again."""
+    """When the interrupt does not end the cell, the kernel is killed, the error says so, and its place is free."""
     code = "import time\nwhile True:\n    try:\n        time.sleep(1)\n    except KeyboardInterrupt: pass"
     limits = KernelResourceLimits(max_execution_time=1)
     async with make_manager(runtime, limits=limits, max_kernels=1) as manager:
@@ -235,9 +236,7 @@ async def test_a_consumer_that_stops_early_interrupts_the_cell(
     ("code", "exit_code"),
     [("import os; os._exit(3)", 3), ("import ctypes; ctypes.string_at(0)", 139)],
 )
-async def test_a_cell_that_ends_its_kernel_is_told_so(
-    manager: AgentKernelManager, code: str, exit_code: int
-) -> None:
+async def test_a_cell_that_ends_its_kernel_is_told_so(manager: AgentKernelManager, code: str, exit_code: int) -> None:
     """A cell that kills its own kernel gets a result with the exit code, at once, and the agent a fresh kernel."""
     async with manager.acquire_kernel("mortal", timeout=60) as (_kernel, session):
         await manager.execute_code(session, "kept = 1")
@@ -257,7 +256,7 @@ async def test_cells_of_one_session_take_turns(manager: AgentKernelManager, sess
     code = "import time\nbegun = time.monotonic(); time.sleep(0.5); print(begun, time.monotonic())"
     results = await asyncio.gather(*(manager.execute_code(session, code) for _ in range(3)))
     spans = sorted([float(word) for word in result["stdout"].split()] for result in results)
-    assert all(earlier[1] <= later[0] for earlier, later in zip(spans, spans[1:], strict=False))
+    assert all(earlier[1] <= later[0] for earlier, later in itertools.pairwise(spans))
 
 
 async def test_kernel_features_that_agents_use(manager: AgentKernelManager, session: KernelSession) -> None:

@@ -18,6 +18,7 @@ from tests.conftest import make_manager
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MEGABYTE = 1024 * 1024
+FILL = "with open('/work/filler', 'wb') as f:\n    for _ in range(500): f.write(bytes(1 << 20))\n0"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -60,9 +61,7 @@ async def test_a_100_mb_file_travels_both_ways_byte_for_byte(
 
     watcher = asyncio.create_task(watch())
     assert await manager.put_file(session, source, "in/data.bin") == 100 * MEGABYTE
-    seen = await inside(
-        manager, session, "import hashlib; hashlib.sha256(open('in/data.bin','rb').read()).hexdigest()"
-    )
+    seen = await inside(manager, session, "import hashlib; hashlib.sha256(open('in/data.bin','rb').read()).hexdigest()")
     assert await manager.get_file(session, "in/data.bin", back) == 100 * MEGABYTE
     watcher.cancel()
     assert seen == repr(digest.hexdigest())
@@ -102,7 +101,9 @@ async def test_what_does_not_fit_is_an_error_and_leaves_nothing(
 ) -> None:
     """A file larger than /work gives a typed error; no part of it stays, and an earlier file of its name does."""
     await manager.put_file(session, b"before", "big")
-    await inside(manager, session, "with open('/work/filler', 'wb') as f:\n    for _ in range(500): f.write(bytes(1 << 20))\n0")
+    await inside(
+        manager, session, "with open('/work/filler', 'wb') as f:\n    for _ in range(500): f.write(bytes(1 << 20))\n0"
+    )
     with pytest.raises(FileTransferError, match="No space left"):
         await manager.put_file(session, bytes(20 * MEGABYTE), "big")
     assert await inside(manager, session, "import os; sorted(n for n in os.listdir() if 'big' in n)") == "['big']"
@@ -121,7 +122,7 @@ async def test_bad_sources_and_destinations(
     for path in ("", "a\0b", "a\nb"):
         with pytest.raises(FileTransferError):
             await manager.put_file(session, b"x", path)
-    with pytest.raises(FileTransferError, match="Read-only|Permission denied"):
+    with pytest.raises(FileTransferError, match=r"Read-only|Permission denied"):
         await manager.put_file(session, b"x", "/etc/x")
     with pytest.raises(FileTransferError, match="missing"):
         await manager.get_file(session, "missing", tmp_path / "out")
@@ -135,9 +136,7 @@ async def test_bad_sources_and_destinations(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
 
 
-async def test_an_endless_file_is_stopped(
-    manager: AgentKernelManager, session: KernelSession, tmp_path: Path
-) -> None:
+async def test_an_endless_file_is_stopped(manager: AgentKernelManager, session: KernelSession, tmp_path: Path) -> None:
     """/dev/zero never ends: the limit does it, and a fifo that nobody writes to does not hang the host."""
     with pytest.raises(FileTransferError, match="larger"):
         await manager.get_file(session, "/dev/zero", tmp_path / "out", limit=3 * MEGABYTE)

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import docker
 import pytest
 
-from orchestrator.container import engine, imagebuild
-from orchestrator.container.imagebuild import BuiltImage
+from orchestrator.container import engine
+from orchestrator.host import imagebuild
+from orchestrator.host.imagebuild import BuiltImage
 from orchestrator.settings import Settings
 
 PYTHON = ["/opt/cellblock/bin/python", "-I"]

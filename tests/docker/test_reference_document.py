@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,5 +64,3 @@ async def test_all_snippets_run_in_their_order(capsys: pytest.CaptureFixture[str
 
     await run(example, names)
     await names["analyze_spreadsheet_with_agents"]()
-
-

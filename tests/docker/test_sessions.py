@@ -176,7 +176,9 @@ async def test_usage_is_measured_and_real(runtime: str) -> None:
     """A kernel that holds 100 MB more is seen to hold them, and CPU time only grows."""
     async with make_manager(runtime) as manager, manager.acquire_kernel("a", timeout=60) as (_kernel, session):
         before = await manager.get_kernel_resource_usage(session.kernel_id)
-        await manager.execute_code(session, "hold = bytearray(100 << 20)\nfor i in range(0, len(hold), 4096): hold[i] = 1")
+        await manager.execute_code(
+            session, "hold = bytearray(100 << 20)\nfor i in range(0, len(hold), 4096): hold[i] = 1"
+        )
         after = await manager.get_kernel_resource_usage(session.kernel_id)
     assert after["memory_mb"] - before["memory_mb"] == pytest.approx(100, abs=25)
     assert after["memory_limit_mb"] == 1024

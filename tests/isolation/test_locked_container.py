@@ -112,17 +112,20 @@ return sorted({'/'.join(t.split('/')[:3 if t.startswith('/dev') else 2]) for t i
     assert await probe(manager, session, body) == ["/dev/shm", "/tmp", "/work"]
 
 
-@pytest.mark.parametrize("operation", [
-    "open('/run/kernel/x', 'w')",
-    "os.symlink('/etc/passwd', '/run/kernel/x')",
-    "os.mkfifo('/run/kernel/x')",
-    "os.link('/run/kernel/connection.json', '/run/kernel/x')",
-    "os.unlink('/run/kernel/k-1')",
-    "os.rename('/run/kernel/k-1', '/run/kernel/k-9')",
-    "os.chmod('/run/kernel', 0o777)",
-    "open('/run/kernel/connection.json', 'a')",
-    "socket.socket(socket.AF_UNIX).bind('/run/kernel/x')",
-])
+@pytest.mark.parametrize(
+    "operation",
+    [
+        "open('/run/kernel/x', 'w')",
+        "os.symlink('/etc/passwd', '/run/kernel/x')",
+        "os.mkfifo('/run/kernel/x')",
+        "os.link('/run/kernel/connection.json', '/run/kernel/x')",
+        "os.unlink('/run/kernel/k-1')",
+        "os.rename('/run/kernel/k-1', '/run/kernel/k-9')",
+        "os.chmod('/run/kernel', 0o777)",
+        "open('/run/kernel/connection.json', 'a')",
+        "socket.socket(socket.AF_UNIX).bind('/run/kernel/x')",
+    ],
+)
 async def test_the_mounted_folder_refuses_every_change(
     manager: AgentKernelManager, session: KernelSession, operation: str
 ) -> None:
@@ -234,9 +237,7 @@ return [children, 0]
         assert (await manager.execute_code(session, "1"))["result"] == "1"
 
 
-async def test_nothing_of_the_host_is_in_the_environment(
-    manager: AgentKernelManager, session: KernelSession
-) -> None:
+async def test_nothing_of_the_host_is_in_the_environment(manager: AgentKernelManager, session: KernelSession) -> None:
     """The environment holds what the image and the host's configuration put there, and no host name."""
     body = "return sorted(os.environ)"
     known = {"PATH", "LANG", "HOME", "USER", "HOSTNAME", "PYTHONDONTWRITEBYTECODE", "IPYTHONDIR", "MPLCONFIGDIR"}

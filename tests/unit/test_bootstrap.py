@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.container import aptsources, engineconfig, enginedaemon, hostcommand
-from orchestrator.container.engineconfig import EnginePaths, EngineRecord
 from orchestrator.errors import EngineSetupError
+from orchestrator.host import aptsources, engineconfig, enginedaemon, hostcommand
+from orchestrator.host.engineconfig import EnginePaths, EngineRecord
 
 ONE_LINE = """\
 # deb http://old.example/debian bookworm main

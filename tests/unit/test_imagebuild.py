@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.container import baseimage, imagebuild, wheels
 from orchestrator.errors import ImageBuildError
+from orchestrator.host import baseimage, imagebuild, wheels
 from orchestrator.settings import Settings, data_folder
 
 

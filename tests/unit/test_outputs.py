@@ -28,7 +28,10 @@ def collect(*events: OutputEvent) -> list[dict[str, object]]:
 def test_neighbouring_pieces_of_one_stream_are_one_output() -> None:
     """Pieces join; the other stream, or a display, parts them."""
     outputs = collect(
-        StreamOutput("stdout", "a"), StreamOutput("stdout", "b"), StreamOutput("stderr", "c"), StreamOutput("stdout", "d")
+        StreamOutput("stdout", "a"),
+        StreamOutput("stdout", "b"),
+        StreamOutput("stderr", "c"),
+        StreamOutput("stdout", "d"),
     )
     assert [(output["name"], output["text"]) for output in outputs] == [
         ("stdout", "ab"), ("stderr", "c"), ("stdout", "d")
@@ -58,7 +61,7 @@ def test_the_dict_form_has_the_references_keys_and_is_json() -> None:
     """status, outputs, error and msg_id are there, and the typed result's fields beside them."""
     result = ExecutionResult(
         status="error", outcome="error",
-        outputs=(StreamOutput("stdout", "x"), ExecuteResult({"text/plain": "1"}, {}, 3), ErrorOutput("E", "v", ("\x1b[31mE\x1b[0m",))),
+        outputs=(StreamOutput("stdout", "x"), ExecuteResult({"text/plain": "1"}, {}, 3), ErrorOutput("E", "v")),
         error=ErrorOutput("E", "v", ("\x1b[31mE\x1b[0m: v",)), msg_id="m", execution_count=3, duration_s=0.1,
         truncated=Truncation("max_output_size_mb", 10, 5), kernel_state="idle", runtime="runc",
     )  # fmt: skip

@@ -15,8 +15,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.container import hostcommand
 from orchestrator.errors import ImageBuildError
+from orchestrator.host import hostcommand
 
 PYTHON = "3.11"
 _DOWNLOAD_SECONDS = 1800.0

@@ -22,9 +22,9 @@ from typing import IO, Any
 import docker
 from docker.errors import ImageNotFound
 
-from orchestrator.container import baseimage, wheels
 from orchestrator.container.engine import FAILURES, translate
 from orchestrator.errors import EngineError, ImageBuildError
+from orchestrator.host import baseimage, wheels
 from orchestrator.settings import Settings, data_folder
 
 LABEL = "org.cellblock.inputs"

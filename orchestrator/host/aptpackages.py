@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from orchestrator.container import aptsources, hostcommand
 from orchestrator.errors import EngineSetupError
+from orchestrator.host import aptsources, hostcommand
 
 _BACKPORTS = Path("/etc/apt/sources.list.d/cellblock-backports.sources")
 _LOCK_SECONDS = 300.0

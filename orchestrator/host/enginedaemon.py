@@ -12,9 +12,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.container import engine, hostcommand
-from orchestrator.container.engineconfig import EnginePaths, EngineRecord
+from orchestrator.container import engine
 from orchestrator.errors import EngineError, EngineSetupError
+from orchestrator.host import hostcommand
+from orchestrator.host.engineconfig import EnginePaths, EngineRecord
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 60.0

@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orchestrator.container import aptpackages, engine, enginedaemon
-from orchestrator.container.engineconfig import EnginePaths, EngineRecord, configure, gvisor_offer, may_configure
+from orchestrator.container import engine
 from orchestrator.errors import EngineError, EnginePermissionError, EngineSetupError, EngineUnavailableError
+from orchestrator.host import aptpackages, enginedaemon
+from orchestrator.host.engineconfig import EnginePaths, EngineRecord, configure, gvisor_offer, may_configure
 
 _TIMEOUT = 10.0  # seconds for one call to an engine that has just answered
 _LOCK_SECONDS = 1800.0

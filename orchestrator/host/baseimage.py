@@ -14,9 +14,9 @@ from pathlib import Path
 import docker
 from docker.errors import ImageNotFound
 
-from orchestrator.container import aptsources, hostcommand
 from orchestrator.container.engine import FAILURES, translate
 from orchestrator.errors import ImageBuildError
+from orchestrator.host import aptsources, hostcommand
 
 SLIM_PYTHON = "python:3.11-slim-bookworm"
 _CODENAME = "bookworm"  # the Debian whose Python is 3.11, for which the wheels are pinned

@@ -1,0 +1,149 @@
+"""The client's end against a kernel that is a raw ZMQ peer: genuine, forged and malformed messages."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import pickle
+import random
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+import zmq.asyncio
+from jupyter_client.session import DELIM, Session
+
+from orchestrator.kernel.channel import KernelClient, Message
+from orchestrator.kernel.endpoint import Endpoint
+from orchestrator.kernel.guard import Guard
+
+
+@dataclass
+class Wire:
+    """A client, and the kernel's side of its wire."""
+
+    client: KernelClient
+    kernel: Session
+    iopub: zmq.asyncio.Socket
+    guard: Guard
+    got: list[Message]
+    request: str
+
+    async def publish(self, frames: list[bytes]) -> None:
+        await self.iopub.send_multipart(frames)
+
+    async def settle(self) -> None:
+        """Publish one genuine message and wait until it is there: whatever came before it was handled."""
+        marker = len(self.got)
+        await self.publish(self.genuine("settled", {}))
+        async with asyncio.timeout(5):
+            while not any(message.kind == "settled" for message in self.got[marker:]):
+                await asyncio.sleep(0.005)
+        self.got.pop()
+
+    def genuine(self, kind: str, content: dict[str, Any]) -> list[bytes]:
+        message = self.kernel.msg(kind, content, parent={"msg_id": self.request})
+        return [b"topic", *self.kernel.serialize(message)]
+
+    def signed(self, header: bytes, parent: bytes, metadata: bytes, content: bytes) -> list[bytes]:
+        parts = [header, parent, metadata, content]
+        return [b"topic", DELIM, self.kernel.sign(parts), *parts]
+
+
+@pytest.fixture
+async def wire() -> AsyncIterator[Wire]:
+    folder = Path("/tmp") / f"cbc-{random.randrange(10**9)}"  # noqa: S311 - a short path
+    endpoint, guard = Endpoint.create(folder, 2**20), Guard(2**20)
+    await guard.listen(endpoint)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    kernel_context = zmq.asyncio.Context()
+    client = KernelClient(context, endpoint, guard)
+    sockets = {}
+    for channel, kind in (("shell", zmq.ROUTER), ("control", zmq.ROUTER), ("iopub", zmq.XPUB)):
+        sockets[channel] = kernel_context.socket(kind)
+        sockets[channel].sndhwm = 0  # nothing of the flood is dropped on this side
+        sockets[channel].connect(f"ipc://{endpoint.wire_path(channel)}")
+    await asyncio.wait_for(sockets["iopub"].recv(), 5)  # the subscription is in place
+    got: list[Message] = []
+    request = client.send("shell", "execute_request", {"code": "1"}, got.append)
+    yield Wire(client, Session(key=endpoint.key), sockets["iopub"], guard, got, request)
+    client.close()
+    guard.cut("the test is over")
+    kernel_context.destroy(linger=0)
+    context.destroy(linger=0)
+    endpoint.remove()
+
+
+async def test_a_genuine_message_arrives_once(wire: Wire) -> None:
+    """Kind, content and buffers reach the handler of the request that they belong to."""
+    await wire.publish([*wire.genuine("stream", {"name": "stdout", "text": "x"}), b"buffer"])
+    await wire.settle()
+    assert [(m.kind, m.content, list(m.buffers)) for m in wire.got] == [
+        ("stream", {"name": "stdout", "text": "x"}, [b"buffer"])
+    ]
+    assert wire.client.rejected == 0
+
+
+async def test_messages_of_other_requests_are_nobodys(wire: Wire) -> None:
+    """A message for a request that was never sent, or is forgotten, is dropped in silence."""
+    wire_message = wire.kernel.msg("status", {"execution_state": "idle"}, parent={"msg_id": "forged"})
+    await wire.publish([b"t", *wire.kernel.serialize(wire_message)])
+    await wire.settle()
+    assert wire.got == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 100_000 + b"]" * 100_000,
+        b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
+        b"[]", b"null", b"1", b'"text"', b"", b"{", b"\xff\xfe", b'{"a": 1' + b"0" * 10_000 + b"}",
+        pickle.dumps({"name": "stdout"}),
+    ],
+)  # fmt: skip
+async def test_malformed_content_is_rejected_and_counted(wire: Wire, content: bytes) -> None:
+    """Signed nonsense is dropped, and the next genuine message still arrives: the reader lives."""
+    header = json.dumps({"msg_type": "stream", "msg_id": "x"}).encode()
+    parent = json.dumps({"msg_id": wire.request}).encode()
+    await wire.publish(wire.signed(header, parent, b"{}", content))
+    await wire.settle()
+    assert wire.got == []
+    assert wire.client.rejected == 1
+
+
+async def test_bad_signatures_and_frame_counts_are_rejected(wire: Wire) -> None:
+    """A wrong key, no delimiter, and too few frames: dropped, each counted."""
+    forged = Session(key=b"another key").serialize(wire.kernel.msg("stream", {}, parent={"msg_id": wire.request}))
+    for frames in ([b"t", *forged], [b"t"], [b"t", DELIM], [b"t", DELIM, b"", b"{}"], [b"t", b"{}", b"{}"]):
+        await wire.publish(frames)
+    await wire.settle()
+    assert wire.got == []
+    assert wire.client.rejected == 5
+
+
+@pytest.mark.parametrize("header", [b'{"msg_type": 5}', b"{}", b'{"msg_type": null}', b'{"msg_type": ["stream"]}'])
+async def test_headers_of_the_wrong_shape_are_rejected(wire: Wire, header: bytes) -> None:
+    """A message type that is no text does not get anywhere."""
+    await wire.publish(wire.signed(header, json.dumps({"msg_id": wire.request}).encode(), b"{}", b"{}"))
+    await wire.settle()
+    assert wire.client.rejected == 1
+
+
+async def test_random_frames_never_end_the_reader(wire: Wire) -> None:
+    """5,000 seeded mutations of genuine messages: no exception escapes, and the channel works after."""
+    chance = random.Random(11)  # noqa: S311 - a repeatable test
+    for _ in range(5000):
+        frames = [bytearray(f) for f in wire.genuine("stream", {"name": "stdout", "text": "x"})]
+        for _ in range(chance.randrange(1, 4)):
+            frame = chance.choice(frames)
+            if frame:
+                frame[chance.randrange(len(frame))] = chance.randrange(256)
+            if chance.random() < 0.1 and len(frames) > 1:
+                frames.remove(frame)
+        await wire.publish([bytes(frame) for frame in frames])
+    await wire.settle()
+    assert not wire.guard.lost.is_set()
+    assert wire.client.rejected > 1000
