@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,10 @@ import pytest
 
 from orchestrator import AgentKernelManager, KernelResourceLimits, Settings
 from orchestrator.container.engine import connect, gvisor_fault
+
+# A shell that starts something in the background has it ignore SIGINT, and whatever that starts too: the programs that
+# these tests interrupt would be deaf.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
