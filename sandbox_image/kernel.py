@@ -12,6 +12,7 @@ import json
 import os
 import select
 import shutil
+import subprocess
 import sys
 import threading
 from functools import partial
@@ -25,7 +26,9 @@ from ipykernel.iostream import OutStream
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
 from ipykernel.shellchannel import ShellChannelThread
+from ipykernel.zmqshell import ZMQInteractiveShell
 from jupyter_client.session import Session
+from traitlets import Type
 from traitlets.config import Config
 
 CONNECTION_FILE = "/run/kernel/connection.json"
@@ -154,8 +157,32 @@ class DiallingHeartbeat(Heartbeat):
         self.socket.connect(f"ipc://{self.ip}-{self.port}")
 
 
+class SandboxShell(ZMQInteractiveShell):
+    """The shell; ``!command`` goes through plain pipes.
+
+    IPython's pseudo-terminal loses the output of a short command now and then under gVisor, merges stderr into stdout
+    and polls.
+    """
+
+    def system_piped(self, cmd):
+        if cmd.rstrip().endswith("&"):
+            raise OSError("Background processes not supported.")
+        self.user_ns["_exit_code"] = subprocess.call(self.var_expand(cmd, depth=1), shell=True)
+        drain_streams()
+
+    system = system_piped
+
+
+def drain_streams():
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, OrderedStream):
+            stream.drain()
+
+
 class SandboxKernel(IPythonKernel):
     """IPythonKernel, and the three requests by which files travel in bounded pieces on the control channel."""
+
+    shell_class = Type(SandboxShell)
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -164,9 +191,7 @@ class SandboxKernel(IPythonKernel):
 
     async def do_execute(self, *args, **kwargs):
         reply = await super().do_execute(*args, **kwargs)
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, OrderedStream):
-                stream.drain()
+        drain_streams()
         return reply
 
     async def _answer(self, name, stream, ident, parent):

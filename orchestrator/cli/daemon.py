@@ -11,6 +11,7 @@ from orchestrator.host import bootstrap
 app = typer.Typer(
     name="engine",
     help="Bring up the Docker engine on a bare Debian machine; an engine that runs is used and left as it is.",
+    epilog="Example: cellblock engine start",
     no_args_is_help=True,
 )
 

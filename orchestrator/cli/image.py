@@ -13,7 +13,12 @@ from orchestrator.host import imagebuild
 from orchestrator.host.imagebuild import BuildStep
 from orchestrator.settings import Settings
 
-app = typer.Typer(name="image", help="The image that every sandbox runs.", no_args_is_help=True)
+app = typer.Typer(
+    name="image",
+    help="The image that every sandbox runs.",
+    epilog="Example: cellblock image build",
+    no_args_is_help=True,
+)
 
 Force = Annotated[bool, typer.Option("--force", help="Build it, and its base, even if it is there.")]
 
