@@ -50,8 +50,10 @@ venv: $(STAMP) ## the virtual environment, from the lock file
 # A stamp that is missing tells of an interrupted installation, which is begun anew; an old one, of a changed lock.
 $(STAMP): requirements-dev.txt pyproject.toml $(if $(shell $(BIN)/python --version 2>/dev/null),,FORCE)
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer found; name one: make PYTHON=/path/to/python3" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "make: $(PYTHON) has no ensurepip; as root on Debian:" \
-		"apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+		&& echo "venv: installing python3-venv" && apt-get update -qq \
+		&& DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv >/dev/null; } \
+		|| { echo "make: $(PYTHON) has no ensurepip; as root on Debian: apt-get install python3-venv" >&2; exit 1; }
 	@echo "venv: installing $$(grep -c '^[a-z].*==' requirements-dev.txt) locked packages into $(VENV)"
 	@if [ -e $@ ] && $(BIN)/python --version >/dev/null 2>&1; then rm $@; else $(PYTHON) -m venv --clear $(VENV); fi
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements-dev.txt

@@ -26,8 +26,10 @@ from orchestrator.limits import MEGABYTE, KernelResourceLimits
 from orchestrator.policy import Policy
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-# Imports and caches that the first real cell would otherwise pay for: the display machinery and the compiler.
-_WARM_UP = "print(end='')\n0"
+# What the first real cell would otherwise pay for: the compiler's and the display machinery's first use. Measured: a
+# first cell took 16 ms after one silent cell, 8 ms after these, and 5 ms is what later ones take. The last one takes
+# away what the others left in `_` and `Out`.
+_WARM_UP = [("1", False)] * 3 + [("get_ipython().displayhook.flush(); del _0", True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,11 +252,12 @@ class Kernel:
             await asyncio.gather(ready, watch, return_exceptions=True)
 
     async def _ready(self) -> None:
-        """Wait for the subscription to be in place, and run one empty cell: outputs before it would be lost."""
+        """Wait for the subscription to be in place, before which outputs would be lost, and run the first cells."""
         assert self._client is not None
         await self._client.welcome
-        content = {"code": _WARM_UP, "silent": True, "store_history": False, "allow_stdin": False}
-        await self.request("shell", "execute_request", content, timeout=self._config.start_timeout)
+        for code, silent in _WARM_UP:
+            content = {"code": code, "silent": silent, "store_history": False, "allow_stdin": False}
+            await self.request("shell", "execute_request", content, timeout=self._config.start_timeout)
 
     async def _watch_boot(self) -> None:
         """Raise when the container ends before the kernel is ready."""

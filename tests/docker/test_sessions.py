@@ -120,6 +120,15 @@ async def test_warm_kernels_are_kept_and_refilled(runtime: str) -> None:
         assert len(manager.pool.kernels) == 2
 
 
+async def test_a_fresh_kernel_has_no_trace_of_its_start(runtime: str) -> None:
+    """The first cell is number 1, and finds no earlier output and no name of ours."""
+    async with make_manager(runtime) as manager, manager.acquire_kernel("a", timeout=60) as (_kernel, session):
+        result = await manager.execute_code(session, "print([n for n in dir() if not n.startswith('__')], repr(_), Out)")
+    assert result["execution_count"] == 1
+    ipythons_own = "In Out _ _dh _i _i1 _ih _ii _iii _oh exit get_ipython open quit".split()
+    assert result["stdout"] == f"{ipythons_own} '' {{}}\n"
+
+
 async def _until(condition: object, seconds: float = 30) -> None:
     assert callable(condition)
     deadline = time.monotonic() + seconds
