@@ -31,7 +31,7 @@ Every error has a ``remedy``: one sentence that says what the user can do. ``str
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from orchestrator.outputs import ExecutionResult
@@ -143,11 +143,17 @@ class KernelStartError(KernelError):
     """A kernel did not become ready. Its container and directory are gone.
 
     Attributes:
+        cause: "container" when its container ended, "timeout" when it took too long, "host" when this host could not
+            provide for it.
         log: the last lines that the container wrote while it started; may be empty.
     """
 
-    def __init__(self, message: str, *, log: str = "", remedy: str = "") -> None:
-        super().__init__(message, remedy=remedy)
+    def __init__(
+        self, message: str, *, cause: Literal["container", "timeout", "host"], log: str = "", remedy: str = ""
+    ) -> None:
+        said = f"Its last words: {log.strip()[-500:]}" if log.strip() else "Run `cellblock doctor`."
+        super().__init__(message, remedy=remedy or said)
+        self.cause = cause
         self.log = log
 
 

@@ -6,15 +6,18 @@ A cell ends only on reply *and* idle of its own request, or on the host's own ev
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncGenerator
+from typing import Literal
 
+from orchestrator.container.exits import Exit
 from orchestrator.errors import EngineError, KernelDiedError, KernelTimeoutError
 from orchestrator.kernel.channel import Message
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.kernel.translate import count, to_error, to_event
-from orchestrator.limits import Deadline, KernelResourceLimits, OutputBudget
+from orchestrator.limits import KernelResourceLimits, OutputBudget
 from orchestrator.outputs import (
     CellFinished,
     ErrorOutput,
@@ -27,6 +30,7 @@ from orchestrator.outputs import (
     Truncation,
 )
 
+Stop = Literal["timeout", "cancelled"]
 INTERRUPT_GRACE = 3.0  # seconds between interrupting a cell and killing its kernel; an interrupt took 0.02-0.23 s
 
 
@@ -47,13 +51,14 @@ class Cell:
         self._count: int | None = None
         self._outcome: Outcome | None = None
         self._started = time.monotonic()
+        self._loop = asyncio.get_running_loop()
         self._id = ""
 
     async def run(self) -> AsyncGenerator[Event, None]:
         """Yield the outputs as they come, and ``CellFinished`` as the last event.
 
-        When the consumer stops early or is cancelled, the cell is interrupted, or its kernel killed, before this
-        generator ends: no cell runs on unseen.
+        The time limit holds however slowly the consumer takes the events. When the consumer stops early or is
+        cancelled, the cell is interrupted, or its kernel killed, before this generator ends: no cell runs on unseen.
 
         Raises:
             KernelDiedError: the kernel was gone before the cell was sent, or the engine is, so nobody can tell.
@@ -61,24 +66,21 @@ class Cell:
         """
         self._id = self._kernel.send("shell", "execute_request", self._request(), self._receive)
         call_off = self._kernel.when_lost(self._awake)
+        self._timer = self._loop.call_later(self._limits.max_execution_time, self._stop, "timeout")
         try:
-            async for event in self._follow(Deadline(self._limits.max_execution_time)):
-                yield event
-            if not self._done():
-                self._outcome = "timeout"
-                async for event in self._stop():
-                    yield event
+            while not self._done() or self._events:
+                while self._events:
+                    yield self._events.popleft()
+                await self._woken()
             result = await self._result()
             if result.outcome == "timeout":
                 raise self._timeout_error(result)
             yield CellFinished(result)
         except (asyncio.CancelledError, GeneratorExit):
-            if not self._done():
-                self._outcome = "cancelled"
-                async for _ in self._stop():
-                    pass
+            await self._see_it_end()
             raise
         finally:
+            self._timer.cancel()
             call_off()
             self._kernel.forget(self._id)
 
@@ -98,22 +100,20 @@ class Cell:
 
     def _receive(self, message: Message) -> None:
         if message.channel == "shell":
-            if message.kind == "execute_reply":
+            if message.kind == "execute_reply" and self._reply is None:
                 self._reply = message
                 self._count = count(message.content.get("execution_count"))
         elif message.kind == "status":
             self._idle = self._idle or message.content.get("execution_state") == "idle"
-        elif (event := to_event(message.kind, message.content)) is not None:
+        elif self._budget.take(message.weight) and (event := to_event(message.kind, message.content)) is not None:
             self._take(event)
-        if self._done() or self._events:
-            self._awake()
+        self._awake()
 
     def _take(self, event: OutputEvent) -> None:
         if isinstance(event, ErrorOutput):
             self._error = event
-        if self._budget.take(event.size() + 16):  # 16: an event that holds nothing still takes room
-            self._collector.add(event)
-            self._events.append(event)
+        self._collector.add(event)
+        self._events.append(event)
 
     def _done(self) -> bool:
         return (self._reply is not None and self._idle) or not self._kernel.is_alive
@@ -122,34 +122,44 @@ class Cell:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
-    async def _follow(self, deadline: Deadline) -> AsyncGenerator[OutputEvent, None]:
-        """Yield events until the cell is done or the deadline has passed."""
-        while True:
-            while self._events:
-                yield self._events.popleft()
-            if self._done() or deadline.passed():
-                return
-            self._wake = asyncio.get_running_loop().create_future()
-            timer = asyncio.get_running_loop().call_later(deadline.remaining(), self._awake)
-            try:
-                await self._wake
-            finally:
-                timer.cancel()
-                self._wake = None
+    async def _woken(self) -> None:
+        """Wait until the cell is done, or an event has come."""
+        if self._done() or self._events:
+            return
+        self._wake = self._loop.create_future()
+        try:
+            await self._wake
+        finally:
+            self._wake = None
 
-    async def _stop(self) -> AsyncGenerator[OutputEvent, None]:
-        """Interrupt the cell; kill the kernel when that does not end it within the grace period."""
+    def _stop(self, why: Stop) -> None:
+        """Interrupt the cell, and kill its kernel when that does not end it within the grace period."""
+        if self._done() or self._outcome is not None:
+            return
+        self._outcome = why
         self._kernel.interrupt()
-        async for event in self._follow(Deadline(INTERRUPT_GRACE)):
-            yield event
+        self._timer.cancel()
+        self._timer = self._loop.call_later(INTERRUPT_GRACE, self._kill, why)
+
+    def _kill(self, why: Stop) -> None:
         if not self._done():
-            await self._kernel.stop()
+            self._kernel.condemn(why)
+
+    async def _see_it_end(self) -> None:
+        """Stop the cell and wait until it is over, however often the waiting task is cancelled."""
+        self._stop("cancelled")
+        while not self._done():
+            self._events.clear()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._woken()
 
     def _state(self) -> KernelState:
         return "idle" if self._kernel.is_alive else "dead"
 
     async def _result(self) -> ExecutionResult:
         if self._outcome == "timeout":
+            if not self._kernel.is_alive:
+                await self._ended()
             return self._make_result("timeout", self._error, self._state())
         if self._reply is not None and self._idle:
             failed = self._reply.content.get("status") != "ok"
@@ -158,9 +168,9 @@ class Cell:
             return self._make_result("error" if failed else "ok", self._error if failed else None, self._state())
         return await self._death()
 
-    async def _death(self) -> ExecutionResult:
+    async def _ended(self) -> Exit:
         try:
-            end = await self._kernel.exit()
+            return await self._kernel.exit()
         except EngineError as error:
             raise KernelDiedError(
                 f"the kernel is gone, and the engine cannot say how: {error.message}",
@@ -168,7 +178,10 @@ class Cell:
                 reason="engine_lost",
                 remedy=error.remedy,
             ) from error
-        outcome: Outcome = end.reason
+
+    async def _death(self) -> ExecutionResult:
+        end = await self._ended()
+        outcome: Outcome = "oom" if end.reason == "oom" else "kernel_died"
         if self._kernel.violated:
             outcome = "output_limit"
         seen = end.exit_code is not None

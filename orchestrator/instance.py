@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import contextlib
 import logging
+import os
 import secrets
 import shutil
 from dataclasses import replace
@@ -42,6 +43,7 @@ class Instance:
         self._config = config
         self._lease = lease
         self._may_fall_back = may_fall_back
+        self._pid = os.getpid()
         self._kernels: WeakValueDictionary[str, Kernel] = WeakValueDictionary()
         self._oom_watch = OomWatch(config.engine, config.instance, self._on_oom)
         atexit.register(self._last_act)
@@ -111,10 +113,8 @@ class Instance:
         config = self._config
         try:
             kernel = await Kernel.start(config)
-        except (EngineUnavailableError, ImageMissingError):
-            raise
         except (KernelStartError, EngineError) as error:
-            if not self._may_fall_back or config.runtime != "runsc":
+            if not self._may_fall_back or config.runtime != "runsc" or not _speaks_against_runtime(error):
                 raise
             _log.warning("gVisor is registered but cannot run a kernel, taking runc: %s", error)
             self._config = replace(config, runtime="runc")
@@ -143,6 +143,8 @@ class Instance:
 
     def _last_act(self) -> None:
         """Called at the interpreter's end when ``close`` was not reached: Ctrl-C twice, or a forgotten shutdown."""
+        if os.getpid() != self._pid:
+            return  # a forked child that ends is not the end of the instance
         with contextlib.suppress(*FAILURES):
             sweep_instance(self._config.engine.client.api, self._config.instance, self._config.folder)
         self._let_go()
@@ -155,6 +157,13 @@ class Instance:
         self._config.context.destroy(linger=0)
         self._config.engine.close()
         self._lease.release()
+
+
+def _speaks_against_runtime(error: KernelStartError | EngineError) -> bool:
+    """Whether the runtime itself may be why: a slow, full or unreachable host is no reason to isolate less."""
+    if isinstance(error, KernelStartError):
+        return error.cause == "container"
+    return not isinstance(error, EngineUnavailableError | ImageMissingError)
 
 
 def _new_instance() -> tuple[str, Lease]:

@@ -176,9 +176,10 @@ class AgentKernelManager:
             KernelTimeoutError: the cell ran past ``max_execution_time``; the error holds what it had printed.
             KernelDiedError, SessionEndedError: there is no kernel to run it.
         """
-        async for event in self.stream_code(session, code):
-            if isinstance(event, CellFinished):
-                return event.result.as_dict()
+        async with contextlib.aclosing(self.stream_code(session, code)) as events:
+            async for event in events:
+                if isinstance(event, CellFinished):
+                    return event.result.as_dict()
         raise AssertionError("unreachable: a stream ends with CellFinished or an error")
 
     async def stream_code(self, session: KernelSession, code: str) -> AsyncGenerator[Event, None]:
@@ -368,10 +369,13 @@ class AgentKernelManager:
         while True:
             now = time.monotonic()
             for session in list(self.sessions.values()):
-                if session.users == 0 and not session.is_busy and now - session.idle_since >= limit:
-                    await self.end_session(session.agent_id, reason="idle")
-            idle = [session.idle_since for session in self.sessions.values() if session.users == 0]
-            due = min(idle, default=time.monotonic()) + limit - time.monotonic()
+                idle = session.users == 0 and not session.is_busy and now - session.idle_since >= limit
+                # Ending one takes a while, in which another may have ended, and its agent come back.
+                if idle and self.sessions.get(session.agent_id) is session:
+                    self._spawn(self.end_session(session.agent_id, reason="idle"))
+                    await asyncio.sleep(0)
+            idle_since = [session.idle_since for session in self.sessions.values() if session.users == 0]
+            due = min(idle_since, default=time.monotonic()) + limit - time.monotonic()
             await asyncio.sleep(min(max(due, _LEAST_SWEEP), limit))
 
     def _remember_end(self, agent_id: str, reason: str) -> None:

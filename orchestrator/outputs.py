@@ -27,9 +27,6 @@ class StreamOutput:
     def as_dict(self) -> dict[str, Any]:
         return {"type": "stream", "output_type": "stream", "name": self.name, "text": self.text}
 
-    def size(self) -> int:
-        return len(self.text.encode())
-
 
 @dataclass(frozen=True, slots=True)
 class DisplayData:
@@ -47,9 +44,6 @@ class DisplayData:
             "metadata": dict(self.metadata),
         }
 
-    def size(self) -> int:
-        return _size(self.data) + _size(self.metadata)
-
 
 @dataclass(frozen=True, slots=True)
 class UpdateDisplayData:
@@ -58,9 +52,6 @@ class UpdateDisplayData:
     display_id: str
     data: Mapping[str, Any]
     metadata: Mapping[str, Any] = field(default_factory=dict)
-
-    def size(self) -> int:
-        return _size(self.data) + _size(self.metadata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +70,6 @@ class ExecuteResult:
             "metadata": dict(self.metadata),
             "execution_count": self.execution_count,
         }
-
-    def size(self) -> int:
-        return _size(self.data) + _size(self.metadata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,18 +94,12 @@ class ErrorOutput:
             "traceback": list(self.traceback),
         }
 
-    def size(self) -> int:
-        return len(self.ename) + len(self.evalue) + sum(len(line.encode()) for line in self.traceback)
-
 
 @dataclass(frozen=True, slots=True)
 class ClearOutput:
     """All outputs so far are to go; with ``wait``, only once the next one comes."""
 
     wait: bool
-
-    def size(self) -> int:
-        return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +214,7 @@ class OutputCollector:
 
     def __init__(self) -> None:
         self._outputs: list[Output | _Text] = []
-        self._displays: dict[str, list[int]] = {}
+        self._updates: dict[str, DisplayData] = {}
         self._clear_at_next = False
 
     def add(self, event: OutputEvent) -> None:
@@ -242,15 +224,22 @@ class OutputCollector:
             case ClearOutput():
                 self._clear()
             case UpdateDisplayData():
-                for index in self._displays.get(event.display_id, ()):
-                    self._outputs[index] = DisplayData(event.data, event.metadata, event.display_id)
+                # Applied at the end: doing it here would cost every display of the id, at every update.
+                self._updates[event.display_id] = DisplayData(event.data, event.metadata, event.display_id)
             case _:
                 if self._clear_at_next:
                     self._clear()
                 self._append(event)
 
     def outputs(self) -> tuple[Output, ...]:
-        return tuple(output.join() if isinstance(output, _Text) else output for output in self._outputs)
+        return tuple(map(self._final, self._outputs))
+
+    def _final(self, output: Output | _Text) -> Output:
+        if isinstance(output, _Text):
+            return output.join()
+        if isinstance(output, DisplayData) and output.display_id is not None:
+            return self._updates.get(output.display_id, output)
+        return output
 
     def _append(self, output: Output) -> None:
         if isinstance(output, StreamOutput):
@@ -261,12 +250,21 @@ class OutputCollector:
             last.pieces.append(output.text)
             return
         if isinstance(output, DisplayData) and output.display_id is not None:
-            self._displays.setdefault(output.display_id, []).append(len(self._outputs))
+            self._settle(output.display_id)
         self._outputs.append(output)
+
+    def _settle(self, display_id: str) -> None:
+        """Apply what updates there were to the displays so far: a new one of the same id shows its own content."""
+        update = self._updates.pop(display_id, None)
+        if update is None:
+            return
+        for index, output in enumerate(self._outputs):
+            if isinstance(output, DisplayData) and output.display_id == display_id:
+                self._outputs[index] = update
 
     def _clear(self) -> None:
         self._outputs.clear()
-        self._displays.clear()
+        self._updates.clear()
         self._clear_at_next = False
 
 
@@ -279,14 +277,3 @@ class _Text:
 
     def join(self) -> StreamOutput:
         return StreamOutput(self.name, "".join(self.pieces))
-
-
-def _size(value: Any) -> int:
-    """Roughly the bytes that a JSON value takes in memory; every item counts, however small."""
-    if isinstance(value, str):
-        return 16 + len(value.encode())
-    if isinstance(value, Mapping):
-        return 16 + sum(_size(key) + _size(item) for key, item in value.items())
-    if isinstance(value, list):
-        return 16 + sum(map(_size, value))
-    return 16

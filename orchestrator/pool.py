@@ -23,6 +23,7 @@ _log = logging.getLogger(__name__)
 # Seconds before a lease is refilled while nobody waits: starting a container takes a whole core for most of a second,
 # and the agent that has just got its kernel is about to use it.
 _REFILL_DELAY = 0.3
+_LONGEST_DELAY = 60.0  # seconds between two attempts to refill while every start fails
 
 
 class KernelResource:
@@ -94,6 +95,7 @@ class KernelPool:
         self._starting: set[asyncio.Task[None]] = set()
         self._discarding: set[asyncio.Task[None]] = set()
         self._refill: asyncio.TimerHandle | None = None
+        self._failures = 0  # starts that failed in a row
         self._closed = False
 
     @property
@@ -144,7 +146,7 @@ class KernelPool:
 
     def release(self, kernel: KernelResource) -> None:
         """Give a kernel back. One that served an agent is discarded, in the background."""
-        if kernel.served:
+        if kernel.served or (kernel.kernel is not None and not kernel.kernel.is_alive):
             self._spawn(self._discarding, self.discard(kernel))
             return
         kernel.release()
@@ -200,7 +202,8 @@ class KernelPool:
         wanted = sum(1 for waiter in self._waiters if not waiter.done())
         self._start_up_to(wanted + self._warm if at_once else wanted)
         if not at_once and self._refill is None and self._missing(self._warm):
-            self._refill = asyncio.get_running_loop().call_later(_REFILL_DELAY, self._refill_now)
+            delay = min(_REFILL_DELAY * 2**self._failures, _LONGEST_DELAY)
+            self._refill = asyncio.get_running_loop().call_later(delay, self._refill_now)
 
     def _refill_now(self) -> None:
         self._refill = None
@@ -220,13 +223,19 @@ class KernelPool:
         try:
             kernel = await self._start()
         except Exception as error:  # noqa: BLE001 - whatever it was, somebody waits for this kernel and must be told
+            self._failures = min(self._failures + 1, 10)
             self._tell(error)
             return
+        self._failures = 0
         resource = KernelResource(kernel.kernel_id, kernel)
         kernel.when_lost(lambda: self._died(resource))
         self.add_kernel(resource)
 
     def _tell(self, error: Exception) -> None:
+        """Tell the oldest waiter of a failed start, unless enough others are under way for all who wait."""
+        waiting = sum(1 for waiter in self._waiters if not waiter.done())
+        if waiting <= len(self._starting) - 1:  # this start still counts as one of them
+            return
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():

@@ -19,7 +19,7 @@ from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.outputs import CellFinished, Event, ExecutionResult
 
-DEATHS = ("oom", "kernel_died", "engine_lost")  # ends of a session that were its kernel's
+DEATHS = ("oom", "kernel_died", "timeout", "cancelled", "engine_lost")  # ends of a session that were its kernel's
 
 
 @dataclass(eq=False)
@@ -115,8 +115,10 @@ class KernelSession:
                 async for event in events:
                     if isinstance(event, CellFinished):
                         result = event.result
+                        entry["result"] = result.as_dict()  # before the caller hears of it
                     yield event
             finally:
                 await events.aclose()
-                entry["result"] = (result or cell.partial_result()).as_dict()
+                if result is None:
+                    entry["result"] = cell.partial_result().as_dict()
                 self.touch()

@@ -59,6 +59,8 @@ class OrderedStream(OutStream):
         self._streams.append(self)
 
     def write(self, string):
+        if isinstance(string, str) and not string.isascii():
+            string = string.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate fits into no message
         with self._order:
             for other in self._streams:
                 if other is not self and other._buffered:
@@ -126,6 +128,17 @@ def shorten(value, longest):
     return value
 
 
+def without_surrogates(value):
+    """Replace every lone surrogate inside ``value``."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, dict):
+        return {without_surrogates(key): without_surrogates(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_surrogates(item) for item in value]
+    return value
+
+
 def shorten_bundle(data, longest):
     """Leave out every large item of a mime bundle but its plain text, which names them."""
     sizes = {mime: len(json.dumps(item, default=str)) for mime, item in data.items() if mime != "text/plain"}
@@ -141,7 +154,11 @@ class BoundedSession(Session):
     bound = 2**23  # bytes; replaced from connection.json
 
     def serialize(self, msg, ident=None):
-        frames = super().serialize(msg, ident)
+        try:
+            frames = super().serialize(msg, ident)
+        except UnicodeEncodeError:
+            msg = {**msg, "content": without_surrogates(msg["content"])}
+            frames = super().serialize(msg, ident)
         if sum(map(len, frames)) <= self.bound:
             return frames
         content = msg["content"]
@@ -224,8 +241,10 @@ class SandboxKernel(IPythonKernel):
     def _file_read(request, _buffers, reply):
         handle = os.open(request["path"], os.O_RDONLY | os.O_NONBLOCK)
         try:
-            reply["size"] = os.fstat(handle).st_size
-            return os.pread(handle, request["length"], request["offset"])
+            data = bytearray()
+            while piece := os.pread(handle, request["length"] - len(data), request["offset"] + len(data)):
+                data += piece  # one call may give less than is there; to the host less than asked for means the end
+            return bytes(data)
         finally:
             os.close(handle)
 

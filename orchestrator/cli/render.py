@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from orchestrator.errors import CellblockError, KernelStartError
+from orchestrator.errors import CellblockError
 
 T = TypeVar("T")
 
@@ -28,8 +28,6 @@ def complain(error: CellblockError) -> None:
     errors.print(f"[bold red]cellblock:[/] {escape(plain(error.message))}")
     if error.remedy:
         errors.print(f"  {escape(plain(error.remedy))}")
-    if isinstance(error, KernelStartError) and error.log.strip():
-        errors.print(escape(plain(error.log.strip())), style="dim")
 
 
 def plain(text: str) -> str:

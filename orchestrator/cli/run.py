@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
-import json
 import sys
 from dataclasses import replace
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, TextIO
 
@@ -22,6 +21,7 @@ from orchestrator.policy import Policy
 from orchestrator.settings import Settings
 
 _AGENT = "cellblock-run"
+_MOST_PICTURES = 1000
 
 
 def run(
@@ -52,6 +52,9 @@ async def _run(
     script: Path, arguments: list[str], files: list[Path], out: Path | None, limits: KernelResourceLimits | None
 ) -> int:
     inputs = _inputs([script, *files])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to fail
     manager = AgentKernelManager(max_kernels=1, resource_limits=limits)
     async with manager, manager.acquire_kernel(_AGENT) as (_kernel, session):
         for path in inputs:
@@ -85,7 +88,7 @@ def _inputs(paths: list[Path]) -> list[Path]:
     names: dict[str, Path] = {}
     for path in paths:
         if not path.is_file():
-            kind = "is a directory" if path.is_dir() else "does not exist"
+            kind = "is a directory" if path.is_dir() else "is not a file" if path.exists() else "does not exist"
             raise InvalidInputError(f"{path} {kind}.")
         if path.name in names and names[path.name] != path:
             raise InvalidInputError(f"{names[path.name]} and {path} would both be {path.name} in the sandbox.")
@@ -98,7 +101,7 @@ def _inputs(paths: list[Path]) -> list[Path]:
 
 
 def _launch(name: str, arguments: list[str]) -> str:
-    argv = json.dumps([name, *arguments])
+    argv = ascii([name, *arguments])
     return f"import runpy, sys\nsys.argv = {argv}\n_ = runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
@@ -121,10 +124,10 @@ class _Printer:
 
     def _display(self, event: DisplayData) -> None:
         picture = event.data.get("image/png")
-        if self._out is not None and isinstance(picture, str):
+        if self._out is not None and isinstance(picture, str) and self._pictures < _MOST_PICTURES:
             try:
-                content = base64.b64decode(picture, validate=False)
-            except binascii.Error:
+                content = base64.b64decode(picture)
+            except ValueError:  # hostile text need not be base64, nor even ASCII
                 return
             self._pictures += 1
             self._out.mkdir(parents=True, exist_ok=True)

@@ -19,9 +19,10 @@ _POLL = 0.05  # seconds between two looks at a container that is about to be exi
 class Container:
     """A container known by its name, from before it exists until after it is gone."""
 
-    def __init__(self, engine: Engine, name: str) -> None:
+    def __init__(self, engine: Engine, name: str, runtime: str) -> None:
         self._engine = engine
         self.name = name
+        self._runtime = runtime
         self._started_at = 0.0
 
     async def start(self, request: dict[str, Any]) -> None:
@@ -68,7 +69,7 @@ class Container:
                     return Exit("kernel_died", None)
                 raise
             if state["Status"] in ("exited", "dead"):
-                return classify(state, await self._oom_events())
+                return classify(state, await self._oom_events(), self._runtime)
             if time.monotonic() > end:
                 return None
             await asyncio.sleep(_POLL)

@@ -10,17 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+_KILLED = 128 + 9  # SIGKILL
+
 
 @dataclass(frozen=True, slots=True)
 class Exit:
     """How a kernel's container ended.
 
     Attributes:
-        reason: "oom" when the engine or the cgroup saw an out-of-memory kill, else "kernel_died".
+        reason: "oom" when the engine saw an out-of-memory kill; "timeout" or "cancelled" when the host killed it
+            because a cell did not heed its interrupt; else "kernel_died".
         exit_code: of the container's first process; None where the engine could not say.
     """
 
-    reason: Literal["oom", "kernel_died"]
+    reason: Literal["oom", "kernel_died", "timeout", "cancelled"]
     exit_code: int | None
 
     def describe(self) -> str:
@@ -29,12 +32,15 @@ class Exit:
         return f"ended (exit code {self.exit_code})"
 
 
-def classify(state: Mapping[str, Any], oom_events: int) -> Exit:
+def classify(state: Mapping[str, Any], oom_events: int, runtime: str) -> Exit:
     """Classify the ``State`` of an inspected, exited container.
+
+    Under runc only the exit code of a killed process is an OOM: the flag also tells of a child that was killed, maybe
+    long before the kernel ended for another reason.
 
     Args:
         oom_events: how many ``oom`` events the engine recorded for it.
     """
     code = state.get("ExitCode")
-    oom = bool(state.get("OOMKilled")) or oom_events > 0
+    oom = (bool(state.get("OOMKilled")) or oom_events > 0) and (runtime != "runc" or code == _KILLED)
     return Exit("oom" if oom else "kernel_died", code if isinstance(code, int) else None)

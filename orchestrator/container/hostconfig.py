@@ -18,6 +18,7 @@ NAMESPACE_LABEL = f"{LABEL}.network-namespace"
 
 KERNEL_MOUNT = "/run/kernel"
 WORKDIR = "/work"
+_OOM_SCORE = 900  # of 1000: when the whole host runs out of memory, a sandbox goes before the host's own processes
 _CPU_PERIOD_US = 100_000  # the kernel's default period for CFS quotas
 
 
@@ -58,6 +59,7 @@ def create_request(spec: ContainerSpec, policy: Policy, limits: KernelResourceLi
         },
         "NetworkDisabled": True,
         "StopSignal": "SIGKILL",
+        "Healthcheck": {"Test": ["NONE"]},
         "HostConfig": _host_config(spec, policy, limits),
     }
 
@@ -78,6 +80,7 @@ def _host_config(spec: ContainerSpec, policy: Policy, limits: KernelResourceLimi
         "Runtime": spec.runtime,
         "NetworkMode": "none",
         "IpcMode": "private",
+        "CgroupnsMode": "private",  # else /proc/self/cgroup names the container to itself on cgroup v1
         "ReadonlyRootfs": True,
         "Privileged": False,
         "CapDrop": ["ALL"],
@@ -87,6 +90,7 @@ def _host_config(spec: ContainerSpec, policy: Policy, limits: KernelResourceLimi
         "CpuPeriod": _CPU_PERIOD_US,
         "CpuQuota": max(1000, int(_CPU_PERIOD_US * limits.max_cpu_percent / 100)),  # the kernel's least quota is 1 ms
         "PidsLimit": pids,
+        "OomScoreAdj": _OOM_SCORE,
         "ShmSize": policy.tmpfs.shm_mb * MEGABYTE,
         "Tmpfs": {
             WORKDIR: f"rw,nosuid,nodev,size={policy.tmpfs.work_mb}m,{owner}",
@@ -103,6 +107,8 @@ def _host_config(spec: ContainerSpec, policy: Policy, limits: KernelResourceLimi
             {"Name": "nproc", "Soft": nproc, "Hard": nproc},
             {"Name": "core", "Soft": 0, "Hard": 0},
             {"Name": "msgqueue", "Soft": 0, "Hard": 0},
+            {"Name": "sigpending", "Soft": 1024, "Hard": 1024},
+            {"Name": "memlock", "Soft": 65536, "Hard": 65536},
         ],
         # Holds what the launcher says before it points its descriptors at /dev/null, for the error of a failed start.
         "LogConfig": {"Type": "json-file", "Config": {"max-size": "64k", "max-file": "1"}},

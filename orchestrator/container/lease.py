@@ -62,6 +62,7 @@ class UserId:
                 return cls(uid, lease)
         raise KernelStartError(
             f"all {count} user ids from {base} are taken.",
+            cause="host",
             remedy="Widen the range with CELLBLOCK_UID_COUNT.",
         )
 

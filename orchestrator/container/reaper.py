@@ -47,8 +47,8 @@ def _is_orphan(container: dict[str, Any]) -> bool:
     labels = container["Labels"]
     boot, namespace = host_identity()
     if labels.get(BOOT_LABEL) != boot:
-        # Made before this machine's last start, or by a process on another machine: running, it has an owner there.
-        return bool(container["State"] != "running")
+        # Made before this machine's last start, or by a process on another machine, which may be about to start it.
+        return container["State"] in ("exited", "dead")
     if labels.get(NAMESPACE_LABEL) != namespace:
         return False
     return _is_dead(labels[INSTANCE_LABEL])

@@ -17,9 +17,13 @@ import zmq
 from jupyter_client.session import DELIM, Session
 
 from orchestrator.kernel.endpoint import Endpoint
-from orchestrator.kernel.guard import Guard
+from orchestrator.kernel.guard import Guard, weigh
 
-_BATCH = 32  # messages taken from one socket before the loop's other work has its turn
+_SLICE = 0.005  # seconds that one socket may hold the loop; whoever uses it up waits as long before its next turn
+_LONGEST_HEADER = 64 * 1024  # bytes
+_MOST_ITEMS = 50_000  # in one message's JSON; parsing and cleaning so many takes some 60 ms
+_SMALL = 64 * 1024  # bytes of JSON that need no counting first
+ITEM_COST = 64  # bytes that an item of parsed JSON takes in memory, however short it was on the wire
 _MESSAGE_FRAMES = 5  # signature, header, parent header, metadata, content
 
 Channel = Literal["shell", "control", "iopub"]
@@ -28,13 +32,18 @@ _SOCKET_TYPES: dict[Channel, int] = {"shell": zmq.DEALER, "control": zmq.DEALER,
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of the kernel, with a genuine signature. All of it is a claim of hostile code."""
+    """One message of the kernel, with a genuine signature. All of it is a claim of hostile code.
+
+    Attributes:
+        weight: bytes that its content takes: those on the wire, and ``ITEM_COST`` for each item of a structured one.
+    """
 
     channel: Channel
     kind: str
     parent_id: str
     content: dict[str, Any]
     buffers: Sequence[bytes]
+    weight: int
 
 
 Handler = Callable[[Message], None]
@@ -91,34 +100,41 @@ class KernelClient:
 
     def _receiver(self, channel: Channel) -> Callable[[list[bytes]], None]:
         def receive(frames: list[bytes]) -> None:
-            self._guard.consumed(channel, sum(map(len, frames)))
-            message = self._parse(channel, frames)
-            if message is None:
+            self._guard.consumed(channel, weigh(frames))
+            try:
+                self._dispatch(channel, frames)
+            except _MalformedError:
                 self.rejected += 1
-            elif message.kind == "iopub_welcome":
-                if not self.welcome.done():
-                    self.welcome.set_result(None)
-            elif (handler := self._handlers.get(message.parent_id)) is not None:
-                handler(message)
 
         return receive
 
-    def _parse(self, channel: Channel, frames: list[bytes]) -> Message | None:
-        """Check the frames' count, signature and shape. None when any of it is wrong."""
-        try:
-            start = frames.index(DELIM) + 1
-        except ValueError:
-            return None
+    def _dispatch(self, channel: Channel, frames: list[bytes]) -> None:
+        """Check frame count, signature and shape, and hand the message to whoever asked for it.
+
+        The content is parsed last, and only for a handler: what nobody waits for costs a header.
+
+        Raises:
+            _MalformedError: any of it is wrong.
+        """
+        start = frames.index(DELIM) + 1 if DELIM in frames else len(frames)
         parts = frames[start : start + _MESSAGE_FRAMES]
         if len(parts) != _MESSAGE_FRAMES or not hmac.compare_digest(self._session.sign(parts[1:]), parts[0]):
-            return None
-        header, parent, content = (_load(part) for part in (parts[1], parts[2], parts[4]))
-        if header is None or parent is None or content is None:
-            return None
-        kind, parent_id = header.get("msg_type"), parent.get("msg_id", "")
+            raise _MalformedError
+        header, parent, content = parts[1], parts[2], parts[4]
+        if max(len(header), len(parent)) > _LONGEST_HEADER:
+            raise _MalformedError
+        kind, parent_id = _load(header).get("msg_type"), _load(parent).get("msg_id", "")
         if not isinstance(kind, str) or not isinstance(parent_id, str):
-            return None
-        return Message(channel, kind, parent_id, content, frames[start + _MESSAGE_FRAMES :])
+            raise _MalformedError
+        if kind == "iopub_welcome":
+            if not self.welcome.done():
+                self.welcome.set_result(None)
+            return
+        handler = self._handlers.get(parent_id)
+        if handler is not None:
+            weight = len(content) + (0 if kind == "stream" else ITEM_COST * _items(content))
+            buffers = frames[start + _MESSAGE_FRAMES :]
+            handler(Message(channel, kind, parent_id, _load(content), buffers, weight))
 
 
 class _WatchedSocket:
@@ -133,33 +149,69 @@ class _WatchedSocket:
         self._receive = receive
         self._loop = asyncio.get_running_loop()
         self._descriptor: int = socket.FD
-        self._loop.add_reader(self._descriptor, self._drain)
-        self._loop.call_soon(self._drain)
+        self._turn: asyncio.Handle | None = None
+        self._loop.add_reader(self._descriptor, self._look)
+        self._look()
 
     def send(self, frames: Sequence[bytes]) -> None:
         self._socket.send_multipart(frames, zmq.NOBLOCK)
-        self._loop.call_soon(self._drain)
+        self._look()
 
     def close(self) -> None:
         if not self._socket.closed:
             self._loop.remove_reader(self._descriptor)
             self._socket.close(linger=0)
 
+    def _look(self) -> None:
+        """Look at the socket in the loop's next pass, unless that is settled already."""
+        if self._turn is None:
+            self._turn = self._loop.call_soon(self._drain)
+
     def _drain(self) -> None:
-        for _ in range(_BATCH):
-            if self._socket.closed:
-                return
+        self._turn = None
+        end = self._loop.time() + _SLICE
+        while not self._socket.closed:
             try:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
             self._receive(frames)
-        self._loop.call_soon(self._drain)
+            if self._loop.time() > end and not self._socket.closed:
+                self._turn = self._loop.call_later(_SLICE, self._drain)
+                return
 
 
-def _load(part: bytes) -> dict[str, Any] | None:
+class _MalformedError(Exception):
+    """A message that is not as the protocol says."""
+
+
+def _load(part: bytes) -> dict[str, Any]:
+    if len(part) > _SMALL and _items(part) > _MOST_ITEMS:
+        raise _MalformedError
     try:
-        value = json.loads(part)
-    except (ValueError, RecursionError):  # no JSON, no UTF-8, a number past the digit limit; nested too deep
-        return None
-    return value if isinstance(value, dict) else None
+        value = json.loads(part, parse_int=_integer)
+    except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8; nested too deep
+        raise _MalformedError from error
+    if not isinstance(value, dict):
+        raise _MalformedError
+    return value
+
+
+def _integer(digits: str) -> int | float:
+    """Parse an integer; one that no 64 bits hold becomes a float: long ones take time that grows with their square."""
+    return int(digits) if len(digits) <= 20 else float(digits)
+
+
+def _items(part: bytes) -> int:
+    """Return at least the number of items of a JSON text; commas inside its strings do not count if there are many."""
+    marks = _marks(part)
+    if marks <= _MOST_ITEMS // 50:
+        return marks
+    bare = part.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if bare.count(b'"') > 4 * _MOST_ITEMS:
+        return marks
+    return sum(map(_marks, bare.split(b'"')[::2]))
+
+
+def _marks(part: bytes) -> int:
+    return part.count(b",") + part.count(b"[") + part.count(b"{")

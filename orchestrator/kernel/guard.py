@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from orchestrator.kernel.endpoint import CHANNELS, Endpoint
@@ -22,6 +22,8 @@ _SIGNATURE_START, _SIGNATURE_END, _MAJOR = 0xFF, 0x7F, 3
 _MECHANISM = b"NULL".ljust(20, b"\0")
 _MORE, _LONG, _COMMAND = 0x01, 0x02, 0x04
 _COMMAND_BOUND = 8192  # bytes; READY carries the socket type and an identity, nothing else is sent over NULL
+FRAME_COST = 64  # bytes that a frame takes in libzmq beside its body; an empty one is not free
+_READ = 16 * 1024  # bytes taken at once: a read full of two-byte frames takes 8 ms to meter
 _FRAMES_BOUND = 64  # per message; Jupyter's have six or seven, file transfers one more
 _WINDOW = 4 * 1024 * 1024  # bytes of whole messages that may wait for the client in libzmq
 
@@ -34,7 +36,7 @@ class Meter:
     """Follows a ZMTP 3 stream without keeping it, and bounds its messages.
 
     Args:
-        bound: bytes that the frames of one message may have together.
+        bound: what one message may weigh: the bytes of its frames, and ``FRAME_COST`` for each.
     """
 
     def __init__(self, bound: int) -> None:
@@ -46,7 +48,8 @@ class Meter:
         self._flags = 0
         self._message = 0
         self._frames = 0
-        self.completed = 0  # bytes of all whole messages so far, as a client counts them on receipt
+        self._ready = False
+        self.completed = 0  # weight of all whole messages so far, as ``weigh`` has it
 
     def feed(self, data: bytes) -> None:
         """Count ``data``.
@@ -97,10 +100,12 @@ class Meter:
 
     def _open_frame(self) -> None:
         if self._flags & _COMMAND:
-            if self._body > _COMMAND_BOUND:
-                raise Violation(f"a command has {self._body} bytes")
+            # READY is the one command of an honest kernel. Others reach the client's socket uncounted, or are echoed.
+            if self._ready or self._body > _COMMAND_BOUND:
+                raise Violation("a command that is not the handshake's")
+            self._ready = True
         else:
-            self._message += self._body
+            self._message += self._body + FRAME_COST
             self._frames += 1
             if self._message > self._bound:
                 raise Violation(f"a message exceeds {self._bound} bytes")
@@ -117,23 +122,40 @@ class Meter:
         self._frames = 0
 
 
-class _End(asyncio.Protocol):
+def weigh(frames: Sequence[bytes]) -> int:
+    """Return what a received message weighs: the same that the meter counted for it."""
+    return sum(map(len, frames)) + FRAME_COST * len(frames)
+
+
+class _End(asyncio.BufferedProtocol):
     """One of the two connections of a splice. Reads only while its peer is there and can take more."""
 
     peer: _End | None = None
 
     def __init__(self, splice: _Splice) -> None:
         self._splice = splice
+        self._buffer = bytearray(_READ)
         self.transport: asyncio.Transport | None = None
         self._stops = {"alone"}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
-        transport.pause_reading()
+        # Not at once: until Python 3.11.4 a transport begins to read after this call, paused or not.
+        asyncio.get_running_loop().call_soon(self._hold)
         self._splice.joined(self)
 
-    def data_received(self, data: bytes) -> None:
+    def _hold(self) -> None:
+        if self._stops and self.transport is not None and self.transport.is_reading():
+            self.transport.pause_reading()
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.take(bytes(memoryview(self._buffer)[:nbytes]))
+
+    def take(self, data: bytes) -> None:
         if self.peer is not None and self.peer.transport is not None:
             self.peer.transport.write(data)
 
@@ -167,13 +189,13 @@ class _KernelEnd(_End):
         self._meter = Meter(bound)
         self._consumed = 0
 
-    def data_received(self, data: bytes) -> None:
+    def take(self, data: bytes) -> None:
         try:
             self._meter.feed(data)
         except Violation as violation:
             self._splice.cut(str(violation), violated=True)
             return
-        super().data_received(data)
+        super().take(data)
         self._weigh()
 
     def consumed(self, size: int) -> None:
@@ -282,7 +304,7 @@ class Guard:
         return lambda: self._callbacks.remove(callback) if callback in self._callbacks else None
 
     def consumed(self, channel: str, size: int) -> None:
-        """Called by the client's side for every message it has taken: ``size`` bytes no longer wait."""
+        """Called by the client's side for every message it has taken: ``size``, as ``weigh`` says, no longer waits."""
         self._splices[channel].consumed(size)
 
     def cut(self, reason: str, violated: bool = False) -> None:

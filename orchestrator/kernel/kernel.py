@@ -7,9 +7,9 @@ import contextlib
 import re
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import zmq
 
@@ -74,11 +74,12 @@ class Kernel:
         self._user = user
         self.kernel_id = kernel_id
         self.runtime = config.runtime
-        self.container = Container(config.engine, f"cellblock-{kernel_id}")
+        self.container = Container(config.engine, f"cellblock-{kernel_id}", config.runtime)
         self._guard = Guard(config.message_bound)
         self._client: KernelClient | None = None
         self._exit: asyncio.Task[Exit] | None = None
-        self._stopped = False
+        self._stopping: asyncio.Task[None] | None = None
+        self._condemned: Literal["timeout", "cancelled"] | None = None
         self._oom = False
 
     @classmethod
@@ -95,19 +96,10 @@ class Kernel:
             endpoint = Endpoint.create(config.folder / kernel_id[:12], config.message_bound)
         except OSError as error:
             user.release()
-            raise KernelStartError(f"the kernel's sockets cannot be made: {error}.") from error
+            raise KernelStartError(f"the kernel's sockets cannot be made: {error}.", cause="host") from error
         kernel = cls(config, endpoint, user, kernel_id)
         try:
-            async with asyncio.timeout(config.start_timeout):
-                await kernel._boot()
-        except TimeoutError:
-            log = await kernel._log()
-            await kernel.stop()
-            raise KernelStartError(
-                f"a kernel was not ready within {config.start_timeout:g} s under {config.runtime}.",
-                log=log,
-                remedy=_log_remedy(log),
-            ) from None
+            await kernel._boot_in_time()
         except BaseException:
             await kernel.stop()
             raise
@@ -116,7 +108,7 @@ class Kernel:
     @property
     def is_alive(self) -> bool:
         """Whether its wire stands. The kernel's own death cuts it at once."""
-        return not self._stopped and not self._guard.lost.is_set()
+        return not self._guard.lost.is_set()
 
     def send(
         self, channel: Channel, kind: str, content: dict[str, Any], handler: Handler, buffers: Sequence[bytes] = ()
@@ -170,7 +162,7 @@ class Kernel:
     def interrupt(self) -> None:
         """Ask the kernel to raise KeyboardInterrupt in the running cell and its child processes. Does not wait."""
         with contextlib.suppress(KernelDiedError):
-            self.send("control", "interrupt_request", {}, lambda _message: None)
+            self.forget(self.send("control", "interrupt_request", {}, lambda _message: None))
 
     def ran_out_of_memory(self) -> None:
         """Called when the engine saw an out-of-memory kill in this container.
@@ -210,21 +202,42 @@ class Kernel:
             remedy="Acquire the agent's kernel again: it gets a fresh one.",
         )
 
+    def condemn(self, why: Literal["timeout", "cancelled"]) -> None:
+        """Cut a kernel off at once whose cell did not heed its interrupt; ``exit`` then kills it."""
+        self._condemned = why
+        self._guard.cut("its cell did not heed the interrupt")
+
     async def stop(self) -> None:
         """End the container and remove all that is left of the kernel. May be called at any time, and again.
 
         Raises:
             EngineError: the engine does not answer; the container may be left for the next start's sweep.
         """
-        self._stopped = True
-        self._guard.cut("it was stopped")
-        if self._client is not None:
-            self._client.close()
+        if self._stopping is None:
+            self._guard.cut("it was stopped")
+            if self._client is not None:
+                self._client.close()
+            self._stopping = asyncio.create_task(self._remove())
+        await asyncio.shield(self._stopping)
+
+    async def _remove(self) -> None:
         try:
             await self.container.remove()
         finally:
             self._endpoint.remove()
-            self._user.release()
+        self._user.release()  # not after a failure: a container that may still live keeps its user id
+
+    async def _boot_in_time(self) -> None:
+        seconds = self._config.start_timeout
+        try:
+            async with asyncio.timeout(seconds):
+                await self._boot()
+        except TimeoutError:
+            raise KernelStartError(
+                f"a kernel was not ready within {seconds:g} s under {self.runtime}.",
+                cause="timeout",
+                log=await self._log(),
+            ) from None
 
     async def _boot(self) -> None:
         await self._guard.listen(self._endpoint)
@@ -265,36 +278,29 @@ class Kernel:
             await asyncio.sleep(1.0)
             state = await self.container.state()
             if not state["Running"]:
-                log = await self._log()
                 raise KernelStartError(
                     f"the kernel's container ended while it started (exit code {state['ExitCode']}, "
                     f"runtime {self.runtime}).",
-                    log=log,
-                    remedy=_log_remedy(log),
+                    cause="container",
+                    log=await self._log(),
                 )
 
     async def _find_exit(self) -> Exit:
-        if self._stopped:
+        if self._stopping is not None:
             return Exit("kernel_died", None)
         if not self._cut_by_host():
             exit_state = await self.container.exit()
             if exit_state is not None:
-                return replace(exit_state, reason="oom") if self._oom and self.runtime != "runc" else exit_state
-        # It lives, but its wire is cut: it ran out of memory, broke the protocol, or hung up.
+                return exit_state
+        # It lives, but its wire is cut: it ran out of memory, broke the protocol, hung up, or was condemned.
         await self.container.remove()
-        return Exit("oom" if self._oom else "kernel_died", None)
+        return Exit(self._condemned or ("oom" if self._oom else "kernel_died"), None)
 
     def _cut_by_host(self) -> bool:
-        return self._guard.violated or (self._oom and self.runtime != "runc")
+        return self._guard.violated or self._condemned is not None or (self._oom and self.runtime != "runc")
 
     async def _log(self) -> str:
         try:
             return _CONTROL.sub("?", await self.container.log())
         except EngineError:
             return ""
-
-
-def _log_remedy(log: str) -> str:
-    if not log.strip():
-        return "Run `cellblock doctor`."
-    return f"Its last words: {log.strip()[-500:]}"

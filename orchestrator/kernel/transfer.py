@@ -36,7 +36,7 @@ async def put_file(kernel: Kernel, source: Path | bytes, destination: str) -> in
         KernelDiedError: the kernel went away.
     """
     path = _inside(destination)
-    partial = f"{path}.{secrets.token_hex(4)}.part"
+    partial = str(PurePosixPath(path).with_name(f".{secrets.token_hex(4)}.part"))
     try:
         size = await _send(kernel, source, partial, path)
     except BaseException:
@@ -60,7 +60,9 @@ async def get_file(kernel: Kernel, source: str, destination: Path, limit: int) -
         KernelDiedError: the kernel went away.
     """
     path = _inside(source)
-    partial = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}.part")
+    if not destination.name:
+        raise FileTransferError(f"{destination} is no name for a file.", path=str(destination))
+    partial = destination.with_name(f".{secrets.token_hex(4)}.part")
     try:
         handle = await asyncio.to_thread(open, partial, "xb")
     except OSError as error:
@@ -129,6 +131,8 @@ async def _pieces(kernel: Kernel, path: str, named: str, limit: int) -> AsyncIte
                 f"{named!r} is larger than {limit} bytes.", path=named, remedy="Pass a larger limit to get_file."
             )
         yield piece
+        if len(piece) < PIECE:  # the end; a kernel that trickles could go on for ever
+            return
 
 
 async def _ask(
@@ -152,7 +156,7 @@ async def _ask(
 async def _discard(kernel: Kernel, partial: str) -> None:
     """Best effort: with the kernel gone, so is the file."""
     if kernel.is_alive:
-        kernel.send("control", "file_remove_request", {"path": partial}, lambda _message: None)
+        kernel.forget(kernel.send("control", "file_remove_request", {"path": partial}, lambda _message: None))
 
 
 async def _write(handle: BinaryIO, piece: bytes, destination: Path) -> None:
@@ -171,7 +175,7 @@ def _settle(partial: Path, destination: Path) -> None:
 def _inside(path: str) -> str:
     """Check a path of the sandbox. Where it leads inside does not matter: the sandbox is the boundary."""
     pure = PurePosixPath(path)
-    if not path or "\0" in path or not path.isprintable() or len(path.encode("utf-8", "replace")) > 4096:
+    if not pure.name or not path.isprintable() or len(path.encode("utf-8", "replace")) > 4096:
         raise FileTransferError("a path in the sandbox must be printable, and not empty.", path=repr(path))
     return str(pure)
 

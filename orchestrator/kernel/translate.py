@@ -16,6 +16,8 @@ from orchestrator.outputs import (
     UpdateDisplayData,
 )
 
+_LONGEST_ID = 256  # characters of a display's id; IPython's have 32
+_MOST_LINES = 1000  # of a traceback
 _DEEPEST = 64  # levels of nesting in a mime bundle; far above any real one, far below the interpreter's recursion limit
 
 
@@ -46,7 +48,7 @@ def to_error(content: Mapping[str, Any]) -> ErrorOutput:
     return ErrorOutput(
         ename=text(content.get("ename")),
         evalue=text(content.get("evalue")),
-        traceback=tuple(map(text, lines)) if isinstance(lines, list) else (),
+        traceback=tuple(map(text, lines[:_MOST_LINES])) if isinstance(lines, list) else (),
     )
 
 
@@ -77,7 +79,13 @@ def clean(value: Any, depth: int = 0) -> Any:
 
 
 def _bundle(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    return _mapping(content.get("data")), _mapping(content.get("metadata"))
+    data = {mime: item for mime, item in _mapping(content.get("data")).items() if _fits(mime, item)}
+    return data, _mapping(content.get("metadata"))
+
+
+def _fits(mime: str, item: object) -> bool:
+    """Whether nbformat takes the item: anything under a JSON type, text under any other."""
+    return isinstance(item, str) or mime == "application/json" or mime.endswith("+json")
 
 
 def _mapping(value: object) -> dict[str, Any]:
@@ -88,4 +96,4 @@ def _mapping(value: object) -> dict[str, Any]:
 def _display_id(content: Mapping[str, Any]) -> str | None:
     transient = content.get("transient")
     display_id = transient.get("display_id") if isinstance(transient, dict) else None
-    return text(display_id) if isinstance(display_id, str) else None
+    return text(display_id) if isinstance(display_id, str) and len(display_id) <= _LONGEST_ID else None

@@ -43,6 +43,24 @@ def test_run_shows_output_and_passes_files_and_arguments(runtime: str, tmp_path:
     assert done.returncode == 0
 
 
+def test_run_passes_any_argument_as_it_is(tmp_path: Path) -> None:
+    """Arguments beyond the basic plane, quotes and backslashes arrive unchanged."""
+    arguments = ["😀", "it's", "a\\b"]
+    (tmp_path / "script.py").write_text("import sys; print(sys.argv[1:])")
+    done = cellblock("run", "script.py", *arguments, cwd=tmp_path, PYTHONIOENCODING="utf-8")
+    assert done.stdout == f"{arguments}\n"
+
+
+def test_run_survives_a_picture_that_is_none(tmp_path: Path) -> None:
+    """Hostile picture data, and characters that the terminal cannot show, end in no traceback."""
+    (tmp_path / "bad.py").write_text(
+        "from IPython.display import display\ndisplay({'image/png': 'é'}, raw=True)\nprint('é\\u4e2d')"
+    )
+    done = cellblock("run", "bad.py", "--out", "pictures", cwd=tmp_path, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("script", "status", "said"),
     [

@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -217,6 +218,50 @@ async def test_cancelling_the_caller_interrupts_the_cell(manager: AgentKernelMan
         await task
     assert session.execution_history[-1]["result"]["outcome"] == "cancelled"
     assert (await manager.execute_code(session, "kept"))["result"] == "7"
+
+
+async def test_cancelling_twice_still_sees_the_cell_end(manager: AgentKernelManager, session: KernelSession) -> None:
+    """An impatient caller does not leave a cell that runs on unseen."""
+    task = asyncio.create_task(manager.execute_code(session, "import time; time.sleep(60)"))
+    await asyncio.sleep(0.5)
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    begun = time.monotonic()
+    assert (await manager.execute_code(session, "1"))["result"] == "1"
+    assert time.monotonic() - begun < 2
+
+
+async def test_a_slow_consumer_does_not_stretch_the_time_limit(runtime: str) -> None:
+    """The limit holds while nobody takes the events."""
+    code = "import time\nprint('first', flush=True)\nfor _ in range(50): time.sleep(0.1)\nprint('never')"
+    limits = KernelResourceLimits(max_execution_time=1)
+    async with make_manager(runtime, limits=limits) as manager, manager.acquire_kernel("a") as (_kernel, session):
+        events = manager.stream_code(session, code)
+        assert await anext(events) == StreamOutput("stdout", "first\n")
+        await asyncio.sleep(3)
+        with pytest.raises(KernelTimeoutError) as caught:
+            async for _ in events:
+                pass
+        assert "never" not in caught.value.result.stdout
+
+
+async def test_lone_surrogates_do_not_swallow_output(manager: AgentKernelManager, session: KernelSession) -> None:
+    """What cannot be encoded is replaced; everything beside it arrives."""
+    result = await manager.execute_code(session, "print('before'); print('a\\ud83d'); print('after')")
+    assert result["stdout"] == "before\na?\nafter\n"
+    result = await manager.execute_code(session, "raise ValueError('x\\ud83d')")
+    assert (result["error"]["ename"], result["error"]["evalue"]) == ("ValueError", "x?")
+
+
+async def test_a_display_of_the_wrong_shape_does_not_spoil_the_notebook(
+    manager: AgentKernelManager, session: KernelSession, tmp_path: Path
+) -> None:
+    """A mime bundle that nbformat refuses is dropped where it comes in."""
+    await manager.execute_code(session, "display({'text/plain': 5, 'text/html': '<b>'}, raw=True)")
+    manager.save_session_as_notebook(session, tmp_path / "a.ipynb")
 
 
 async def test_a_consumer_that_stops_early_interrupts_the_cell(

@@ -123,10 +123,11 @@ async def test_warm_kernels_are_kept_and_refilled(runtime: str) -> None:
 async def test_a_fresh_kernel_has_no_trace_of_its_start(runtime: str) -> None:
     """The first cell is number 1, and finds no earlier output and no name of ours."""
     async with make_manager(runtime) as manager, manager.acquire_kernel("a", timeout=60) as (_kernel, session):
-        result = await manager.execute_code(session, "print([n for n in dir() if not n.startswith('__')], repr(_), Out)")
+        code = "print(*(n for n in dir() if not n.startswith('__'))); print(repr(_), Out)"
+        result = await manager.execute_code(session, code)
     assert result["execution_count"] == 1
-    ipythons_own = "In Out _ _dh _i _i1 _ih _ii _iii _oh exit get_ipython open quit".split()
-    assert result["stdout"] == f"{ipythons_own} '' {{}}\n"
+    ipythons_own = "In Out _ _dh _i _i1 _ih _ii _iii _oh exit get_ipython open quit"
+    assert result["stdout"] == f"{ipythons_own}\n'' {{}}\n"
 
 
 async def _until(condition: object, seconds: float = 30) -> None:
@@ -219,7 +220,7 @@ async def test_a_timeout_covers_the_start_of_a_kernel(runtime: str) -> None:
 
 async def test_history_records_every_cell(runtime: str) -> None:
     """Cells that ended well, in error and at their limit are all in the history, and in a checkpoint."""
-    limits = KernelResourceLimits(max_execution_time=1)
+    limits = KernelResourceLimits(max_execution_time=5)
     async with make_manager(runtime, limits=limits) as manager, manager.acquire_kernel("a") as (_kernel, session):
         await manager.execute_code(session, "1")
         await manager.execute_code(session, "1/0")
@@ -227,3 +228,36 @@ async def test_history_records_every_cell(runtime: str) -> None:
             await manager.execute_code(session, "while True: pass")
         outcomes = [entry["result"]["outcome"] for entry in manager.save_checkpoint(session)["execution_history"]]
     assert outcomes == ["ok", "error", "timeout"]
+
+
+async def test_a_finished_cell_is_in_the_history_when_its_call_returns(runtime: str) -> None:
+    """A checkpoint taken straight after a cell has its result, and the next cell need not wait."""
+    async with make_manager(runtime) as manager, manager.acquire_kernel("a", timeout=60) as (_kernel, session):
+        await manager.execute_code(session, "1")
+        assert session.execution_history[0]["result"]["status"] == "ok"
+        assert not session.is_busy
+
+
+async def test_ending_idle_sessions_spares_one_whose_agent_came_back(runtime: str) -> None:
+    """Two sessions become idle at once; the one that is acquired again, while the other is being ended, lives."""
+    limits = KernelResourceLimits(idle_timeout_seconds=1.0)
+    async with make_manager(runtime, limits=limits, max_kernels=3) as manager:
+        for agent in ("a", "b"):
+            await run(manager, agent, "1")
+        await _until(lambda: "a" not in manager.sessions)
+        async with manager.acquire_kernel("b", timeout=60) as (_kernel, session):
+            await asyncio.sleep(3)
+            assert (await manager.execute_code(session, "6 * 7"))["result"] == "42"
+
+
+async def test_a_kernel_that_died_on_its_way_to_a_waiter_is_not_lost_capacity(runtime: str) -> None:
+    """The waiter is gone, the kernel dead: its place is free for the next agent."""
+    async with make_manager(runtime, max_kernels=1) as manager:
+        await manager.start()
+        resource = await manager.pool.acquire(timeout=60)
+        client = docker.from_env()
+        client.api.kill(f"cellblock-{resource.kernel_id}")
+        client.close()
+        await _until(lambda: resource.kernel is not None and not resource.kernel.is_alive)
+        manager.pool.release(resource)
+        assert await run(manager, "a", "6 * 7") == "42"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.kernel.endpoint import CHANNELS, Endpoint
-from orchestrator.kernel.guard import Guard, Meter, Violation
+from orchestrator.kernel.guard import FRAME_COST, Guard, Meter, Violation
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 BOUND = 1000
@@ -24,25 +24,44 @@ def frame(body: bytes, *, more: bool = False, command: bool = False) -> bytes:
     return bytes([flags | 2]) + struct.pack(">Q", len(body)) + body
 
 
+READY = b"\x04\x06\x05READY"
+
+
 def message(*bodies: bytes) -> bytes:
     return b"".join(frame(body, more=number < len(bodies) - 1) for number, body in enumerate(bodies))
 
 
 def test_a_meter_counts_whole_messages_however_they_are_cut() -> None:
     """The count does not depend on where the stream is split."""
-    stream = GREETING + frame(b"\x05READY", command=True) + message(b"a" * 300, b"", b"bc") + message(b"d")
+    stream = GREETING + READY + message(b"a" * 300, b"", b"bc") + message(b"d")
     for size in (1, 2, 7, 64, len(stream)):
         meter = Meter(BOUND)
         for start in range(0, len(stream), size):
             meter.feed(stream[start : start + size])
-        assert meter.completed == 303
+        assert meter.completed == 303 + 4 * FRAME_COST
 
 
 def test_a_message_at_the_bound_passes_and_one_beyond_it_does_not() -> None:
     """The bound is on the sum of a message's frames."""
-    Meter(BOUND).feed(GREETING + message(b"a" * 500, b"b" * 500))
+    room = BOUND - 2 * FRAME_COST
+    Meter(BOUND).feed(GREETING + message(b"a" * 500, b"b" * (room - 500)))
     with pytest.raises(Violation, match="exceeds"):
-        Meter(BOUND).feed(GREETING + message(b"a" * 500, b"b" * 501))
+        Meter(BOUND).feed(GREETING + message(b"a" * 500, b"b" * (room - 499)))
+
+
+def test_empty_frames_are_not_free() -> None:
+    """Each takes room in the client: a message of none but empty ones still weighs."""
+    meter = Meter(BOUND)
+    meter.feed(GREETING + bytes(2) * 1000)
+    assert meter.completed == 1000 * FRAME_COST
+
+
+def test_one_command_is_let_through() -> None:
+    """READY alone: SUBSCRIBE would reach the client as a message, uncounted, and PING be answered."""
+    meter = Meter(BOUND)
+    meter.feed(GREETING + READY + message(b"a"))
+    with pytest.raises(Violation, match="command"):
+        meter.feed(frame(b"\x09SUBSCRIBE" + b"x" * 20, command=True))
 
 
 def test_an_endless_multipart_message_is_cut_at_the_bound() -> None:
@@ -90,7 +109,7 @@ def test_random_streams_end_in_a_violation_or_a_count_never_in_anything_else() -
                 del stream[:size]
         except Violation:
             pass
-        assert 0 <= meter.completed <= 3 * 300
+        assert 0 <= meter.completed <= 3 * 300 + 1000 * FRAME_COST
 
 
 @pytest.fixture
