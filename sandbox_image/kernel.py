@@ -25,7 +25,6 @@ from ipykernel.heartbeat import Heartbeat
 from ipykernel.iostream import OutStream
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
-from ipykernel.shellchannel import ShellChannelThread
 from ipykernel.zmqshell import ZMQInteractiveShell
 from jupyter_client.session import Session
 from traitlets import Type
@@ -196,10 +195,23 @@ def drain_streams():
             stream.drain()
 
 
+class NoShellThread:
+    """Stands where ipykernel has a thread for subshells, which cost every cell two hops between threads.
+
+    It is false, so that requests come straight to the main thread, and knows that thread: async cells ask it.
+    """
+
+    parent_thread = threading.main_thread()
+
+    def __bool__(self):
+        return False
+
+
 class SandboxKernel(IPythonKernel):
     """IPythonKernel, and the three requests by which files travel in bounded pieces on the control channel."""
 
     shell_class = Type(SandboxShell)
+    _supports_kernel_subshells = False
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -210,6 +222,12 @@ class SandboxKernel(IPythonKernel):
         reply = await super().do_execute(*args, **kwargs)
         drain_streams()
         return reply
+
+    async def interrupt_request(self, stream, ident, parent):
+        await super().interrupt_request(stream, ident, parent)
+        # An async cell waits in the loop's selector, which goes on waiting after a signal: what the signal's handler
+        # asked the loop to do would be done only after the cell.
+        self.io_loop.asyncio_loop.call_soon_threadsafe(int)
 
     async def _answer(self, name, stream, ident, parent):
         content, buffers = {"status": "ok"}, []
@@ -271,7 +289,7 @@ class SandboxApp(IPKernelApp):
         self.debugpy_socket = context.socket(zmq.STREAM)
         self.debug_shell_socket = context.socket(zmq.DEALER)
         self.control_thread = ControlThread(daemon=True)
-        self.shell_channel_thread = ShellChannelThread(context, daemon=True)
+        self.shell_channel_thread = NoShellThread()
 
     def _session_default(self):
         return BoundedSession(parent=self, username="kernel")

@@ -115,4 +115,5 @@ def _short(line: str) -> str:
     if not line.startswith("Get:"):
         return line.removesuffix(" ...").lower()
     words = line.split()
-    return f"fetching {words[4]}" if len(words) > 4 else "fetching"
+    # a list has its size where a package has its name
+    return f"fetching {words[4]}" if len(words) > 4 and not words[4].startswith("[") else "fetching the lists"

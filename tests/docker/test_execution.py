@@ -176,6 +176,7 @@ async def test_input_fails_at_once_with_a_clear_error(manager: AgentKernelManage
     [
         "while True: pass",
         "import time; time.sleep(60)",
+        "import asyncio; await asyncio.sleep(60)",
         "import subprocess; subprocess.run(['sleep', '60'])",
         "while True:\n    try:\n        import time; time.sleep(0.01)\n    except ValueError: pass",
     ],

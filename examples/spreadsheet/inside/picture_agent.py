@@ -4,9 +4,6 @@
 # ruff: noqa: E402
 
 # %% Read every cell
-import sys
-
-sys.path.insert(0, "")  # the working directory, where the host has put the modules
 
 from spreadsheet.inside import reading, tables
 
