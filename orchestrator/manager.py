@@ -21,13 +21,12 @@ from orchestrator import checkpoint, notebook
 from orchestrator.container.usage import resource_usage
 from orchestrator.errors import (
     EngineError,
-    InvalidAgentIdError,
-    InvalidCodeError,
     InvalidInputError,
     KernelPoolExhaustedError,
     ManagerClosedError,
     UnknownKernelNameError,
 )
+from orchestrator.inputs import check_agent_id, check_code
 from orchestrator.instance import Instance
 from orchestrator.kernel import transfer
 from orchestrator.kernel.kernel import Kernel
@@ -41,9 +40,6 @@ from orchestrator.settings import Settings
 _log = logging.getLogger(__name__)
 
 KERNEL_NAMES = ("python3",)
-LONGEST_AGENT_ID = 200  # characters
-LONGEST_CODE = MEGABYTE  # bytes of UTF-8 in one cell
-_FORBIDDEN_IN_AGENT_ID = set("/\\")
 _REMEMBERED_ENDS = 10_000  # agents whose last session's end is remembered until they return
 _LEAST_SWEEP = 0.05  # seconds between two looks for idle sessions
 
@@ -336,9 +332,11 @@ class AgentKernelManager:
             if session is not None:
                 await self._bury(session)
             self._refuse_when_closed()
-            return self._new_session(
-                agent_id, await self.pool.acquire(None if deadline is None else deadline.remaining())
-            )
+            while True:
+                resource = await self.pool.acquire(None if deadline is None else deadline.remaining())
+                if resource.kernel is not None and resource.kernel.is_alive:
+                    return self._new_session(agent_id, resource)
+                self.pool.release(resource)  # it died between being ready and being taken
         finally:
             lock.release()
 
@@ -393,45 +391,6 @@ class AgentKernelManager:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(_report)
-
-
-def check_agent_id(agent_id: str) -> None:
-    """An agent id is 1 to 200 printable characters without slashes: it appears in logs, paths and terminals.
-
-    Raises:
-        InvalidAgentIdError: it is not.
-    """
-    if not isinstance(agent_id, str) or not agent_id.strip():
-        raise InvalidAgentIdError("an agent id must be a string that is not empty.")
-    if len(agent_id) > LONGEST_AGENT_ID:
-        raise InvalidAgentIdError(f"the agent id has {len(agent_id)} characters; {LONGEST_AGENT_ID} is the most.")
-    if not agent_id.isprintable() or _FORBIDDEN_IN_AGENT_ID & set(agent_id):
-        raise InvalidAgentIdError(
-            f"the agent id {agent_id[:40]!r} holds slashes, or characters that cannot be printed."
-        )
-
-
-def check_code(code: str) -> None:
-    """Code is a string that is not empty, of at most 1 MiB, without NUL bytes and lone surrogates.
-
-    Raises:
-        InvalidCodeError: it is not.
-    """
-    if not isinstance(code, str):
-        raise InvalidCodeError(f"code must be a string, not {type(code).__name__}.")
-    if not code.strip():
-        raise InvalidCodeError("the code is empty.")
-    if "\0" in code:
-        raise InvalidCodeError("the code holds NUL bytes.")
-    try:
-        size = len(code.encode())
-    except UnicodeEncodeError as error:
-        raise InvalidCodeError(f"the code holds a lone surrogate at character {error.start}.") from None
-    if size > LONGEST_CODE:
-        raise InvalidCodeError(
-            f"the code has {size} bytes; a cell takes at most {LONGEST_CODE}.",
-            remedy="Put large data into a file with `await manager.put_file(session, data, name)`.",
-        )
 
 
 def _report(task: asyncio.Task[Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import typer
@@ -26,6 +27,7 @@ app.add_typer(daemon.app, name="engine")
 
 def main() -> None:
     """Run the command line. Exit status: 0 done, 1 it failed, 2 wrong usage, 130 interrupted."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends us leaves nothing behind, like Ctrl-C
     try:
         app()
     except CellblockError as error:

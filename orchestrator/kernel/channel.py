@@ -17,7 +17,8 @@ import zmq
 from jupyter_client.session import DELIM, Session
 
 from orchestrator.kernel.endpoint import Endpoint
-from orchestrator.kernel.guard import Guard, weigh
+from orchestrator.kernel.guard import Guard
+from orchestrator.kernel.meter import weigh
 
 _SLICE = 0.005  # seconds that one socket may hold the loop; whoever uses it up waits as long before its next turn
 _LONGEST_HEADER = 64 * 1024  # bytes

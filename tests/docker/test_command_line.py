@@ -163,8 +163,9 @@ def test_every_command_has_help_with_an_example(command: list[str]) -> None:
     assert "Example" in done.stdout
 
 
-def test_ctrl_c_ends_run_with_130(runtime: str, tmp_path: Path) -> None:
-    """Ctrl-C during a script: one line, status 130."""
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_run_with_130(runtime: str, tmp_path: Path, ending: signal.Signals) -> None:
+    """Ctrl-C, or a polite kill, during a script: one line, status 130."""
     (tmp_path / "slow.py").write_text("print('begun', flush=True)\nimport time; time.sleep(25)")
     process = subprocess.Popen(
         [sys.executable, "-m", "orchestrator.cli.app", "run", "slow.py"],
@@ -176,7 +177,7 @@ def test_ctrl_c_ends_run_with_130(runtime: str, tmp_path: Path) -> None:
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(ending)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted" in stderr

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.kernel.endpoint import CHANNELS, Endpoint
-from orchestrator.kernel.guard import FRAME_COST, Guard, Meter, Violation
+from orchestrator.kernel.guard import Guard
+from orchestrator.kernel.meter import FRAME_COST, Meter, Violation
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 BOUND = 1000

@@ -1,0 +1,49 @@
+"""What callers pass in: checked before anything is started. Pure."""
+
+from __future__ import annotations
+
+from orchestrator.errors import InvalidAgentIdError, InvalidCodeError
+from orchestrator.limits import MEGABYTE
+
+LONGEST_AGENT_ID = 200  # characters
+LONGEST_CODE = MEGABYTE  # bytes of UTF-8 in one cell
+_FORBIDDEN_IN_AGENT_ID = set("/\\")
+
+
+def check_agent_id(agent_id: str) -> None:
+    """An agent id is 1 to 200 printable characters without slashes: it appears in logs, paths and terminals.
+
+    Raises:
+        InvalidAgentIdError: it is not.
+    """
+    if not isinstance(agent_id, str) or not agent_id.strip():
+        raise InvalidAgentIdError("an agent id must be a string that is not empty.")
+    if len(agent_id) > LONGEST_AGENT_ID:
+        raise InvalidAgentIdError(f"the agent id has {len(agent_id)} characters; {LONGEST_AGENT_ID} is the most.")
+    if not agent_id.isprintable() or _FORBIDDEN_IN_AGENT_ID & set(agent_id):
+        raise InvalidAgentIdError(
+            f"the agent id {agent_id[:40]!r} holds slashes, or characters that cannot be printed."
+        )
+
+
+def check_code(code: str) -> None:
+    """Code is a string that is not empty, of at most 1 MiB, without NUL bytes and lone surrogates.
+
+    Raises:
+        InvalidCodeError: it is not.
+    """
+    if not isinstance(code, str):
+        raise InvalidCodeError(f"code must be a string, not {type(code).__name__}.")
+    if not code.strip():
+        raise InvalidCodeError("the code is empty.")
+    if "\0" in code:
+        raise InvalidCodeError("the code holds NUL bytes.")
+    try:
+        size = len(code.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidCodeError(f"the code holds a lone surrogate at character {error.start}.") from None
+    if size > LONGEST_CODE:
+        raise InvalidCodeError(
+            f"the code has {size} bytes; a cell takes at most {LONGEST_CODE}.",
+            remedy="Put large data into a file with `await manager.put_file(session, data, name)`.",
+        )
