@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.kernel.translate import clean, count, text, to_event
@@ -23,6 +23,8 @@ keys = st.sampled_from(
 )
 
 
+# The first run on a machine builds a table of all characters, which takes seconds.
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.sampled_from(KINDS), st.dictionaries(keys, anything))
 def test_any_content_gives_an_event_that_can_be_encoded_or_none(kind: str, content: dict[str, Any]) -> None:
     """Whatever a kernel puts into a message, the outputs are JSON in UTF-8."""
