@@ -8,7 +8,7 @@ from orchestrator.container.exits import classify
 
 
 @pytest.mark.parametrize(
-    ("code", "flag", "events", "runtime", "reason"),
+    ("code", "flag", "events", "under", "reason"),
     [
         (137, True, 0, "runc", "oom"),
         (137, False, 1, "runc", "oom"),
@@ -19,7 +19,7 @@ from orchestrator.container.exits import classify
         (0, False, 0, "runsc", "kernel_died"),
     ],
 )
-def test_an_exit_is_classified_by_its_evidence(code: int, flag: bool, events: int, runtime: str, reason: str) -> None:
+def test_an_exit_is_classified_by_its_evidence(code: int, flag: bool, events: int, under: str, reason: str) -> None:
     """The OOM flag and events decide, and under runc the exit code must be that of a killed process too."""
-    found = classify({"ExitCode": code, "OOMKilled": flag}, events, runtime)
+    found = classify({"ExitCode": code, "OOMKilled": flag}, events, under)
     assert (found.reason, found.exit_code) == (reason, code)
