@@ -7,17 +7,18 @@ of it. It makes an honest kernel quick, orderly and complete.
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 import zmq
 from ipykernel.control import ControlThread
@@ -38,56 +39,81 @@ FONT_CACHE = "/opt/cellblock/matplotlib"
 STREAM_PIECE = 256 * 1024
 # A cell that prints faster than the host reads waits once this much text is buffered.
 STREAM_BUFFER = 1024 * 1024
+# What a message of its own costs, in characters: a thousand short lines in turn on both streams fill the buffer too.
+PIECE_COST = 1024
 # Messages that wait for the host before the publishing thread waits too (XPUB_NODROP).
 IOPUB_HIGH_WATER = 100
 
 
-class OrderedStream(OutStream):
-    """stdout or stderr; what was written first leaves first, whichever of the two it was written to.
+class Outbox:
+    """What the streams have taken and not sent yet, in the order of writing, whichever of the two it was written to.
 
     ipykernel buffers each stream for itself, so that a line on stderr between two on stdout arrives after both.
     """
 
-    _streams: ClassVar[list[OrderedStream]] = []
-    _order = threading.RLock()
+    def __init__(self):
+        self.clear()
+        os.register_at_fork(after_in_child=self.clear)  # a child's copy is the parent's to send, and may be locked
+
+    def clear(self):
+        self._lock = threading.RLock()
+        self._pieces = []
+        self.size = 0
+
+    def put(self, stream, text):
+        parent = stream.parent_header
+        with self._lock:
+            if not self._pieces or self._pieces[-1][0] is not stream or self._pieces[-1][1] != parent:
+                self._pieces.append((stream, parent, []))
+                self.size += PIECE_COST
+            self._pieces[-1][2].append(text)
+            self.size += len(text)
+
+    def take(self):
+        """Return (stream, parent header, text) of all that waits; it is the caller's to send."""
+        with self._lock:
+            pieces, self._pieces, self.size = self._pieces, [], 0
+        return [(stream, parent, "".join(texts)) for stream, parent, texts in pieces]
+
+
+class OrderedStream(OutStream):
+    """stdout or stderr; both go through one outbox."""
+
+    _outbox = Outbox()
 
     def __init__(self, *args, **kwargs):
         self._fd_lock = threading.Lock()
-        self._buffered = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a read may end within a character
         super().__init__(*args, **kwargs)
-        self._streams.append(self)
 
     def write(self, string):
-        if isinstance(string, str) and not string.isascii():
+        if not isinstance(string, str):
+            raise TypeError(f"write() argument must be str, not {type(string)}")
+        if self.pub_thread is None:
+            raise ValueError("I/O operation on closed file")
+        if not string.isascii():
             string = string.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate fits into no message
-        with self._order:
-            for other in self._streams:
-                if other is not self and other._buffered:
-                    other._hand_over()
-            written = super().write(string)
-            self._buffered += len(string)
-        if self._buffered > STREAM_BUFFER and self._is_master_process():
+        self._outbox.put(self, string)
+        # No lock is held from here on: the publishing thread may have to wait for the host, and others for it.
+        if not self._is_master_process():
+            self._flush()
+        elif self._outbox.size > STREAM_BUFFER:
             self.flush()
-        return written
+        else:
+            self._schedule_flush()
+        return len(string)
 
-    def _hand_over(self):
-        """Queue what is buffered for sending, ahead of whatever is written from now on."""
-        pieces = list(self._flush_buffers())
-        self.pub_thread.schedule(partial(self._send_pieces, pieces))
-
-    def _send_pieces(self, pieces):
-        for parent, text in pieces:
-            content = {"name": self.name, "text": text}
-            self.session.pid = os.getpid()  # this thread survives a fork; Session would refuse to send
-            self.session.send(self.pub_thread, self.session.msg("stream", content, parent=parent), ident=self.topic)
-
-    def _flush_buffers(self):
-        with self._order:
-            self._buffered = 0
-            whole = list(super()._flush_buffers())
-        for parent, text in whole:
+    def _flush(self):
+        """Send all that waits. Called in the publishing thread; in a forked child, which has none, by the writer."""
+        self._flush_pending = False
+        publishes = threading.current_thread() is self.pub_thread.thread
+        # Not through the thread's own queue: it would wait for itself once that is full.
+        target = self.pub_thread.socket if publishes and self._is_master_process() else self.pub_thread
+        for stream, parent, text in self._outbox.take():
             for start in range(0, len(text), STREAM_PIECE):
-                yield parent, text[start : start + STREAM_PIECE]
+                content = {"name": stream.name, "text": text[start : start + STREAM_PIECE]}
+                self.session.pid = os.getpid()  # this thread survives a fork; Session would refuse to send
+                self.session.send(target, self.session.msg("stream", content, parent=parent), ident=stream.topic)
 
     def _setup_stream_redirects(self, name):
         super()._setup_stream_redirects(name)
@@ -100,19 +126,24 @@ class OrderedStream(OutStream):
             self.drain()
 
     def drain(self):
-        """Take over what C code and child processes have written to the file descriptor so far."""
+        """Take over what C code and child processes have written to the file descriptor so far: at most a pipe full.
+
+        Not until there is nothing: a child that goes on writing would keep its cell from ending.
+        """
         if self._fid is None:
             return
         with self._fd_lock:
-            while True:
+            left = fcntl.fcntl(self._fid, fcntl.F_GETPIPE_SZ)
+            while left > 0:
                 try:
-                    data = os.read(self._fid, 65536)
+                    data = os.read(self._fid, left)
                 except BlockingIOError:
                     return
                 if not data:  # the cell closed the descriptor
                     self._should_watch = False
                     return
-                self.write(data.decode(errors="replace"))
+                left -= len(data)
+                self.write(self._decoder.decode(data))
 
 
 def shorten(value, longest):
@@ -212,14 +243,31 @@ class SandboxKernel(IPythonKernel):
 
     shell_class = Type(SandboxShell)
     _supports_kernel_subshells = False
+    _runs_code = False
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         for name in ("write", "read", "remove"):
             self.control_handlers[f"file_{name}_request"] = partial(self._answer, name)
 
+    def pre_handler_hook(self):
+        self.saved_sigint_handler = signal.signal(signal.SIGINT, self._on_interrupt)
+
+    def _on_interrupt(self, _number, _frame):
+        """Interrupt the code of a cell, and nothing else: not a reply that is on its way, which would then be lost."""
+        if self._runs_code:
+            raise KeyboardInterrupt
+
     async def do_execute(self, *args, **kwargs):
-        reply = await super().do_execute(*args, **kwargs)
+        try:
+            self._runs_code = True
+            reply = await super().do_execute(*args, **kwargs)
+            self._runs_code = False
+        except KeyboardInterrupt:  # it came just before or after the code itself
+            self._runs_code = False
+            count = self.shell.execution_count
+            reply = {"status": "error", "ename": "KeyboardInterrupt", "evalue": "", "traceback": [],
+                     "execution_count": count, "user_expressions": {}, "payload": []}  # fmt: skip
         drain_streams()
         return reply
 

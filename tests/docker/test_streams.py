@@ -1,0 +1,86 @@
+"""What cells and their child processes write: all of it, in order, and however much it is the cell comes to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from orchestrator import AgentKernelManager, KernelResourceLimits, KernelSession
+from tests.conftest import make_manager
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+LIMITS = KernelResourceLimits(max_memory_mb=512, max_execution_time=60)
+FOR_A_SECOND = "import os, sys, time\nend = time.monotonic() + 1\nwhile time.monotonic() < end: "
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def manager(runtime: str) -> AsyncIterator[AgentKernelManager]:
+    async with make_manager(runtime, max_kernels=3, limits=LIMITS) as manager:
+        yield manager
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def session(manager: AgentKernelManager) -> AsyncIterator[KernelSession]:
+    async with manager.acquire_kernel("writer", timeout=60) as (_kernel, session):
+        yield session
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        "os.write(1, bytes(65536)); os.write(2, bytes(65536))",
+        "print('x', end=''); print('y', end='', file=sys.stderr)",
+        "os.write(1, bytes(65536)); os.write(2, bytes(65536)); print('x' * 1000); print('y' * 1000, file=sys.stderr)",
+    ],
+)
+async def test_a_flood_on_both_streams_ends(manager: AgentKernelManager, session: KernelSession, flood: str) -> None:
+    """A cell that writes all that it can for a second ends soon after it, and its kernel answers."""
+    result = await manager.execute_code(session, FOR_A_SECOND + flood)
+    assert result["outcome"] == "ok"
+    assert result["duration_s"] < 20
+    assert (await manager.execute_code(session, "6 * 7"))["result"] == "42"
+
+
+async def test_a_child_that_writes_on_does_not_keep_its_cell(
+    manager: AgentKernelManager, session: KernelSession
+) -> None:
+    """The cell ends when its code does; its child's endless output is nobody's."""
+    code = "import subprocess, time\nchild = subprocess.Popen(['yes'])\ntime.sleep(0.5)"
+    assert (await manager.execute_code(session, code))["outcome"] == "ok"
+    assert (await manager.execute_code(session, "child.kill(); child.wait()"))["result"] == "-9"
+
+
+async def test_characters_survive_wherever_a_read_ends(manager: AgentKernelManager, session: KernelSession) -> None:
+    """200,000 three-byte characters written to the descriptor arrive whole."""
+    code = "import os, subprocess, sys\n_ = subprocess.run([sys.executable, '-c', 'print(chr(0x20ac) * 200_000)'])"
+    result = await manager.execute_code(session, code)
+    assert result["stdout"] == "\u20ac" * 200_000 + "\n"
+
+
+async def test_lines_of_both_streams_keep_their_order(manager: AgentKernelManager, session: KernelSession) -> None:
+    """What was written first comes first, whichever of the two it was written to."""
+    code = "import sys\nfor n in range(500): print(n, file=(sys.stdout, sys.stderr)[n % 2])"
+    result = await manager.execute_code(session, code)
+    assert "".join(output["text"] for output in result["outputs"]).split() == [str(n) for n in range(500)]
+
+
+async def test_a_cell_cancelled_at_any_moment_leaves_a_usable_kernel(manager: AgentKernelManager) -> None:
+    """200 short cells are cancelled at random moments, as they begin, run or end: the kernel and its variables stay."""
+    chance = random.Random(5)  # noqa: S311 - a repeatable test
+    async with manager.acquire_kernel("cancelled", timeout=60) as (kernel, session):
+        await manager.execute_code(session, "kept = 'mine'")
+        for _ in range(200):
+            task = asyncio.create_task(manager.execute_code(session, "sum(range(1000))"))
+            await asyncio.sleep(chance.random() * 0.015)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        assert (await manager.execute_code(session, "kept"))["result"] == "'mine'"
+        assert kernel.is_alive
+    await manager.end_session("cancelled")
