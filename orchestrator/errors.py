@@ -5,7 +5,8 @@
     │   ├── InvalidAgentIdError
     │   ├── InvalidCodeError
     │   ├── UnknownKernelNameError
-    │   └── PolicyError                        a policy file, named by file and key
+    │   └── PolicyError                        a policy file, named by file, key and line
+    ├── SandboxFloorError                      a container without one of the locks that all have
     ├── SettingsError (ValueError)             a CELLBLOCK_* variable or a line of .env
     ├── EngineError                            the Docker engine
     │   ├── EngineUnavailableError (ConnectionError)
@@ -30,8 +31,10 @@ Every error has a ``remedy``: one sentence that says what the user can do. ``str
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 if TYPE_CHECKING:
     from orchestrator.outputs import ExecutionResult
@@ -70,18 +73,53 @@ class UnknownKernelNameError(InvalidInputError):
     """The sandbox image has no kernel of this name."""
 
 
+@dataclass(frozen=True, slots=True)
+class PolicyFault:
+    """One fault of a policy file: the dotted key ("" for none), the line it begins in if that is known, and why."""
+
+    key: str
+    line: int | None
+    reason: str
+
+
 class PolicyError(InvalidInputError):
     """A policy that cannot be used.
 
     Attributes:
         path: the policy file, or None where a name was not found.
-        key: the dotted key at fault, or "".
+        faults: every fault that was found in it.
+        key, line: of the first fault; "" and None where there is none.
     """
 
-    def __init__(self, message: str, *, path: Path | None = None, key: str = "", remedy: str = "") -> None:
+    def __init__(
+        self, message: str, *, path: Path | None = None, faults: Sequence[PolicyFault] = (), remedy: str = ""
+    ) -> None:
         super().__init__(message, remedy=remedy)
         self.path = path
-        self.key = key
+        self.faults = tuple(faults)
+        self.key = self.faults[0].key if self.faults else ""
+        self.line = self.faults[0].line if self.faults else None
+
+    @classmethod
+    def of(cls, path: Path, faults: Sequence[PolicyFault]) -> Self:
+        """Name every fault, each on a line as ``FILE:LINE: key: reason``."""
+        lines = [f"{path}:{fault.line or '?'}: {f'{fault.key}: ' * bool(fault.key)}{fault.reason}" for fault in faults]
+        return cls("\n".join(lines), path=path, faults=faults)
+
+
+class SandboxFloorError(CellblockError):
+    """A container was asked for that lacks a lock that every sandbox has. Nothing was started.
+
+    Attributes:
+        breaches: what it lacks.
+    """
+
+    def __init__(self, breaches: Sequence[str]) -> None:
+        super().__init__(
+            f"refused to start a container below the floor: {'; '.join(breaches)}.",
+            remedy="This is a fault of Cellblock, not of the policy: please report it.",
+        )
+        self.breaches = tuple(breaches)
 
 
 class SettingsError(CellblockError, ValueError):

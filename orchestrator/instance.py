@@ -56,7 +56,7 @@ class Instance:
             EngineUnavailableError, EnginePermissionError, ImageMissingError, UnknownRuntimeError: as they say.
             SettingsError: the state folder cannot be made.
         """
-        wanted = settings.runtime or policy.runtime
+        wanted = policy.choose_runtime(settings.runtime)
         engine = await Engine.connect(settings.engine_timeout)
         try:
             image = await engine.resolve_image(await asyncio.to_thread(image_name, settings))
@@ -99,13 +99,21 @@ class Instance:
     def engine(self) -> Engine:
         return self._config.engine
 
-    async def start_kernel(self) -> Kernel:
+    @property
+    def config(self) -> KernelConfig:
+        """What its kernels have in common."""
+        return self._config
+
+    async def start_kernel(self, config: KernelConfig | None = None) -> Kernel:
         """Start a kernel; with the runtime "auto", under runc when the very first one cannot start under runsc.
+
+        Args:
+            config: another than the instance's own.
 
         Raises:
             KernelStartError, EngineError: see ``Kernel.start``.
         """
-        kernel = await self._start_or_fall_back()
+        kernel = await (self._start_or_fall_back() if config is None else Kernel.start(config))
         self._kernels[kernel.container.name] = kernel
         return kernel
 

@@ -1,22 +1,51 @@
-"""Policies: what a sandbox may use, from the TOML files in ``policies/`` or of the user's own."""
+"""Policies: what a sandbox may use, from the TOML files in ``policies/`` or of the user's own.
+
+No key of a policy lifts a lock: what every container gets, whatever its policy, is the floor (``container/floor.py``).
+"""
 
 from __future__ import annotations
 
+import difflib
+import json
+import re
+import stat
 import tomllib
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from orchestrator.errors import PolicyError
+from orchestrator import datafolder, seccomp
+from orchestrator.errors import PolicyError, PolicyFault
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.settings import data_folder
 
+_LARGEST = 64 * 1024  # bytes of a policy file
+_MOST_FAULTS = 20  # that an error names
+_MOST_VARIABLES = 100
+_LONGEST_VALUE = 32 * 1024  # characters of a variable
+_RESERVED = re.compile(r"HOME|PATH|HOSTNAME|USER|IPYTHONDIR|MPLCONFIGDIR|LD_.*")
+
 Megabytes = Annotated[int, Field(ge=1, le=2**20)]
+Runtime = Literal["auto", "runsc", "runc", "require-runsc"]
+MimePattern = Annotated[str, StringConstraints(pattern=r"^[\w.+*-]+/[\w.+*-]+$", max_length=200)]
+VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200)]
+DataName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Limits(_Section):
@@ -26,9 +55,9 @@ class Limits(_Section):
     memory_mb: int = Field(default=1024, ge=64, le=2**20)
     pids: int = Field(default=256, ge=32, le=2**15)
     open_files: int = Field(default=1024, ge=64, le=2**20)
-    execution_time_s: float = Field(default=30.0, gt=0)
+    execution_time_s: float = Field(default=30.0, gt=0, le=7 * 86400)
     output_mb: float = Field(default=10.0, gt=0, le=1024)
-    idle_timeout_s: float = Field(default=300.0, gt=0)
+    idle_timeout_s: float = Field(default=300.0, gt=0, le=30 * 86400)
 
 
 class Tmpfs(_Section):
@@ -39,35 +68,121 @@ class Tmpfs(_Section):
     shm_mb: Megabytes = 64
 
 
+class Output(_Section):
+    """``[output]``: what kinds of output reach the agent; ``*`` stands for any part of a mime type."""
+
+    mime_types: tuple[MimePattern, ...] = Field(
+        default=("text/*", "image/*", "application/json", "application/*+json"),
+        strict=False,
+        min_length=1,
+        max_length=100,
+    )
+
+
+class Channels(_Section):
+    """``[channels]``: what a cell may ask of the host beside showing output."""
+
+    stdin: bool = False
+    comms: bool = False
+
+
 class Policy(_Section):
     """One policy.
 
     Attributes:
-        runtime: container runtime, or "auto".
+        runtime: "auto" takes runsc where the engine has it working, else runc; "require-runsc" is runsc, and no
+            setting may choose another.
+        seccomp: a profile in ``policies/seccomp/``, or the path of a JSON file. Applies under runc; gVisor answers
+            system calls itself.
+        environment: variables of every kernel.
+        data: folders of the host that every kernel sees, read-only, at ``/data/NAME``.
     """
 
-    runtime: str = Field(default="auto", min_length=1)
+    runtime: Runtime = "auto"
+    seccomp: str = Field(default="cellblock", min_length=1, max_length=4096)
     limits: Limits = Limits()
     tmpfs: Tmpfs = Tmpfs()
+    output: Output = Output()
+    channels: Channels = Channels()
+    environment: dict[VariableName, str] = Field(default_factory=dict, max_length=_MOST_VARIABLES)
+    data: dict[DataName, Annotated[Path, Field(strict=False)]] = Field(default_factory=dict, max_length=100)
+
+    @field_validator("seccomp")
+    @classmethod
+    def _find_profile(cls, name: str, info: ValidationInfo) -> str:
+        """Refuse a profile that is none, or that lets too much through; a path becomes an absolute one."""
+        path = seccomp.find(name, _folder(info))
+        seccomp.load(path)
+        return name if "/" not in name and not name.endswith(".json") else str(path)
+
+    @field_validator("environment")
+    @classmethod
+    def _check_environment(cls, variables: dict[str, str]) -> dict[str, str]:
+        for name, value in variables.items():
+            if _RESERVED.fullmatch(name):
+                raise ValueError(f"{name} is set by the sandbox itself")
+            if "\0" in value or len(value) > _LONGEST_VALUE:
+                raise ValueError(f"{name} must have at most {_LONGEST_VALUE} characters, and none of them NUL")
+        return variables
+
+    @field_validator("data")
+    @classmethod
+    def _check_data(cls, folders: dict[str, Path], info: ValidationInfo) -> dict[str, Path]:
+        return {name: datafolder.check(_folder(info) / path) for name, path in folders.items()}
+
+    @model_validator(mode="after")
+    def _fit_into_memory(self) -> Self:
+        total = self.tmpfs.work_mb + self.tmpfs.tmp_mb + self.tmpfs.shm_mb
+        if total > self.limits.memory_mb:
+            raise ValueError(
+                f"the sizes under [tmpfs] add up to {total} MiB, beyond limits.memory_mb = {self.limits.memory_mb}: "
+                "files in a tmpfs count against the memory limit"
+            )
+        return self
 
     @classmethod
     def load(cls, name: str) -> Self:
         """Load a policy by its name in ``policies/``, or by the path of a TOML file.
 
         Raises:
-            PolicyError: there is none, or it cannot be read, or a key is unknown or out of range.
+            PolicyError: there is none, or it cannot be read, or a key is unknown or out of range; it names the file,
+                and every fault with its key and line.
         """
         path = _find(name)
+        text = _read(path)
         try:
-            content = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise PolicyError(f"policy {path} cannot be read: {error}.", path=path) from error
+            content = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            line = re.search(r"at line (\d+)", str(error))
+            number = int(line[1]) if line else text.count("\n") + 1
+            raise PolicyError.of(path, [PolicyFault("", number, f"this is not TOML: {error}")]) from error
+        except RecursionError as error:
+            raise PolicyError.of(path, [PolicyFault("", 1, "it is nested too deep")]) from error
         try:
-            return cls.model_validate(content)
+            return cls.model_validate(content, context={"folder": path.absolute().parent})
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(map(str, first["loc"]))
-            raise PolicyError(f"policy {path}, key {key}: {first['msg']}.", path=path, key=key) from None
+            faults = [_fault(fault, text) for fault in error.errors()[:_MOST_FAULTS]]
+            raise PolicyError.of(path, sorted(faults, key=lambda fault: fault.line or 0)) from None
+
+    @cached_property
+    def seccomp_json(self) -> str:
+        """The seccomp profile, as the engine takes it."""
+        return json.dumps(seccomp.load(seccomp.find(self.seccomp, Path())), separators=(",", ":"))
+
+    def choose_runtime(self, setting: str) -> str:
+        """Return the runtime to ask for: what the operator set, else the policy's.
+
+        Raises:
+            PolicyError: the policy requires runsc, and the operator set another.
+        """
+        if self.runtime != "require-runsc":
+            return setting or self.runtime
+        if setting not in ("", "auto", "runsc"):
+            raise PolicyError(
+                f"the policy requires the runtime runsc, and CELLBLOCK_RUNTIME is {setting!r}.",
+                remedy="Unset CELLBLOCK_RUNTIME, or choose another policy.",
+            )
+        return "runsc"
 
     def resource_limits(self) -> KernelResourceLimits:
         return KernelResourceLimits(
@@ -79,14 +194,84 @@ class Policy(_Section):
         )
 
 
+def shipped() -> dict[str, Path]:
+    """Return the policies that come with the package, by name."""
+    return {path.stem: path for path in sorted(data_folder("policies").glob("*.toml"))}
+
+
+def keys(model: type[BaseModel] = Policy, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, default) of every setting of a policy."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.default, _Section):
+            yield from keys(type(field.default), f"{name}.")
+        else:
+            yield f"{prefix}{name}", field.get_default(call_default_factory=True)
+
+
 def _find(name: str) -> Path:
     if name.endswith(".toml") or "/" in name:
         return Path(name)
-    folder = data_folder("policies")
-    known = sorted(path.stem for path in folder.glob("*.toml"))
+    known = shipped()
     if name not in known:
         raise PolicyError(
             f"there is no policy {name!r}.",
             remedy=f"Known ones: {', '.join(known)}; or give the path of a TOML file.",
         )
-    return folder / f"{name}.toml"
+    return known[name]
+
+
+def _read(path: Path) -> str:
+    """Read a small regular file: opening anything else could wait for ever, or never end."""
+    try:
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):
+            raise PolicyError(f"policy {path} is not a regular file.", path=path)
+        if info.st_size > _LARGEST:
+            raise PolicyError(f"policy {path} has {info.st_size} bytes; {_LARGEST} are the most.", path=path)
+        return path.read_bytes()[:_LARGEST].decode("utf-8-sig").replace("\r\n", "\n")
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL in the path
+        raise PolicyError(f"policy {str(path)!r} cannot be read: {error}.", path=path) from error
+
+
+def _folder(info: ValidationInfo) -> Path:
+    return info.context["folder"] if info.context else Path.cwd()
+
+
+def _fault(fault: Any, text: str) -> PolicyFault:
+    location = [part for part in fault["loc"] if part != "[key]"]
+    key = ".".join(str(part) for part in location)
+    reason = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
+        nearest = difflib.get_close_matches(key, [known for known, _ in keys()], n=1)
+        reason = "there is no such key" + (f"; did you mean {nearest[0]}?" if nearest else "")
+    if not location and "[tmpfs]" in reason:
+        location, key = ["tmpfs"], "tmpfs"
+    return PolicyFault(key, _line_of(location, text), reason)
+
+
+def _line_of(location: list[str | int], text: str) -> int | None:
+    """Find the line where a key's value begins, by parsing ever more of the text: tomllib keeps no positions.
+
+    The first beginning of the text that has the key ends with it; it starts after the last one that has it not.
+    """
+    lines = text.splitlines(keepends=True)
+    without = 0
+    for number in range(1, len(lines) + 1):
+        try:
+            content = tomllib.loads("".join(lines[:number]))
+        except tomllib.TOMLDecodeError:
+            continue  # in the middle of a value of several lines
+        if _holds(content, location):
+            return without + 1
+        without = number
+    return None
+
+
+def _holds(content: Any, location: list[str | int]) -> bool:
+    for part in location:
+        if isinstance(part, int) or not isinstance(content, dict):
+            return True  # within a list or a value: that it is there is all that can be said
+        if part not in content:
+            return False
+        content = content[part]
+    return True

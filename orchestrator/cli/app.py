@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from orchestrator.cli import daemon, doctor, image, run
+from orchestrator.cli import daemon, doctor, image, run, verify
 from orchestrator.cli.render import complain
 from orchestrator.errors import CellblockError
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command(name="run")(run.run)
 app.command(name="doctor")(doctor.doctor)
+app.command(name="verify")(verify.verify)
 app.add_typer(image.app, name="image")
 app.add_typer(daemon.app, name="engine")
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.container.floor import check_floor
 from orchestrator.limits import MEGABYTE, KernelResourceLimits
 from orchestrator.policy import Policy
 
@@ -17,6 +17,7 @@ BOOT_LABEL = f"{LABEL}.boot"
 NAMESPACE_LABEL = f"{LABEL}.network-namespace"
 
 KERNEL_MOUNT = "/run/kernel"
+DATA_MOUNT = "/data"
 WORKDIR = "/work"
 _OOM_SCORE = 900  # of 1000: when the whole host runs out of memory, a sandbox goes before the host's own processes
 _CPU_PERIOD_US = 100_000  # the kernel's default period for CFS quotas
@@ -44,13 +45,17 @@ class ContainerSpec:
 
 
 def create_request(spec: ContainerSpec, policy: Policy, limits: KernelResourceLimits) -> dict[str, Any]:
-    """Build the body of the engine's ``POST /containers/create``."""
-    return {
+    """Build the body of the engine's ``POST /containers/create``.
+
+    Raises:
+        SandboxFloorError: it lacks a lock; see ``floor``.
+    """
+    request = {
         "Image": spec.image,
         "User": f"{spec.uid}:{spec.uid}",
         "WorkingDir": WORKDIR,
         "Hostname": "sandbox",
-        "Env": [f"{key}={value}" for key, value in _environment().items()],
+        "Env": [f"{key}={value}" for key, value in (policy.environment | _environment()).items()],
         "Labels": {
             INSTANCE_LABEL: spec.instance,
             KERNEL_LABEL: spec.kernel_id,
@@ -62,9 +67,11 @@ def create_request(spec: ContainerSpec, policy: Policy, limits: KernelResourceLi
         "Healthcheck": {"Test": ["NONE"]},
         "HostConfig": _host_config(spec, policy, limits),
     }
+    check_floor(request)
+    return request
 
 
-def _environment() -> Mapping[str, str]:
+def _environment() -> dict[str, str]:
     return {
         "HOME": WORKDIR,
         "IPYTHONDIR": "/tmp/ipython",  # noqa: S108 - inside the sandbox
@@ -84,7 +91,7 @@ def _host_config(spec: ContainerSpec, policy: Policy, limits: KernelResourceLimi
         "ReadonlyRootfs": True,
         "Privileged": False,
         "CapDrop": ["ALL"],
-        "SecurityOpt": ["no-new-privileges"],
+        "SecurityOpt": ["no-new-privileges", f"seccomp={policy.seccomp_json}"],  # runsc ignores the profile
         "Memory": memory,
         "MemorySwap": memory,  # equal to Memory: no swap on top
         "CpuPeriod": _CPU_PERIOD_US,
@@ -100,7 +107,8 @@ def _host_config(spec: ContainerSpec, policy: Policy, limits: KernelResourceLimi
             "/dev/mqueue": "ro,nosuid,nodev,noexec,size=4k,mode=0555",
         },
         "Mounts": [
-            {"Type": "bind", "Source": str(spec.wire), "Target": KERNEL_MOUNT, "ReadOnly": True},
+            _read_only(spec.wire, KERNEL_MOUNT),
+            *(_read_only(folder, f"{DATA_MOUNT}/{name}") for name, folder in policy.data.items()),
         ],
         "Ulimits": [
             {"Name": "nofile", "Soft": policy.limits.open_files, "Hard": policy.limits.open_files},
@@ -115,6 +123,12 @@ def _host_config(spec: ContainerSpec, policy: Policy, limits: KernelResourceLimi
         "Init": False,
         "AutoRemove": False,  # the exit state is evidence; the owner removes it
     }
+
+
+def _read_only(source: Path, target: str) -> dict[str, Any]:
+    """Mount a folder without what is mounted below it: read-only holds for the folder's own file system alone."""
+    options = {"Propagation": "rprivate", "NonRecursive": True}
+    return {"Type": "bind", "Source": str(source), "Target": target, "ReadOnly": True, "BindOptions": options}
 
 
 def _process_limits(runtime: str, pids: int) -> tuple[int, int]:

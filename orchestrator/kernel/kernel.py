@@ -32,6 +32,9 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _WARM_UP = [("1", False)] * 3 + [("get_ipython().displayhook.flush(); del _0", True)]
 
 
+Lock = Callable[[ContainerSpec, Policy, KernelResourceLimits], dict[str, Any]]
+
+
 @dataclass(frozen=True, slots=True)
 class KernelConfig:
     """What all kernels of one manager have in common.
@@ -39,6 +42,7 @@ class KernelConfig:
     Attributes:
         folder: where each kernel's sockets get a folder of their own.
         start_timeout: seconds until a kernel must be ready.
+        lock: makes the request for each container. Only the negative controls of ``isolation/`` have one of their own.
     """
 
     engine: Engine
@@ -53,6 +57,7 @@ class KernelConfig:
     uid_base: int
     uid_count: int
     start_timeout: float
+    lock: Lock = create_request
 
     @property
     def message_bound(self) -> int:
@@ -185,6 +190,11 @@ class Kernel:
         return await asyncio.shield(self._exit)
 
     @property
+    def wire(self) -> Path:
+        """The host's folder that its sandbox sees."""
+        return self._endpoint.wire
+
+    @property
     def cut_reason(self) -> str:
         """Why the wire was cut; "" while it stands."""
         return self._guard.reason
@@ -252,7 +262,7 @@ class Kernel:
             kernel_id=self.kernel_id,
             host=self._config.host,
         )
-        await self.container.start(create_request(spec, self._config.policy, self._config.limits))
+        await self.container.start(self._config.lock(spec, self._config.policy, self._config.limits))
         ready = asyncio.create_task(self._ready())
         watch = asyncio.create_task(self._watch_boot())
         try:

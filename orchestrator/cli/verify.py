@@ -1,0 +1,241 @@
+"""`cellblock verify`: probe every promise on this host, on real kernels, and show what was found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+from xml.etree import ElementTree as ET  # written, never parsed
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from orchestrator.cli.render import console, errors, plain, run_async
+from orchestrator.container.engine import Engine, gvisor_fault
+from orchestrator.errors import InvalidInputError
+from orchestrator.isolation.claims import Claim
+from orchestrator.isolation.controls import CONTROLS
+from orchestrator.isolation.verification import CLAIMS, Check, Finding, Report, check_controls, laboratory
+from orchestrator.isolation.verification import verify as run_probes
+from orchestrator.settings import Settings
+
+_GREEN, _RED, _NONE = "[green]green[/]", "[bold red]RED[/]", "[dim]-[/]"
+
+
+def verify(
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="Probe containers that lack a defence, too: each must turn red.")
+    ] = False,
+    runtime: Annotated[
+        list[str] | None, typer.Option(help="A runtime to verify; may be given often. Default: runc and runsc.")
+    ] = None,
+    policy: Annotated[str, typer.Option(help="The policy; default: CELLBLOCK_POLICY.")] = "",
+    control: Annotated[
+        str, typer.Option(help="Verify a container that lacks this defence instead, and see what turns red.")
+    ] = "",
+    claims: Annotated[bool, typer.Option("--list", help="List the claims and the controls, and run nothing.")] = False,
+    to_json: Annotated[Path | None, typer.Option("--json", help="A file for the findings, as JSON.")] = None,
+    to_junit: Annotated[Path | None, typer.Option("--junit", help="A file for the findings, as JUnit XML.")] = None,
+) -> None:
+    """Probe every promise of the sandbox on this host: real image, real policy, real runtimes. Under three minutes.
+
+    Exit status: 0 when all is green, 1 when anything is red or could not be probed.
+
+    Example: cellblock verify --self-test --junit verify.xml
+    """
+    if claims:
+        _list()
+        return
+    settings = Settings.load()
+    if policy:
+        settings = settings.model_copy(update={"policy": policy})
+    if control:
+        raise typer.Exit(run_async(_show_control(settings, runtime, control)))
+    report = run_async(_verify(settings, runtime, self_test))
+    _show(report)
+    if to_json is not None:
+        to_json.write_text(json.dumps(_as_dict(report), indent=2) + "\n")
+    if to_junit is not None:
+        to_junit.write_bytes(_as_junit(report))
+    raise typer.Exit(0 if report.green else 1)
+
+
+async def _verify(settings: Settings, runtime: list[str] | None, self_test: bool) -> Report:
+    runtimes = runtime or await _runtimes(settings)
+    steps = len(runtimes) * len(CLAIMS)
+    if self_test:
+        steps += sum(name in control.reds for control in CONTROLS for name in runtimes)
+    with _progress() as bar:
+        task = bar.add_task("verifying", total=steps)
+
+        def step(name: str) -> None:
+            bar.update(task, advance=1, description=name)
+
+        return await run_probes(settings, runtimes, self_test=self_test, progress=step)
+
+
+async def _show_control(settings: Settings, runtime: list[str] | None, name: str) -> int:
+    chosen = [control for control in CONTROLS if control.name == name]
+    if not chosen:
+        raise InvalidInputError(
+            f"there is no control {name!r}.", remedy=f"Known ones: {', '.join(control.name for control in CONTROLS)}."
+        )
+    checks: list[Check] = []
+    for each in runtime or await _runtimes(settings):
+        async with laboratory(settings, each) as bench:
+            checks += await check_controls(bench, chosen)
+    for check in checks:
+        table = Table("claim", "evidence", title=f"{check.runtime}: a container that lacks {check.control.lacks}")
+        for claim, evidence in check.reds.items():
+            table.add_row(f"[red]{claim}[/]", _text(evidence))
+        console.print(table if check.reds else f"{check.runtime}: nothing turned red. {_text(check.fault)}")
+    return 1 if any(check.reds or check.fault for check in checks) else 0
+
+
+async def _runtimes(settings: Settings) -> list[str]:
+    engine = await Engine.connect(settings.engine_timeout)
+    try:
+        runtimes: dict[str, Any] = (await engine.retry(engine.client.info))["Runtimes"]
+    finally:
+        engine.close()
+    found = [name for name in ("runc",) if name in runtimes]
+    fault = gvisor_fault(runtimes)
+    if fault:
+        errors.print(f"runsc is not verified: {escape(plain(fault))}.", style="yellow")
+    return found if fault else [*found, "runsc"]
+
+
+def _progress() -> Progress:
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    return Progress(*columns, console=errors, transient=True)
+
+
+def _list() -> None:
+    table = Table("claim", "row", "promise", title="claims", title_justify="left")
+    for claim in CLAIMS:
+        table.add_row(claim.name, claim.row, claim.promise)
+    console.print(table)
+    table = Table("control", "lacks", title="controls", title_justify="left")
+    for control in CONTROLS:
+        table.add_row(control.name, control.lacks)
+    console.print(table)
+
+
+def _show(report: Report) -> None:
+    by_claim: dict[Claim, dict[str, Finding]] = {}
+    for finding in report.findings:
+        by_claim.setdefault(finding.claim, {})[finding.runtime] = finding
+    table = Table("claim", "row", *report.runtimes, "evidence", title="cellblock verify", title_justify="left")
+    for claim, found in by_claim.items():
+        marks = [_mark(found.get(runtime)) for runtime in report.runtimes]
+        table.add_row(claim.name, claim.row, *marks, _evidence(found))
+    console.print(table)
+    if report.checks:
+        _show_checks(report)
+    reds = [finding for finding in report.findings if not finding.verdict.holds]
+    if report.green:
+        console.print(f"[green]{len(report.findings)} findings, all green.[/]")
+    for finding in reds:
+        said = f"{finding.claim.promise} {finding.verdict.evidence}"
+        console.print(f"[bold red]RED[/] {finding.runtime} {finding.claim.name}: {_text(said)}")
+
+
+def _show_checks(report: Report) -> None:
+    table = Table("control", *report.runtimes, "turned red", title="self-test", title_justify="left")
+    for control in CONTROLS:
+        checks = {check.runtime: check for check in report.checks if check.control is control}
+        marks = [_checked(checks.get(runtime)) for runtime in report.runtimes]
+        reds = sorted({name for check in checks.values() for name in check.reds})
+        table.add_row(control.name, *marks, ", ".join(reds))
+    console.print(table)
+    for check in report.checks:
+        if not check.passed:
+            said = check.fault or f"these should have turned red: {', '.join(check.missed)}"
+            console.print(f"[bold red]RED[/] {check.runtime} control {check.control.name}: {_text(said)}")
+    for runtime, name in report.uncovered:
+        console.print(f"[bold red]RED[/] {runtime} {name}: no control turned this probe red")
+
+
+def _mark(finding: Finding | None) -> str:
+    return _NONE if finding is None else _GREEN if finding.verdict.holds else _RED
+
+
+def _checked(check: Check | None) -> str:
+    return _NONE if check is None else f"{len(check.reds)} red" if check.passed else _RED
+
+
+def _evidence(found: dict[str, Finding]) -> str:
+    said = {runtime: finding.verdict.evidence for runtime, finding in found.items()}
+    if len(set(said.values())) == 1:
+        return _text(next(iter(said.values())))
+    return "\n".join(f"{runtime}: {_text(evidence)}" for runtime, evidence in said.items())
+
+
+def _text(hostile: str) -> str:
+    return escape(plain(hostile))
+
+
+def _as_dict(report: Report) -> dict[str, Any]:
+    return {
+        "green": report.green,
+        "runtimes": list(report.runtimes),
+        "findings": [
+            {
+                "claim": finding.claim.name,
+                "row": finding.claim.row,
+                "promise": finding.claim.promise,
+                "runtime": finding.runtime,
+                "holds": finding.verdict.holds,
+                "evidence": finding.verdict.evidence,
+                "seconds": round(finding.seconds, 3),
+            }
+            for finding in report.findings
+        ],
+        "controls": [
+            {
+                "control": check.control.name,
+                "lacks": check.control.lacks,
+                "runtime": check.runtime,
+                "passed": check.passed,
+                "turned_red": check.reds,
+                "missed": list(check.missed),
+                "fault": check.fault,
+            }
+            for check in report.checks
+        ],
+        "never_red": [{"runtime": runtime, "claim": claim} for runtime, claim in report.uncovered],
+    }
+
+
+def _as_junit(report: Report) -> bytes:
+    suites = ET.Element("testsuites")
+    for runtime in report.runtimes:
+        findings = [finding for finding in report.findings if finding.runtime == runtime]
+        suite = _suite(suites, f"cellblock.{runtime}", [finding.verdict.holds for finding in findings])
+        for finding in findings:
+            _case(suite, finding.claim.name, finding.verdict.holds, finding.verdict.evidence, finding.seconds)
+        checks = [check for check in report.checks if check.runtime == runtime]
+        if checks:
+            suite = _suite(suites, f"cellblock.{runtime}.self-test", [check.passed for check in checks])
+            for check in checks:
+                _case(suite, check.control.name, check.passed, check.fault or f"not red: {', '.join(check.missed)}")
+            for _, claim in (entry for entry in report.uncovered if entry[0] == runtime):
+                _case(suite, f"{claim} has a control", False, "no control turned this probe red")
+    ET.indent(suites)
+    text: bytes = ET.tostring(suites, encoding="utf-8", xml_declaration=True)
+    return text
+
+
+def _suite(parent: ET.Element, name: str, good: list[bool]) -> ET.Element:
+    return ET.SubElement(parent, "testsuite", name=name, tests=str(len(good)), failures=str(good.count(False)))
+
+
+def _case(suite: ET.Element, name: str, good: bool, said: str, seconds: float = 0.0) -> None:
+    case = ET.SubElement(suite, "testcase", classname=suite.attrib["name"], name=name, time=f"{seconds:.3f}")
+    text = plain(said)
+    if good:
+        ET.SubElement(case, "system-out").text = text
+    else:
+        ET.SubElement(case, "failure", message=text[:200]).text = text

@@ -1,0 +1,294 @@
+"""Claims on what a cell does when it takes all that it can get: it hits a wall, is told the truth, and harms nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from orchestrator.isolation.claims import Claim, Verdict, verdict
+from orchestrator.isolation.measure import Cost, daemon_cpu, processes_of, quiet_p99, spent, watch
+from orchestrator.isolation.subject import Subject
+from orchestrator.limits import MEGABYTE
+from orchestrator.outputs import ExecutionResult
+
+_SLOWER = 2.0  # times its quiet p99 that a neighbour may be slowed to
+_HOLD = 0.8  # seconds that a bomb holds what it has taken
+_OVERSHOOT = 200  # beyond the limit, where a bomb stops by itself: there was no wall
+_OVERFLOW = 16  # MiB beyond its size, where the filling of a tmpfs stops by itself
+_DAEMON_SHARE = 0.05  # of a core that the engine and its shims may spend while a container floods its output
+_FLOOD = 3.0  # seconds
+_REMOVED = 6.0  # seconds in which a paused kernel must be gone; a kill without unpausing takes 10 s
+_EAGAIN, _EMFILE = errno.EAGAIN, errno.EMFILE
+
+# Each counts what it gets, holds it, gives it back, and prints [how much, the errno that refused more].
+_FORKS = """
+end = time.monotonic() + {hold}
+def take():
+    child = os.fork()
+    if child == 0:
+        while time.monotonic() < end: pass
+        os._exit(0)
+    return child
+give_back = lambda child: os.waitpid(child, 0)
+"""
+_THREADS = """
+import threading
+over = threading.Event()
+def take():
+    thread = threading.Thread(target=over.wait)
+    try: thread.start()
+    except RuntimeError: raise OSError(errno.EAGAIN, "no more threads")
+    return thread
+def give_back(thread):
+    over.set()
+    thread.join()
+"""
+_DESCRIPTORS = "take, give_back = lambda: os.dup(0), os.close"
+_INOTIFY = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+def take():
+    descriptor = libc.inotify_init()
+    if descriptor < 0: raise OSError(ctypes.get_errno(), "no more instances")
+    return descriptor
+give_back = os.close
+"""
+_COUNT = """
+import errno, os, time
+{bomb}
+taken, refusal = [], 0
+try:
+    while len(taken) < {most}: taken.append(take())
+except OSError as error:
+    refusal = error.errno
+time.sleep({hold})
+for one in taken: give_back(one)
+print([len(taken), refusal])
+"""
+_ONE_INOTIFY = "import ctypes, os; d = ctypes.CDLL(None).inotify_init(); print(d >= 0); _ = d >= 0 and os.close(d)"
+_MEMORY = """
+held = []
+while len(held) < {most}: held.append(bytearray(b"x" * (1 << 20)))
+print(len(held))
+"""
+_CHILD_MEMORY = """
+import subprocess, sys
+program = "held = []\\nwhile len(held) < {most}: held.append(bytearray(b'x' * (1 << 20)))"
+print(subprocess.run([sys.executable, "-c", program]).returncode)
+"""
+_FILES = """
+import errno
+found = {{}}
+for folder, most in {folders}:
+    written, refusal = 0, 0
+    try:
+        with open(folder + "/bomb", "wb", buffering=0) as file:
+            while written < most: written += file.write(bytes(1 << 20))
+    except OSError as error:
+        refusal = error.errno
+    found[folder] = [written, refusal]
+print(found)
+"""
+_OUTPUT = """
+import os, subprocess, sys, time
+seconds, block = {seconds}, b"x" * 65536
+flood = "import os, time; end = time.monotonic() + %s\\nwhile time.monotonic() < end: os.write(%s, b'x' * 65536)"
+children = [subprocess.Popen([sys.executable, "-I", "-S", "-c", flood % (seconds, way)]) for way in (1, 2)]
+ways, end = [], time.monotonic() + seconds
+for path in ("/proc/1/fd/0", "/proc/1/fd/1", "/proc/1/fd/2", "/dev/console"):
+    try: ways.append(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError: pass
+while time.monotonic() < end:
+    written = 0
+    for way in ways:
+        try: written += os.write(way, block)
+        except OSError: pass
+    if not written: time.sleep(0.001)
+for child in children: child.wait()
+"""
+
+
+def _bomb(bomb: str, most: int) -> str:
+    """Return a cell that sets off a bomb in a small child, which forks fast, also under gVisor."""
+    program = _COUNT.format(bomb=bomb.format(hold=_HOLD), most=most, hold=_HOLD)
+    return f"import subprocess, sys\n_ = subprocess.run([sys.executable, '-I', '-S', '-c', {program!r}], check=True)"
+
+
+async def _hits_a_wall(subject: Subject, bomb: str, limit: int, refusal: int) -> Verdict:
+    """Set off a bomb that counts what it gets: it must be refused in time, and its kernel must live."""
+    code = _bomb(bomb, limit + _OVERSHOOT)
+    result, cost, faults = await _beside_a_neighbour(subject, code)
+    if result.outcome != "ok":
+        return Verdict(False, f"the cell ended as {result.outcome}: {_said(result)}")
+    taken, refused = json.loads(result.stdout)
+    if refused != refusal or not limit // 2 <= taken <= limit:
+        faults.append(f"it got {taken}, and was refused with {errno.errorcode.get(refused, 'nothing')}")
+    if (await subject.run("6 * 7")).result != "42":
+        faults.append("its kernel does not answer any more")
+    return verdict(faults, f"{errno.errorcode[refusal]} after {taken}; {cost}")
+
+
+async def _forks(subject: Subject) -> Verdict:
+    return await _hits_a_wall(subject, _FORKS, subject.policy.limits.pids, _EAGAIN)
+
+
+async def _threads(subject: Subject) -> Verdict:
+    return await _hits_a_wall(subject, _THREADS, subject.policy.limits.pids, _EAGAIN)
+
+
+async def _descriptors(subject: Subject) -> Verdict:
+    return await _hits_a_wall(subject, _DESCRIPTORS, subject.policy.limits.open_files, _EMFILE)
+
+
+async def _inotify(subject: Subject) -> Verdict:
+    """While one kernel holds all the inotify instances that it can get, its neighbour still gets one."""
+    assert subject.neighbour is not None
+    code = _bomb(_INOTIFY, subject.policy.limits.open_files + _OVERSHOOT)
+    bomb = asyncio.create_task(subject.run(code))
+    try:
+        await asyncio.sleep(_HOLD)
+        beside = await subject.neighbour.run(_ONE_INOTIFY)
+    finally:
+        result = await bomb
+    mine, theirs = [(await kernel.fact("identity"))["uids"][0] for kernel in (subject, subject.neighbour)]
+    faults = [] if beside.stdout.strip() == "True" else ["the neighbour gets no inotify instance"]
+    faults += ["the neighbour has the same user, which they are counted by"] if mine == theirs else []
+    if result.outcome != "ok":
+        return Verdict(False, f"the cell ended as {result.outcome}: {_said(result)}")
+    taken, refused = json.loads(result.stdout)
+    return verdict(faults, f"{errno.errorcode.get(refused, 'no refusal')} after {taken}; its neighbour still gets one")
+
+
+async def _memory(subject: Subject) -> Verdict:
+    code = _MEMORY.format(most=subject.limits.max_memory_mb + _OVERSHOOT)
+    result, cost, faults = await _beside_a_neighbour(subject, code)
+    if result.outcome != "oom" or result.kernel_state != "dead":
+        faults.append(f"the cell ended as {result.outcome}, the kernel {result.kernel_state}")
+    return verdict(faults, f"told as oom after {result.duration_s:.1f} s; {cost}")
+
+
+async def _child_memory(subject: Subject) -> Verdict:
+    """A child past the limit: either the cell sees it killed, or the kernel goes and that is told."""
+    result, cost, faults = await _beside_a_neighbour(
+        subject, _CHILD_MEMORY.format(most=subject.limits.max_memory_mb + _OVERSHOOT)
+    )
+    told = result.outcome == "oom" or (result.outcome == "ok" and result.stdout.strip() == "-9")
+    if not told:
+        faults.append(f"the cell ended as {result.outcome}, and saw its child end with {result.stdout.strip()!r}")
+    return verdict(faults, f"the cell ended as {result.outcome}, its child killed; {cost}")
+
+
+async def _files(subject: Subject) -> Verdict:
+    """Fill each tmpfs: refused at its size, or out of memory; never more."""
+    sizes = subject.policy.tmpfs
+    folders = {"/work": sizes.work_mb, "/tmp": sizes.tmp_mb, "/dev/shm": sizes.shm_mb}
+    wanted = [(folder, (size + _OVERFLOW) * MEGABYTE) for folder, size in folders.items()]
+    result, cost, faults = await _beside_a_neighbour(subject, _FILES.format(folders=wanted))
+    if result.outcome == "oom":
+        return verdict(faults, f"out of memory, and told so; {cost}")
+    if result.outcome != "ok":
+        return Verdict(False, f"the cell ended as {result.outcome}: {_said(result)}")
+    found: dict[str, list[int]] = json.loads(result.stdout.replace("'", '"'))
+    for folder, (written, refusal) in found.items():
+        if refusal != errno.ENOSPC or written > folders[folder] * MEGABYTE:
+            faults.append(f"{folder} took {written // MEGABYTE} MiB")
+    said = ", ".join(f"{folder} {written // MEGABYTE} MiB" for folder, (written, _) in found.items())
+    return verdict(faults, f"ENOSPC at {said}; {cost}")
+
+
+async def _beside_a_neighbour(subject: Subject, code: str) -> tuple[ExecutionResult, str, list[str]]:
+    """Run a bomb beside a neighbour's cells; return its result, what it cost, and what was wrong with that."""
+    neighbour = subject.neighbour
+    assert neighbour is not None
+    before = await quiet_p99(neighbour)
+    async with watch(neighbour) as cost:
+        result = await subject.run(code)
+    return result, *_judge(before, cost)
+
+
+def _judge(before: float, cost: Cost) -> tuple[str, list[str]]:
+    faults = list(cost.errors)
+    if cost.p99 > _SLOWER * before:
+        faults.append(f"neighbour p99 {1000 * cost.p99:.1f} ms, {1000 * before:.1f} ms before")
+    return f"neighbour p99 {cost.p99 / before:.1f} times", faults
+
+
+async def _output(subject: Subject) -> Verdict:
+    """Write to everything that may lead to the container's log; the engine and the disk must not notice."""
+    log = Path((await subject.record()).get("LogPath") or "/nonexistent")
+    size, cpu, begun = _size(log), daemon_cpu(), time.monotonic()
+    result = await subject.run(_OUTPUT.format(seconds=_FLOOD), seconds=_FLOOD + 20)
+    after, seconds = daemon_cpu(), time.monotonic() - begun
+    grown = _size(log) - size
+    faults = [f"the log grew by {grown} bytes"] if grown else []
+    if result.outcome not in ("ok", "timeout"):
+        faults.append(f"the cell ended as {result.outcome}: {_said(result)}")
+    if cpu is None or after is None:
+        return verdict(faults, "disk +0; the engine's processes are not in sight, so their CPU was not measured")
+    share = spent(cpu, after) / seconds
+    if share > _DAEMON_SHARE:
+        faults.append(f"the engine and its shims took {100 * share:.0f} % of a core")
+    return verdict(faults, f"disk +0; the engine and its shims took {100 * share:.1f} % of a core")
+
+
+async def _paused(subject: Subject) -> Verdict:
+    """A paused container is unpaused before it is killed, else its shim stays."""
+    engine = subject.instance.engine
+    identifier = (await subject.record())["Id"]
+    await engine.retry(engine.client.api.pause, identifier)
+    if not await asyncio.to_thread(processes_of, identifier):
+        return Verdict(True, "the engine's processes are not in sight, so nothing is known of its shims")
+    begun = time.monotonic()
+    await subject.stop()
+    while left := await asyncio.to_thread(processes_of, identifier):
+        if time.monotonic() - begun > _REMOVED:
+            return Verdict(False, f"after {_REMOVED:.0f} s there are still: {', '.join(left)}")
+        await asyncio.sleep(0.1)
+    return Verdict(True, f"gone after {time.monotonic() - begun:.1f} s, with its shim")
+
+
+async def _input(subject: Subject) -> Verdict:
+    """Ask for input, and open a comm: the caller must not hang, and nothing of the comm must be heard."""
+    if subject.policy.channels.stdin:
+        return Verdict(True, "the policy lets a cell ask for input")
+    result = await subject.run("input('password: ')", seconds=3)
+    name = result.error.ename if result.error else "nothing"
+    return Verdict(name == "StdinNotImplementedError", f"input() ended with {name} after {result.duration_s:.2f} s")
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _said(result: ExecutionResult) -> str:
+    return "" if result.error is None else f"{result.error.ename}: {result.error.evalue}"[:200]
+
+
+def _attack(name: str, row: str, promise: str, probe: Any) -> Claim:
+    return Claim(name, row, promise, probe, attacks=True)
+
+
+CLAIMS = (
+    _attack("fork_bomb_hits_a_wall", "H3", "A fork bomb, zombies included, is refused at the limit.", _forks),
+    _attack("thread_bomb_hits_a_wall", "H3", "A thread bomb is refused at the limit, and harms no neighbour.",
+            _threads),
+    _attack("descriptor_bomb_hits_a_wall", "H3", "Open files are refused at the limit.", _descriptors),
+    _attack("inotify_bomb_leaves_the_neighbour_its_own", "T2", "What is counted per user is each kernel's own.",
+            _inotify),
+    _attack("memory_bomb_ends_its_own_kernel", "H4", "Past its memory a kernel ends, alone, and its cell says so.",
+            _memory),
+    _attack("childs_memory_counts", "H4", "A child past the memory limit is killed, and its cell learns of it.",
+            _child_memory),
+    _attack("files_hit_a_wall", "H2", "Files are refused at the tmpfs's size; they never reach a disk.", _files),
+    _attack("container_output_costs_nothing", "H1", "Endless output of the container costs neither disk nor daemon.",
+            _output),
+    _attack("paused_kernel_is_removed_whole", "D3", "A paused kernel is removed, and its shim with it.", _paused),
+    Claim("input_fails_at_once", "O6", "A cell that asks for input fails at once; the caller never hangs.", _input),
+)  # fmt: skip

@@ -1,0 +1,138 @@
+"""What an attack costs others: this process's memory and event loop, a neighbour's latency, the daemon's CPU."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from orchestrator.limits import MEGABYTE
+
+if TYPE_CHECKING:
+    from orchestrator.isolation.subject import Subject
+
+_TICK = 0.005  # seconds between two looks at memory and at the loop's lateness
+_DAEMONS = ("dockerd", "containerd")  # and its shims: a name is compared by its beginning
+_QUIET_CELLS = 200  # of the neighbour, while nobody attacks; p99 is the third worst of them
+_LAST_CELL = 30.0  # seconds that the neighbour's last cell may take
+
+
+@dataclass
+class Cost:
+    """What was seen while an attack went on.
+
+    Attributes:
+        memory: bytes by which this process's resident memory grew at its peak.
+        stall: seconds of the longest turn of the event loop, by the clock.
+        loop_cpu: seconds of CPU that the loop's thread spent in its longest turn; a stall beyond that was not its own.
+        latencies: seconds that each of the neighbour's cells took.
+        errors: what reached the loop's exception handler.
+    """
+
+    memory: int = 0
+    stall: float = 0.0
+    loop_cpu: float = 0.0
+    latencies: list[float] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def p99(self) -> float:
+        """Of the neighbour's cells, in seconds."""
+        return quantile(self.latencies, 0.99)
+
+    def describe(self) -> str:
+        said = f"+{self.memory / MEGABYTE:.0f} MB, stall {1000 * self.stall:.0f} ms ({1000 * self.loop_cpu:.0f} of CPU)"
+        return said + (f", neighbour p99 {1000 * self.p99:.0f} ms" if self.latencies else "")
+
+
+@contextlib.asynccontextmanager
+async def watch(neighbour: Subject | None = None) -> AsyncIterator[Cost]:
+    """Measure while the body runs. The neighbour's cells follow each other without a pause."""
+    gc.collect()
+    loop, cost, over = asyncio.get_running_loop(), Cost(), asyncio.Event()
+    handler = loop.get_exception_handler()
+    loop.set_exception_handler(lambda _loop, context: cost.errors.append(str(context.get("message"))))
+    tasks = [asyncio.create_task(_watch_process(cost, over))]
+    if neighbour is not None:
+        tasks.append(asyncio.create_task(_cells(neighbour, cost.latencies, over.is_set)))
+    try:
+        yield cost
+    finally:
+        over.set()
+        _, late = await asyncio.wait(tasks, timeout=_LAST_CELL)
+        for task in late:
+            task.cancel()
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(result, BaseException):
+                cost.errors.append(f"{type(result).__name__}: {result}")
+        loop.set_exception_handler(handler)
+
+
+async def quiet_p99(neighbour: Subject) -> float:
+    """Return the p99, in seconds, of the neighbour's cells while nobody attacks; measured once."""
+    if not neighbour.quiet_p99:
+        latencies: list[float] = []
+        await _cells(neighbour, latencies, lambda: len(latencies) >= _QUIET_CELLS)
+        neighbour.quiet_p99 = quantile(latencies, 0.99)
+    return neighbour.quiet_p99
+
+
+async def _watch_process(cost: Cost, over: asyncio.Event) -> None:
+    process = psutil.Process()
+    before = process.memory_info().rss
+    while not over.is_set():
+        cost.memory = max(cost.memory, process.memory_info().rss - before)
+        begun, cpu = time.monotonic(), time.thread_time()
+        await asyncio.sleep(_TICK)
+        cost.stall = max(cost.stall, time.monotonic() - begun - _TICK)
+        cost.loop_cpu = max(cost.loop_cpu, time.thread_time() - cpu)
+
+
+async def _cells(neighbour: Subject, latencies: list[float], over: Callable[[], bool]) -> None:
+    while not over():
+        begun = time.monotonic()
+        result = await neighbour.run("1 + 1")
+        if result.result != "2":
+            raise RuntimeError(f"a neighbour's cell ended as {result.outcome}")
+        latencies.append(time.monotonic() - begun)
+
+
+def daemon_cpu() -> dict[int, float] | None:
+    """Return the CPU seconds of the engine's processes and its shims so far; None where they are not in sight."""
+    found: dict[int, float] = {}
+    for process in _daemons():
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            found[process.pid] = times.user + times.system
+    return found or None
+
+
+def spent(before: dict[int, float], after: dict[int, float]) -> float:
+    """Return the CPU seconds between two of ``daemon_cpu``."""
+    return sum(seconds - before.get(pid, seconds) for pid, seconds in after.items())
+
+
+def processes_of(container_id: str) -> list[str]:
+    """Return the names of processes of this host that carry a container's id: its shim, its sandbox."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "name"]):
+        info: dict[str, Any] = process.info
+        if any(container_id in argument for argument in info["cmdline"] or ()):
+            found.append(str(info["name"]))
+    return sorted(found)
+
+
+def _daemons() -> Iterable[psutil.Process]:
+    return (process for process in psutil.process_iter(["name"]) if (process.info["name"] or "").startswith(_DAEMONS))
+
+
+def quantile(values: list[float], share: float) -> float:
+    """Return the value below which ``share`` of ``values`` lie; NaN of none."""
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else math.nan

@@ -1,0 +1,207 @@
+"""A kernel under examination: it runs cells and probes, and the engine tells what it made of it."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from orchestrator.errors import KernelTimeoutError
+from orchestrator.instance import Instance
+from orchestrator.kernel.kernel import Kernel, KernelConfig
+from orchestrator.kernel.transfer import put_file
+from orchestrator.limits import KernelResourceLimits
+from orchestrator.outputs import CellFinished, ExecutionResult
+from orchestrator.policy import Policy
+from orchestrator.session import KernelSession
+
+_IMAGE = ("/usr", "/opt")  # where the image's own files lie, the same in every container
+_FOLDERS = ("/work", "/tmp", "/dev/shm")
+_PROBE_SECONDS = 120.0  # for all facts of one kernel; they take 0.4 s under runc, 4 s under runsc
+
+
+@dataclass(frozen=True, slots=True)
+class Bait:
+    """What the host lays out for probes to find, if they can.
+
+    Attributes:
+        port: a TCP port that listens on the host's loopback.
+        abstract: the name of an abstract unix socket that listens on the host.
+        shm: the name of a file in the host's /dev/shm.
+    """
+
+    port: int
+    abstract: str
+    shm: str
+
+
+class Subject:
+    """One live kernel, and what is known about it.
+
+    Attributes:
+        runtime: the runtime that it is *meant* to run under; a negative control may have been given another.
+        neighbour: another tenant's kernel on this host, or None.
+        whole: whether its probes look at the image's own files too; they take most of the time.
+        deserted: whether its owner leaves it alone when it should end it.
+        quiet_p99: seconds, of its own cells while nobody attacks; 0 before they were measured.
+    """
+
+    def __init__(
+        self,
+        instance: Instance,
+        config: KernelConfig,
+        kernel: Kernel,
+        bait: Bait,
+        *,
+        neighbour: Subject | None = None,
+        whole: bool = True,
+        deserted: bool = False,
+    ) -> None:
+        self.instance = instance
+        self.config = config
+        self.kernel = kernel
+        self.bait = bait
+        self.neighbour = neighbour
+        self.whole = whole
+        self.deserted = deserted
+        self.quiet_p99 = 0.0
+        self.runtime = config.runtime
+        self._session = KernelSession.of(f"probe-{secrets.token_hex(4)}", kernel)
+        self._facts: dict[str, Any] | None = None
+        self._record: dict[str, Any] | None = None
+
+    @property
+    def policy(self) -> Policy:
+        return self.config.policy
+
+    @property
+    def limits(self) -> KernelResourceLimits:
+        return self.config.limits
+
+    @property
+    def is_gvisor(self) -> bool:
+        return self.runtime == "runsc"
+
+    async def run(self, code: str, *, seconds: float | None = None) -> ExecutionResult:
+        """Run one cell; one that ran past its time is a result too.
+
+        Args:
+            seconds: its time limit; None: as the limits say.
+
+        Raises:
+            KernelDiedError: the kernel was gone before.
+        """
+        limits = self.limits if seconds is None else _with_time(self.limits, seconds)
+        result: ExecutionResult | None = None
+        events = self._session.run(code, limits)
+        try:
+            async for event in events:
+                if isinstance(event, CellFinished):
+                    result = event.result
+        except KernelTimeoutError as error:
+            return error.result
+        finally:
+            await events.aclose()
+            self._session.execution_history.clear()
+        assert result is not None
+        return result
+
+    async def fact(self, name: str) -> Any:
+        """Return one of the facts of ``inside.py``; all are found in one go, at the first call.
+
+        Raises:
+            ProbeError: the probes could not be run there.
+        """
+        if self._facts is None:
+            self._facts = await self._find_facts()
+        found = self._facts[name]
+        if isinstance(found, dict) and "failed" in found:
+            raise ProbeError(f"the probe {name!r} failed inside: {found['failed']}")
+        return found
+
+    async def record(self) -> dict[str, Any]:
+        """Return what the engine says of the container (``docker inspect``).
+
+        Raises:
+            EngineError: it does not answer.
+        """
+        if self._record is None:
+            engine = self.instance.engine
+            found: dict[str, Any] = await engine.retry(engine.client.api.inspect_container, self.kernel.container.name)
+            self._record = found
+        return self._record
+
+    @property
+    def is_alive(self) -> bool:
+        return self.kernel.is_alive
+
+    async def stop(self) -> None:
+        """End it, as its owner does; one that deserts it does nothing.
+
+        Raises:
+            EngineError: the engine does not answer.
+        """
+        if not self.deserted:
+            await self.kernel.stop()
+
+    async def _find_facts(self) -> dict[str, Any]:
+        path = "/tmp/inside.py"
+        await put_file(self.kernel, inside_program().encode(), path)
+        wanted = json.dumps(self._wanted())
+        code = (
+            "import subprocess, sys\n"
+            f"print(subprocess.run([sys.executable, '-I', {path!r}, {wanted!r}], "
+            "capture_output=True, text=True, check=True).stdout)"
+        )
+        result = await self.run(code, seconds=_PROBE_SECONDS)
+        try:
+            found = json.loads(result.stdout)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            said = "" if result.error is None else f"{result.error.ename}: {result.error.evalue}"
+            raise ProbeError(f"the probes could not be run inside: {result.outcome} {said}"[:500])
+        return found
+
+    def _wanted(self) -> Mapping[str, Mapping[str, Any]]:
+        ports = [["127.0.0.1", self.bait.port], ["1.1.1.1", 80], ["169.254.169.254", 80], ["172.17.0.1", 22]]
+        return {
+            "interfaces": {},
+            "connections": {"addresses": ports},
+            "abstract_socket": {"name": self.bait.abstract},
+            "lookup": {"name": "example.com"},
+            "identity": {},
+            "status": {},
+            "kernel_log": {},
+            "rlimits": {},
+            "names": {},
+            "mounts": {},
+            "sizes": {"paths": _FOLDERS},
+            "tree": {"skip": () if self.whole else _IMAGE},
+            "changes": {"folder": "/run/kernel"},
+            "calls": {},
+            "families": {},
+            "user_namespace": {},
+            "protected": {},
+            "processes": {},
+            "exists": {"path": f"/dev/shm/{self.bait.shm}"},
+            "oom_score": {},
+        }
+
+
+class ProbeError(Exception):
+    """A probe could not be run, so that nothing is known: never the same as a promise that was kept."""
+
+
+@cache
+def inside_program() -> str:
+    """Return the text of ``inside.py``."""
+    return resources.files("orchestrator.isolation").joinpath("inside.py").read_text(encoding="utf-8")
+
+
+def _with_time(limits: KernelResourceLimits, seconds: float) -> KernelResourceLimits:
+    return replace(limits, max_execution_time=seconds)

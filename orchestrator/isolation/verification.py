@@ -1,0 +1,267 @@
+"""Verifies a host: every claim on a real kernel under each runtime, and every probe on containers that must fail it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import socket
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from orchestrator.errors import CellblockError
+from orchestrator.instance import Instance
+from orchestrator.isolation import bombs, confinement, record
+from orchestrator.isolation.claims import Claim, Verdict
+from orchestrator.isolation.controls import CONTROLS, Control, Scenery, network_name, scenery
+from orchestrator.isolation.subject import Bait, ProbeError, Subject
+from orchestrator.kernel.kernel import KernelConfig
+from orchestrator.policy import Policy
+from orchestrator.settings import Settings
+
+CLAIMS: tuple[Claim, ...] = (*record.CLAIMS, *confinement.CLAIMS, *bombs.CLAIMS)
+_ATTEMPTS = 3  # at an attack: what it does to a neighbour's latency can be the machine's own noise, but not each time
+_AT_ONCE = 2  # controls examined at the same time
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a probe found of one claim under one runtime."""
+
+    claim: Claim
+    runtime: str
+    verdict: Verdict
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What the probes found in one control.
+
+    Attributes:
+        reds: the claims that turned red, with the evidence.
+        missed: claims that had to turn red, and did not.
+        fault: why the control could not be examined; "" when it was.
+    """
+
+    control: Control
+    runtime: str
+    reds: dict[str, str]
+    missed: tuple[str, ...]
+    fault: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return not self.missed and not self.fault
+
+
+@dataclass(slots=True)
+class Report:
+    """Everything that was found.
+
+    Attributes:
+        uncovered: (runtime, claim) for which no control turned a probe red, after a self-test.
+    """
+
+    runtimes: tuple[str, ...]
+    findings: list[Finding] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    uncovered: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def green(self) -> bool:
+        held = all(finding.verdict.holds for finding in self.findings)
+        return held and all(check.passed for check in self.checks) and not self.uncovered
+
+
+Progress = Callable[[str], None]
+
+
+class Laboratory:
+    """One runtime of this host, ready to examine kernels on it. Use ``laboratory``."""
+
+    def __init__(self, instance: Instance, bait: Bait) -> None:
+        self.instance = instance
+        self.bait = bait
+        self.neighbour: Subject | None = None
+
+    @property
+    def runtime(self) -> str:
+        return self.instance.runtime
+
+    @contextlib.asynccontextmanager
+    async def subject(
+        self, config: KernelConfig | None = None, *, whole: bool = True, deserted: bool = False
+    ) -> AsyncIterator[Subject]:
+        """Start a kernel to be examined, and end it.
+
+        Args:
+            config: another than the host's own.
+            whole, deserted: see ``Subject``.
+
+        Raises:
+            KernelStartError, EngineError: see ``Kernel.start``.
+        """
+        kernel = await self.instance.start_kernel(config)
+        try:
+            yield Subject(
+                self.instance,
+                config or self.instance.config,
+                kernel,
+                self.bait,
+                neighbour=self.neighbour,
+                whole=whole,
+                deserted=deserted,
+            )
+        finally:
+            await kernel.stop()
+
+    async def examine(self, claims: Sequence[Claim], progress: Progress = lambda _: None) -> list[Finding]:
+        """Probe each claim: the harmless ones first; a kernel that an attack has ended is followed by another."""
+        findings: list[Finding] = []
+        waiting = deque(sorted(claims, key=lambda claim: claim.attacks))
+        while waiting:
+            async with self.subject() as subject:
+                while waiting and subject.is_alive:
+                    claim = waiting.popleft()
+                    finding = await self._finding(claim, subject)
+                    if claim.attacks and not finding.verdict.holds:
+                        finding = await self._again(claim)
+                    findings.append(finding)
+                    progress(claim.name)
+        return findings
+
+    async def check(self, control: Control, scenery: Scenery) -> Check:
+        """Probe a container that lacks a defence: all that is harmless, and the attacks that must turn red."""
+        reds: dict[str, str] = {}
+        wanted = control.reds[self.runtime]
+        waiting = deque(claim for claim in CLAIMS if not claim.attacks or claim.name in wanted)
+        config = replace(self.instance.config, lock=control.lock(scenery))
+        try:
+            while waiting:
+                async with self.subject(config, whole=False, deserted=control.deserted) as subject:
+                    if control.prelude:
+                        await subject.run(control.prelude)
+                    while waiting and subject.is_alive:
+                        claim = waiting.popleft()
+                        found = await _probe(claim, subject)
+                        if not found.holds:
+                            reds[claim.name] = found.evidence
+        except CellblockError as error:
+            return Check(control, self.runtime, reds, (), f"it could not be started: {error.message}")
+        return Check(control, self.runtime, reds, tuple(name for name in wanted if name not in reds))
+
+    async def _again(self, claim: Claim) -> Finding:
+        """Repeat an attack, each time on a fresh kernel and beside a neighbour whose quiet latency is measured anew."""
+        for attempt in range(2, _ATTEMPTS + 1):
+            assert self.neighbour is not None
+            self.neighbour.quiet_p99 = 0.0
+            async with self.subject() as subject:
+                finding = await self._finding(claim, subject)
+            if finding.verdict.holds or attempt == _ATTEMPTS:
+                return finding
+        raise AssertionError("unreachable")
+
+    async def _finding(self, claim: Claim, subject: Subject) -> Finding:
+        begun = time.monotonic()
+        return Finding(claim, self.runtime, await _probe(claim, subject), time.monotonic() - begun)
+
+
+async def _probe(claim: Claim, subject: Subject) -> Verdict:
+    """What cannot be found out does not hold."""
+    try:
+        return await claim.probe(subject)
+    except (CellblockError, ProbeError) as error:
+        return Verdict(False, f"the probe could not be run: {error}"[:500])
+
+
+@contextlib.asynccontextmanager
+async def laboratory(settings: Settings, runtime: str) -> AsyncIterator[Laboratory]:
+    """Open an instance on one runtime, lay out the bait, and start a neighbour.
+
+    Raises:
+        EngineError, KernelStartError: kernels cannot be started here.
+    """
+    chosen = settings.model_copy(update={"runtime": runtime, "warm_kernels": 0})
+    policy = Policy.load(chosen.policy)
+    with _bait() as bait:
+        instance = await Instance.open(chosen, policy, policy.resource_limits())
+        try:
+            bench = Laboratory(instance, bait)
+            async with bench.subject(whole=False) as neighbour:
+                bench.neighbour = neighbour
+                yield bench
+        finally:
+            await instance.close()
+
+
+@contextlib.contextmanager
+def _bait() -> Iterator[Bait]:
+    name = f"cellblock.bait.{secrets.token_hex(6)}"
+    shm = Path("/dev/shm") / name
+    with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as abstract:
+        abstract.bind(f"\0{name}")
+        abstract.listen()
+        shm.touch(mode=0o644, exist_ok=False)
+        try:
+            yield Bait(tcp.getsockname()[1], name, name)
+        finally:
+            shm.unlink()
+
+
+@contextlib.asynccontextmanager
+async def _scenery(bench: Laboratory) -> AsyncIterator[Scenery]:
+    assert bench.neighbour is not None
+    engine, name = bench.instance.engine, network_name()
+    made = True
+    try:
+        await engine.retry(lambda: engine.client.api.create_network(name, driver="bridge", internal=True))
+    except CellblockError:
+        made = False  # then the control that needs it says so
+    uid = (await bench.neighbour.fact("identity"))["uids"][0]
+    with scenery(name, uid) as laid_out:
+        try:
+            yield laid_out
+        finally:
+            if made:
+                await engine.retry(engine.client.api.remove_network, name)
+
+
+async def check_controls(
+    bench: Laboratory, controls: Sequence[Control], progress: Progress = lambda _: None
+) -> list[Check]:
+    """Examine those of the controls that this runtime has, a few at a time."""
+    gate = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(control: Control) -> Check:
+        async with gate:
+            check = await bench.check(control, laid_out)
+            progress(control.name)
+            return check
+
+    async with _scenery(bench) as laid_out, asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one(control)) for control in controls if bench.runtime in control.reds]
+    return [task.result() for task in tasks]
+
+
+async def verify(
+    settings: Settings, runtimes: Sequence[str], *, self_test: bool = False, progress: Progress = lambda _: None
+) -> Report:
+    """Probe every claim under each runtime; with ``self_test``, the probes themselves too.
+
+    Raises:
+        EngineError, KernelStartError: kernels cannot be started here.
+    """
+    report = Report(tuple(runtimes))
+    for runtime in runtimes:
+        async with laboratory(settings, runtime) as bench:
+            report.findings += await bench.examine(CLAIMS, progress)
+            if self_test:
+                checks = await check_controls(bench, CONTROLS, progress)
+                report.checks += checks
+                refuted = {name for check in checks for name in check.reds}
+                report.uncovered += [(runtime, claim.name) for claim in CLAIMS if claim.name not in refuted]
+    return report
