@@ -7,30 +7,41 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fnmatch
+import re
 import time
 from collections import deque
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Literal
 
 from orchestrator.container.exits import Exit
 from orchestrator.errors import EngineError, KernelDiedError, KernelTimeoutError
 from orchestrator.kernel.channel import Message
 from orchestrator.kernel.kernel import Kernel
-from orchestrator.kernel.translate import count, to_error, to_event
+from orchestrator.kernel.translate import OUTPUT_KINDS, Reply, to_event
 from orchestrator.limits import KernelResourceLimits, OutputBudget
 from orchestrator.outputs import (
     CellFinished,
+    CommMessage,
+    DisplayData,
     ErrorOutput,
     Event,
+    ExecuteResult,
     ExecutionResult,
     KernelState,
     Outcome,
     OutputCollector,
     OutputEvent,
     Truncation,
+    UpdateDisplayData,
+    memory_of,
 )
 
 Stop = Literal["timeout", "cancelled"]
+_MOST_MIMES = 20  # names of dropped mime types that a result keeps
+_LONGEST_MIME = 100  # characters of each
+_INTERRUPT_AGAIN = 1.0  # seconds
 INTERRUPT_GRACE = 3.0  # seconds between interrupting a cell and killing its kernel; an interrupt took 0.02-0.23 s
 
 
@@ -45,10 +56,12 @@ class Cell:
         self._collector = OutputCollector()
         self._budget = OutputBudget(limits.max_output_bytes)
         self._wake: asyncio.Future[None] | None = None
-        self._reply: Message | None = None
+        self._reply: Reply | None = None
         self._idle = False
         self._error: ErrorOutput | None = None
-        self._count: int | None = None
+        self._channels = kernel.policy.channels
+        self._mime_types = re.compile("|".join(map(fnmatch.translate, kernel.policy.output.mime_types)), re.IGNORECASE)
+        self._mime_dropped: dict[str, None] = {}
         self._outcome: Outcome | None = None
         self._started = time.monotonic()
         self._loop = asyncio.get_running_loop()
@@ -64,7 +77,7 @@ class Cell:
             KernelDiedError: the kernel was gone before the cell was sent, or the engine is, so nobody can tell.
             KernelTimeoutError: the cell ran past its limit. Its outputs were yielded before.
         """
-        self._id = self._kernel.send("shell", "execute_request", self._request(), self._receive)
+        self._id = self._kernel.send("shell", "execute_request", self._request(), self._receive, accept=self._accept)
         call_off = self._kernel.when_lost(self._awake)
         self._timer = self._loop.call_later(self._limits.max_execution_time, self._stop, "timeout")
         try:
@@ -98,22 +111,45 @@ class Cell:
             "stop_on_error": False,
         }
 
+    def _accept(self, kind: str, size: int) -> bool:
+        """Whether a message is to be parsed: an output only as far as the budget goes."""
+        if kind in OUTPUT_KINDS:
+            return self._budget.fits(size) or self._budget.drop(size)
+        return kind in ("execute_reply", "status") or self._channels.comms
+
     def _receive(self, message: Message) -> None:
         if message.channel == "shell":
             if message.kind == "execute_reply" and self._reply is None:
-                self._reply = message
-                self._count = count(message.content.get("execution_count"))
+                self._reply = Reply.of(message.content)
         elif message.kind == "status":
             self._idle = self._idle or message.content.get("execution_state") == "idle"
-        elif self._budget.take(message.weight) and (event := to_event(message.kind, message.content)) is not None:
+        elif (event := to_event(message.kind, message.content)) is not None:
             self._take(event)
         self._awake()
 
     def _take(self, event: OutputEvent) -> None:
+        if isinstance(event, CommMessage):
+            if self._budget.take(memory_of(event.data)):
+                self._events.append(event)
+            return
+        event = self._allowed(event)
+        if not self._budget.take(self._collector.cost(event)):
+            return
         if isinstance(event, ErrorOutput):
             self._error = event
         self._collector.add(event)
         self._events.append(event)
+
+    def _allowed(self, event: OutputEvent) -> OutputEvent:
+        """Leave out what the policy's mime types do not name; text/plain always stays."""
+        if not isinstance(event, DisplayData | UpdateDisplayData | ExecuteResult):
+            return event
+        dropped = [mime for mime in event.data if mime != "text/plain" and not self._mime_types.fullmatch(mime)]
+        if not dropped:
+            return event
+        for mime in dropped[: _MOST_MIMES - len(self._mime_dropped)]:
+            self._mime_dropped[mime[:_LONGEST_MIME]] = None
+        return replace(event, data={mime: item for mime, item in event.data.items() if mime not in dropped})
 
     def _done(self) -> bool:
         return (self._reply is not None and self._idle) or not self._kernel.is_alive
@@ -137,9 +173,15 @@ class Cell:
         if self._done() or self._outcome is not None:
             return
         self._outcome = why
-        self._kernel.interrupt()
+        self._interrupt()
         self._timer.cancel()
         self._timer = self._loop.call_later(INTERRUPT_GRACE, self._kill, why)
+
+    def _interrupt(self) -> None:
+        """Interrupt, and once more a second later: the first may have come before the cell had begun."""
+        if not self._done():
+            self._kernel.interrupt()
+            self._loop.call_later(_INTERRUPT_AGAIN, self._interrupt)
 
     def _kill(self, why: Stop) -> None:
         if not self._done():
@@ -161,10 +203,10 @@ class Cell:
             if not self._kernel.is_alive:
                 await self._ended()
             return self._make_result("timeout", self._error, self._state())
-        if self._reply is not None and self._idle:
-            failed = self._reply.content.get("status") != "ok"
+        if self._reply is not None and self._idle and not self._kernel.violated:
+            failed = self._reply.error is not None
             if failed and self._error is None:
-                self._error = to_error(self._reply.content)
+                self._error = self._reply.error
             return self._make_result("error" if failed else "ok", self._error if failed else None, self._state())
         return await self._death()
 
@@ -182,8 +224,10 @@ class Cell:
     async def _death(self) -> ExecutionResult:
         end = await self._ended()
         outcome: Outcome = "oom" if end.reason == "oom" else "kernel_died"
-        if self._kernel.violated:
+        if self._kernel.excess:
             outcome = "output_limit"
+        if self._kernel.violated:
+            self._kernel.note("cell.cut", outcome=outcome, dropped_bytes=self._budget.dropped)
         seen = end.exit_code is not None
         said = f"the kernel {end.describe()}" if seen else f"the kernel was ended: {self._kernel.cut_reason}"
         names = {"oom": "KernelOutOfMemory", "output_limit": "KernelOutputLimit"}
@@ -196,9 +240,10 @@ class Cell:
             outputs=self._collector.outputs(),
             error=error,
             msg_id=self._id,
-            execution_count=self._count,
+            execution_count=None if self._reply is None else self._reply.count,
             duration_s=time.monotonic() - self._started,
             truncated=self._truncation(),
+            mime_dropped=tuple(self._mime_dropped),
             kernel_state=state,
             runtime=self._kernel.runtime,
         )

@@ -32,6 +32,7 @@ from orchestrator.kernel.kernel import Kernel, KernelConfig
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.policy import Policy
 from orchestrator.settings import Settings
+from orchestrator.store.audit import AuditLog
 
 _log = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ class Instance:
             uid_base=settings.uid_base,
             uid_count=settings.uid_count,
             start_timeout=settings.start_timeout,
+            audit=AuditLog(settings.audit_path),
         )
         return cls(config, lease, may_fall_back=wanted == "auto" and runtime == "runsc")
 
@@ -164,6 +166,7 @@ class Instance:
             self._config.folder.parent.rmdir()  # only when no other instance has a folder there
         self._config.context.destroy(linger=0)
         self._config.engine.close()
+        self._config.audit.close()
         self._lease.release()
 
 

@@ -63,17 +63,25 @@ class Deadline:
 
 
 class OutputBudget:
-    """Bytes that one cell may still output."""
+    """Bytes that one cell may still output, counted as they lie in memory."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
         self.dropped = 0
 
+    def fits(self, size: int) -> bool:
+        """Whether ``size`` more bytes may come."""
+        return self.used + size <= self.limit
+
     def take(self, size: int) -> bool:
         """Count ``size`` bytes; False when they do not fit, and then they count as dropped."""
-        if self.used + size > self.limit:
-            self.dropped += size
-            return False
+        if not self.fits(size):
+            return self.drop(size)
         self.used += size
         return True
+
+    def drop(self, size: int) -> bool:
+        """Count ``size`` bytes as dropped. Always False."""
+        self.dropped += size
+        return False

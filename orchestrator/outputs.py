@@ -6,10 +6,12 @@ Everything here that came from a sandbox is a claim of hostile code: show it, ne
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+_EVENT = 200  # bytes that an event takes beside its content
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 Status = Literal["ok", "error"]
@@ -103,6 +105,16 @@ class ClearOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class CommMessage:
+    """A message of a comm, as widgets send them; only where the policy has ``channels.comms``. No output."""
+
+    kind: str
+    comm_id: str
+    target_name: str
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Truncation:
     """What of a cell's output was dropped, and why."""
 
@@ -115,7 +127,7 @@ class Truncation:
 
 
 Output = StreamOutput | DisplayData | ExecuteResult | ErrorOutput
-OutputEvent = Output | UpdateDisplayData | ClearOutput
+OutputEvent = Output | UpdateDisplayData | ClearOutput | CommMessage
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +144,7 @@ class ExecutionResult:
         execution_count: the kernel's number for this cell; None where it never said.
         duration_s: seconds on the host's clock.
         truncated: None where everything the cell put out is here.
+        mime_dropped: mime types that the policy does not let through, and the cell put out; 20 at most.
         kernel_state: "idle" (alive, its variables are there) or "dead".
         runtime: the container runtime that the cell ran under.
     """
@@ -146,6 +159,7 @@ class ExecutionResult:
     truncated: Truncation | None
     kernel_state: KernelState
     runtime: str
+    mime_dropped: tuple[str, ...] = ()
 
     @property
     def stdout(self) -> str:
@@ -190,6 +204,7 @@ class ExecutionResult:
             "result": self.result,
             "duration_s": self.duration_s,
             "truncated": None if self.truncated is None else self.truncated.as_dict(),
+            "mime_dropped": list(self.mime_dropped),
             "interrupted": self.interrupted,
             "kernel_state": self.kernel_state,
             "runtime": self.runtime,
@@ -216,6 +231,30 @@ class OutputCollector:
         self._outputs: list[Output | _Text] = []
         self._updates: dict[str, DisplayData] = {}
         self._clear_at_next = False
+        self._runs: dict[str, int] = {}
+        self._first_run: dict[str, int] = {}
+
+    def cost(self, event: OutputEvent) -> int:
+        """Return the bytes that an event will take in memory, in the outputs and in what is made of them."""
+        match event:
+            case StreamOutput():
+                return _EVENT + self._stream_cost(event)
+            case DisplayData() | UpdateDisplayData() | ExecuteResult():
+                return _EVENT + memory_of(event.data) + memory_of(event.metadata)
+            case ErrorOutput():
+                return _EVENT + memory_of([event.ename, event.evalue, *event.traceback])
+        return _EVENT
+
+    def _stream_cost(self, event: StreamOutput) -> int:
+        """Count text twice once its stream comes in several runs: ``stdout`` then joins a copy of them."""
+        size, name = sys.getsizeof(event.text), event.name
+        last = self._outputs[-1] if self._outputs else None
+        if not (isinstance(last, _Text) and last.name == name):
+            self._runs[name] = self._runs.get(name, 0) + 1
+        if self._runs[name] == 1:
+            self._first_run[name] = self._first_run.get(name, 0) + size
+            return size
+        return 2 * size + self._first_run.pop(name, 0)
 
     def add(self, event: OutputEvent) -> None:
         match event:
@@ -226,6 +265,8 @@ class OutputCollector:
             case UpdateDisplayData():
                 # Applied at the end: doing it here would cost every display of the id, at every update.
                 self._updates[event.display_id] = DisplayData(event.data, event.metadata, event.display_id)
+            case CommMessage():
+                pass
             case _:
                 if self._clear_at_next:
                     self._clear()
@@ -247,7 +288,7 @@ class OutputCollector:
             if not (isinstance(last, _Text) and last.name == output.name):
                 last = _Text(output.name)
                 self._outputs.append(last)
-            last.pieces.append(output.text)
+            last.add(output.text)
             return
         if isinstance(output, DisplayData) and output.display_id is not None:
             self._settle(output.display_id)
@@ -269,11 +310,33 @@ class OutputCollector:
 
 
 class _Text:
-    """Pieces of one stream, joined once: adding up strings would cost their length at every piece."""
+    """Pieces of one stream, joined as they come: adding up strings would cost their length at every piece.
+
+    Like a counter's digits: a piece is joined with the one before it once that is no longer than it. So there are few
+    pieces, each is copied a few times, and the last join copies little.
+    """
 
     def __init__(self, name: Literal["stdout", "stderr"]) -> None:
         self.name = name
-        self.pieces: list[str] = []
+        self._pieces: list[str] = []
+
+    def add(self, text: str) -> None:
+        pieces = self._pieces
+        pieces.append(text)
+        while len(pieces) > 1 and len(pieces[-2]) <= len(pieces[-1]):
+            last = pieces.pop()
+            pieces[-1] += last
 
     def join(self) -> StreamOutput:
-        return StreamOutput(self.name, "".join(self.pieces))
+        self._pieces = ["".join(self._pieces)]
+        return StreamOutput(self.name, self._pieces[0])
+
+
+def memory_of(value: Any) -> int:
+    """Return the bytes that a JSON value takes in memory."""
+    size = sys.getsizeof(value)
+    if isinstance(value, Mapping):
+        return size + sum(sys.getsizeof(key) + memory_of(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return size + sum(map(memory_of, value))
+    return size

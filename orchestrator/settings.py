@@ -37,6 +37,8 @@ class Settings(BaseSettings):
         warm_kernels: kernels kept ready beyond those in use, as far as ``max_kernels`` allows.
         state_dir: where the sockets of the kernels live; empty: ``/run/cellblock`` for root, else
             ``$XDG_RUNTIME_DIR/cellblock``. A short path: unix socket paths end at 107 bytes.
+        audit_log: the file of the audit log; empty: ``/var/log/cellblock/audit.jsonl`` for root, else
+            ``cellblock/audit.jsonl`` in ``$XDG_STATE_HOME`` (``~/.local/state``); "off": none.
         uid_base, uid_count: the range of user ids that containers run as, one of its own for each.
         engine_timeout: seconds that one call to the engine may take.
         start_timeout: seconds from asking for a kernel to its being ready.
@@ -50,6 +52,7 @@ class Settings(BaseSettings):
     base_image: str = ""
     warm_kernels: int = Field(default=1, ge=0, le=1000)
     state_dir: str = ""
+    audit_log: str = ""
     uid_base: int = Field(default=200_000, ge=1000, le=2**31)
     uid_count: int = Field(default=50_000, ge=1, le=2**20)
     engine_timeout: float = Field(default=60.0, gt=0)
@@ -78,3 +81,15 @@ class Settings(BaseSettings):
         if os.geteuid() == 0:
             return Path("/run/cellblock")
         return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/cellblock-{os.geteuid()}") / "cellblock"  # noqa: S108
+
+    @cached_property
+    def audit_path(self) -> Path | None:
+        """Where the audit log is; None where there is to be none."""
+        if self.audit_log == "off":
+            return None
+        if self.audit_log:
+            return Path(self.audit_log).absolute()
+        if os.geteuid() == 0:
+            return Path("/var/log/cellblock/audit.jsonl")
+        state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
+        return Path(state) / "cellblock/audit.jsonl"

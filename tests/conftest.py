@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from orchestrator.container.engine import connect, gvisor_fault
 # A shell that starts something in the background has it ignore SIGINT, and whatever that starts too: the programs that
 # these tests interrupt would be deaf.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+os.environ.setdefault("CELLBLOCK_AUDIT_LOG", "off")  # the tests of it say where
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.container.hostconfig import ContainerSpec, create_request
+from orchestrator.kernel.guard import Guard
 from orchestrator.kernel.kernel import Lock
+from orchestrator.kernel.loopshare import KernelShare
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.policy import Policy
 
@@ -55,6 +57,7 @@ class Control:
         reds: by runtime, the claims that must turn red; no runtime that it says nothing of has this control.
         prelude: a cell that is run before the probes.
         deserted: its owner does not end it when it should.
+        guard: what its wire passes through.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Control:
     reds: Mapping[str, tuple[str, ...]]
     prelude: str = ""
     deserted: bool = False
+    guard: type[Guard] = Guard
 
     def lock(self, scenery: Scenery) -> Lock:
         """Return what makes its requests."""
@@ -231,6 +235,17 @@ def _nothing(request: dict[str, Any], _: Scenery) -> None:
     """The container is as it should be; what is done with it is not."""
 
 
+class _Unguarded(Guard):
+    """A guard that lets everything wait, and ends nobody for what it sends."""
+
+    def __init__(self, message_bound: int, share: KernelShare) -> None:
+        super().__init__(2**62, share, window=2**62)
+
+    def cut(self, reason: str, violated: bool = False, excess: bool = False) -> None:
+        if not violated:
+            super().cut(reason)
+
+
 def _control(
     name: str,
     lacks: str,
@@ -240,13 +255,16 @@ def _control(
     runc: tuple[str, ...] = (),
     prelude: str = "",
     deserted: bool = False,
+    guard: type[Guard] = Guard,
 ) -> Control:
-    return Control(name, lacks, weaken, {"runc": both + runc, "runsc": both}, prelude, deserted)
+    return Control(name, lacks, weaken, {"runc": both + runc, "runsc": both}, prelude, deserted, guard)
 
 
 _WAITING_INPUT = "import time; get_ipython().kernel.raw_input = lambda *_: time.sleep(60)"
 
 CONTROLS = (
+    _control("unguarded", "a guard on its wire", _nothing,
+             ("wire_excess_is_cut_off", "wire_floods_are_bounded", "wire_violations_end_the_kernel"), guard=_Unguarded),
     _control("left-paused", "an owner that unpauses it", _nothing, ("paused_kernel_is_removed_whole",), deserted=True),
     _control(
         "privileged", "every lock that --privileged lifts", _privileged,

@@ -47,6 +47,14 @@ class Cost:
         """Of the neighbour's cells, in seconds."""
         return quantile(self.latencies, 0.99)
 
+    def add(self, other: Cost) -> None:
+        """Take in what another attack cost: the worst of both, and all latencies."""
+        self.memory = max(self.memory, other.memory)
+        self.stall = max(self.stall, other.stall)
+        self.loop_cpu = max(self.loop_cpu, other.loop_cpu)
+        self.latencies += other.latencies
+        self.errors += other.errors
+
     def describe(self) -> str:
         said = f"+{self.memory / MEGABYTE:.0f} MB, stall {1000 * self.stall:.0f} ms ({1000 * self.loop_cpu:.0f} of CPU)"
         return said + (f", neighbour p99 {1000 * self.p99:.0f} ms" if self.latencies else "")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
@@ -134,6 +135,19 @@ class Subject:
             found: dict[str, Any] = await engine.retry(engine.client.api.inspect_container, self.kernel.container.name)
             self._record = found
         return self._record
+
+    @contextlib.asynccontextmanager
+    async def twin(self) -> AsyncIterator[Subject]:
+        """Start another kernel like this one, for an attack that it will not survive.
+
+        Raises:
+            KernelStartError, EngineError: see ``Kernel.start``.
+        """
+        kernel = await self.instance.start_kernel(self.config)
+        try:
+            yield Subject(self.instance, self.config, kernel, self.bait, neighbour=self.neighbour)
+        finally:
+            await kernel.stop()
 
     @property
     def is_alive(self) -> bool:

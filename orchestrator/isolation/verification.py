@@ -14,7 +14,7 @@ from pathlib import Path
 
 from orchestrator.errors import CellblockError
 from orchestrator.instance import Instance
-from orchestrator.isolation import bombs, confinement, record
+from orchestrator.isolation import bombs, confinement, record, wire
 from orchestrator.isolation.claims import Claim, Verdict
 from orchestrator.isolation.controls import CONTROLS, Control, Scenery, network_name, scenery
 from orchestrator.isolation.subject import Bait, ProbeError, Subject
@@ -22,7 +22,7 @@ from orchestrator.kernel.kernel import KernelConfig
 from orchestrator.policy import Policy
 from orchestrator.settings import Settings
 
-CLAIMS: tuple[Claim, ...] = (*record.CLAIMS, *confinement.CLAIMS, *bombs.CLAIMS)
+CLAIMS: tuple[Claim, ...] = (*record.CLAIMS, *confinement.CLAIMS, *bombs.CLAIMS, *wire.CLAIMS)
 _ATTEMPTS = 3  # at an attack: what it does to a neighbour's latency can be the machine's own noise, but not each time
 _AT_ONCE = 2  # controls examined at the same time
 
@@ -139,7 +139,7 @@ class Laboratory:
         reds: dict[str, str] = {}
         wanted = control.reds[self.runtime]
         waiting = deque(claim for claim in CLAIMS if not claim.attacks or claim.name in wanted)
-        config = replace(self.instance.config, lock=control.lock(scenery))
+        config = replace(self.instance.config, lock=control.lock(scenery), guard=control.guard)
         try:
             while waiting:
                 async with self.subject(config, whole=False, deserted=control.deserted) as subject:

@@ -16,10 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.kernel.endpoint import CHANNELS, Endpoint
+from orchestrator.kernel.loopshare import KernelShare, LoopShare
 from orchestrator.kernel.meter import Meter, Violation
 
-_READ = 16 * 1024  # bytes taken at once: a read full of two-byte frames takes 8 ms to meter
-_WINDOW = 4 * 1024 * 1024  # bytes of whole messages that may wait for the client in libzmq
+_READ = 64 * 1024  # bytes taken at once, of a frame's body or from a client
+_HEADS = 2 * 1024  # bytes taken at once where heads of frames may come: full of two-byte ones it takes 1 ms to meter
+_WINDOW = 2 * 1024 * 1024  # bytes of whole messages that may wait for the client in libzmq
 
 
 class _End(asyncio.BufferedProtocol):
@@ -44,7 +46,7 @@ class _End(asyncio.BufferedProtocol):
         if self._stops and self.transport is not None and self.transport.is_reading():
             self.transport.pause_reading()
 
-    def get_buffer(self, sizehint: int) -> bytearray:
+    def get_buffer(self, sizehint: int) -> bytearray | memoryview:
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -77,28 +79,37 @@ class _End(asyncio.BufferedProtocol):
 
 
 class _KernelEnd(_End):
-    """The sandbox's connection: metered, and stopped while too much of it waits for the client."""
+    """The sandbox's connection: metered, and stopped while too much waits for the client, or its share is spent."""
 
-    def __init__(self, splice: _Splice, bound: int) -> None:
+    def __init__(self, splice: _Splice, bound: int, window: int, share: KernelShare) -> None:
         super().__init__(splice)
         self._meter = Meter(bound)
+        self._window = window
+        self._share = share
         self._consumed = 0
 
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return memoryview(self._buffer)[: min(_READ, self._meter.missing + _HEADS)]
+
     def take(self, data: bytes) -> None:
+        self._share.begin()
         try:
             self._meter.feed(data)
         except Violation as violation:
-            self._splice.cut(str(violation), violated=True)
+            self._splice.cut(str(violation), violated=True, excess=violation.excess)
             return
         super().take(data)
         self._weigh()
+        if rest := self._share.end():
+            self.stop("its share is spent")
+            asyncio.get_running_loop().call_later(rest, self.go, "its share is spent")
 
     def consumed(self, size: int) -> None:
         self._consumed += size
         self._weigh()
 
     def _weigh(self) -> None:
-        if self._meter.completed - self._consumed > _WINDOW:
+        if self._meter.completed - self._consumed > self._window:
             self.stop("client is behind")
         elif "client is behind" in self._stops:
             self.go("client is behind")
@@ -107,9 +118,14 @@ class _KernelEnd(_End):
 class _Splice:
     """One channel: the kernel's connection and the client's."""
 
-    def __init__(self, channel: str, bound: int, on_lost: Callable[[str, bool], None]) -> None:
+    def __init__(
+        self,
+        channel: str,
+        kernel_end: Callable[[_Splice], _KernelEnd],
+        on_lost: Callable[[str, bool, bool], None],
+    ) -> None:
         self._channel = channel
-        self._bound = bound
+        self._kernel_end = kernel_end
         self._on_lost = on_lost
         self._servers: dict[type[_End], asyncio.Server] = {}
         self._ends: dict[type[_End], _End] = {}
@@ -118,7 +134,7 @@ class _Splice:
     async def listen(self, endpoint: Endpoint) -> None:
         loop = asyncio.get_running_loop()
         self._servers[_KernelEnd] = await loop.create_unix_server(
-            lambda: _KernelEnd(self, self._bound), endpoint.wire_path(self._channel)
+            lambda: self._kernel_end(self), endpoint.wire_path(self._channel)
         )
         _open_to_all(endpoint.wire_path(self._channel))
         self._servers[_End] = await loop.create_unix_server(lambda: _End(self), endpoint.client_path(self._channel))
@@ -141,10 +157,10 @@ class _Splice:
         if self._ends.get(type(end)) is end:
             self.cut(f"the {self._channel} connection closed")
 
-    def cut(self, reason: str, *, violated: bool = False) -> None:
+    def cut(self, reason: str, *, violated: bool = False, excess: bool = False) -> None:
         if not self._closed:
             self.close()
-            self._on_lost(reason, violated)
+            self._on_lost(reason, violated, excess)
 
     def consumed(self, size: int) -> None:
         kernel = self._ends.get(_KernelEnd)
@@ -171,15 +187,27 @@ class Guard:
         lost: set once the wire is cut, whoever cut it. The kernel's death always shows here first; whether it died
             only the engine can tell.
         reason: why, in words; "" before.
-        violated: whether the guard cut it, because the kernel broke its bounds.
+        violated: whether the host cut it, because of what the kernel sent.
+        excess: whether that was too much, and not malformed or forged.
+
+    Args:
+        message_bound: bytes that one message may weigh.
+        share: this kernel's part of the event loop.
+        window: bytes of whole messages that may wait for the client.
     """
 
-    def __init__(self, message_bound: int) -> None:
+    def __init__(self, message_bound: int, share: KernelShare | None = None, window: int = _WINDOW) -> None:
         self.lost = asyncio.Event()
         self.reason = ""
         self.violated = False
+        self.excess = False
+        self.share = own = share or LoopShare().of_kernel()
         self._callbacks: list[Callable[[], None]] = []
-        self._splices = {channel: _Splice(channel, message_bound, self.cut) for channel in CHANNELS}
+
+        def kernel_end(splice: _Splice) -> _KernelEnd:
+            return _KernelEnd(splice, message_bound, window, own)
+
+        self._splices = {channel: _Splice(channel, kernel_end, self.cut) for channel in CHANNELS}
 
     async def listen(self, endpoint: Endpoint) -> None:
         """Listen on both sides of all channels.
@@ -202,12 +230,14 @@ class Guard:
         """Called by the client's side for each message it has taken: ``size``, as ``weigh`` says, no longer waits."""
         self._splices[channel].consumed(size)
 
-    def cut(self, reason: str, violated: bool = False) -> None:
+    def cut(self, reason: str, violated: bool = False, excess: bool = False) -> None:
         """Cut the wire, unless it is cut."""
         if self.lost.is_set():
             return
         self.reason = reason
         self.violated = violated
+        self.excess = excess
+        self.share.close()
         self.lost.set()
         for splice in self._splices.values():
             splice.close()

@@ -7,7 +7,7 @@ import contextlib
 import re
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -19,13 +19,18 @@ from orchestrator.container.exits import Exit
 from orchestrator.container.hostconfig import ContainerSpec, create_request
 from orchestrator.container.lease import UserId
 from orchestrator.errors import EngineError, KernelDiedError, KernelStartError
-from orchestrator.kernel.channel import Channel, Handler, KernelClient, Message
+from orchestrator.kernel.channel import Accept, Channel, Handler, KernelClient, Message
 from orchestrator.kernel.endpoint import Endpoint
 from orchestrator.kernel.guard import Guard
+from orchestrator.kernel.loopshare import KernelShare, LoopShare
 from orchestrator.limits import MEGABYTE, KernelResourceLimits
 from orchestrator.policy import Policy
+from orchestrator.store.audit import AuditLog
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+# An honest kernel cuts text into pieces, and says so where a larger display is left out. Measured: receiving and
+# reading a message of 5 MB takes 50 ms at worst, and three times its size.
+_LARGEST_MESSAGE = 4 * MEGABYTE
 # What the first real cell would otherwise pay for: the compiler's and the display machinery's first use. Measured: a
 # first cell took 16 ms after one silent cell, 8 ms after these, and 5 ms is what later ones take. The last one takes
 # away what the others left in `_` and `Out`.
@@ -42,7 +47,10 @@ class KernelConfig:
     Attributes:
         folder: where each kernel's sockets get a folder of their own.
         start_timeout: seconds until a kernel must be ready.
-        lock: makes the request for each container. Only the negative controls of ``isolation/`` have one of their own.
+        audit: told of every kernel's start, end and violations.
+        loop_share: what the kernels divide among them.
+        lock, guard: make the request for each container, and its guard. Only the negative controls of ``isolation/``
+            have their own.
     """
 
     engine: Engine
@@ -58,11 +66,14 @@ class KernelConfig:
     uid_count: int
     start_timeout: float
     lock: Lock = create_request
+    guard: Callable[[int, KernelShare], Guard] = Guard
+    audit: AuditLog = field(default_factory=lambda: AuditLog(None))
+    loop_share: LoopShare = field(default_factory=LoopShare)
 
     @property
     def message_bound(self) -> int:
-        """Bytes that one message may have: all the output of a cell, and its envelope."""
-        return self.limits.max_output_bytes + MEGABYTE
+        """Bytes that one message may have: as much as a cell may put out, 4 MiB at most, and its envelope."""
+        return min(self.limits.max_output_bytes, _LARGEST_MESSAGE) + MEGABYTE
 
 
 class Kernel:
@@ -80,7 +91,7 @@ class Kernel:
         self.kernel_id = kernel_id
         self.runtime = config.runtime
         self.container = Container(config.engine, f"cellblock-{kernel_id}", config.runtime)
-        self._guard = Guard(config.message_bound)
+        self._guard = config.guard(config.message_bound, config.loop_share.of_kernel())
         self._client: KernelClient | None = None
         self._exit: asyncio.Task[Exit] | None = None
         self._stopping: asyncio.Task[None] | None = None
@@ -108,6 +119,9 @@ class Kernel:
         except BaseException:
             await kernel.stop()
             raise
+        kernel.note("kernel.started", container=kernel.container.name, runtime=config.runtime, image=config.image,
+                    uid=user.uid)  # fmt: skip
+        kernel.when_lost(kernel._note_end)
         return kernel
 
     @property
@@ -116,7 +130,13 @@ class Kernel:
         return not self._guard.lost.is_set()
 
     def send(
-        self, channel: Channel, kind: str, content: dict[str, Any], handler: Handler, buffers: Sequence[bytes] = ()
+        self,
+        channel: Channel,
+        kind: str,
+        content: dict[str, Any],
+        handler: Handler,
+        buffers: Sequence[bytes] = (),
+        accept: Accept = lambda _kind, _size: True,
     ) -> str:
         """See ``KernelClient.send``.
 
@@ -125,7 +145,7 @@ class Kernel:
         """
         if self._client is None or not self.is_alive:
             raise self.died_error("kernel_died")
-        return self._client.send(channel, kind, content, handler, buffers)
+        return self._client.send(channel, kind, content, handler, buffers, accept)
 
     def forget(self, message_id: str) -> None:
         if self._client is not None:
@@ -200,9 +220,22 @@ class Kernel:
         return self._guard.reason
 
     @property
+    def excess(self) -> bool:
+        """Whether the guard cut the wire, because the kernel sent more than it may."""
+        return self._guard.excess
+
+    @property
     def violated(self) -> bool:
-        """Whether the guard cut the wire, because the kernel broke its bounds."""
+        """Whether the host cut the wire, because of what the kernel sent."""
         return self._guard.violated
+
+    @property
+    def policy(self) -> Policy:
+        return self._config.policy
+
+    def note(self, event: str, **details: Any) -> None:
+        """Add an entry on this kernel to the audit log."""
+        self._config.audit.write(event, instance=self._config.instance, kernel=self.kernel_id, **details)
 
     def died_error(self, reason: str) -> KernelDiedError:
         return KernelDiedError(
@@ -230,6 +263,14 @@ class Kernel:
             self._stopping = asyncio.create_task(self._remove())
         await asyncio.shield(self._stopping)
 
+    def _note_reject(self, number: int) -> None:
+        if str(number).strip("0") == "1":  # at 1, 10, 100: a hostile kernel must not fill the disk
+            self.note("wire.rejected", malformed_messages=number)
+
+    def _note_end(self) -> None:
+        event = "kernel.cut" if self._guard.violated else "kernel.ended"
+        self.note(event, reason=self._guard.reason)
+
     async def _remove(self) -> None:
         try:
             await self.container.remove()
@@ -251,7 +292,7 @@ class Kernel:
 
     async def _boot(self) -> None:
         await self._guard.listen(self._endpoint)
-        self._client = KernelClient(self._config.context, self._endpoint, self._guard)
+        self._client = KernelClient(self._config.context, self._endpoint, self._guard, self._note_reject)
         spec = ContainerSpec(
             name=self.container.name,
             image=self._config.image,

@@ -8,13 +8,18 @@ _GREETING = 64  # bytes, ZMTP 3.x
 _SIGNATURE_START, _SIGNATURE_END, _MAJOR = 0xFF, 0x7F, 3
 _MECHANISM = b"NULL".ljust(20, b"\0")
 _MORE, _LONG, _COMMAND = 0x01, 0x02, 0x04
+_LONG_HEAD = 9  # bytes: flags and a length of eight
 _COMMAND_BOUND = 8192  # bytes; READY carries the socket type and an identity, nothing else is sent over NULL
 FRAME_COST = 64  # bytes that a frame takes in libzmq beside its body; an empty one is not free
 _FRAMES_BOUND = 64  # per message; Jupyter's have six or seven, file transfers one more
 
 
 class Violation(Exception):
-    """The kernel broke the protocol or its bounds."""
+    """The kernel broke the protocol, or with ``excess`` the bounds of what it may send."""
+
+    def __init__(self, reason: str, *, excess: bool = False) -> None:
+        super().__init__(reason)
+        self.excess = excess
 
 
 class Meter:
@@ -36,6 +41,11 @@ class Meter:
         self._ready = False
         self.completed = 0  # weight of all whole messages so far, as ``weigh`` has it
 
+    @property
+    def missing(self) -> int:
+        """Bytes of the frame that has begun which are still to come; they cost no time."""
+        return self._body
+
     def feed(self, data: bytes) -> None:
         """Count ``data``.
 
@@ -50,12 +60,23 @@ class Meter:
                 position += step
                 if not self._body:
                     self._close_frame()
-                continue
-            step = min(self._expected - len(self._head), end - position)
-            self._head += data[position : position + step]
-            position += step
-            if len(self._head) == self._expected:
-                self._read_head()
+            elif self._head or not self._greeted or end - position < _LONG_HEAD:
+                step = min(self._expected - len(self._head), end - position)
+                self._head += data[position : position + step]
+                position += step
+                if len(self._head) == self._expected:
+                    self._read_head()
+            else:  # a whole head lies here: the quick way, since a flood is of little else
+                flags = data[position]
+                if flags > _MORE | _LONG | _COMMAND:
+                    raise Violation("a frame has unknown flags")
+                size = 9 if flags & _LONG else 2
+                self._flags = flags
+                self._body = (
+                    data[position + 1] if size == 2 else int.from_bytes(data[position + 1 : position + 9], "big")
+                )
+                position += size
+                self._open_frame()
 
     def _read_head(self) -> None:
         if not self._greeted:
@@ -93,9 +114,9 @@ class Meter:
             self._message += self._body + FRAME_COST
             self._frames += 1
             if self._message > self._bound:
-                raise Violation(f"a message exceeds {self._bound} bytes")
+                raise Violation(f"a message exceeds {self._bound} bytes", excess=True)
             if self._frames > _FRAMES_BOUND:
-                raise Violation(f"a message has more than {_FRAMES_BOUND} frames")
+                raise Violation(f"a message has more than {_FRAMES_BOUND} frames", excess=True)
         if not self._body:
             self._close_frame()
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 from orchestrator.outputs import (
     ClearOutput,
+    CommMessage,
     DisplayData,
     ErrorOutput,
     ExecuteResult,
@@ -18,7 +20,29 @@ from orchestrator.outputs import (
 
 _LONGEST_ID = 256  # characters of a display's id; IPython's have 32
 _MOST_LINES = 1000  # of a traceback
+_REPLY_LINES = 100  # of a traceback in a reply
 _DEEPEST = 64  # levels of nesting in a mime bundle; far above any real one, far below the interpreter's recursion limit
+
+
+OUTPUT_KINDS = frozenset(("stream", "display_data", "update_display_data", "execute_result", "error", "clear_output"))
+_COMM_KINDS = frozenset(("comm_open", "comm_msg", "comm_close"))
+_LONGEST_ERROR = 64 * 1024  # characters that a reply's own account of an error is kept to
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What is kept of an ``execute_reply``: its number, and the error unless all went well."""
+
+    count: int | None
+    error: ErrorOutput | None
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Self:
+        error = None if content.get("status") == "ok" else to_error(content)
+        if error is not None:  # mostly the error's own message has come before, and counted; this one is a second copy
+            lines = tuple(line[:_LONGEST_ERROR] for line in error.traceback[-_REPLY_LINES:])
+            error = ErrorOutput(error.ename[:_LONGEST_ERROR], error.evalue[:_LONGEST_ERROR], lines)
+        return cls(count(content.get("execution_count")), error)
 
 
 def to_event(kind: str, content: Mapping[str, Any]) -> OutputEvent | None:
@@ -40,6 +64,9 @@ def to_event(kind: str, content: Mapping[str, Any]) -> OutputEvent | None:
             return to_error(content)
         case "clear_output":
             return ClearOutput(wait=content.get("wait") is True)
+    if kind in _COMM_KINDS:
+        names = text(content.get("comm_id"))[:_LONGEST_ID], text(content.get("target_name"))[:_LONGEST_ID]
+        return CommMessage(kind, *names, _mapping(content.get("data")))
     return None
 
 
@@ -60,7 +87,13 @@ def text(value: object) -> str:
     """Return a string that every encoder can take: lone surrogates become question marks."""
     if not isinstance(value, str):
         return ""
-    return value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
+    if value.isascii():
+        return value
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return value.encode("utf-8", "replace").decode("utf-8")
+    return value
 
 
 def clean(value: Any, depth: int = 0) -> Any:

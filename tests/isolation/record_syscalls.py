@@ -1,17 +1,19 @@
 """Record the system calls of a real kernel while it does the image's work: what ``policies/seccomp`` is made from.
 
 ``make seccomp-record`` runs it, as root, with Debian's strace installed. The kernel's container gets Docker's own
-profile and waits a moment before its launcher starts, so that not one call of it is missed. Prints the calls, and which
-of them the profile lacks.
+profile and waits a moment before its launcher starts, so that not one call of it is missed. Prints the calls, what
+they were given where the profile looks at it, and which of them the profile does not answer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +33,11 @@ WORKLOAD = Path(__file__).with_name("workload.py")
 CELL = "import subprocess, sys; _ = subprocess.run([sys.executable, 'workload.py'])"
 LIMITS = KernelResourceLimits(max_execution_time=300, max_memory_mb=2048)
 _WAIT = 3  # seconds that the launcher waits, in which strace takes hold of it
+_STRACE = ("-f", "-qq", "-s", "0", "-e", "signal=none")
+# "17 read(3, …) = 5", of threads "17 <... read resumed>": the name, and the arguments as far as they were printed
+_CALL = re.compile(r"^\d+ +(?P<name>\w+)\((?P<arguments>[^)<\n]*)")
+# Which arguments the profile looks at, by position.
+_EXAMINED = {"socket": (0, 1, 2), "socketpair": (0,), "setsockopt": (1, 2), "prctl": (0,), "ioctl": (1,), "clone": (1,)}
 
 
 def lock(spec: ContainerSpec, policy: Policy, limits: KernelResourceLimits) -> dict[str, Any]:
@@ -43,14 +50,14 @@ def lock(spec: ContainerSpec, policy: Policy, limits: KernelResourceLimits) -> d
 
 
 @asynccontextmanager
-async def traced_kernel(summary: Path) -> AsyncIterator[Kernel]:
-    """A kernel whose system calls strace counts from its launcher's first one on."""
+async def traced_kernel(trace: Path) -> AsyncIterator[Kernel]:
+    """A kernel whose system calls strace writes down, from its launcher's first one on."""
     settings = Settings.load().model_copy(update={"runtime": "runc"})
     instance = await Instance.open(settings, Policy.load("default"), LIMITS)
     try:
         starting = asyncio.create_task(instance.start_kernel(replace(instance.config, lock=lock)))
         pid = await _first_process(instance)
-        tracer = await asyncio.create_subprocess_exec("strace", "-f", "-qq", "-c", "-o", str(summary), "-p", str(pid))
+        tracer = await asyncio.create_subprocess_exec("strace", *_STRACE, "-o", str(trace), "-p", str(pid))
         kernel = await starting
         yield kernel
         await kernel.stop()
@@ -72,32 +79,44 @@ async def _first_process(instance: Instance) -> int:
         await asyncio.sleep(0.05)
 
 
-async def record() -> set[str]:
-    """Return the names of all system calls."""
+async def record() -> dict[str, set[str]]:
+    """Return the names of all system calls, each with what it was given where the profile looks at it."""
     with tempfile.TemporaryDirectory() as folder:
-        summary = Path(folder) / "summary"
-        async with traced_kernel(summary) as kernel:
+        trace = Path(folder) / "trace"
+        async with traced_kernel(trace) as kernel:
             await put_file(kernel, WORKLOAD, "workload.py")
             async for event in KernelSession.of("recorder", kernel).run(CELL, LIMITS):
                 if isinstance(event, CellFinished):
                     print(event.result.stdout.strip() or event.result.error)
-        lines = [line.split() for line in summary.read_text().splitlines()]
-    return {words[-1] for words in lines if words and words[0].replace(".", "").isdigit() and words[-1] != "total"}
+        with trace.open(errors="replace") as lines:
+            return calls_of(lines)
 
 
-def allowed(profile: Path) -> set[str]:
-    groups: list[dict[str, Any]] = json.loads(profile.read_text())["syscalls"]
-    return {name for group in groups if group["action"] == "SCMP_ACT_ALLOW" for name in group["names"]}
+def calls_of(lines: Iterable[str]) -> dict[str, set[str]]:
+    """Read what strace wrote."""
+    calls: dict[str, set[str]] = defaultdict(set)
+    for line in lines:
+        if match := _CALL.match(line):
+            arguments = match["arguments"].strip().split(", ")
+            examined = _EXAMINED.get(match["name"], ())
+            calls[match["name"]].add(" ".join(arguments[at] for at in examined if at < len(arguments)))
+    return calls
+
+
+def answered(profile: Path) -> set[str]:
+    """Return what a profile allows, and what it says there is none of (ENOSYS), so that glibc takes another."""
+    rules: list[dict[str, Any]] = json.loads(profile.read_text())["syscalls"]
+    return {name for rule in rules if rule["action"] == "SCMP_ACT_ALLOW" or "errnoRet" in rule for name in rule["names"]}
 
 
 def main() -> None:
     calls = asyncio.run(record())
     print(f"{len(calls)} calls: {' '.join(sorted(calls))}")
-    profile = data_folder("policies") / "seccomp" / "cellblock.json"
-    if profile.exists():
-        lacking = calls - allowed(profile)
-        print(f"the profile lacks: {' '.join(sorted(lacking)) or 'none'}")
-        sys.exit(bool(lacking))
+    for name in sorted(_EXAMINED.keys() & calls):
+        print(f"{name}: {'; '.join(sorted(calls[name]))}")
+    lacking = calls.keys() - answered(data_folder("policies") / "seccomp" / "cellblock.json")
+    print(f"the profile lacks: {' '.join(sorted(lacking)) or 'none'}")
+    sys.exit(bool(lacking))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,103 @@
+"""Hostile cells: each takes over its kernel's own wire and sends what no honest kernel would. Text, run in sandboxes.
+
+``wire(number)`` is the raw connection of a channel (1 shell, 2 iopub, 4 control); ``signed`` makes the frames of a
+message with a genuine signature, since the key lies in the kernel's own connection file.
+"""
+
+from __future__ import annotations
+
+_TOOLS = """
+import json, os, socket, struct, time
+kernel = get_ipython().kernel
+session, parent = kernel.session, kernel.get_parent()
+mine = parent["header"]["msg_id"]
+
+def wire(number):
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found = socket.socket(fileno=os.dup(int(name)))
+            if str(found.getpeername()).endswith(f"k-{{number}}"):
+                found.setblocking(True)
+                return found
+            found.detach()
+        except OSError:
+            pass
+
+def frame(body, more=False):
+    return bytes([2 | more]) + struct.pack(">Q", len(body)) + body
+
+def signed(kind, content, parent_id=mine, header=None):
+    header = header or json.dumps({{"msg_type": kind, "msg_id": "x", "version": "5.3"}}).encode()
+    parts = [header, json.dumps({{"msg_id": parent_id}}).encode(), b"{{}}", content]
+    frames = [b"t", b"<IDS|MSG>", session.sign(parts), *parts]
+    return b"".join(frame(part, number < 6) for number, part in enumerate(frames))
+
+def send(data, seconds={seconds}, number=2):
+    out, end = wire(number), time.monotonic() + seconds
+    while time.monotonic() < end: out.sendall(data)
+
+def once(*messages, number=2):
+    out = wire(number)
+    for message in messages: out.sendall(message)
+
+print("attacking", flush=True)
+time.sleep(0.1)
+"""
+
+# Each leaves the guard with more than a message, a connection or a client may have: the kernel is cut off.
+EXCESS = {
+    "an endless message of large frames": "send(frame(bytes(65536), True))",
+    "an endless message of empty frames": "send(b'\\1\\0' * 32768)",
+    "a frame announced with 2**62 bytes": "once(b'\\2' + struct.pack('>Q', 2**62) + bytes(1000))",
+    "a header of 100 MB": "once(frame(b't', True) + frame(b'<IDS|MSG>', True) + frame(bytes(10**8), True))",
+}
+# Each breaks the protocol: cut off too.
+VIOLATION = {
+    "millions of empty messages": "send(b'\\0\\0' * 32768)",
+    "unsigned messages": "send(signed('stream', b'{{}}').replace(b'stream', b'strxam') * 50)",
+    "unknown flags": "once(b'\\xff' * 1000)",
+    "commands": "send(b'\\4\\x0a\\4PING' + bytes(5))",
+    "a forged reply and idle": (
+        'reply = signed(\'execute_reply\', b\'{{"status": "ok", "execution_count": 1}}\')\n'
+        "once(reply, number=1)\n"
+        "once(signed('status', b'{{\"execution_state\": \"idle\"}}') * 2)"
+    ),
+}
+# Each sends what is taken, dropped or cut short; the kernel goes on if it still can.
+BOUNDED = {
+    "tiny messages of this cell": 'send(signed(\'stream\', b\'{{"name": "stdout", "text": "x"}}\') * 100)',
+    "messages for nobody": 'send(signed(\'stream\', b\'{{"name": "stdout", "text": "x"}}\', \'nobody\') * 100)',
+    "a slow drip": (
+        "out, end = wire(2), time.monotonic() + {seconds}\n"
+        "out.sendall(b'\\2' + struct.pack('>Q', 1 << 20))\n"
+        "while time.monotonic() < end: out.sendall(b'x'); time.sleep(0.001)"
+    ),
+    "deep, wide and endless JSON": (
+        "bodies = [b'[' * 10**5, b'{{\"a\":' * 10**5,\n"
+        "  b'{{\"data\": {{\"application/json\": [' + b'[],' * 4900 + b'1]}}}}',\n"
+        "  b'{{\"data\": {{\"application/json\": [' + b'{{\"a\": {{}}}},' * 2700 + b'1]}}}}',\n"
+        "  b'{{\"data\": {{\"application/json\": [' + b'1' * 4000 + b',' + b'1' * 10**6 + b', NaN, 1e999]}}}}',\n"
+        "  b'{{\"data\": {{\"text/plain\": \"' + b'\\\\ud83d' * 10**5 + b'\"}}}}',\n"
+        '  b\'{{"ename": "x", "evalue": "", "traceback": [\' + b\'"x",\' * 29000 + b\'"x"]}}\']\n'
+        "kinds = ['display_data'] * 6 + ['error']\n"
+        "send(b''.join(signed(kind, body) for kind, body in zip(kinds, bodies)))"
+    ),
+    "text that grows in memory": (
+        'wide = b\'{{"name": "stdout", "text": "\' + b\'x\' * 900_000 + chr(0x1f600).encode() + b\'"}}\'\n'
+        "large = b'{{\"data\": {{\"text/html\": \"' + b'x' * 4_000_000 + b'\"}}}}'\n"
+        "send(signed('stream', wide) + signed('display_data', large))"
+    ),
+    "displays without end": (
+        'one = b\'{{"data": {{"text/plain": "x"}}, "transient": {{"display_id": "%d"}}}}\'\n'
+        "send(b''.join(signed('display_data', one % n) + signed('update_display_data', one % n) for n in range(500)))"
+    ),
+    "both streams in turn": (
+        'one = b\'{{"name": "%s", "text": "x"}}\'\n'
+        "send((signed('stream', one % b'stdout') + signed('stream', one % b'stderr')) * 100)"
+    ),
+}
+
+
+def cell(attack: str, seconds: float) -> str:
+    """Return the cell of an attack that goes on for ``seconds``, unless it is ended."""
+    return (_TOOLS + attack).format(seconds=seconds)
