@@ -12,7 +12,7 @@ STAMP := $(VENV)/.complete
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help demo test check lint bench engine engine-stop image venv lock clean FORCE
+.PHONY: help demo test check lint bench seccomp-record engine engine-stop image venv lock clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +34,10 @@ lint: $(STAMP) ## lint, format, types and import rules
 
 bench: image ## measure latency beside a plain local kernel
 	@$(BIN)/python -m benchmarks.latency
+
+seccomp-record: image ## record the system calls of a kernel at work, beside what the seccomp profile allows
+	@command -v strace >/dev/null || { echo "seccomp-record: as root: apt-get install strace" >&2; exit 1; }
+	@$(BIN)/python -m tests.isolation.record_syscalls
 
 engine: $(STAMP) ## bring up a Docker engine where none answers (as root, on Debian)
 	@$(BIN)/cellblock engine start

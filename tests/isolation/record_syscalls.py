@@ -12,6 +12,7 @@ import json
 import re
 import sys
 import tempfile
+from asyncio.subprocess import Process
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -55,10 +56,10 @@ async def traced_kernel(trace: Path) -> AsyncIterator[Kernel]:
     settings = Settings.load().model_copy(update={"runtime": "runc"})
     instance = await Instance.open(settings, Policy.load("default"), LIMITS)
     try:
-        starting = asyncio.create_task(instance.start_kernel(replace(instance.config, lock=lock)))
-        pid = await _first_process(instance)
-        tracer = await asyncio.create_subprocess_exec("strace", *_STRACE, "-o", str(trace), "-p", str(pid))
-        kernel = await starting
+        async with asyncio.timeout(settings.start_timeout), asyncio.TaskGroup() as group:
+            starting = group.create_task(instance.start_kernel(replace(instance.config, lock=lock)))
+            tracing = group.create_task(_trace(instance, trace))
+        kernel, tracer = starting.result(), tracing.result()
         yield kernel
         await kernel.stop()
         await asyncio.wait_for(tracer.wait(), 30)
@@ -66,7 +67,13 @@ async def traced_kernel(trace: Path) -> AsyncIterator[Kernel]:
         await instance.close()
 
 
+async def _trace(instance: Instance, trace: Path) -> Process:
+    pid = await _first_process(instance)
+    return await asyncio.create_subprocess_exec("strace", *_STRACE, "-o", str(trace), "-p", str(pid))
+
+
 async def _first_process(instance: Instance) -> int:
+    """Return the pid of the instance's container as soon as it has one; the caller gives it a deadline."""
     api = instance.engine.client.api
     while True:
         found = await instance.engine.retry(
@@ -106,7 +113,9 @@ def calls_of(lines: Iterable[str]) -> dict[str, set[str]]:
 def answered(profile: Path) -> set[str]:
     """Return what a profile allows, and what it says there is none of (ENOSYS), so that glibc takes another."""
     rules: list[dict[str, Any]] = json.loads(profile.read_text())["syscalls"]
-    return {name for rule in rules if rule["action"] == "SCMP_ACT_ALLOW" or "errnoRet" in rule for name in rule["names"]}
+    return {
+        name for rule in rules if rule["action"] == "SCMP_ACT_ALLOW" or "errnoRet" in rule for name in rule["names"]
+    }
 
 
 def main() -> None:
