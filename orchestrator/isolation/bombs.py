@@ -17,10 +17,10 @@ from orchestrator.outputs import ExecutionResult
 
 _SLOWER = 2.0  # times its quiet p99 that a neighbour may be slowed to
 _HOLD = 0.8  # seconds that a bomb holds what it has taken
-_OVERSHOOT = 200  # beyond the limit, where a bomb stops by itself: there was no wall
+_OVERSHOOT = 32  # beyond the limit, where a bomb stops by itself: there was no wall
 _OVERFLOW = 16  # MiB beyond its size, where the filling of a tmpfs stops by itself
 _DAEMON_SHARE = 0.05  # of a core that the engine and its shims may spend while a container floods its output
-_FLOOD = 3.0  # seconds
+_FLOOD = 2.0  # seconds
 _REMOVED = 6.0  # seconds in which a paused kernel must be gone; a kill without unpausing takes 10 s
 _EAGAIN, _EMFILE = errno.EAGAIN, errno.EMFILE
 
@@ -71,14 +71,16 @@ print([len(taken), refusal])
 """
 _ONE_INOTIFY = "import ctypes, os; d = ctypes.CDLL(None).inotify_init(); print(d >= 0); _ = d >= 0 and os.close(d)"
 _MEMORY = """
-held = []
-while len(held) < {most}: held.append(bytearray(b"x" * (1 << 20)))
+held, pages = [], b"x" * 256
+while len(held) < {most}:
+    held.append(bytearray(1 << 20))
+    held[-1][::4096] = pages
 print(len(held))
 """
 _CHILD_MEMORY = """
 import subprocess, sys
-program = "held = []\\nwhile len(held) < {most}: held.append(bytearray(b'x' * (1 << 20)))"
-print(subprocess.run([sys.executable, "-c", program]).returncode)
+program = '''{program}'''
+print(subprocess.run([sys.executable, "-c", program], stdout=subprocess.DEVNULL).returncode)
 """
 _FILES = """
 import errno
@@ -174,7 +176,7 @@ async def _memory(subject: Subject) -> Verdict:
 async def _child_memory(subject: Subject) -> Verdict:
     """A child past the limit: either the cell sees it killed, or the kernel goes and that is told."""
     result, cost, faults = await _beside_a_neighbour(
-        subject, _CHILD_MEMORY.format(most=subject.limits.max_memory_mb + _OVERSHOOT)
+        subject, _CHILD_MEMORY.format(program=_MEMORY.format(most=subject.limits.max_memory_mb + _OVERSHOOT))
     )
     told = result.outcome == "oom" or (result.outcome == "ok" and result.stdout.strip() == "-9")
     if not told:
@@ -255,7 +257,7 @@ async def _input(subject: Subject) -> Verdict:
     """Ask for input, and open a comm: the caller must not hang, and nothing of the comm must be heard."""
     if subject.policy.channels.stdin:
         return Verdict(True, "the policy lets a cell ask for input")
-    result = await subject.run("input('password: ')", seconds=3)
+    result = await subject.run("input('password: ')", seconds=1)
     name = result.error.ename if result.error else "nothing"
     return Verdict(name == "StdinNotImplementedError", f"input() ended with {name} after {result.duration_s:.2f} s")
 

@@ -12,18 +12,19 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator.container.hostconfig import ContainerSpec, create_request
 from orchestrator.kernel.guard import Guard
-from orchestrator.kernel.kernel import Lock
-from orchestrator.kernel.loopshare import KernelShare
+from orchestrator.kernel.kernel import KernelConfig, Lock
+from orchestrator.kernel.loopshare import KernelShare, LoopShare
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.policy import Policy
 
 _SETUID = 0o4755
+_ENDLESS_MB = 2**20
 _PORT_OF_DOCKER = "/var/run/docker.sock"
 
 
@@ -57,7 +58,7 @@ class Control:
         reds: by runtime, the claims that must turn red; no runtime that it says nothing of has this control.
         prelude: a cell that is run before the probes.
         deserted: its owner does not end it when it should.
-        guard: what its wire passes through.
+        unguarded: nothing of what it sends is bounded.
     """
 
     name: str
@@ -66,10 +67,16 @@ class Control:
     reds: Mapping[str, tuple[str, ...]]
     prelude: str = ""
     deserted: bool = False
-    guard: type[Guard] = Guard
+    unguarded: bool = False
 
-    def lock(self, scenery: Scenery) -> Lock:
-        """Return what makes its requests."""
+    def config(self, config: KernelConfig, scenery: Scenery) -> KernelConfig:
+        """Return how its kernels are started, given how they should be."""
+        config = replace(config, lock=self._lock(scenery))
+        if self.unguarded:
+            return replace(config, guard=_Unguarded, limits=replace(config.limits, max_output_size_mb=_ENDLESS_MB))
+        return config
+
+    def _lock(self, scenery: Scenery) -> Lock:
 
         def weakened(spec: ContainerSpec, policy: Policy, limits: KernelResourceLimits) -> dict[str, Any]:
             request = create_request(spec, policy, limits)
@@ -194,7 +201,7 @@ def _writable_root(request: dict[str, Any], _: Scenery) -> None:
 
 
 def _capability(request: dict[str, Any], _: Scenery) -> None:
-    request["HostConfig"].update(CapAdd=["CHOWN"], SecurityOpt=request["HostConfig"]["SecurityOpt"][1:])
+    request["HostConfig"].update(CapAdd=["CHOWN"], SecurityOpt=["seccomp=unconfined"])  # a filter needs one of the two
 
 
 def _device(request: dict[str, Any], _: Scenery) -> None:
@@ -235,11 +242,18 @@ def _nothing(request: dict[str, Any], _: Scenery) -> None:
     """The container is as it should be; what is done with it is not."""
 
 
+class _Restless(KernelShare):
+    """A share that is never used up."""
+
+    def end(self) -> float:
+        return 0.0
+
+
 class _Unguarded(Guard):
-    """A guard that lets everything wait, and ends nobody for what it sends."""
+    """A guard that lets everything wait, gives its kernel all of the loop, and ends nobody for what it sends."""
 
     def __init__(self, message_bound: int, share: KernelShare) -> None:
-        super().__init__(2**62, share, window=2**62)
+        super().__init__(2**62, _Restless(LoopShare()), window=2**62)
 
     def cut(self, reason: str, violated: bool = False, excess: bool = False) -> None:
         if not violated:
@@ -255,17 +269,21 @@ def _control(
     runc: tuple[str, ...] = (),
     prelude: str = "",
     deserted: bool = False,
-    guard: type[Guard] = Guard,
+    unguarded: bool = False,
 ) -> Control:
-    return Control(name, lacks, weaken, {"runc": both + runc, "runsc": both}, prelude, deserted, guard)
+    return Control(name, lacks, weaken, {"runc": both + runc, "runsc": both}, prelude, deserted, unguarded)
 
 
 _WAITING_INPUT = "import time; get_ipython().kernel.raw_input = lambda *_: time.sleep(60)"
 
 CONTROLS = (
-    _control("unguarded", "a guard on its wire", _nothing,
-             ("wire_excess_is_cut_off", "wire_floods_are_bounded", "wire_violations_end_the_kernel"), guard=_Unguarded),
+    # The two that take the longest come first, so that the others go on beside them.
     _control("left-paused", "an owner that unpauses it", _nothing, ("paused_kernel_is_removed_whole",), deserted=True),
+    _control(
+        "unguarded", "a guard on its wire, and a limit of its output", _nothing,
+        ("wire_excess_is_cut_off", "wire_floods_are_bounded", "wire_violations_end_the_kernel",
+         "wire_forgeries_end_the_kernel"), unguarded=True,
+    ),
     _control(
         "privileged", "every lock that --privileged lifts", _privileged,
         ("container_has_no_privilege", "container_paths_are_masked", "kernel_has_no_capability"),

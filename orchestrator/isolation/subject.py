@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import secrets
@@ -46,7 +47,7 @@ class Subject:
     Attributes:
         runtime: the runtime that it is *meant* to run under; a negative control may have been given another.
         neighbour: another tenant's kernel on this host, or None.
-        whole: whether its probes look at the image's own files too; they take most of the time.
+        whole: whether its probes look at everything: the image's own files too, and what comes after a first fault.
         deserted: whether its owner leaves it alone when it should end it.
         quiet_p99: seconds, of its own cells while nobody attacks; 0 before they were measured.
     """
@@ -137,17 +138,24 @@ class Subject:
         return self._record
 
     @contextlib.asynccontextmanager
-    async def twin(self) -> AsyncIterator[Subject]:
-        """Start another kernel like this one, for an attack that it will not survive.
+    async def twins(self, count: int) -> AsyncIterator[list[Subject]]:
+        """Start kernels like this one, all at once, for attacks that they will not survive.
 
         Raises:
             KernelStartError, EngineError: see ``Kernel.start``.
         """
-        kernel = await self.instance.start_kernel(self.config)
+        starts = (self.instance.start_kernel(self.config) for _ in range(count))
+        started = await asyncio.gather(*starts, return_exceptions=True)
+        kernels = [kernel for kernel in started if isinstance(kernel, Kernel)]
         try:
-            yield Subject(self.instance, self.config, kernel, self.bait, neighbour=self.neighbour)
+            for failure in started:
+                if isinstance(failure, BaseException):
+                    raise failure
+            yield [
+                Subject(self.instance, self.config, kernel, self.bait, neighbour=self.neighbour) for kernel in kernels
+            ]
         finally:
-            await kernel.stop()
+            await asyncio.gather(*(kernel.stop() for kernel in kernels))
 
     @property
     def is_alive(self) -> bool:

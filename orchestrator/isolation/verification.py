@@ -9,7 +9,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.errors import CellblockError
@@ -24,7 +24,7 @@ from orchestrator.settings import Settings
 
 CLAIMS: tuple[Claim, ...] = (*record.CLAIMS, *confinement.CLAIMS, *bombs.CLAIMS, *wire.CLAIMS)
 _ATTEMPTS = 3  # at an attack: what it does to a neighbour's latency can be the machine's own noise, but not each time
-_AT_ONCE = 2  # controls examined at the same time
+_AT_ONCE = 3  # controls examined at the same time
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class Laboratory:
     async def examine(self, claims: Sequence[Claim], progress: Progress = lambda _: None) -> list[Finding]:
         """Probe each claim: the harmless ones first; a kernel that an attack has ended is followed by another."""
         findings: list[Finding] = []
-        waiting = deque(sorted(claims, key=lambda claim: claim.attacks))
+        waiting = deque(_harmless_first(claims))
         while waiting:
             async with self.subject() as subject:
                 while waiting and subject.is_alive:
@@ -138,8 +138,8 @@ class Laboratory:
         """Probe a container that lacks a defence: all that is harmless, and the attacks that must turn red."""
         reds: dict[str, str] = {}
         wanted = control.reds[self.runtime]
-        waiting = deque(claim for claim in CLAIMS if not claim.attacks or claim.name in wanted)
-        config = replace(self.instance.config, lock=control.lock(scenery), guard=control.guard)
+        waiting = deque(claim for claim in _harmless_first(CLAIMS) if not claim.attacks or claim.name in wanted)
+        config = control.config(self.instance.config, scenery)
         try:
             while waiting:
                 async with self.subject(config, whole=False, deserted=control.deserted) as subject:
@@ -168,6 +168,10 @@ class Laboratory:
     async def _finding(self, claim: Claim, subject: Subject) -> Finding:
         begun = time.monotonic()
         return Finding(claim, self.runtime, await _probe(claim, subject), time.monotonic() - begun)
+
+
+def _harmless_first(claims: Sequence[Claim]) -> list[Claim]:
+    return sorted(claims, key=lambda claim: claim.attacks)
 
 
 async def _probe(claim: Claim, subject: Subject) -> Verdict:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Mapping
 
 from orchestrator.errors import KernelDiedError
 from orchestrator.isolation import wire_attacks
@@ -15,37 +18,54 @@ from orchestrator.outputs import ExecutionResult
 _BESIDE = 16 * MEGABYTE  # bytes by which memory may grow beyond the policy's output limit
 _STALL = 0.1  # seconds that the event loop may stand still
 _SLOWER = 2.0  # times its quiet p99 that a neighbour may be slowed to
-_ATTACK = 0.6  # seconds
-_CELL = 1.5  # seconds that an attacking cell may take before it is interrupted
+_ATTACK = 0.5  # seconds
+_CELL = 6.0  # seconds that an attacking cell may take before it is interrupted; 0.2 to 2 were seen
+_FOUND_OUT = 2.0  # seconds after a forged end in which the true one must have come
 
-Judge = Callable[[ExecutionResult], list[str]]
-
-
-def _cut_off(result: ExecutionResult) -> list[str]:
-    if result.outcome == "output_limit" and result.kernel_state == "dead":
-        return []
-    return [f"the cell ended as {result.outcome}, its kernel {result.kernel_state}"]
+Judge = Callable[[Subject, ExecutionResult], Awaitable[list[str]]]
 
 
-def _ended(result: ExecutionResult) -> list[str]:
-    if result.outcome == "kernel_died" and result.error is not None and "was ended" in result.error.evalue:
-        return []
-    return [f"the cell ended as {result.outcome}, its kernel {result.kernel_state}"]
+async def _cut_off(_: Subject, result: ExecutionResult) -> list[str]:
+    return [] if result.outcome == "output_limit" and result.kernel_state == "dead" else [_ended(result)]
 
 
-def _told(result: ExecutionResult) -> list[str]:
-    return [] if result.outcome in ("ok", "timeout", "output_limit") else [f"the cell ended as {result.outcome}"]
+async def _violated(_: Subject, result: ExecutionResult) -> list[str]:
+    told = result.error is not None and "was ended" in result.error.evalue
+    return [] if result.outcome == "kernel_died" and told else [_ended(result)]
 
 
-def _probe(attacks: Mapping[str, str], judge: Judge) -> Probe:
+async def _forged(attacker: Subject, result: ExecutionResult) -> list[str]:
+    """A cell may forge its own end; with the true one its kernel is found out, and nothing runs there any more."""
+    end = time.monotonic() + _FOUND_OUT
+    while attacker.is_alive and time.monotonic() < end:  # noqa: ASYNC110 - it is looked at from outside, as a user does
+        await asyncio.sleep(0.01)
+    if attacker.is_alive:
+        return [f"{_ended(result)} and lives on"]
+    return [] if attacker.kernel.violated else [f"{_ended(result)} but for no violation"]
+
+
+async def _told(_: Subject, result: ExecutionResult) -> list[str]:
+    return [] if result.outcome in ("ok", "output_limit") else [_ended(result)]
+
+
+def _ended(result: ExecutionResult) -> str:
+    return f"the cell ended as {result.outcome}, its kernel {result.kernel_state}"
+
+
+def _probe(attacks: Mapping[str, str], judge: Judge, *, fatal: bool = True) -> Probe:
+    """Make the probe of attacks that each end their kernel, if the promise holds; else one kernel takes all of them."""
+
     async def probe(subject: Subject) -> Verdict:
         assert subject.neighbour is not None
-        before, total, faults = await quiet_p99(subject.neighbour), Cost(), list[str]()
-        for name, attack in attacks.items():
-            async with subject.twin() as attacker:
+        total, faults = Cost(), list[str]()
+        async with subject.twins(len(attacks) if fatal and subject.whole else 1) as attackers:
+            before = await quiet_p99(subject.neighbour)
+            for (name, attack), attacker in zip(attacks.items(), itertools.cycle(attackers), strict=False):
                 cost, found = await assault(attacker, attack, judge)
-            faults += [f"{name}: {fault}" for fault in found]
-            total.add(cost)
+                faults += [f"{name}: {fault}" for fault in found]
+                total.add(cost)
+                if faults and not subject.whole:
+                    break
         if total.p99 > _SLOWER * before:
             faults.append(f"neighbour p99 {1000 * total.p99:.1f} ms, {1000 * before:.1f} ms before")
         return verdict(faults, f"{len(attacks)} attacks: {total.describe()}, {total.p99 / before:.1f} times")
@@ -57,10 +77,10 @@ async def assault(attacker: Subject, attack: str, judge: Judge) -> tuple[Cost, l
     """Run one attack beside a neighbour's cells; return what it cost, and what was wrong."""
     async with watch(attacker.neighbour) as cost:
         try:
-            faults = judge(await attacker.run(wire_attacks.cell(attack, _ATTACK), seconds=_CELL))
+            faults = await judge(attacker, await attacker.run(wire_attacks.cell(attack, _ATTACK), seconds=_CELL))
         except KernelDiedError as error:
             faults = [f"the attack could not be run: {error.message}"]
-    most = attacker.limits.max_output_bytes + _BESIDE
+    most = attacker.policy.resource_limits().max_output_bytes + _BESIDE
     if cost.memory > most:
         faults.append(f"memory grew by {cost.memory / MEGABYTE:.0f} MB, beyond {most / MEGABYTE:.0f}")
     # A stall that the loop's own thread spent no time on is the machine's, which gave it no processor.
@@ -73,7 +93,9 @@ CLAIMS = (
     Claim("wire_excess_is_cut_off", "O1", "Whoever sends more than a message may weigh is cut off, and told.",
           _probe(wire_attacks.EXCESS, _cut_off), attacks=True),
     Claim("wire_floods_are_bounded", "O1", "Floods and drips cost bounded memory and time, and no neighbour anything.",
-          _probe(wire_attacks.BOUNDED, _told), attacks=True),
-    Claim("wire_violations_end_the_kernel", "O3", "Malformed and forged messages end the kernel that sends them.",
-          _probe(wire_attacks.VIOLATION, _ended), attacks=True),
+          _probe(wire_attacks.BOUNDED, _told, fatal=False), attacks=True),
+    Claim("wire_violations_end_the_kernel", "O3", "Malformed messages end the kernel that sends them, and it is told.",
+          _probe(wire_attacks.VIOLATION, _violated), attacks=True),
+    Claim("wire_forgeries_end_the_kernel", "O3", "A kernel that forges the end of a cell is found out, and ended.",
+          _probe(wire_attacks.FORGERY, _forged), attacks=True),
 )  # fmt: skip

@@ -32,8 +32,8 @@ def signed(kind, content, parent_id=mine, header=None):
     frames = [b"t", b"<IDS|MSG>", session.sign(parts), *parts]
     return b"".join(frame(part, number < 6) for number, part in enumerate(frames))
 
-def send(data, seconds={seconds}, number=2):
-    out, end = wire(number), time.monotonic() + seconds
+def send(data):
+    out, end = wire(2), time.monotonic() + {seconds}
     while time.monotonic() < end: out.sendall(data)
 
 def once(*messages, number=2):
@@ -57,20 +57,33 @@ VIOLATION = {
     "unsigned messages": "send(signed('stream', b'{{}}').replace(b'stream', b'strxam') * 50)",
     "unknown flags": "once(b'\\xff' * 1000)",
     "commands": "send(b'\\4\\x0a\\4PING' + bytes(5))",
-    "a forged reply and idle": (
-        'reply = signed(\'execute_reply\', b\'{{"status": "ok", "execution_count": 1}}\')\n'
-        "once(reply, number=1)\n"
-        "once(signed('status', b'{{\"execution_state\": \"idle\"}}') * 2)"
+}
+# Each forges the end of its own cell, and goes on.
+FORGERY = {
+    "a reply and an idle": (
+        'once(signed(\'execute_reply\', b\'{{"status": "ok", "execution_count": 1}}\'), number=1)\n'
+        "once(signed('status', b'{{\"execution_state\": \"idle\"}}'))\n"
+        "time.sleep(0.3)"
     ),
+    "a reply that says another thing": (
+        "once(signed('execute_reply', b'{{\"status\": \"aborted\"}}'), number=1)\ntime.sleep(0.3)"
+    ),
+    "two idles": "once(signed('status', b'{{\"execution_state\": \"idle\"}}') * 2)",
 }
 # Each sends what is taken, dropped or cut short; the kernel goes on if it still can.
 BOUNDED = {
+    "text that grows in memory": (
+        'wide = b\'{{"name": "stdout", "text": "\' + b\'x\' * 900_000 + chr(0x1f600).encode() + b\'"}}\'\n'
+        "large = b'{{\"data\": {{\"text/html\": \"' + b'x' * 4_000_000 + b'\"}}}}'\n"
+        "send(signed('stream', wide) + signed('display_data', large))"
+    ),
     "tiny messages of this cell": 'send(signed(\'stream\', b\'{{"name": "stdout", "text": "x"}}\') * 100)',
     "messages for nobody": 'send(signed(\'stream\', b\'{{"name": "stdout", "text": "x"}}\', \'nobody\') * 100)',
     "a slow drip": (
-        "out, end = wire(2), time.monotonic() + {seconds}\n"
-        "out.sendall(b'\\2' + struct.pack('>Q', 1 << 20))\n"
-        "while time.monotonic() < end: out.sendall(b'x'); time.sleep(0.001)"
+        "out, size, end = wire(2), 1 << 20, time.monotonic() + {seconds}\n"
+        "out.sendall(b'\\2' + struct.pack('>Q', size))\n"
+        "while time.monotonic() < end: size -= out.send(b'x'); time.sleep(0.001)\n"
+        "out.sendall(bytes(size))"
     ),
     "deep, wide and endless JSON": (
         "bodies = [b'[' * 10**5, b'{{\"a\":' * 10**5,\n"
@@ -81,11 +94,6 @@ BOUNDED = {
         '  b\'{{"ename": "x", "evalue": "", "traceback": [\' + b\'"x",\' * 29000 + b\'"x"]}}\']\n'
         "kinds = ['display_data'] * 6 + ['error']\n"
         "send(b''.join(signed(kind, body) for kind, body in zip(kinds, bodies)))"
-    ),
-    "text that grows in memory": (
-        'wide = b\'{{"name": "stdout", "text": "\' + b\'x\' * 900_000 + chr(0x1f600).encode() + b\'"}}\'\n'
-        "large = b'{{\"data\": {{\"text/html\": \"' + b'x' * 4_000_000 + b'\"}}}}'\n"
-        "send(signed('stream', wide) + signed('display_data', large))"
     ),
     "displays without end": (
         'one = b\'{{"data": {{"text/plain": "x"}}, "transient": {{"display_id": "%d"}}}}\'\n'
