@@ -19,9 +19,10 @@ from orchestrator.container.exits import Exit
 from orchestrator.errors import EngineError, KernelDiedError, KernelTimeoutError
 from orchestrator.kernel.channel import Message
 from orchestrator.kernel.kernel import Kernel
-from orchestrator.kernel.translate import OUTPUT_KINDS, Reply, to_event
+from orchestrator.kernel.translate import OUTPUT_KINDS, Reply, to_event, to_input_request
 from orchestrator.limits import KernelResourceLimits, OutputBudget
 from orchestrator.outputs import (
+    Answer,
     CellFinished,
     CommMessage,
     DisplayData,
@@ -29,6 +30,7 @@ from orchestrator.outputs import (
     Event,
     ExecuteResult,
     ExecutionResult,
+    InputRequest,
     KernelState,
     Outcome,
     OutputCollector,
@@ -39,6 +41,7 @@ from orchestrator.outputs import (
 )
 
 Stop = Literal["timeout", "cancelled"]
+_END_OF_FILE = "\x04"  # what a kernel takes for one
 _MOST_MIMES = 20  # names of dropped mime types that a result keeps
 _LONGEST_MIME = 100  # characters of each
 _INTERRUPT_AGAIN = 1.0  # seconds
@@ -46,9 +49,13 @@ INTERRUPT_GRACE = 3.0  # seconds between interrupting a cell and killing its ker
 
 
 class Cell:
-    """One cell on its way through a kernel. Used once."""
+    """One cell on its way through a kernel. Used once.
 
-    def __init__(self, kernel: Kernel, code: str, limits: KernelResourceLimits) -> None:
+    Args:
+        answer: answers its ``input()``, where the kernel's policy has ``channels.stdin``. Without, asking is an error.
+    """
+
+    def __init__(self, kernel: Kernel, code: str, limits: KernelResourceLimits, answer: Answer | None = None) -> None:
         self._kernel = kernel
         self._code = code
         self._limits = limits
@@ -60,6 +67,9 @@ class Cell:
         self._idle = False
         self._error: ErrorOutput | None = None
         self._channels = kernel.policy.channels
+        self._answer = answer if self._channels.stdin else None
+        self._answering: asyncio.Task[None] | None = None
+        self._unanswered: Exception | None = None
         self._mime_types = re.compile("|".join(map(fnmatch.translate, kernel.policy.output.mime_types)), re.IGNORECASE)
         self._mime_dropped: dict[str, None] = {}
         self._outcome: Outcome | None = None
@@ -76,6 +86,7 @@ class Cell:
         Raises:
             KernelDiedError: the kernel was gone before the cell was sent, or the engine is, so nobody can tell.
             KernelTimeoutError: the cell ran past its limit. Its outputs were yielded before.
+            Exception: whatever ``answer`` raised, but for EOFError, which goes to the cell. The cell is over by then.
         """
         self._id = self._kernel.send("shell", "execute_request", self._request(), self._receive, accept=self._accept)
         call_off = self._kernel.when_lost(self._awake)
@@ -86,6 +97,8 @@ class Cell:
                     yield self._events.popleft()
                 await self._woken()
             result = await self._result()
+            if self._unanswered is not None:
+                raise self._unanswered
             if result.outcome == "timeout":
                 raise self._timeout_error(result)
             yield CellFinished(result)
@@ -93,6 +106,8 @@ class Cell:
             await self._see_it_end()
             raise
         finally:
+            if self._answering is not None:
+                self._answering.cancel()
             self._timer.cancel()
             call_off()
             self._kernel.forget(self._id)
@@ -107,7 +122,7 @@ class Cell:
             "silent": False,
             "store_history": True,
             "user_expressions": {},
-            "allow_stdin": False,  # a cell that asks for input fails at once, with an error that says so
+            "allow_stdin": self._answer is not None,  # else a cell that asks fails at once, with an error that says so
             "stop_on_error": False,
         }
 
@@ -115,17 +130,37 @@ class Cell:
         """Whether a message is to be parsed: an output only as far as the budget goes."""
         if kind in OUTPUT_KINDS:
             return self._budget.fits(size) or self._budget.drop(size)
+        if kind == "input_request":
+            return self._answer is not None and self._answering is None and self._budget.take(size)
         return kind in ("execute_reply", "status") or self._channels.comms
 
     def _receive(self, message: Message) -> None:
         if message.channel == "shell":
             if message.kind == "execute_reply" and self._reply is None:
                 self._reply = Reply.of(message.content)
+        elif message.channel == "stdin":
+            if self._answer is not None and message.kind == "input_request":
+                self._answering = self._loop.create_task(self._ask(self._answer, to_input_request(message.content)))
         elif message.kind == "status":
             self._idle = self._idle or message.content.get("execution_state") == "idle"
         elif (event := to_event(message.kind, message.content)) is not None:
             self._take(event)
         self._awake()
+
+    async def _ask(self, answer: Answer, request: InputRequest) -> None:
+        """Pass a question on to whoever runs the cell, one at a time. A cell that nobody answers meets its deadline."""
+        try:
+            line = await answer(request)
+        except EOFError:
+            line = _END_OF_FILE
+        except Exception as error:  # noqa: BLE001 - the caller's own, and it gets it back from ``run``
+            self._unanswered = error
+            self._stop("cancelled")
+            return
+        finally:
+            self._answering = None
+        with contextlib.suppress(KernelDiedError):
+            self._kernel.forget(self._kernel.send("stdin", "input_reply", {"value": line}, lambda _message: None))
 
     def _take(self, event: OutputEvent) -> None:
         if isinstance(event, CommMessage):

@@ -31,7 +31,7 @@ from orchestrator.instance import Instance
 from orchestrator.kernel import transfer
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import MEGABYTE, Deadline, KernelResourceLimits
-from orchestrator.outputs import CellFinished, Event
+from orchestrator.outputs import Answer, CellFinished, Event
 from orchestrator.policy import Policy
 from orchestrator.pool import KernelPool, KernelResource
 from orchestrator.session import KernelSession
@@ -162,23 +162,29 @@ class AgentKernelManager:
             session.users -= 1
             session.touch()
 
-    async def execute_code(self, session: KernelSession, code: str) -> dict[str, Any]:
+    async def execute_code(self, session: KernelSession, code: str, *, answer: Answer | None = None) -> dict[str, Any]:
         """Run one cell and return its result: the reference's keys, and those of ``ExecutionResult`` beside them.
 
         An error of the code is a result with status "error"; so is a kernel that its own cell has ended.
+
+        Args:
+            answer: answers the cell's ``input()``, where the policy has ``channels.stdin``; the cell's time goes on.
+                Without it, or under another policy, a cell that asks fails at once.
 
         Raises:
             InvalidCodeError: see ``check_code``.
             KernelTimeoutError: the cell ran past ``max_execution_time``; the error holds what it had printed.
             KernelDiedError, SessionEndedError: there is no kernel to run it.
         """
-        async with contextlib.aclosing(self.stream_code(session, code)) as events:
+        async with contextlib.aclosing(self.stream_code(session, code, answer=answer)) as events:
             async for event in events:
                 if isinstance(event, CellFinished):
                     return event.result.as_dict()
         raise AssertionError("unreachable: a stream ends with CellFinished or an error")
 
-    async def stream_code(self, session: KernelSession, code: str) -> AsyncGenerator[Event, None]:
+    async def stream_code(
+        self, session: KernelSession, code: str, *, answer: Answer | None = None
+    ) -> AsyncGenerator[Event, None]:
         """Run one cell and yield its outputs as they come; the last event is ``CellFinished`` with the result.
 
         A consumer that stops early interrupts the cell: close the generator (``contextlib.aclosing``), or cancel
@@ -188,7 +194,7 @@ class AgentKernelManager:
             See ``execute_code``.
         """
         check_code(code)
-        async with contextlib.aclosing(session.run(code, self.resource_limits)) as events:
+        async with contextlib.aclosing(session.run(code, self.resource_limits, answer)) as events:
             async for event in events:
                 yield event
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -112,6 +112,23 @@ class CommMessage:
     comm_id: str
     target_name: str
     data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class InputRequest:
+    """A cell asks for a line, with ``input()`` or ``getpass()``; only where the policy has ``channels.stdin``.
+
+    Attributes:
+        prompt: hostile text. It may pose as another program's prompt.
+        password: whether the answer is not to be shown.
+    """
+
+    prompt: str
+    password: bool
+
+
+Answer = Callable[[InputRequest], Awaitable[str]]
+"""What answers a cell's ``input()``: returns the line, or raises EOFError, which the cell then gets too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from orchestrator.errors import SessionEndedError
 from orchestrator.execution import Cell
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import KernelResourceLimits
-from orchestrator.outputs import CellFinished, Event, ExecutionResult
+from orchestrator.outputs import Answer, CellFinished, Event, ExecutionResult
 
 DEATHS = ("oom", "kernel_died", "timeout", "cancelled", "engine_lost")  # ends of a session that were its kernel's
 
@@ -99,14 +99,19 @@ class KernelSession:
             )
         return self.kernel
 
-    async def run(self, code: str, limits: KernelResourceLimits) -> AsyncGenerator[Event, None]:
+    async def run(
+        self, code: str, limits: KernelResourceLimits, answer: Answer | None = None
+    ) -> AsyncGenerator[Event, None]:
         """Run one cell when its turn comes, and keep it in the history, however it ends.
+
+        Args:
+            answer: see ``Cell``.
 
         Raises:
             SessionEndedError, KernelDiedError, KernelTimeoutError: see ``live_kernel`` and ``Cell.run``.
         """
         async with self._lock:
-            cell = Cell(self.live_kernel(), code, limits)
+            cell = Cell(self.live_kernel(), code, limits, answer)
             self.add_execution(code, {"status": "running"})
             entry = self.execution_history[-1]
             result: ExecutionResult | None = None

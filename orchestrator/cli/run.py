@@ -12,6 +12,7 @@ from typing import Annotated, TextIO
 
 import typer
 
+from orchestrator.cli.prompt import Prompt
 from orchestrator.cli.render import errors, plain, run_async
 from orchestrator.errors import CellblockError, InvalidCodeError, InvalidInputError, KernelTimeoutError
 from orchestrator.limits import KernelResourceLimits
@@ -33,35 +34,45 @@ def run(
     out: Annotated[
         Path | None, typer.Option("--out", help="A folder for the pictures (PNG) that the script shows.")
     ] = None,
+    policy: Annotated[str, typer.Option(help="A policy's name, or its file; default: CELLBLOCK_POLICY.")] = "",
     timeout: Annotated[
         float | None, typer.Option(help="Seconds that the script may take; default: as the policy says.")
     ] = None,
 ) -> None:
     """Run a Python script in a locked container: no network, read-only root, its own limits.
 
-    Its output appears as it comes. Exit status: 0 when the script ended well, its own for sys.exit(n), 1 when it
-    failed, 124 when it ran past its time.
+    Its output appears as it comes; its input() is answered from standard input, where the policy has channels.stdin.
+    Exit status: 0 when the script ended well, its own for sys.exit(n), 1 when it failed, 124 when it ran past its time.
 
     Example: cellblock run analysis.py --file sales.xlsx --out pictures
     """
-    limits = None if timeout is None else _limits(timeout)
-    raise typer.Exit(run_async(_run(script, arguments or [], file or [], out, limits)))
+    settings = Settings.load()
+    if policy:
+        settings = settings.model_copy(update={"policy": policy})
+    limits = None if timeout is None else _limits(settings, timeout)
+    raise typer.Exit(run_async(_run(script, arguments or [], file or [], out, settings, limits)))
 
 
 async def _run(
-    script: Path, arguments: list[str], files: list[Path], out: Path | None, limits: KernelResourceLimits | None
+    script: Path,
+    arguments: list[str],
+    files: list[Path],
+    out: Path | None,
+    settings: Settings,
+    limits: KernelResourceLimits | None,
 ) -> int:
     inputs = _inputs([script, *files])
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to fail
-    manager = AgentKernelManager(max_kernels=1, resource_limits=limits)
+    manager = AgentKernelManager(max_kernels=1, resource_limits=limits, settings=settings)
     async with manager, manager.acquire_kernel(_AGENT) as (_kernel, session):
         for path in inputs:
             await manager.put_file(session, path, path.name)
         printer = _Printer(out)
         try:
-            async with contextlib.aclosing(manager.stream_code(session, _launch(script.name, arguments))) as events:
+            code, answer = _launch(script.name, arguments), Prompt().answer
+            async with contextlib.aclosing(manager.stream_code(session, code, answer=answer)) as events:
                 async for event in events:
                     printer.show(event)
         except KernelTimeoutError as error:
@@ -70,9 +81,9 @@ async def _run(
         return printer.status
 
 
-def _limits(timeout: float) -> KernelResourceLimits:
+def _limits(settings: Settings, timeout: float) -> KernelResourceLimits:
     try:
-        return replace(Policy.load(Settings.load().policy).resource_limits(), max_execution_time=timeout)
+        return replace(Policy.load(settings.policy).resource_limits(), max_execution_time=timeout)
     except CellblockError:
         raise
     except ValueError as error:

@@ -34,16 +34,19 @@ _MESSAGE_FRAMES = 5  # signature, header, parent header, metadata, content
 _FOUR_BYTES = tuple(bytes([lead]) for lead in range(0xF0, 0xF5))  # first bytes of characters that take four in UTF-8
 _SURROGATES = (b"\\ud8", b"\\ud9", b"\\uda", b"\\udb", b"\\uD")  # how JSON may spell them instead
 
-Channel = Literal["shell", "control", "iopub"]
-_SOCKET_TYPES: dict[Channel, int] = {"shell": zmq.DEALER, "control": zmq.DEALER, "iopub": zmq.SUB}
+Channel = Literal["shell", "control", "iopub", "stdin"]
+_SOCKET_TYPES: dict[Channel, int] = {
+    "shell": zmq.DEALER,
+    "control": zmq.DEALER,
+    "iopub": zmq.SUB,
+    "stdin": zmq.DEALER,
+}
+_IDENTITY = b"host"  # one for all channels: a kernel asks whoever sent the request for input
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of the kernel, with a genuine signature. All of it is a claim of hostile code.
-
-    Attributes:
-    """
+    """One message of the kernel, with a genuine signature. All of it is a claim of hostile code."""
 
     channel: Channel
     kind: str
@@ -87,6 +90,8 @@ class KernelClient:
             socket.rcvhwm = socket.sndhwm = 0
             if kind == zmq.SUB:
                 socket.subscribe(b"")
+            else:
+                socket.routing_id = _IDENTITY
             socket.connect(f"ipc://{endpoint.client_path(channel)}")
             self._sockets[channel] = _WatchedSocket(socket, self._receiver(channel), guard.share)
 

@@ -13,6 +13,7 @@ from orchestrator.outputs import (
     DisplayData,
     ErrorOutput,
     ExecuteResult,
+    InputRequest,
     OutputEvent,
     StreamOutput,
     UpdateDisplayData,
@@ -26,6 +27,7 @@ _DEEPEST = 64  # levels of nesting in a mime bundle; far above any real one, far
 
 OUTPUT_KINDS = frozenset(("stream", "display_data", "update_display_data", "execute_result", "error", "clear_output"))
 _COMM_KINDS = frozenset(("comm_open", "comm_msg", "comm_close"))
+_LONGEST_PROMPT = 10_000  # characters
 _LONGEST_ERROR = 64 * 1024  # characters that a reply's own account of an error is kept to
 
 
@@ -68,6 +70,10 @@ def to_event(kind: str, content: Mapping[str, Any]) -> OutputEvent | None:
         names = text(content.get("comm_id"))[:_LONGEST_ID], text(content.get("target_name"))[:_LONGEST_ID]
         return CommMessage(kind, *names, _mapping(content.get("data")))
     return None
+
+
+def to_input_request(content: Mapping[str, Any]) -> InputRequest:
+    return InputRequest(text(content.get("prompt"))[:_LONGEST_PROMPT], content.get("password") is True)
 
 
 def to_error(content: Mapping[str, Any]) -> ErrorOutput:
