@@ -7,6 +7,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 # Of the system's: with names, keys or sockets of the host in them. Neither they nor what holds or lies in them.
 _SYSTEM = ("/proc", "/sys", "/dev", "/run", "/boot", "/etc", "/var/run", "/var/lib/docker", "/var/lib/containerd",
            "/var/lib/cellblock", "/var/log", "/var/spool")  # fmt: skip
@@ -18,7 +20,8 @@ def check(folder: Path) -> Path:
 
     Raises:
         ValueError: it is no folder, belongs to the system, cannot be read by the sandbox's user, or holds a socket, a
-            fifo or a device, which a sandbox could open although the folder is mounted read-only.
+            fifo or a device, which a sandbox could open although the folder is mounted read-only, or another mounted
+            file system, which would not be read-only, and under which runsc cannot mount.
     """
     if str(folder).startswith("~") or "/~" in str(folder):
         raise ValueError(f"{folder}: ~ is not expanded; give the whole path")
@@ -30,6 +33,8 @@ def check(folder: Path) -> Path:
         _refuse_system(resolved)
         if mode & 0o005 != 0o005:
             raise ValueError(f"{resolved} cannot be read by the sandbox's user: chmod o+rx it")
+        for mounted in _mounts_below(resolved):
+            raise ValueError(f"{resolved} holds another file system ({mounted}): name that one instead, or as well")
         for path, kind in _doors(resolved):
             raise ValueError(f"{resolved} holds a {kind} ({path}), which a sandbox could open")
     except (OSError, RuntimeError) as error:  # RuntimeError: links that form a loop
@@ -45,6 +50,11 @@ def _refuse_system(folder: Path) -> None:
     home = Path.home().resolve()
     if folder in (home, *home.parents):
         raise ValueError(f"{folder} holds the home folder {home}")
+
+
+def _mounts_below(folder: Path) -> list[str]:
+    mounted = (partition.mountpoint for partition in psutil.disk_partitions(all=True))
+    return [path for path in mounted if folder in Path(path).parents]
 
 
 def _doors(folder: Path) -> Iterator[tuple[str, str]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -40,7 +41,34 @@ _RESERVED = re.compile(r"HOME|PATH|HOSTNAME|USER|IPYTHONDIR|MPLCONFIGDIR|LD_.*")
 Megabytes = Annotated[int, Field(ge=1, le=2**20)]
 Runtime = Literal["auto", "runsc", "runc", "require-runsc"]
 MimePattern = Annotated[str, StringConstraints(pattern=r"^[\w.+*-]+/[\w.+*-]+$", max_length=200)]
-VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200)]
+
+
+def _not_reserved(name: str) -> str:
+    if _RESERVED.fullmatch(name):
+        raise ValueError("it is set by the sandbox itself")
+    return name
+
+
+def _fits(value: str) -> str:
+    if "\0" in value or len(value) > _LONGEST_VALUE:
+        raise ValueError(f"it must have at most {_LONGEST_VALUE} characters, and none of them NUL")
+    return value
+
+
+def _folder(info: ValidationInfo) -> Path:
+    """Where relative paths begin."""
+    return info.context["folder"] if info.context else Path.cwd()
+
+
+def _resolve(path: Path, info: ValidationInfo) -> Path:
+    return datafolder.check(_folder(info) / path)
+
+
+VariableName = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200), AfterValidator(_not_reserved)
+]
+Variable = Annotated[str, AfterValidator(_fits)]
+DataFolder = Annotated[Path, Field(strict=False), AfterValidator(_resolve)]
 DataName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 
 
@@ -104,8 +132,8 @@ class Policy(_Section):
     tmpfs: Tmpfs = Tmpfs()
     output: Output = Output()
     channels: Channels = Channels()
-    environment: dict[VariableName, str] = Field(default_factory=dict, max_length=_MOST_VARIABLES)
-    data: dict[DataName, Annotated[Path, Field(strict=False)]] = Field(default_factory=dict, max_length=100)
+    environment: dict[VariableName, Variable] = Field(default_factory=dict, max_length=_MOST_VARIABLES)
+    data: dict[DataName, DataFolder] = Field(default_factory=dict, max_length=100)
 
     @field_validator("seccomp")
     @classmethod
@@ -114,21 +142,6 @@ class Policy(_Section):
         path = seccomp.find(name, _folder(info))
         seccomp.load(path)
         return name if "/" not in name and not name.endswith(".json") else str(path)
-
-    @field_validator("environment")
-    @classmethod
-    def _check_environment(cls, variables: dict[str, str]) -> dict[str, str]:
-        for name, value in variables.items():
-            if _RESERVED.fullmatch(name):
-                raise ValueError(f"{name} is set by the sandbox itself")
-            if "\0" in value or len(value) > _LONGEST_VALUE:
-                raise ValueError(f"{name} must have at most {_LONGEST_VALUE} characters, and none of them NUL")
-        return variables
-
-    @field_validator("data")
-    @classmethod
-    def _check_data(cls, folders: dict[str, Path], info: ValidationInfo) -> dict[str, Path]:
-        return {name: datafolder.check(_folder(info) / path) for name, path in folders.items()}
 
     @model_validator(mode="after")
     def _fit_into_memory(self) -> Self:
@@ -148,7 +161,7 @@ class Policy(_Section):
             PolicyError: there is none, or it cannot be read, or a key is unknown or out of range; it names the file,
                 and every fault with its key and line.
         """
-        path = _find(name)
+        path = policy_path(name)
         text = _read(path)
         try:
             content = tomllib.loads(text)
@@ -199,16 +212,12 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(data_folder("policies").glob("*.toml"))}
 
 
-def keys(model: type[BaseModel] = Policy, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, default) of every setting of a policy."""
-    for name, field in model.model_fields.items():
-        if isinstance(field.default, _Section):
-            yield from keys(type(field.default), f"{name}.")
-        else:
-            yield f"{prefix}{name}", field.get_default(call_default_factory=True)
+def policy_path(name: str) -> Path:
+    """Return the file of a policy.
 
-
-def _find(name: str) -> Path:
+    Raises:
+        PolicyError: there is none of that name.
+    """
     if name.endswith(".toml") or "/" in name:
         return Path(name)
     known = shipped()
@@ -218,6 +227,15 @@ def _find(name: str) -> Path:
             remedy=f"Known ones: {', '.join(known)}; or give the path of a TOML file.",
         )
     return known[name]
+
+
+def keys(model: type[BaseModel] = Policy, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, default) of every setting of a policy."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.default, _Section):
+            yield from keys(type(field.default), f"{name}.")
+        else:
+            yield f"{prefix}{name}", field.get_default(call_default_factory=True)
 
 
 def _read(path: Path) -> str:
@@ -231,10 +249,6 @@ def _read(path: Path) -> str:
         return path.read_bytes()[:_LARGEST].decode("utf-8-sig").replace("\r\n", "\n")
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL in the path
         raise PolicyError(f"policy {str(path)!r} cannot be read: {error}.", path=path) from error
-
-
-def _folder(info: ValidationInfo) -> Path:
-    return info.context["folder"] if info.context else Path.cwd()
 
 
 def _fault(fault: Any, text: str) -> PolicyFault:

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from orchestrator.cli import daemon, doctor, image, run, verify
+from orchestrator.cli import daemon, doctor, image, policies, run, verify
 from orchestrator.cli.render import complain
 from orchestrator.errors import CellblockError
 
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command(name="run")(run.run)
 app.command(name="doctor")(doctor.doctor)
 app.command(name="verify")(verify.verify)
+app.add_typer(policies.app, name="policy")
 app.add_typer(image.app, name="image")
 app.add_typer(daemon.app, name="engine")
 

@@ -8,6 +8,7 @@ is no other way to a container.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -36,6 +37,8 @@ _POSITIVE = ("Memory", "MemorySwap", "CpuPeriod", "CpuQuota", "PidsLimit", "OomS
 _CHECKED = {"Runtime", "SecurityOpt", "Tmpfs", "Mounts", "Ulimits"}
 _ULIMITS = {"nofile", "nproc", "core", "msgqueue", "sigpending", "memlock"}
 _TMPFS = {"/work", "/tmp", "/dev/mqueue"}  # noqa: S108 - inside the sandbox
+_SIZE = re.compile(r"size=[1-9][0-9]*[km]")
+_TMPFS_OPTION = re.compile(rf"rw|ro|nosuid|nodev|noexec|{_SIZE.pattern}|uid=[0-9]+|gid=[0-9]+|mode=0?[0-7]{{3}}")
 _WIRE, _DATA = "/run/kernel", "/data"
 _ENGINES = ("docker.sock", "containerd.sock", "podman.sock", "dockershim.sock", "crio.sock")
 
@@ -106,11 +109,11 @@ def _tmpfs(tmpfs: object) -> Iterator[str]:
         yield "tmpfs other than /work, /tmp and /dev/mqueue"
         return
     for path, options in tmpfs.items():
-        parts = options.split(",")
-        if not any(part.startswith("size=") and part[5:-1].isdecimal() and int(part[5:-1]) > 0 for part in parts):
+        parts = str(options).split(",")
+        if sum(bool(_SIZE.fullmatch(part)) for part in parts) != 1:
             yield f"a tmpfs without a size at {path}"
-        if not {"nosuid", "nodev"} <= set(parts):
-            yield f"a tmpfs with devices or setuid files at {path}"
+        if not {"nosuid", "nodev"} <= {*parts} or not all(_TMPFS_OPTION.fullmatch(part) for part in parts):
+            yield f"a tmpfs with other options than ours at {path}"
 
 
 def _mounts(mounts: object) -> Iterator[str]:
