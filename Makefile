@@ -12,7 +12,7 @@ STAMP := $(VENV)/.complete
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help demo test check lint bench seccomp-record engine engine-stop image venv lock clean FORCE
+.PHONY: help demo test check lint bench verify fuzz seccomp-record engine engine-stop image venv lock clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +34,14 @@ lint: $(STAMP) ## lint, format, types and import rules
 
 bench: image ## measure latency beside a plain local kernel
 	@$(BIN)/python -m benchmarks.latency
+
+verify: image ## probe every promise on this host, and every probe on containers that must fail it
+	@$(BIN)/cellblock verify --self-test
+
+# CASES and SEED say how many, and which: make fuzz CASES=500000 SEED=7
+fuzz: image ## send seeded nonsense from hostile kernels, 200,000 cases under each runtime
+	@CELLBLOCK_FUZZ_CASES=$(or $(CASES),200000) CELLBLOCK_FUZZ_SEED=$(or $(SEED),1) \
+		$(BIN)/python -m pytest -s tests/isolation/test_wire_fuzz.py
 
 seccomp-record: image ## record the system calls of a kernel at work, beside what the seccomp profile allows
 	@command -v strace >/dev/null || { echo "seccomp-record: as root: apt-get install strace" >&2; exit 1; }

@@ -15,12 +15,15 @@ from rich.table import Table
 from orchestrator.cli.render import console, errors, plain, run_async
 from orchestrator.container.engine import Engine, gvisor_fault
 from orchestrator.errors import InvalidInputError
+from orchestrator.isolation.benchmark import Finding as CisFinding
+from orchestrator.isolation.benchmark import judge
 from orchestrator.isolation.claims import Claim
 from orchestrator.isolation.controls import CONTROLS
 from orchestrator.isolation.verification import CLAIMS, Check, Finding, Report, check_controls, laboratory
 from orchestrator.isolation.verification import verify as run_probes
 from orchestrator.settings import Settings
 
+_COLOURS = {"holds": "green", "fails": "bold red", "does not apply": "dim", "the host lacks it": "yellow"}
 _GREEN, _RED, _NONE = "[green]green[/]", "[bold red]RED[/]", "[dim]-[/]"
 
 
@@ -35,6 +38,9 @@ def verify(
     control: Annotated[
         str, typer.Option(help="Verify a container that lacks this defence instead, and see what turns red.")
     ] = "",
+    cis: Annotated[
+        bool, typer.Option("--cis", help="Go through section 5 of the CIS Docker Benchmark instead.")
+    ] = False,
     claims: Annotated[bool, typer.Option("--list", help="List the claims and the controls, and run nothing.")] = False,
     to_json: Annotated[Path | None, typer.Option("--json", help="A file for the findings, as JSON.")] = None,
     to_junit: Annotated[Path | None, typer.Option("--junit", help="A file for the findings, as JUnit XML.")] = None,
@@ -51,6 +57,8 @@ def verify(
     settings = Settings.load()
     if policy:
         settings = settings.model_copy(update={"policy": policy})
+    if cis:
+        raise typer.Exit(run_async(_show_benchmark(settings, runtime)))
     if control:
         raise typer.Exit(run_async(_show_control(settings, runtime, control)))
     report = run_async(_verify(settings, runtime, self_test))
@@ -92,6 +100,21 @@ async def _show_control(settings: Settings, runtime: list[str] | None, name: str
             table.add_row(f"[red]{claim}[/]", _text(evidence))
         console.print(table if check.reds else f"{check.runtime}: nothing turned red. {_text(check.fault)}")
     return 1 if any(check.reds or check.fault for check in checks) else 0
+
+
+async def _show_benchmark(settings: Settings, runtime: list[str] | None) -> int:
+    found: dict[str, list[CisFinding]] = {}
+    for each in runtime or await _runtimes(settings):
+        async with laboratory(settings, each) as bench, bench.subject(whole=False) as subject:
+            engine = bench.instance.engine
+            found[each] = judge(await subject.record(), await engine.retry(engine.client.info))
+    table = Table("item", *found, "evidence", title="CIS Docker Benchmark 1.6.0, section 5", title_justify="left")
+    for items in zip(*found.values(), strict=True):
+        marks = [f"[{_COLOURS[item.standing]}]{item.standing}[/]" for item in items]
+        evidence = dict.fromkeys(_text(item.evidence) for item in items)
+        table.add_row(f"{items[0].number} {items[0].title}", *marks, "\n".join(evidence))
+    console.print(table)
+    return int(any(item.standing == "fails" for items in found.values() for item in items))
 
 
 async def _runtimes(settings: Settings) -> list[str]:

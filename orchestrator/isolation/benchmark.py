@@ -1,0 +1,207 @@
+"""CIS Docker Benchmark 1.6.0, section 5 (container runtime), against a live container's record and the engine's.
+
+An independent checklist: it was written by others, for containers of all kinds. Not all of it applies to a sandbox.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Standing = Literal["holds", "fails", "does not apply", "the host lacks it"]
+_SENSITIVE = ("/", "/boot", "/dev", "/etc", "/lib", "/proc", "/sys", "/usr", "/run/docker.sock", "/var/run/docker.sock")
+_FEW = 1024  # descriptors; what a container may open without a ulimit of its own is 2**20 on most engines
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Where one container stands with one item.
+
+    Attributes:
+        number, title: as the benchmark has them, shortened.
+        evidence: what the record says.
+    """
+
+    number: str
+    title: str
+    standing: Standing
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    container: Mapping[str, Any]
+    engine: Mapping[str, Any]
+    gvisor: bool
+
+    @property
+    def host(self) -> Mapping[str, Any]:
+        config: Mapping[str, Any] = self.container["HostConfig"]
+        return config
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        config: Mapping[str, Any] = self.container["Config"]
+        return config
+
+    def has(self, option: str) -> bool:
+        return any(f"name={option}" in entry for entry in self.engine.get("SecurityOptions") or ())
+
+
+Answer = tuple[Standing, str]
+_Check = Callable[[_Record], Answer]
+
+
+def _held(condition: bool, evidence: str) -> Answer:
+    return ("holds" if condition else "fails"), evidence
+
+
+def _setting(key: str, *good: object) -> _Check:
+    """Compare one key of the HostConfig with the values that it may have."""
+    return lambda record: _held(record.host.get(key) in good, f"{key} {record.host.get(key)!r}")
+
+
+def _irrelevant(reason: str) -> _Check:
+    return lambda _: ("does not apply", reason)
+
+
+def _apparmor(record: _Record) -> Answer:
+    profile = record.container.get("AppArmorProfile") or ""
+    if record.gvisor:
+        return "does not apply", "gVisor's kernel is between a cell and what AppArmor would guard"
+    if not record.has("apparmor"):
+        return "the host lacks it", "the engine reports no AppArmor"
+    return _held(profile not in ("", "unconfined"), f"profile {profile!r}")
+
+
+def _selinux(record: _Record) -> Answer:
+    if not record.has("selinux"):
+        return "the host lacks it", "the engine reports no SELinux"
+    options = record.host["SecurityOpt"] or []
+    return _held("label=disable" not in options and "label:disable" not in options, f"{record.host['SecurityOpt']}")
+
+
+def _sensitive(record: _Record) -> Answer:
+    sources = [mount["Source"] for mount in record.container["Mounts"] if mount["Type"] == "bind"]
+    found = [source for source in sources if source in _SENSITIVE or source.startswith(("/etc/", "/proc/", "/sys/"))]
+    return _held(not found, f"mounted of the host: {', '.join(sources)}")
+
+
+def _ports(record: _Record) -> Answer:
+    ports = record.container["NetworkSettings"].get("Ports") or {}
+    return _held(not ports and not record.host.get("PortBindings"), f"{len(ports)} ports")
+
+
+def _memory(record: _Record) -> Answer:
+    return _held(record.host["Memory"] > 0, f"{record.host['Memory']} bytes, {record.host['MemorySwap']} with swap")
+
+
+def _cpu(record: _Record) -> Answer:
+    quota, period = record.host["CpuQuota"], record.host["CpuPeriod"]
+    return _held(quota > 0, f"a quota of {quota} of {period} us, which bounds more firmly than shares")
+
+
+def _restart(record: _Record) -> Answer:
+    name = record.host["RestartPolicy"]["Name"]
+    return _held(name in ("", "no"), f"restart policy {name or 'no'!r}: a sandbox that ended is never used again")
+
+
+def _ulimits(record: _Record) -> Answer:
+    limits = {limit["Name"]: limit["Hard"] for limit in record.host["Ulimits"] or ()}
+    bounded = {"nofile", "nproc", "core"} <= limits.keys() and limits["core"] == 0
+    return _held(bounded, ", ".join(f"{name} {hard}" for name, hard in sorted(limits.items())))
+
+
+def _propagation(record: _Record) -> Answer:
+    modes = {mount.get("Propagation") or "none" for mount in record.container["Mounts"]}
+    return _held(not any("shared" in mode for mode in modes), f"propagation {', '.join(sorted(modes))}")
+
+
+def _seccomp(record: _Record) -> Answer:
+    options = [option for option in record.host["SecurityOpt"] or () if option.startswith("seccomp")]
+    if options and "unconfined" in options[0]:
+        return "fails", "seccomp=unconfined"
+    if record.gvisor:
+        return "does not apply", "gVisor answers system calls itself, and filters its own to the host"
+    if not record.has("seccomp"):
+        return "the host lacks it", "the engine reports no seccomp"
+    return _held(bool(options), "a profile of our own, stricter than the default")
+
+
+def _privileges(record: _Record) -> Answer:
+    return _held("no-new-privileges" in (record.host["SecurityOpt"] or ()), "no-new-privileges")
+
+
+def _capabilities(record: _Record) -> Answer:
+    dropped, added = record.host["CapDrop"], record.host["CapAdd"]
+    return _held(dropped == ["ALL"] and not added, f"dropped {dropped}, added {added}")
+
+
+def _swarm(record: _Record) -> Answer:
+    state = (record.engine.get("Swarm") or {}).get("LocalNodeState", "inactive")
+    return ("holds" if state == "inactive" else "the host lacks it"), f"swarm {state}"
+
+
+def _pids(record: _Record) -> Answer:
+    return _held((record.host["PidsLimit"] or 0) > 0, f"{record.host['PidsLimit']} processes and threads")
+
+
+def _bridge(record: _Record) -> Answer:
+    return _held(record.host["NetworkMode"] == "none", f"network {record.host['NetworkMode']}")
+
+
+def _health(record: _Record) -> Answer:
+    return "does not apply", "the orchestrator holds a connection to each kernel, whose end it sees at once"
+
+
+def _socket(record: _Record) -> Answer:
+    found = [mount["Source"] for mount in record.container["Mounts"] if mount["Source"].endswith("docker.sock")]
+    return _held(not found, ", ".join(found) or "not mounted")
+
+
+_ITEMS: tuple[tuple[str, str, _Check], ...] = (
+    ("5.1", "Swarm mode is off", _swarm),
+    ("5.2", "An AppArmor profile is on", _apparmor),
+    ("5.3", "SELinux options are set", _selinux),
+    ("5.4", "Capabilities are restricted", _capabilities),
+    ("5.5", "No privileged container", _setting("Privileged", False)),
+    ("5.6", "No sensitive host directory is mounted", _sensitive),
+    ("5.7", "No sshd in the container", _irrelevant("the image has none, and there is no network")),
+    ("5.8", "No privileged port is mapped", _ports),
+    ("5.9", "Only needed ports are open", _ports),
+    ("5.10", "The host's network namespace is not shared", _bridge),
+    ("5.11", "Memory is limited", _memory),
+    ("5.12", "CPU is apportioned", _cpu),
+    ("5.13", "The root file system is read-only", _setting("ReadonlyRootfs", True)),
+    ("5.14", "Incoming traffic is bound to one interface", _irrelevant("there is no network")),
+    ("5.15", "Restarts are bounded", _restart),
+    ("5.16", "The host's process namespace is not shared", _setting("PidMode", "", None)),
+    ("5.17", "The host's IPC namespace is not shared", _setting("IpcMode", "private")),
+    ("5.18", "No host device is exposed", _setting("Devices", None, [])),
+    ("5.19", "Ulimits are set", _ulimits),
+    ("5.20", "Mount propagation is not shared", _propagation),
+    ("5.21", "The host's UTS namespace is not shared", _setting("UTSMode", "", None)),
+    ("5.22", "Seccomp is not off", _seccomp),
+    ("5.23", "No docker exec --privileged", _irrelevant("nothing is ever executed from outside")),
+    ("5.24", "No docker exec as root", _irrelevant("nothing is ever executed from outside")),
+    ("5.25", "Cgroup use is confirmed", _setting("CgroupParent", "")),
+    ("5.26", "No additional privileges can be had", _privileges),
+    ("5.27", "Health is checked", _health),
+    ("5.28", "The latest image is used", _irrelevant("the image is named by the digest of its own sources")),
+    ("5.29", "The PIDs limit is used", _pids),
+    ("5.30", "The default bridge is not used", _bridge),
+    ("5.31", "The host's user namespace is not shared", _setting("UsernsMode", "", None)),
+    ("5.32", "The Docker socket is not mounted", _socket),
+)
+
+
+def judge(container: Mapping[str, Any], engine: Mapping[str, Any]) -> list[Finding]:
+    """Go through the section.
+
+    Args:
+        container: ``docker inspect`` of a running one.
+        engine: ``docker info``.
+    """
+    record = _Record(container, engine, container["HostConfig"]["Runtime"] == "runsc")
+    return [Finding(number, title, *check(record)) for number, title, check in _ITEMS]

@@ -1,0 +1,16 @@
+"""One laboratory for each runtime, shared by all tests of this folder: its neighbour and baits stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest_asyncio
+
+from orchestrator.isolation.verification import Laboratory, laboratory
+from orchestrator.settings import Settings
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def bench(runtime: str) -> AsyncIterator[Laboratory]:
+    async with laboratory(Settings.load(), runtime) as opened:
+        yield opened

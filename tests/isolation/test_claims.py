@@ -1,0 +1,54 @@
+"""Every promise of the sandbox, on a real kernel under each runtime; and every probe, on containers that must fail it.
+
+The probes are those of ``cellblock verify``, one place for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from orchestrator.isolation.claims import Claim
+from orchestrator.isolation.controls import CONTROLS, Control
+from orchestrator.isolation.subject import Subject
+from orchestrator.isolation.verification import CLAIMS, Laboratory, check_controls
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+HARMLESS = [claim for claim in CLAIMS if not claim.attacks]
+ATTACKS = [claim for claim in CLAIMS if claim.attacks]
+
+
+def name_of(item: Claim | Control) -> str:
+    return item.name
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def subject(bench: Laboratory) -> AsyncIterator[Subject]:
+    """One kernel for all probes that leave it as it was."""
+    async with bench.subject() as started:
+        yield started
+
+
+@pytest.mark.parametrize("claim", HARMLESS, ids=name_of)
+async def test_claim(subject: Subject, claim: Claim) -> None:
+    """What a cell finds, and what the engine made."""
+    verdict = await claim.probe(subject)
+    assert verdict.holds, f"{claim.promise} {verdict.evidence}"
+
+
+@pytest.mark.parametrize("claim", ATTACKS, ids=name_of)
+async def test_claim_under_attack(bench: Laboratory, claim: Claim) -> None:
+    """What a cell does to everybody else, each time with a kernel of its own."""
+    (finding,) = await bench.examine([claim])
+    assert finding.verdict.holds, f"{claim.promise} {finding.verdict.evidence}"
+
+
+async def test_every_probe_turns_red_where_its_defence_is_missing(bench: Laboratory) -> None:
+    """The negative controls: each container lacks a defence, and the probes for it say so; none is left unproven."""
+    checks = await check_controls(bench, CONTROLS)
+    assert {check.control.name: check.fault or check.missed for check in checks if not check.passed} == {}
+    refuted = {name for check in checks for name in check.reds}
+    assert {claim.name for claim in CLAIMS} - refuted == set()

@@ -1,0 +1,136 @@
+"""Runs inside a sandbox: sends seeded nonsense on its own kernel's wire. Text to the host; the standard library alone.
+
+The kernel's key is in its connection file, so most of what is sent has a genuine signature: what is looked for lies
+behind the signature check.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import struct
+from typing import Any
+
+KINDS = (
+    "stream", "display_data", "update_display_data", "execute_result", "error", "clear_output", "comm_open", "comm_msg",
+    "status", "execute_input", "input_request", "iopub_welcome", "shutdown_reply", "x" * 300, "", "\ud800",
+)  # fmt: skip
+KEYS = (
+    "name", "text", "data", "metadata", "transient", "display_id", "execution_count", "ename", "evalue", "traceback",
+    "wait", "execution_state", "comm_id", "target_name", "prompt", "password", "text/plain", "image/png",
+    "application/json", "text/html", "\ud83d", "__class__",
+)  # fmt: skip
+ATOMS: tuple[Any, ...] = (None, True, False, 0, -1, 2**63, 10**400, 1e308, float("nan"), float("inf"), "", "stdout",
+                          "busy", "\ud800", "\0", "\x1b[2J", "x" * 5000, "\U0001f600" * 500, [], {})  # fmt: skip
+CHANNELS = (2, 2, 2, 2, 2, 2, 1, 3, 4)
+RAW = (b"\xff" * 40, b"\4\x05\4PING", b"\2" + struct.pack(">Q", 2**63), b"\1\0" * 100, b"\0\0" * 5000, b"\3" + bytes(8))
+
+
+def value(rng: random.Random, depth: int = 0) -> Any:
+    """Return JSON of any shape."""
+    roll = rng.random()
+    if depth > 5 or roll < 0.5:
+        return rng.choice(ATOMS)
+    if roll < 0.7:
+        return [value(rng, depth + 1) for _ in range(rng.randrange(6))]
+    if roll < 0.71:
+        return _nested(rng.choice((70, 500)))
+    return {rng.choice(KEYS): value(rng, depth + 1) for _ in range(rng.randrange(6))}
+
+
+def _nested(depth: int) -> Any:
+    inner: Any = 1
+    for _ in range(depth):
+        inner = [inner]
+    return inner
+
+
+def likely(rng: random.Random) -> dict[str, Any]:
+    """Return content that is nearly as the protocol says."""
+    content: dict[str, Any] = {"name": "stdout", "text": "fuzz", "data": {"text/plain": "x"}, "metadata": {},
+                               "transient": {"display_id": "d"}, "execution_count": 1, "ename": "E", "evalue": "",
+                               "traceback": ["a"], "execution_state": "busy"}  # fmt: skip
+    for key in rng.sample(list(content), rng.randrange(4)):
+        content[key] = value(rng)
+    return content
+
+
+def mangle(rng: random.Random, data: bytes) -> bytes:
+    """Flip, cut, double or insert bytes."""
+    changed = bytearray(data)
+    for _ in range(rng.randrange(1, 4)):
+        at = rng.randrange(len(changed) + 1)
+        match rng.randrange(4):
+            case 0 if changed:
+                changed[at % len(changed)] ^= 1 << rng.randrange(8)
+            case 1:
+                del changed[at:]
+            case 2:
+                changed[at:at] = changed[: rng.randrange(50)]
+            case _:
+                changed[at:at] = rng.randbytes(rng.randrange(1, 20))
+    return bytes(changed)
+
+
+def frames(rng: random.Random, session: Any, parent: str) -> list[bytes]:
+    """Return one message, mangled before its signature, after it, or not at all."""
+    content = likely(rng) if rng.random() < 0.6 else value(rng)
+    head = {"msg_type": rng.choice(KINDS), "msg_id": "x", "version": "5.3"}
+    parts = [json.dumps(part).encode() for part in (head, {"msg_id": parent}, {}, content)]
+    how = rng.random()
+    if how < 0.02:
+        parts[3] = b'{"data": ' + b"[" * 5000 + b"]" * 5000 + b"}"  # deeper than a parser's recursion may go
+    elif how < 0.2:
+        at = rng.randrange(4)
+        parts[at] = mangle(rng, parts[at])
+    message = [b"topic", b"<IDS|MSG>", session.sign(parts), *parts]
+    if how > 0.9:
+        at = rng.randrange(len(message))
+        match rng.randrange(3):
+            case 0:
+                message[at] = mangle(rng, message[at])
+            case 1:
+                del message[at]
+            case _:
+                message[at:at] = [rng.randbytes(rng.randrange(30))] * rng.randrange(1, 40)
+    return message
+
+
+def packed(message: list[bytes]) -> bytes:
+    """Return a message as ZMTP has it on the wire."""
+    last = len(message) - 1
+    return b"".join(
+        bytes([2 | (number < last)]) + struct.pack(">Q", len(body)) + body for number, body in enumerate(message)
+    )
+
+
+def wires() -> dict[int, socket.socket]:
+    """Find the kernel's own connections, by the channel's number."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            connection = socket.socket(fileno=os.dup(int(name)))
+            peer = str(connection.getpeername())
+        except OSError:
+            continue
+        if peer[-4:-1] == "/k-":
+            connection.setblocking(True)
+            found[int(peer[-1])] = connection
+        else:
+            connection.detach()
+    return found
+
+
+def fuzz(kernel: Any, seed: int, cases: int, *, raw: bool, dry: bool) -> None:
+    """Send ``cases`` messages; with ``raw``, the last one is no message at all; with ``dry``, send none of them."""
+    rng, out = random.Random(seed), wires()  # noqa: S311 - it must be repeatable
+    parent = kernel.get_parent()["header"]["msg_id"]
+    for _ in range(cases - raw):
+        channel = rng.choice(CHANNELS)
+        message = packed(frames(rng, kernel.session, rng.choice((parent, parent, "", "other"))))
+        if not dry:
+            out.get(channel, out[2]).sendall(message)
+    if raw and not dry:
+        out[2].sendall(rng.choice(RAW))
