@@ -96,6 +96,6 @@ CLAIMS = (
           _probe(wire_attacks.BOUNDED, _told, fatal=False), attacks=True),
     Claim("wire_violations_end_the_kernel", "O3", "Malformed messages end the kernel that sends them, and it is told.",
           _probe(wire_attacks.VIOLATION, _violated), attacks=True),
-    Claim("wire_forgeries_end_the_kernel", "O3", "A kernel that forges the end of a cell is found out, and ended.",
+    Claim("wire_forgeries_end_the_kernel", "O2", "A kernel that forges the end of a cell is found out, and ended.",
           _probe(wire_attacks.FORGERY, _forged), attacks=True),
 )  # fmt: skip
