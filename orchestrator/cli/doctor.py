@@ -5,24 +5,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 import typer
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 from orchestrator.cli.render import console, plain, run_async
 from orchestrator.container.engine import Engine, gvisor_fault
 from orchestrator.errors import CellblockError, ImageMissingError
 from orchestrator.host.imagebuild import image_name
+from orchestrator.host.weakness import look, weaknesses
 from orchestrator.limits import MEGABYTE
 from orchestrator.manager import AgentKernelManager
 from orchestrator.policy import Policy
 from orchestrator.settings import Settings
 
 Verdict = Literal["good", "weak", "broken"]
+_LOOKED_FOR = ("gVisor", "runc", "limits", "swap", "cgroups", "access control", "seccomp", "vsock", "engine's address",
+               "CPU")  # fmt: skip
 _MARKS = {"good": "[green]good[/]", "weak": "[yellow]weak[/]", "broken": "[bold red]broken[/]"}
 _PROMISES = {
     "runsc": "runsc (gVisor): no escape, leak, exfiltration or lateral reach that we know of.",
@@ -38,10 +41,13 @@ class Finding:
     verdict: Verdict
     found: str
     mend: str = ""
+    consequence: str = ""
 
 
 def doctor() -> None:
     """Check the engine, the runtimes, the image and this host, and run one kernel under each runtime.
+
+    Says what is weak, what follows from it, and the mend. Whether the promises hold here, `cellblock verify` finds out.
 
     Exit status: 0 when kernels can run, 1 when they cannot.
 
@@ -63,7 +69,8 @@ async def _examine(settings: Settings, usable: list[str]) -> list[Finding]:
         return [*findings, Finding("engine", "broken", error.message, error.remedy)]
     try:
         info: dict[str, Any] = await engine.retry(engine.client.info)
-        findings += _engine(info)
+        version: dict[str, Any] = await engine.retry(engine.client.version)
+        findings += _engine(info, version)
         findings.append(await _image(engine, settings))
     finally:
         engine.close()
@@ -74,26 +81,22 @@ async def _examine(settings: Settings, usable: list[str]) -> list[Finding]:
 
 
 def _host(settings: Settings) -> Iterator[Finding]:
-    unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
-    yield Finding("cgroups", "good", "version 2" if unified else "version 1")
     memory = psutil.virtual_memory().total // MEGABYTE
     each = Policy.load(settings.policy).limits.memory_mb
     yield Finding("memory", "good", f"{memory} MiB: room for {max(0, memory // each)} kernels of {each} MiB")
 
 
-def _engine(info: dict[str, Any]) -> Iterator[Finding]:
+def _engine(info: dict[str, Any], version: dict[str, Any]) -> Iterator[Finding]:
     yield Finding("engine", "good", f"Docker {info.get('ServerVersion')} on {info.get('OperatingSystem')}")
     runtimes = info["Runtimes"]
-    fault = gvisor_fault(runtimes)
-    if fault:
-        mend = (
-            "Install the package `runsc`, and register it in /etc/docker/daemon.json as a runtime with "
-            '"runtimeArgs": ["--host-uds=open", "--network=none"]; then restart Docker or send dockerd a SIGHUP.'
-        )
-        yield Finding("gVisor", "weak", fault, mend)
-    else:
-        yield Finding("gVisor", "good", "registered")
     yield Finding("runtimes", "good", ", ".join(sorted(runtimes)))
+    components = {part.get("Name"): part.get("Version", "") for part in version.get("Components") or ()}
+    found = list(weaknesses(look(), info, gvisor_fault(runtimes), components.get("runc", "")))
+    for one in found:
+        yield Finding(one.subject, "broken" if one.broken else "weak", one.found, one.mend, one.consequence)
+    strong = [name for name in _LOOKED_FOR if name not in {one.subject for one in found}]
+    if strong:
+        yield Finding("also looked for", "good", ", ".join(strong))
 
 
 async def _image(engine: Engine, settings: Settings) -> Finding:
@@ -127,11 +130,14 @@ async def _trial(runtime: str, settings: Settings, usable: list[str]) -> Finding
 
 
 def _report(findings: list[Finding], usable: list[str], settings: Settings) -> None:
-    table = Table("what", "state", "found", "mend", title="cellblock doctor", title_justify="left")
+    table = Table("what", "state", "found", title="cellblock doctor", title_justify="left")
     for finding in findings:
-        found, mend = escape(plain(finding.found)), escape(plain(finding.mend))
-        table.add_row(finding.subject, _MARKS[finding.verdict], found, mend)
+        table.add_row(finding.subject, _MARKS[finding.verdict], escape(plain(finding.found)))
     console.print(table)
+    for finding in findings:
+        if finding.verdict != "good":
+            console.print(f"{_MARKS[finding.verdict]} {finding.subject}: {escape(plain(finding.consequence))}")
+            console.print(Padding(f"[bold]Mend:[/] {escape(plain(finding.mend or 'none is known.'))}", (0, 0, 0, 2)))
     if not usable:
         console.print("[bold red]Kernels cannot run on this host[/] until what is broken above is mended.")
         return
