@@ -85,8 +85,8 @@ def weaknesses(host: HostFacts, info: Mapping[str, Any], gvisor_fault: str, runc
     if str(info.get("CgroupVersion") or "1") == "1":
         yield Weakness(
             "cgroups", "version 1",
-            "Under runc, running out of memory may kill one process of a kernel and leave the rest; the cell is told, but "
-            "by the engine's events, a moment later.",
+            "Under runc, running out of memory may kill one process of a kernel and leave the rest; the cell is told "
+            "of it by the engine's events, a moment later.",
             "Boot with version 2: systemd.unified_cgroup_hierarchy=1 on the kernel's command line.",
         )  # fmt: skip
     if "apparmor" not in options and "selinux" not in options:
