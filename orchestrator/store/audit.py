@@ -7,6 +7,8 @@ not be written is counted, and said in the next line that can.
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -31,8 +33,9 @@ class AuditLog:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._queue: queue.Queue[bytes | None] = queue.Queue(_WAITING)
+        self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(_WAITING)
         self._dropped = 0
+        self._counting = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def write(self, event: str, **details: Any) -> None:
@@ -46,15 +49,11 @@ class AuditLog:
             return
         entry: dict[str, Any] = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event}
         entry |= {key: value[:_LONGEST] if isinstance(value, str) else value for key, value in details.items()}
-        if self._dropped:
-            entry["dropped_before"] = self._dropped
-        line = json.dumps(entry, ensure_ascii=True, default=str).encode() + b"\n"
         try:
-            self._queue.put_nowait(line)
+            self._queue.put_nowait(entry)
         except queue.Full:
-            self._dropped += 1
+            self._count(1)
             return
-        self._dropped = 0
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, args=(self._path,), name="cellblock-audit", daemon=True)
             self._thread.start()
@@ -69,15 +68,23 @@ class AuditLog:
 
     def _work(self, path: Path) -> None:
         failed = False
-        while (line := self._queue.get()) is not None:
+        while (entry := self._queue.get()) is not None:
+            dropped = self._dropped
+            if dropped:
+                entry["dropped_before"] = dropped
             try:
-                _append(path, line)
+                _append(path, json.dumps(entry, ensure_ascii=True, default=str).encode() + b"\n")
+                self._count(-dropped)
                 failed = False
             except OSError as error:
-                self._dropped += 1
+                self._count(1)
                 if not failed:  # once for each time that the disk goes away
                     _log.error("the audit log %s cannot be written: %s", path, error)
                 failed = True
+
+    def _count(self, entries: int) -> None:
+        with self._counting:
+            self._dropped += entries
 
 
 def _append(path: Path, line: bytes) -> None:
@@ -86,6 +93,16 @@ def _append(path: Path, line: bytes) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     descriptor = os.open(path, flags, 0o600)
     try:
-        os.write(descriptor, line)
+        _append_whole(descriptor, line)
     finally:
         os.close(descriptor)
+
+
+def _append_whole(descriptor: int, line: bytes) -> None:
+    """Append all of a line or nothing of it: a disk that fills up takes a part, and that part goes again."""
+    fcntl.flock(descriptor, fcntl.LOCK_EX)  # else another process's line could stand behind the part
+    size = os.fstat(descriptor).st_size
+    written = os.write(descriptor, line)
+    if written < len(line):
+        os.ftruncate(descriptor, size)
+        raise OSError(errno.ENOSPC, "the disk took a part of a line")
