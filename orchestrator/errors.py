@@ -195,6 +195,24 @@ class KernelStartError(KernelError):
         self.log = log
 
 
+class UserIdTakenError(KernelStartError):
+    """The user id that a kernel was to have is that of another live container on its engine. Nothing was started.
+
+    Attributes:
+        uid: the id.
+        container: the other's name.
+    """
+
+    def __init__(self, uid: str, container: str) -> None:
+        super().__init__(
+            f"user id {uid} is that of the live container {container}.",
+            cause="host",
+            remedy="Give each host process that shares this engine a range of its own: CELLBLOCK_UID_BASE.",
+        )
+        self.uid = uid
+        self.container = container
+
+
 class KernelDiedError(KernelError):
     """The session's kernel is gone, and its variables with it; the session's history remains.
 

@@ -21,6 +21,7 @@ from orchestrator.isolation.claims import Claim
 from orchestrator.isolation.controls import CONTROLS
 from orchestrator.isolation.verification import CLAIMS, Check, Finding, Report, check_controls, laboratory
 from orchestrator.isolation.verification import verify as run_probes
+from orchestrator.policy import Policy
 from orchestrator.settings import Settings
 
 _COLOURS = {"holds": "green", "fails": "bold red", "does not apply": "dim", "the host lacks it": "yellow"}
@@ -118,16 +119,18 @@ async def _show_benchmark(settings: Settings, runtime: list[str] | None) -> int:
 
 
 async def _runtimes(settings: Settings) -> list[str]:
+    """Return the runtimes to verify: of runc and runsc those that the engine has, and the policy allows."""
     engine = await Engine.connect(settings.engine_timeout)
     try:
         runtimes: dict[str, Any] = (await engine.retry(engine.client.info))["Runtimes"]
     finally:
         engine.close()
-    found = [name for name in ("runc",) if name in runtimes]
     fault = gvisor_fault(runtimes)
+    if Policy.load(settings.policy).runtime == "require-runsc":
+        return ["runsc"]  # without it, the error says what is missing
     if fault:
         errors.print(f"runsc is not verified: {escape(plain(fault))}.", style="yellow")
-    return found if fault else [*found, "runsc"]
+    return [name for name in ("runc", "runsc") if name in runtimes and not (name == "runsc" and fault)]
 
 
 def _progress() -> Progress:

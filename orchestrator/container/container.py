@@ -10,7 +10,8 @@ from docker.errors import APIError, NotFound
 
 from orchestrator.container.engine import Engine, image_missing
 from orchestrator.container.exits import Exit, classify
-from orchestrator.errors import EngineError, EngineUnavailableError
+from orchestrator.container.hostconfig import USER_LABEL
+from orchestrator.errors import EngineError, EngineUnavailableError, UserIdTakenError
 
 _EXIT_WAIT = 5.0  # seconds in which a container whose process is gone must show as exited
 _POLL = 0.05  # seconds between two looks at a container that is about to be exited
@@ -30,6 +31,7 @@ class Container:
 
         Raises:
             ImageMissingError: the image went away.
+            UserIdTakenError: another live container of this engine has its user id.
             EngineError: the engine refused, for instance because the runtime cannot start it.
         """
         api = self._engine.client.api
@@ -42,7 +44,19 @@ class Container:
             # The engine may have made it, and only its answer was lost; start tells.
             if not isinstance(error, EngineUnavailableError) and not _status(error, 409):
                 raise
+        await self._refuse_shared_user(request["Labels"][USER_LABEL])
         await self._engine.retry(api.start, self.name)
+
+    async def _refuse_shared_user(self, uid: str) -> None:
+        """Compare with what the engine has: a lease is seen in one network namespace alone, and ends with its process.
+
+        Between creation and start: of two that choose one id at the same time, one at least sees the other.
+        """
+        filters = {"label": f"{USER_LABEL}={uid}"}
+        found = await self._engine.retry(self._engine.client.api.containers, all=True, filters=filters)
+        for other in found:
+            if f"/{self.name}" not in other["Names"] and other["State"] not in ("exited", "dead"):
+                raise UserIdTakenError(uid, other["Names"][0].lstrip("/"))
 
     async def state(self) -> dict[str, Any]:
         """Return the engine's ``State`` of it.

@@ -14,6 +14,7 @@ LABEL = "org.cellblock"
 INSTANCE_LABEL = f"{LABEL}.instance"
 KERNEL_LABEL = f"{LABEL}.kernel"
 BOOT_LABEL = f"{LABEL}.boot"
+USER_LABEL = f"{LABEL}.user"
 NAMESPACE_LABEL = f"{LABEL}.network-namespace"
 
 KERNEL_MOUNT = "/run/kernel"
@@ -59,6 +60,7 @@ def create_request(spec: ContainerSpec, policy: Policy, limits: KernelResourceLi
         "Labels": {
             INSTANCE_LABEL: spec.instance,
             KERNEL_LABEL: spec.kernel_id,
+            USER_LABEL: str(spec.uid),
             BOOT_LABEL: spec.host[0],
             NAMESPACE_LABEL: spec.host[1],
         },

@@ -11,6 +11,7 @@ import errno
 import os
 import secrets
 import socket
+from collections.abc import Collection
 from pathlib import Path
 from typing import Self
 
@@ -49,8 +50,11 @@ class UserId:
         self._lease = lease
 
     @classmethod
-    def take(cls, base: int, count: int) -> UserId:
+    def take(cls, base: int, count: int, avoid: Collection[int] = ()) -> UserId:
         """Take a free id of ``base … base + count - 1``, by chance, so that a just freed one is not the next.
+
+        Args:
+            avoid: ids that are not to be taken.
 
         Raises:
             KernelStartError: every id is taken.
@@ -58,6 +62,8 @@ class UserId:
         start = secrets.randbelow(count)
         for step in range(count):
             uid = base + (start + step) % count
+            if uid in avoid:
+                continue
             if (lease := Lease.take(f"uid.{uid}")) is not None:
                 return cls(uid, lease)
         raise KernelStartError(

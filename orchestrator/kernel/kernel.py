@@ -18,7 +18,7 @@ from orchestrator.container.engine import Engine
 from orchestrator.container.exits import Exit
 from orchestrator.container.hostconfig import ContainerSpec, create_request
 from orchestrator.container.lease import UserId
-from orchestrator.errors import EngineError, KernelDiedError, KernelStartError
+from orchestrator.errors import EngineError, KernelDiedError, KernelStartError, UserIdTakenError
 from orchestrator.kernel.channel import Accept, Channel, Handler, KernelClient, Message
 from orchestrator.kernel.endpoint import Endpoint
 from orchestrator.kernel.guard import Guard
@@ -36,6 +36,8 @@ _LARGEST_MESSAGE = 4 * MEGABYTE
 # away what the others left in `_` and `Out`.
 _WARM_UP = [("1", False)] * 3 + [("get_ipython().displayhook.flush(); del _0", True)]
 
+
+_USER_IDS = 5  # that are tried before a kernel is given up
 
 Lock = Callable[[ContainerSpec, Policy, KernelResourceLimits], dict[str, Any]]
 
@@ -106,8 +108,19 @@ class Kernel:
             KernelStartError: it did not become ready; the error holds the container's log.
             EngineError: the engine refused, or does not answer.
         """
+        taken: set[int] = set()
+        while True:
+            user = UserId.take(config.uid_base, config.uid_count, avoid=taken)
+            try:
+                return await cls._start_as(config, user)
+            except UserIdTakenError:
+                taken.add(user.uid)
+                if len(taken) == _USER_IDS:
+                    raise
+
+    @classmethod
+    async def _start_as(cls, config: KernelConfig, user: UserId) -> Self:
         kernel_id = uuid.uuid4().hex
-        user = UserId.take(config.uid_base, config.uid_count)
         try:
             endpoint = Endpoint.create(config.folder / kernel_id[:12], config.message_bound)
         except OSError as error:
