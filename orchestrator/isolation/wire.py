@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
+import contextlib
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 
 from orchestrator.errors import KernelDiedError
@@ -53,15 +54,25 @@ def _ended(result: ExecutionResult) -> str:
 
 
 def _probe(attacks: Mapping[str, str], judge: Judge, *, fatal: bool = True) -> Probe:
-    """Make the probe of attacks that each end their kernel, if the promise holds; else one kernel takes all of them."""
+    """Make a probe of several attacks.
+
+    Args:
+        fatal: each ends its kernel, if the promise holds. Else one kernel takes all of them, as long as it lives.
+    """
 
     async def probe(subject: Subject) -> Verdict:
         assert subject.neighbour is not None
         total, faults = Cost(), list[str]()
-        async with subject.twins(len(attacks) if fatal and subject.whole else 1) as attackers:
+        async with contextlib.AsyncExitStack() as stack:
+            count = len(attacks) if fatal and subject.whole else 1
+            attackers = deque(await stack.enter_async_context(subject.twins(count)))
             before = await quiet_p99(subject.neighbour)
-            for (name, attack), attacker in zip(attacks.items(), itertools.cycle(attackers), strict=False):
-                cost, found = await assault(attacker, attack, judge)
+            for name, attack in attacks.items():
+                while attackers and not attackers[0].is_alive:
+                    attackers.popleft()
+                if not attackers:
+                    attackers.extend(await stack.enter_async_context(subject.twins(1)))
+                cost, found = await assault(attackers[0], attack, judge)
                 faults += [f"{name}: {fault}" for fault in found]
                 total.add(cost)
                 if faults and not subject.whole:
