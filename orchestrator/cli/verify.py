@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Annotated, Any
 from xml.etree import ElementTree as ET  # written, never parsed
@@ -62,8 +63,9 @@ def verify(
         raise typer.Exit(run_async(_show_benchmark(settings, runtime)))
     if control:
         raise typer.Exit(run_async(_show_control(settings, runtime, control)))
+    begun = time.monotonic()
     report = run_async(_verify(settings, runtime, self_test))
-    _show(report)
+    _show(report, time.monotonic() - begun)
     if to_json is not None:
         to_json.write_text(json.dumps(_as_dict(report), indent=2) + "\n")
     if to_junit is not None:
@@ -149,7 +151,7 @@ def _list() -> None:
     console.print(table)
 
 
-def _show(report: Report) -> None:
+def _show(report: Report, seconds: float) -> None:
     by_claim: dict[Claim, dict[str, Finding]] = {}
     for finding in report.findings:
         by_claim.setdefault(finding.claim, {})[finding.runtime] = finding
@@ -162,7 +164,8 @@ def _show(report: Report) -> None:
         _show_checks(report)
     reds = [finding for finding in report.findings if not finding.verdict.holds]
     if report.green:
-        console.print(f"[green]{len(report.findings)} findings, all green.[/]")
+        tested = f"; {len(report.checks)} containers that lack a defence, each found out" if report.checks else ""
+        console.print(f"[green]{len(report.findings)} findings, all green{tested}. {seconds:.0f} s[/]")
     for finding in reds:
         said = f"{finding.claim.promise} {finding.verdict.evidence}"
         console.print(f"[bold red]RED[/] {finding.runtime} {finding.claim.name}: {_text(said)}")
