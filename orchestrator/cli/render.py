@@ -20,7 +20,8 @@ errors = Console(stderr=True, highlight=False)
 
 INTERRUPTED = 130
 # All control characters but tab and line feed: a sandbox could move the cursor, rename the window or fake a prompt.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# And what is no character: half a surrogate pair cannot be written, U+FFFE and U+FFFF not read back from XML.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 def complain(error: CellblockError) -> None:
