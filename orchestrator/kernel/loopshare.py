@@ -7,6 +7,7 @@ Here whoever has used up a slice rests, the longer the more others there are; wh
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 _SLICE = 0.002  # seconds that a kernel may hold the loop before it rests
 _FORGIVEN = 0.01  # seconds without a message after which what was used of a slice is forgotten
@@ -19,9 +20,14 @@ _HEAVY, _RARER = 0.008, 6.0
 
 
 class LoopShare:
-    """What all kernels of one instance divide among them."""
+    """What all kernels of one instance divide among them.
 
-    def __init__(self) -> None:
+    Args:
+        clock: seconds that only ever grow.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
         self._last_used: dict[KernelShare, float] = {}
 
     def of_kernel(self) -> KernelShare:
@@ -49,11 +55,11 @@ class KernelShare:
         self._rested = 0.0  # until then it rests
 
     def begin(self) -> None:
-        self._begun = time.monotonic()
+        self._begun = self._loop_share.clock()
 
     def end(self) -> float:
         """Return the seconds that this kernel is to rest before more of it is read; mostly 0."""
-        now = time.monotonic()
+        now = self._loop_share.clock()
         if now < self._rested:
             return self._rested - now
         if self._begun - self._last > _FORGIVEN:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.kernel import loopshare
 from orchestrator.kernel.loopshare import KernelShare, LoopShare
 
 
@@ -14,15 +13,13 @@ class Clock:
     def __init__(self) -> None:
         self.now = 100.0
 
-    def monotonic(self) -> float:
+    def __call__(self) -> float:
         return self.now
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(loopshare, "time", made)
-    return made
+def clock() -> Clock:
+    return Clock()
 
 
 def work(clock: Clock, share: KernelShare, seconds: float) -> float:
@@ -33,14 +30,14 @@ def work(clock: Clock, share: KernelShare, seconds: float) -> float:
 
 
 def test_light_work_never_rests(clock: Clock) -> None:
-    share = LoopShare().of_kernel()
+    share = LoopShare(clock).of_kernel()
     for _ in range(1000):
         assert work(clock, share, 0.0005) == 0.0
         clock.now += 0.02
 
 
 def test_a_slice_that_is_used_up_is_followed_by_a_rest(clock: Clock) -> None:
-    share = LoopShare().of_kernel()
+    share = LoopShare(clock).of_kernel()
     rests = [work(clock, share, 0.0005) for _ in range(4)]
     assert rests[:3] == [0.0, 0.0, 0.0]
     assert 0 < rests[3] <= 0.002
@@ -48,7 +45,7 @@ def test_a_slice_that_is_used_up_is_followed_by_a_rest(clock: Clock) -> None:
 
 def test_beside_others_a_rest_is_longer_than_what_was_used_by_all(clock: Clock) -> None:
     """Three floods together leave more than half of the loop to a fourth kernel."""
-    together = LoopShare()
+    together = LoopShare(clock)
     shares = [together.of_kernel() for _ in range(3)]
     for share in shares:
         work(clock, share, 0.001)
@@ -58,7 +55,7 @@ def test_beside_others_a_rest_is_longer_than_what_was_used_by_all(clock: Clock) 
 
 def test_a_message_that_alone_holds_the_loop_for_long_is_made_rarer(clock: Clock) -> None:
     """Beside others: not one in a hundred of their cells, of 5 ms each, is to meet one."""
-    together = LoopShare()
+    together = LoopShare(clock)
     mine, other = together.of_kernel(), together.of_kernel()
     work(clock, other, 0.0001)
     light = work(clock, mine, 0.004) / 0.004
@@ -69,7 +66,7 @@ def test_a_message_that_alone_holds_the_loop_for_long_is_made_rarer(clock: Clock
 
 
 def test_who_is_gone_is_no_neighbour(clock: Clock) -> None:
-    together = LoopShare()
+    together = LoopShare(clock)
     mine, other = together.of_kernel(), together.of_kernel()
     work(clock, other, 0.001)
     other.close()
@@ -78,6 +75,6 @@ def test_who_is_gone_is_no_neighbour(clock: Clock) -> None:
 
 def test_who_asks_during_its_rest_is_sent_back_to_it(clock: Clock) -> None:
     """Several channels of one kernel share one rest."""
-    share = LoopShare().of_kernel()
+    share = LoopShare(clock).of_kernel()
     rest = work(clock, share, 0.01)
     assert 0 < work(clock, share, 0.001) < rest
