@@ -13,38 +13,36 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import replace
-from typing import Literal
 
 from orchestrator.container.exits import Exit
+from orchestrator.container.usage import Usage
 from orchestrator.errors import EngineError, KernelDiedError, KernelTimeoutError
 from orchestrator.kernel.channel import Message
-from orchestrator.kernel.kernel import Kernel
+from orchestrator.kernel.kernel import Kernel, Stop
 from orchestrator.kernel.translate import OUTPUT_KINDS, Reply, to_event, to_input_request
-from orchestrator.limits import KernelResourceLimits, OutputBudget
+from orchestrator.limits import MEGABYTE, KernelResourceLimits, OutputLimits
+from orchestrator.outputcollector import OutputCollector, cost
 from orchestrator.outputs import (
     Answer,
     CellFinished,
-    CommMessage,
     DisplayData,
     ErrorOutput,
     Event,
+    Evidence,
     ExecuteResult,
     ExecutionResult,
     InputRequest,
     KernelState,
     Outcome,
-    OutputCollector,
     OutputEvent,
-    Truncation,
     UpdateDisplayData,
-    memory_of,
 )
 
-Stop = Literal["timeout", "cancelled"]
 _END_OF_FILE = "\x04"  # what a kernel takes for one
 _MOST_MIMES = 20  # names of dropped mime types that a result keeps
 _LONGEST_MIME = 100  # characters of each
 _INTERRUPT_AGAIN = 1.0  # seconds
+_BEHIND = 1024 * 1024  # bytes of events that may wait for the consumer before the kernel has to
 INTERRUPT_GRACE = 3.0  # seconds between interrupting a cell and killing its kernel; an interrupt took 0.02-0.23 s
 
 
@@ -59,23 +57,34 @@ class Cell:
         self._kernel = kernel
         self._code = code
         self._limits = limits
+        policy = kernel.policy
         self._events: deque[OutputEvent] = deque()
-        self._collector = OutputCollector()
-        self._budget = OutputBudget(limits.max_output_bytes)
+        self._events_cost = 0
+        self._held = False  # whether the kernel has to wait for the consumer
+        self._muted = False  # whether the consumer gets no more events, since it kept a cell that is to end waiting
+        self._collector = OutputCollector(
+            OutputLimits(limits.max_output_bytes, policy.output.messages, policy.output.displays)
+        )
         self._wake: asyncio.Future[None] | None = None
         self._reply: Reply | None = None
-        self._idle = False
+        self._idle = self._busy = False
         self._error: ErrorOutput | None = None
-        self._channels = kernel.policy.channels
+        self._channels = policy.channels
         self._answer = answer if self._channels.stdin else None
         self._answering: asyncio.Task[None] | None = None
         self._unanswered: Exception | None = None
-        self._mime_types = re.compile("|".join(map(fnmatch.translate, kernel.policy.output.mime_types)), re.IGNORECASE)
+        self._mime_types = re.compile("|".join(map(fnmatch.translate, policy.output.mime_types)), re.IGNORECASE)
         self._mime_dropped: dict[str, None] = {}
-        self._outcome: Outcome | None = None
+        self._stopped: Stop | None = None
+        self._interrupts = 0
+        self._stopped_after: float | None = None
+        self._end: Exit | None = None
         self._started = time.monotonic()
+        self._before = kernel.usage()
+        self._after: Usage | None = None
         self._loop = asyncio.get_running_loop()
         self._id = ""
+        kernel.reset_peak()
 
     async def run(self) -> AsyncGenerator[Event, None]:
         """Yield the outputs as they come, and ``CellFinished`` as the last event.
@@ -84,18 +93,21 @@ class Cell:
         cancelled, the cell is interrupted, or its kernel killed, before this generator ends: no cell runs on unseen.
 
         Raises:
-            KernelDiedError: the kernel was gone before the cell was sent, or the engine is, so nobody can tell.
+            KernelDiedError: the kernel was gone before the cell was sent.
             KernelTimeoutError: the cell ran past its limit. Its outputs were yielded before.
             Exception: whatever ``answer`` raised, but for EOFError, which goes to the cell. The cell is over by then.
         """
         self._id = self._kernel.send("shell", "execute_request", self._request(), self._receive, accept=self._accept)
-        call_off = self._kernel.when_lost(self._awake)
+        call_off = self._kernel.when_lost(self._lost)
         self._timer = self._loop.call_later(self._limits.max_execution_time, self._stop, "timeout")
         try:
             while not self._done() or self._events:
                 while self._events:
-                    yield self._events.popleft()
+                    yield self._next_event()
                 await self._woken()
+            for event in self._collector.finish():
+                if not self._muted:
+                    yield event
             result = await self._result()
             if self._unanswered is not None:
                 raise self._unanswered
@@ -112,9 +124,20 @@ class Cell:
             call_off()
             self._kernel.forget(self._id)
 
+    def interrupt(self) -> None:
+        """Raise KeyboardInterrupt in the cell, on somebody's demand. What it makes of it is its own affair."""
+        if not self._done():
+            self._count_interrupt()
+            self._kernel.interrupt()
+            if not self._busy:  # it has not begun, and would not be hit
+                self._loop.call_later(_INTERRUPT_AGAIN / 4, self.interrupt)
+
     def partial_result(self) -> ExecutionResult:
         """What is known of a cell that was cancelled or lost."""
-        return self._make_result(self._outcome or "cancelled", self._error, self._state())
+        self._measure()
+        for _ in self._collector.finish():
+            pass
+        return self._make_result(self._stopped or "cancelled", self._error)
 
     def _request(self) -> dict[str, object]:
         return {
@@ -127,11 +150,15 @@ class Cell:
         }
 
     def _accept(self, kind: str, size: int) -> bool:
-        """Whether a message is to be parsed: an output only as far as the budget goes."""
+        """Whether a message is to be parsed: an output only where it may be kept."""
         if kind in OUTPUT_KINDS:
-            return self._budget.fits(size) or self._budget.drop(size)
+            if self._collector.wants(size):
+                return True
+            self._collector.refuse(size)
+            self._check_output()
+            return False
         if kind == "input_request":
-            return self._answer is not None and self._answering is None and self._budget.take(size)
+            return self._answer is not None and self._answering is None
         return kind in ("execute_reply", "status") or self._channels.comms
 
     def _receive(self, message: Message) -> None:
@@ -142,9 +169,10 @@ class Cell:
             if self._answer is not None and message.kind == "input_request":
                 self._answering = self._loop.create_task(self._ask(self._answer, to_input_request(message.content)))
         elif message.kind == "status":
+            self._busy = True
             self._idle = self._idle or message.content.get("execution_state") == "idle"
         elif (event := to_event(message.kind, message.content)) is not None:
-            self._take(event)
+            self._take(self._allowed(event))
         self._awake()
 
     async def _ask(self, answer: Answer, request: InputRequest) -> None:
@@ -163,17 +191,29 @@ class Cell:
             self._kernel.forget(self._kernel.send("stdin", "input_reply", {"value": line}, lambda _message: None))
 
     def _take(self, event: OutputEvent) -> None:
-        if isinstance(event, CommMessage):
-            if self._budget.take(memory_of(event.data)):
-                self._events.append(event)
-            return
-        event = self._allowed(event)
-        if not self._budget.take(self._collector.cost(event)):
-            return
         if isinstance(event, ErrorOutput):
             self._error = event
-        self._collector.add(event)
-        self._events.append(event)
+        if self._collector.add(event) and not self._muted:
+            self._events.append(event)
+            self._events_cost += cost(event)
+            self._hold(self._events_cost > _BEHIND)
+        self._check_output()
+
+    def _next_event(self) -> OutputEvent:
+        event = self._events.popleft()
+        self._events_cost -= cost(event)
+        self._hold(self._held and self._events_cost > _BEHIND // 2)
+        return event
+
+    def _hold(self, held: bool) -> None:
+        """Let the kernel wait for the consumer, or go on."""
+        if held != self._held:
+            self._held = held
+            self._kernel.hold_output(held)
+
+    def _check_output(self) -> None:
+        if self._kernel.policy.output.past_limit == "stop" and self._collector.truncation is not None:
+            self._stop("output_limit")
 
     def _allowed(self, event: OutputEvent) -> OutputEvent:
         """Leave out what the policy's mime types do not name; text/plain always stays."""
@@ -205,70 +245,150 @@ class Cell:
 
     def _stop(self, why: Stop) -> None:
         """Interrupt the cell, and kill its kernel when that does not end it within the grace period."""
-        if self._done() or self._outcome is not None:
+        if self._done() or self._stopped is not None:
             return
-        self._outcome = why
-        self._interrupt()
+        self._stopped = why
+        self._count_interrupt()
+        self._release()
+        self._interrupt_until_done()
         self._timer.cancel()
         self._timer = self._loop.call_later(INTERRUPT_GRACE, self._kill, why)
 
-    def _interrupt(self) -> None:
-        """Interrupt, and once more a second later: the first may have come before the cell had begun."""
+    def _release(self) -> None:
+        """Let a cell go on to its end that waits for its consumer; the events are in the result."""
+        self._muted = self._muted or self._held
+        self._hold(False)
+
+    def _count_interrupt(self) -> None:
+        self._interrupts += 1
+        if self._stopped_after is None:
+            self._stopped_after = time.monotonic() - self._started
+
+    def _interrupt_until_done(self) -> None:
+        """Interrupt, and again each second: the first may have come before the cell had begun."""
         if not self._done():
             self._kernel.interrupt()
-            self._loop.call_later(_INTERRUPT_AGAIN, self._interrupt)
+            self._loop.call_later(_INTERRUPT_AGAIN, self._interrupt_until_done)
 
     def _kill(self, why: Stop) -> None:
         if not self._done():
+            self._measure()
             self._kernel.condemn(why)
+
+    def _lost(self) -> None:
+        """Called once the wire is cut. The cgroup may be gone a moment later."""
+        self._measure()
+        self._awake()
 
     async def _see_it_end(self) -> None:
         """Stop the cell and wait until it is over, however often the waiting task is cancelled."""
         self._stop("cancelled")
+        self._muted = True
+        self._hold(False)
         while not self._done():
             self._events.clear()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._woken()
 
-    def _state(self) -> KernelState:
-        return "idle" if self._kernel.is_alive else "dead"
+    def _measure(self) -> None:
+        self._after = self._kernel.usage() or self._after
 
     async def _result(self) -> ExecutionResult:
-        if self._outcome == "timeout":
-            if not self._kernel.is_alive:
-                await self._ended()
-            return self._make_result("timeout", self._error, self._state())
-        if self._reply is not None and self._idle and not self._kernel.violated:
-            failed = self._reply.error is not None
-            if failed and self._error is None:
-                self._error = self._reply.error
-            return self._make_result("error" if failed else "ok", self._error if failed else None, self._state())
-        return await self._death()
+        """Say how the cell ended: by the host's own evidence first, and only then by what the kernel claims."""
+        if self._kernel.is_alive:
+            self._measure()
+        else:
+            self._end = await self._kernel_exit()
+        ended = self._reply is not None and self._idle and not self._kernel.violated
+        if self._stopped == "output_limit":
+            return self._make_result("output_limit", self._stopped_error())
+        if self._stopped is not None:
+            return self._make_result(self._stopped, self._error)
+        if not ended:
+            return self._death(self._end or Exit("kernel_died", None))
+        if self._oom_kills():
+            return self._make_result("oom", self._killed_child_error())
+        error = None if self._reply is None else self._reply.error
+        if error is None:
+            return self._make_result("ok", None)
+        return self._make_result("interrupted" if self._interrupts else "error", self._error or error)
 
-    async def _ended(self) -> Exit:
+    async def _kernel_exit(self) -> Exit:
         try:
             return await self._kernel.exit()
-        except EngineError as error:
-            raise KernelDiedError(
-                f"the kernel is gone, and the engine cannot say how: {error.message}",
-                kernel_id=self._kernel.kernel_id,
-                reason="engine_lost",
-                remedy=error.remedy,
-            ) from error
+        except EngineError:
+            return Exit("engine_lost", None)
 
-    async def _death(self) -> ExecutionResult:
-        end = await self._ended()
-        outcome: Outcome = "oom" if end.reason == "oom" else "kernel_died"
-        if self._kernel.excess:
-            outcome = "output_limit"
+    def _death(self, end: Exit) -> ExecutionResult:
         if self._kernel.violated:
-            self._kernel.note("cell.cut", outcome=outcome, dropped_bytes=self._budget.dropped)
+            outcome: Outcome = "output_limit" if self._kernel.excess else "kernel_died"
+            self._kernel.note("cell.cut", outcome=outcome)
+        else:
+            outcome = end.reason
+        names: dict[str, str] = {
+            "oom": "KernelOutOfMemory",
+            "output_limit": "KernelOutputLimit",
+            "engine_lost": "EngineLost",
+        }
         seen = end.exit_code is not None
         said = f"the kernel {end.describe()}" if seen else f"the kernel was ended: {self._kernel.cut_reason}"
-        names = {"oom": "KernelOutOfMemory", "output_limit": "KernelOutputLimit"}
-        return self._make_result(outcome, ErrorOutput(names.get(outcome, "KernelDied"), said), "dead")
+        return self._make_result(outcome, ErrorOutput(names.get(outcome, "KernelDied"), said))
 
-    def _make_result(self, outcome: Outcome, error: ErrorOutput | None, state: KernelState) -> ExecutionResult:
+    def _stopped_error(self) -> ErrorOutput:
+        truncation = self._collector.truncation
+        limit = "" if truncation is None else f" ({truncation.reason})"
+        fate = "its variables are there" if self._kernel.is_alive else "its kernel had to be killed"
+        said = f"the cell put out more than the policy allows{limit} and was stopped; {fate}"
+        return ErrorOutput("KernelOutputLimit", said)
+
+    def _killed_child_error(self) -> ErrorOutput:
+        said = (
+            f"a process that the cell started was killed: together they went past the memory limit of "
+            f"{self._limits.max_memory_mb} MiB. The kernel lives, and its variables are there"
+        )
+        return ErrorOutput("ChildOutOfMemory", said)
+
+    def _oom_kills(self) -> int:
+        if self._before is None or self._after is None:
+            return 0
+        return max(0, self._after.oom_kills - self._before.oom_kills)
+
+    def _evidence(self) -> Evidence:
+        before, after, end = self._before, self._after, self._end
+        known = before is not None and after is not None
+        oom_kills = max(self._oom_kills(), 1 if end is not None and end.reason == "oom" else 0)
+        return Evidence(
+            exit_code=None if end is None else end.exit_code,
+            signal=None if end is None else end.signal,
+            oom_kills=oom_kills,
+            interrupts=self._interrupts,
+            stopped_after_s=self._stopped_after,
+            output_bytes=self._collector.bytes_seen,
+            output_messages=self._collector.messages_seen,
+            cpu_s=max(0.0, after.cpu_s - before.cpu_s) if known and before and after else None,
+            peak_memory_mb=max(after.peak, after.memory, before.memory) / MEGABYTE if before and after else None,
+        )
+
+    def _warnings(self) -> tuple[str, ...]:
+        """What comes near a limit, while there is time to do something about it."""
+        share = self._kernel.policy.limits.warn_percent / 100
+        said: list[str] = []
+        if self._after is not None and self._kernel.is_alive:
+            limit = self._limits.max_memory_mb
+            now, peak = self._after.memory / MEGABYTE, self._after.peak / MEGABYTE
+            if now >= share * limit:
+                said.append(
+                    f"memory: the kernel holds {now:.0f} of {limit} MiB; beyond that it is ended with all it has"
+                )
+            elif peak >= share * limit:
+                said.append(f"memory: the cell needed up to {peak:.0f} of {limit} MiB; beyond that its kernel is ended")
+        duration, limit_s = time.monotonic() - self._started, self._limits.max_execution_time
+        if self._stopped is None and duration >= share * limit_s:
+            said.append(f"time: the cell took {duration:.1f} of {limit_s:g} s; beyond that it is interrupted")
+        return tuple(said)
+
+    def _make_result(self, outcome: Outcome, error: ErrorOutput | None) -> ExecutionResult:
+        state: KernelState = "idle" if self._kernel.is_alive else "dead"
         return ExecutionResult(
             status="ok" if outcome == "ok" else "error",
             outcome=outcome,
@@ -277,16 +397,13 @@ class Cell:
             msg_id=self._id,
             execution_count=None if self._reply is None else self._reply.count,
             duration_s=time.monotonic() - self._started,
-            truncated=self._truncation(),
+            truncated=self._collector.truncation,
             mime_dropped=tuple(self._mime_dropped),
             kernel_state=state,
             runtime=self._kernel.runtime,
+            evidence=self._evidence(),
+            warnings=self._warnings(),
         )
-
-    def _truncation(self) -> Truncation | None:
-        if not self._budget.dropped:
-            return None
-        return Truncation("max_output_size_mb", self._budget.limit, self._budget.dropped)
 
     def _timeout_error(self, result: ExecutionResult) -> KernelTimeoutError:
         alive = result.kernel_state == "idle"

@@ -17,8 +17,8 @@ from weakref import WeakValueDictionary
 import zmq
 
 from orchestrator.container.engine import FAILURES, Engine
+from orchestrator.container.enginewatch import EngineWatch
 from orchestrator.container.lease import Lease, host_identity, instance_lease
-from orchestrator.container.oomwatch import OomWatch
 from orchestrator.container.reaper import sweep_instance, sweep_orphans
 from orchestrator.errors import (
     EngineError,
@@ -46,7 +46,7 @@ class Instance:
         self._may_fall_back = may_fall_back
         self._pid = os.getpid()
         self._kernels: WeakValueDictionary[str, Kernel] = WeakValueDictionary()
-        self._oom_watch = OomWatch(config.engine, config.instance, self._on_oom)
+        self._watch = EngineWatch(config.engine, config.instance, on_oom=self._on_oom, on_lost=self._on_lost)
         atexit.register(self._last_act)
 
     @classmethod
@@ -138,6 +138,11 @@ class Instance:
         if kernel is not None:
             kernel.ran_out_of_memory()
 
+    def _on_lost(self) -> None:
+        self._config.audit.write("engine.lost", instance=self.id)
+        for kernel in list(self._kernels.values()):
+            kernel.lose_engine()
+
     async def close(self) -> None:
         """Remove whatever is left of this instance, and let go of the engine.
 
@@ -160,7 +165,7 @@ class Instance:
         self._let_go()
 
     def _let_go(self) -> None:
-        self._oom_watch.close()
+        self._watch.close()
         shutil.rmtree(self._config.folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             self._config.folder.parent.rmdir()  # only when no other instance has a folder there

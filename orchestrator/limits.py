@@ -16,7 +16,8 @@ class KernelResourceLimits:
         max_cpu_percent: of one core; above 0, at most 100.
         max_memory_mb: MiB, the kernel's files in its tmpfs included; beyond it the kernel is ended ("oom").
         max_execution_time: seconds that one cell may take.
-        max_output_size_mb: MiB that one cell may output; what exceeds it is dropped, and the result says so.
+        max_output_size_mb: MiB that one cell may output; past it the head and the tail are kept, and the result says
+            how much is missing.
         idle_timeout_seconds: a session that nobody has used for so long ends.
 
     Raises:
@@ -62,26 +63,16 @@ class Deadline:
         return self.remaining() == 0.0
 
 
-class OutputBudget:
-    """Bytes that one cell may still output, counted as they lie in memory."""
+@dataclass(frozen=True, slots=True)
+class OutputLimits:
+    """What one cell may output; past any of it the head and the tail are kept.
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
-        self.dropped = 0
+    Attributes:
+        bytes: as the outputs lie in memory; text in characters beyond Latin-1 takes two or four for each.
+        messages: pieces of output, as the kernel sends them.
+        displays: displays and values of last expressions.
+    """
 
-    def fits(self, size: int) -> bool:
-        """Whether ``size`` more bytes may come."""
-        return self.used + size <= self.limit
-
-    def take(self, size: int) -> bool:
-        """Count ``size`` bytes; False when they do not fit, and then they count as dropped."""
-        if not self.fits(size):
-            return self.drop(size)
-        self.used += size
-        return True
-
-    def drop(self, size: int) -> bool:
-        """Count ``size`` bytes as dropped. Always False."""
-        self.dropped += size
-        return False
+    bytes: int
+    messages: int = 100_000
+    displays: int = 200

@@ -18,7 +18,6 @@ from weakref import WeakValueDictionary
 from nbformat import NotebookNode
 
 from orchestrator import checkpoint, notebook
-from orchestrator.container.usage import resource_usage
 from orchestrator.errors import (
     EngineError,
     InvalidInputError,
@@ -31,6 +30,7 @@ from orchestrator.instance import Instance
 from orchestrator.kernel import transfer
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import MEGABYTE, Deadline, KernelResourceLimits
+from orchestrator.monitor import Monitor
 from orchestrator.outputs import Answer, CellFinished, Event
 from orchestrator.policy import Policy
 from orchestrator.pool import KernelPool, KernelResource
@@ -58,6 +58,7 @@ class AgentKernelManager:
 
     Attributes:
         pool: the kernels.
+        monitor: what they use.
         sessions: the live sessions, by agent id.
         resource_limits: the limits in force.
 
@@ -85,6 +86,7 @@ class AgentKernelManager:
         self.resource_limits = resource_limits or self.policy.resource_limits()
         self.sessions: dict[str, KernelSession] = {}
         self.pool = KernelPool(max_kernels, start=self._start_kernel, warm=self.settings.warm_kernels)
+        self.monitor = Monitor(self._live_kernels)
         self._instance: Instance | None = None
         self._opening = asyncio.Lock()
         self._agents: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # a lock lives while it is used
@@ -116,6 +118,7 @@ class AgentKernelManager:
                 return
             self._instance = await Instance.open(self.settings, self.policy, self.resource_limits)
             self._spawn(self._end_idle_sessions())
+            self._spawn(self.monitor.run())
             self.pool.prewarm()
 
     @property
@@ -198,6 +201,16 @@ class AgentKernelManager:
             async for event in events:
                 yield event
 
+    def interrupt(self, session: KernelSession) -> bool:
+        """Raise KeyboardInterrupt in the session's running cell, as Ctrl-C does; what it makes of it is its own affair.
+
+        A cell that ends with an error after that has the outcome "interrupted". Its kernel and variables stay.
+
+        Returns:
+            Whether a cell was running.
+        """
+        return session.interrupt()
+
     async def execute_code_for_notebook(self, session: KernelSession, code: str) -> list[NotebookNode]:
         """Run one cell and return its outputs in nbformat's form. Raises what ``execute_code`` raises."""
         return notebook.notebook_outputs(await self.execute_code(session, code))
@@ -272,16 +285,22 @@ class AgentKernelManager:
         notebook.save_notebook(session, Path(output_path), title or f"Session of {session.agent_id}")
 
     async def get_kernel_resource_usage(self, kernel_id: str) -> dict[str, Any]:
-        """Return what the engine measures of a kernel: see ``container.usage.resource_usage``.
+        """Measure a kernel.
+
+        Returns:
+            "memory_mb" (page cache left out), "memory_limit_mb", "peak_memory_mb", "rss_mb", "tmpfs_mb", "cpu_percent"
+            (of one core, since the last sample), "cpu_limit_percent", "cpu_seconds" (since its start), "pids" and
+            "oom_kills". See ``Usage`` for what each means under either runtime.
 
         Raises:
             InvalidInputError: the manager has no such kernel.
-            EngineError: the engine does not answer.
+            EngineError: the host's cgroups cannot be read, and the engine does not answer.
         """
         resource = self.pool.kernels.get(kernel_id)
-        if resource is None or resource.kernel is None or self._instance is None:
+        if resource is None or resource.kernel is None:
             raise InvalidInputError(f"there is no kernel {kernel_id!r}.")
-        return {"kernel_id": kernel_id, **await resource_usage(self._instance.engine, resource.kernel.container.name)}
+        sample = await self.monitor.sample(resource.kernel)
+        return {"kernel_id": kernel_id, **sample.as_dict(self.resource_limits)}
 
     async def shutdown(self) -> None:
         """End all sessions and kernels and remove all that is left of them. A cancelled shutdown still finishes.
@@ -313,6 +332,10 @@ class AgentKernelManager:
             await self.pool.close()
             if self._instance is not None:
                 await self._instance.close()
+
+    def _live_kernels(self) -> list[Kernel]:
+        kernels = (resource.kernel for resource in self.pool.kernels.values())
+        return [kernel for kernel in kernels if kernel is not None and kernel.is_alive]
 
     async def _start_kernel(self) -> Kernel:
         assert self._instance is not None

@@ -8,14 +8,15 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-_EVENT = 200  # bytes that an event takes beside its content
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 Status = Literal["ok", "error"]
-Outcome = Literal["ok", "error", "timeout", "interrupted", "cancelled", "oom", "output_limit", "kernel_died"]
+Outcome = Literal[
+    "ok", "error", "timeout", "interrupted", "cancelled", "oom", "output_limit", "kernel_died", "engine_lost"
+]
 KernelState = Literal["idle", "dead"]
 
 
@@ -132,19 +133,59 @@ Answer = Callable[[InputRequest], Awaitable[str]]
 
 
 @dataclass(frozen=True, slots=True)
+class OutputDropped:
+    """Here a part of the output was left out: it was past a limit, and neither at its beginning nor at its end."""
+
+    dropped_bytes: int
+    dropped_messages: int
+
+
+@dataclass(frozen=True, slots=True)
 class Truncation:
-    """What of a cell's output was dropped, and why."""
+    """What of a cell's output was left out, and why.
+
+    Attributes:
+        reason: the limit that was passed first: "max_output_size_mb", "output.messages" or "output.displays".
+        limit_bytes: of the cell's outputs.
+        dropped_bytes: of text in UTF-8; of other content as it lay in memory.
+        dropped_messages: pieces of output, as the kernel sent them; one that lost a part counts too.
+    """
 
     reason: str
     limit_bytes: int
     dropped_bytes: int
+    dropped_messages: int
 
-    def as_dict(self) -> dict[str, Any]:
-        return {"reason": self.reason, "limit_bytes": self.limit_bytes, "dropped_bytes": self.dropped_bytes}
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What the host itself saw of one cell, beside what the kernel claims.
+
+    Attributes:
+        exit_code: of the container's first process, when the cell ended its kernel and the engine could tell.
+        signal: that ended it, such as "SIGKILL".
+        oom_kills: processes of the sandbox that were killed for want of memory while the cell ran.
+        interrupts: how often the host interrupted the cell.
+        stopped_after_s: seconds from the cell's start to its first interrupt.
+        output_bytes, output_messages: all that it put out, with what was left out.
+        cpu_s: seconds of CPU that the sandbox took; None where the host cannot read the container's cgroup.
+        peak_memory_mb: MiB that the sandbox held at most, page cache left out; None as for ``cpu_s``. Where the
+            cgroup's high-water mark cannot be reset (cgroup v2), of the kernel's life so far.
+    """
+
+    exit_code: int | None = None
+    signal: str | None = None
+    oom_kills: int = 0
+    interrupts: int = 0
+    stopped_after_s: float | None = None
+    output_bytes: int = 0
+    output_messages: int = 0
+    cpu_s: float | None = None
+    peak_memory_mb: float | None = None
 
 
 Output = StreamOutput | DisplayData | ExecuteResult | ErrorOutput
-OutputEvent = Output | UpdateDisplayData | ClearOutput | CommMessage
+OutputEvent = Output | UpdateDisplayData | ClearOutput | CommMessage | OutputDropped
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,17 +194,20 @@ class ExecutionResult:
 
     Attributes:
         status: "ok", or "error" for whatever is not.
-        outcome: how it ended: "ok", "error" (the code raised), "timeout", "interrupted", "cancelled", "oom" (past its
-            memory, the kernel is gone), "output_limit" (one message past all bounds, the kernel was ended) or
-            "kernel_died" (the code ended its own kernel).
-        outputs: in the order of their appearance, as a notebook would hold them.
+        outcome: how it ended: "ok", "error" (the code raised), "timeout", "interrupted" (by ``manager.interrupt``),
+            "cancelled" (its awaiting task was), "oom" (the kernel, or a process that the cell started, went past the
+            memory limit), "output_limit" (past what it may put out, where the policy stops it, or one message past
+            all bounds), "kernel_died" (the code ended its own kernel) or "engine_lost" (the Docker engine is gone).
+        outputs: in the order of their appearance, as a notebook would show them.
         error: the exception, or what became of the kernel, when status is "error".
         execution_count: the kernel's number for this cell; None where it never said.
         duration_s: seconds on the host's clock.
         truncated: None where everything the cell put out is here.
         mime_dropped: mime types that the policy does not let through, and the cell put out; 20 at most.
-        kernel_state: "idle" (alive, its variables are there) or "dead".
+        kernel_state: "idle" (alive, its variables are there) or "dead" (the agent's next kernel begins empty).
         runtime: the container runtime that the cell ran under.
+        evidence: what the host saw.
+        warnings: what the agent should know before it becomes an error, such as memory that runs out.
     """
 
     status: Status
@@ -177,6 +221,8 @@ class ExecutionResult:
     kernel_state: KernelState
     runtime: str
     mime_dropped: tuple[str, ...] = ()
+    evidence: Evidence = Evidence()
+    warnings: tuple[str, ...] = ()
 
     @property
     def stdout(self) -> str:
@@ -220,11 +266,13 @@ class ExecutionResult:
             "stderr": self.stderr,
             "result": self.result,
             "duration_s": self.duration_s,
-            "truncated": None if self.truncated is None else self.truncated.as_dict(),
+            "truncated": None if self.truncated is None else asdict(self.truncated),
             "mime_dropped": list(self.mime_dropped),
             "interrupted": self.interrupted,
             "kernel_state": self.kernel_state,
             "runtime": self.runtime,
+            "evidence": asdict(self.evidence),
+            "warnings": list(self.warnings),
         }
 
     def _stream(self, name: str) -> str:
@@ -239,114 +287,6 @@ class CellFinished:
 
 
 Event = OutputEvent | CellFinished
-
-
-class OutputCollector:
-    """Folds events into outputs, as a notebook shows them."""
-
-    def __init__(self) -> None:
-        self._outputs: list[Output | _Text] = []
-        self._updates: dict[str, DisplayData] = {}
-        self._clear_at_next = False
-        self._runs: dict[str, int] = {}
-        self._first_run: dict[str, int] = {}
-
-    def cost(self, event: OutputEvent) -> int:
-        """Return the bytes that an event will take in memory, in the outputs and in what is made of them."""
-        match event:
-            case StreamOutput():
-                return _EVENT + self._stream_cost(event)
-            case DisplayData() | UpdateDisplayData() | ExecuteResult():
-                return _EVENT + memory_of(event.data) + memory_of(event.metadata)
-            case ErrorOutput():
-                return _EVENT + memory_of([event.ename, event.evalue, *event.traceback])
-        return _EVENT
-
-    def _stream_cost(self, event: StreamOutput) -> int:
-        """Count text twice once its stream comes in several runs: ``stdout`` then joins a copy of them."""
-        size, name = sys.getsizeof(event.text), event.name
-        last = self._outputs[-1] if self._outputs else None
-        if not (isinstance(last, _Text) and last.name == name):
-            self._runs[name] = self._runs.get(name, 0) + 1
-        if self._runs[name] == 1:
-            self._first_run[name] = self._first_run.get(name, 0) + size
-            return size
-        return 2 * size + self._first_run.pop(name, 0)
-
-    def add(self, event: OutputEvent) -> None:
-        match event:
-            case ClearOutput(wait=True):
-                self._clear_at_next = True
-            case ClearOutput():
-                self._clear()
-            case UpdateDisplayData():
-                # Applied at the end: doing it here would cost every display of the id, at every update.
-                self._updates[event.display_id] = DisplayData(event.data, event.metadata, event.display_id)
-            case CommMessage():
-                pass
-            case _:
-                if self._clear_at_next:
-                    self._clear()
-                self._append(event)
-
-    def outputs(self) -> tuple[Output, ...]:
-        return tuple(map(self._final, self._outputs))
-
-    def _final(self, output: Output | _Text) -> Output:
-        if isinstance(output, _Text):
-            return output.join()
-        if isinstance(output, DisplayData) and output.display_id is not None:
-            return self._updates.get(output.display_id, output)
-        return output
-
-    def _append(self, output: Output) -> None:
-        if isinstance(output, StreamOutput):
-            last = self._outputs[-1] if self._outputs else None
-            if not (isinstance(last, _Text) and last.name == output.name):
-                last = _Text(output.name)
-                self._outputs.append(last)
-            last.add(output.text)
-            return
-        if isinstance(output, DisplayData) and output.display_id is not None:
-            self._settle(output.display_id)
-        self._outputs.append(output)
-
-    def _settle(self, display_id: str) -> None:
-        """Apply what updates there were to the displays so far: a new one of the same id shows its own content."""
-        update = self._updates.pop(display_id, None)
-        if update is None:
-            return
-        for index, output in enumerate(self._outputs):
-            if isinstance(output, DisplayData) and output.display_id == display_id:
-                self._outputs[index] = update
-
-    def _clear(self) -> None:
-        self._outputs.clear()
-        self._updates.clear()
-        self._clear_at_next = False
-
-
-class _Text:
-    """Pieces of one stream, joined as they come: adding up strings would cost their length at every piece.
-
-    Like a counter's digits: a piece is joined with the one before it once that is no longer than it. So there are few
-    pieces, each is copied a few times, and the last join copies little.
-    """
-
-    def __init__(self, name: Literal["stdout", "stderr"]) -> None:
-        self.name = name
-        self._pieces: list[str] = []
-
-    def add(self, text: str) -> None:
-        pieces = self._pieces
-        pieces.append(text)
-        while len(pieces) > 1 and len(pieces[-2]) <= len(pieces[-1]):
-            last = pieces.pop()
-            pieces[-1] += last
-
-    def join(self) -> StreamOutput:
-        self._pieces = ["".join(self._pieces)]
-        return StreamOutput(self.name, self._pieces[0])
 
 
 def memory_of(value: Any) -> int:

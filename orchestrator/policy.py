@@ -86,6 +86,7 @@ class Limits(_Section):
     execution_time_s: float = Field(default=30.0, gt=0, le=7 * 86400)
     output_mb: float = Field(default=10.0, gt=0, le=1024)
     idle_timeout_s: float = Field(default=300.0, gt=0, le=30 * 86400)
+    warn_percent: float = Field(default=80.0, gt=0, le=100)
 
 
 class Tmpfs(_Section):
@@ -97,7 +98,7 @@ class Tmpfs(_Section):
 
 
 class Output(_Section):
-    """``[output]``: what kinds of output reach the agent; ``*`` stands for any part of a mime type."""
+    """``[output]``: what reaches the agent; ``*`` stands for any part of a mime type."""
 
     mime_types: tuple[MimePattern, ...] = Field(
         default=("text/*", "image/*", "application/json", "application/*+json"),
@@ -105,6 +106,9 @@ class Output(_Section):
         min_length=1,
         max_length=100,
     )
+    messages: int = Field(default=100_000, ge=10, le=10**7)
+    displays: int = Field(default=200, ge=2, le=10**5)
+    past_limit: Literal["continue", "stop"] = "continue"
 
 
 class Channels(_Section):
@@ -112,6 +116,13 @@ class Channels(_Section):
 
     stdin: bool = False
     comms: bool = False
+
+
+class Audit(_Section):
+    """``[audit]``: what the audit log holds of a cell, and whether it is forced to the disk."""
+
+    code: Literal["digest", "full"] = "digest"
+    fsync: bool = True
 
 
 class Policy(_Section):
@@ -132,6 +143,7 @@ class Policy(_Section):
     tmpfs: Tmpfs = Tmpfs()
     output: Output = Output()
     channels: Channels = Channels()
+    audit: Audit = Audit()
     environment: dict[VariableName, Variable] = Field(default_factory=dict, max_length=_MOST_VARIABLES)
     data: dict[DataName, DataFolder] = Field(default_factory=dict, max_length=100)
 

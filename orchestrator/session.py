@@ -49,6 +49,7 @@ class KernelSession:
     ended: str | None = field(default=None, repr=False)
     users: int = field(default=0, repr=False)
     idle_since: float = field(default_factory=time.monotonic, repr=False)
+    _cell: Cell | None = field(default=None, init=False, repr=False)
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock, init=False, repr=False)
 
     @classmethod
@@ -81,6 +82,13 @@ class KernelSession:
         """Whether a cell runs or waits for its turn."""
         return self._lock.locked()
 
+    def interrupt(self) -> bool:
+        """Interrupt the cell that runs. Returns whether there is one."""
+        if self._cell is None:
+            return False
+        self._cell.interrupt()
+        return True
+
     def live_kernel(self) -> Kernel:
         """Return the kernel.
 
@@ -111,7 +119,7 @@ class KernelSession:
             SessionEndedError, KernelDiedError, KernelTimeoutError: see ``live_kernel`` and ``Cell.run``.
         """
         async with self._lock:
-            cell = Cell(self.live_kernel(), code, limits, answer)
+            cell = self._cell = Cell(self.live_kernel(), code, limits, answer)
             self.add_execution(code, {"status": "running"})
             entry = self.execution_history[-1]
             result: ExecutionResult | None = None
@@ -124,6 +132,7 @@ class KernelSession:
                     yield event
             finally:
                 await events.aclose()
+                self._cell = None
                 if result is None:
                     entry["result"] = cell.partial_result().as_dict()
                 self.touch()

@@ -11,6 +11,8 @@ from docker.errors import APIError, NotFound
 from orchestrator.container.engine import Engine, image_missing
 from orchestrator.container.exits import Exit, classify
 from orchestrator.container.hostconfig import USER_LABEL
+from orchestrator.container.process import ContainerProcess
+from orchestrator.container.usage import Usage, engine_usage
 from orchestrator.errors import EngineError, EngineUnavailableError, UserIdTakenError
 
 _EXIT_WAIT = 5.0  # seconds in which a container whose process is gone must show as exited
@@ -25,6 +27,7 @@ class Container:
         self.name = name
         self._runtime = runtime
         self._started_at = 0.0
+        self._process: ContainerProcess | None = None
 
     async def start(self, request: dict[str, Any]) -> None:
         """Create and start it. On failure or cancellation the caller must still call ``remove``.
@@ -57,6 +60,44 @@ class Container:
         for other in found:
             if f"/{self.name}" not in other["Names"] and other["State"] not in ("exited", "dead"):
                 raise UserIdTakenError(uid, other["Names"][0].lstrip("/"))
+
+    async def find_process(self) -> None:
+        """Learn where this host has its process, once it runs. Where it has not, the engine is asked each time.
+
+        Raises:
+            EngineError: the engine does not answer.
+        """
+        details: dict[str, Any] = await self._engine.retry(self._engine.client.api.inspect_container, self.name)
+        if pid := int(details["State"]["Pid"]):
+            self._process = ContainerProcess.find(pid, details["Id"])
+
+    def usage(self) -> Usage | None:
+        """What it uses now; None where this host cannot see it."""
+        return None if self._process is None else self._process.usage()
+
+    async def measure(self) -> Usage:
+        """What it uses now, as this host sees it, or else the engine.
+
+        Raises:
+            EngineError: neither tells.
+        """
+        return self.usage() or await engine_usage(self._engine, self.name)
+
+    def reset_peak(self) -> None:
+        """Let ``Usage.peak`` begin anew, where the host can."""
+        if self._process is not None:
+            self._process.reset_peak()
+
+    def kill(self) -> None:
+        """Kill it without the engine, where this host can."""
+        if self._process is not None:
+            self._process.kill()
+
+    def forget_process(self) -> None:
+        """Let go of what ``find_process`` found."""
+        if self._process is not None:
+            self._process.close()
+            self._process = None
 
     async def state(self) -> dict[str, Any]:
         """Return the engine's ``State`` of it.

@@ -6,6 +6,7 @@ an OOM also shows as 1 or 128+. So the engine's oom flag and events decide, and 
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,13 +19,22 @@ class Exit:
     """How a kernel's container ended.
 
     Attributes:
-        reason: "oom" when the engine saw an out-of-memory kill; "timeout" or "cancelled" when the host killed it
-            because a cell did not heed its interrupt; else "kernel_died".
+        reason: "oom" when the engine saw an out-of-memory kill; "timeout", "cancelled" or "output_limit" when the host
+            killed it because a cell did not heed its interrupt; "engine_lost" when the engine cannot say; else
+            "kernel_died".
         exit_code: of the container's first process; None where the engine could not say.
     """
 
-    reason: Literal["oom", "kernel_died", "timeout", "cancelled"]
+    reason: Literal["oom", "kernel_died", "timeout", "cancelled", "output_limit", "engine_lost"]
     exit_code: int | None
+
+    @property
+    def signal(self) -> str | None:
+        """The signal that an exit code stands for."""
+        try:
+            return signal.Signals((self.exit_code or 0) - 128).name
+        except ValueError:
+            return None
 
     def describe(self) -> str:
         if self.reason == "oom":

@@ -127,6 +127,10 @@ class KernelClient:
         """Drop whatever else comes for this request."""
         self._handlers.pop(message_id, None)
 
+    def hold(self, channel: Channel, held: bool) -> None:
+        """Leave a channel's messages in its socket, as far as the guard lets any come; or take them again."""
+        self._sockets[channel].hold(held)
+
     def close(self) -> None:
         self.welcome.cancel()
         self._handlers.clear()
@@ -206,12 +210,18 @@ class _WatchedSocket:
         self._loop = asyncio.get_running_loop()
         self._descriptor: int = socket.FD
         self._turn: asyncio.Handle | None = None
+        self._held = False
         self._loop.add_reader(self._descriptor, self._look)
         self._look()
 
     def send(self, frames: Sequence[bytes]) -> None:
         self._socket.send_multipart(frames, zmq.NOBLOCK)
         self._look()
+
+    def hold(self, held: bool) -> None:
+        self._held = held
+        if not held:
+            self._look()
 
     def close(self) -> None:
         if not self._socket.closed:
@@ -225,7 +235,7 @@ class _WatchedSocket:
 
     def _drain(self) -> None:
         self._turn = None
-        while not self._socket.closed:
+        while not (self._socket.closed or self._held):
             self._share.begin()
             try:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK)

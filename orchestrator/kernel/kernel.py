@@ -18,6 +18,7 @@ from orchestrator.container.engine import Engine
 from orchestrator.container.exits import Exit
 from orchestrator.container.hostconfig import ContainerSpec, create_request
 from orchestrator.container.lease import UserId
+from orchestrator.container.usage import Usage
 from orchestrator.errors import EngineError, KernelDiedError, KernelStartError, UserIdTakenError
 from orchestrator.kernel.channel import Accept, Channel, Handler, KernelClient, Message
 from orchestrator.kernel.endpoint import Endpoint
@@ -39,6 +40,7 @@ _WARM_UP = [("1", False)] * 3 + [("get_ipython().displayhook.flush(); del _0", T
 
 _USER_IDS = 5  # that are tried before a kernel is given up
 
+Stop = Literal["timeout", "cancelled", "output_limit"]  # why the host stops a cell
 Lock = Callable[[ContainerSpec, Policy, KernelResourceLimits], dict[str, Any]]
 
 
@@ -97,8 +99,9 @@ class Kernel:
         self._client: KernelClient | None = None
         self._exit: asyncio.Task[Exit] | None = None
         self._stopping: asyncio.Task[None] | None = None
-        self._condemned: Literal["timeout", "cancelled"] | None = None
+        self._condemned: Stop | None = None
         self._oom = False
+        self._engine_lost = False
 
     @classmethod
     async def start(cls, config: KernelConfig) -> Self:
@@ -212,6 +215,33 @@ class Kernel:
         if self.runtime != "runc":
             self._guard.cut("it ran out of memory")
 
+    def lose_engine(self) -> None:
+        """Called when the Docker engine is gone: nobody could end this kernel any more, or say how it ended."""
+        self._engine_lost = True
+        self._guard.cut("the Docker engine is gone")
+        self.container.kill()
+
+    def usage(self) -> Usage | None:
+        """What the kernel uses now; None where this host cannot read it. See ``measure``."""
+        return self.container.usage()
+
+    def reset_peak(self) -> None:
+        """Let ``Usage.peak`` begin anew, where the host can."""
+        self.container.reset_peak()
+
+    async def measure(self) -> Usage:
+        """What the kernel uses now, from its cgroup, or from the engine.
+
+        Raises:
+            EngineError: neither tells.
+        """
+        return await self.container.measure()
+
+    def hold_output(self, held: bool) -> None:
+        """Leave outputs where they are, so that the kernel has to wait once little room is left; or take them again."""
+        if self._client is not None:
+            self._client.hold("iopub", held)
+
     async def exit(self) -> Exit:
         """Say how the kernel ended, once its wire is cut. Whatever still runs of it is killed then.
 
@@ -246,6 +276,10 @@ class Kernel:
     def policy(self) -> Policy:
         return self._config.policy
 
+    @property
+    def limits(self) -> KernelResourceLimits:
+        return self._config.limits
+
     def note(self, event: str, **details: Any) -> None:
         """Add an entry on this kernel to the audit log."""
         self._config.audit.write(event, instance=self._config.instance, kernel=self.kernel_id, **details)
@@ -258,7 +292,7 @@ class Kernel:
             remedy="Acquire the agent's kernel again: it gets a fresh one.",
         )
 
-    def condemn(self, why: Literal["timeout", "cancelled"]) -> None:
+    def condemn(self, why: Stop) -> None:
         """Cut a kernel off at once whose cell did not heed its interrupt; ``exit`` then kills it."""
         self._condemned = why
         self._guard.cut("its cell did not heed the interrupt")
@@ -288,6 +322,7 @@ class Kernel:
         try:
             await self.container.remove()
         finally:
+            self.container.forget_process()
             self._endpoint.remove()
         self._user.release()  # not after a failure: a container that may still live keeps its user id
 
@@ -320,6 +355,7 @@ class Kernel:
         ready = asyncio.create_task(self._ready())
         watch = asyncio.create_task(self._watch_boot())
         try:
+            await self.container.find_process()
             done, _ = await asyncio.wait({ready, watch}, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
@@ -350,6 +386,8 @@ class Kernel:
                 )
 
     async def _find_exit(self) -> Exit:
+        if self._engine_lost:
+            return Exit("engine_lost", None)
         if self._stopping is not None:
             return Exit("kernel_died", None)
         if not self._cut_by_host():

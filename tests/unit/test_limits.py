@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from orchestrator.limits import Deadline, KernelResourceLimits, OutputBudget
+from orchestrator.limits import Deadline, KernelResourceLimits
 
 
 @pytest.mark.parametrize(
@@ -26,15 +26,6 @@ def test_limits_out_of_range_are_refused(limits: dict[str, float], message: str)
     """Each limit names itself in its error."""
     with pytest.raises(ValueError, match=message):
         KernelResourceLimits(**limits)  # type: ignore[arg-type]
-
-
-def test_a_budget_counts_what_it_drops() -> None:
-    """What does not fit is dropped whole, and the sum of both is what came."""
-    budget = OutputBudget(100)
-    assert budget.take(60)
-    assert not budget.take(50)
-    assert budget.take(40)
-    assert (budget.used, budget.dropped) == (100, 50)
 
 
 def test_a_deadline_passes() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 
+from orchestrator.limits import OutputLimits
+from orchestrator.outputcollector import OutputCollector
 from orchestrator.outputs import (
     ClearOutput,
     DisplayData,
     ErrorOutput,
     ExecuteResult,
     ExecutionResult,
-    OutputCollector,
     OutputEvent,
     StreamOutput,
     Truncation,
@@ -19,7 +20,7 @@ from orchestrator.outputs import (
 
 
 def collect(*events: OutputEvent) -> list[dict[str, object]]:
-    collector = OutputCollector()
+    collector = OutputCollector(OutputLimits(10**6))
     for event in events:
         collector.add(event)
     return [output.as_dict() for output in collector.outputs()]
@@ -63,7 +64,7 @@ def test_the_dict_form_has_the_references_keys_and_is_json() -> None:
         status="error", outcome="error",
         outputs=(StreamOutput("stdout", "x"), ExecuteResult({"text/plain": "1"}, {}, 3), ErrorOutput("E", "v")),
         error=ErrorOutput("E", "v", ("\x1b[31mE\x1b[0m: v",)), msg_id="m", execution_count=3, duration_s=0.1,
-        truncated=Truncation("max_output_size_mb", 10, 5), kernel_state="idle", runtime="runc",
+        truncated=Truncation("max_output_size_mb", 10, 5, 2), kernel_state="idle", runtime="runc",
     )  # fmt: skip
     form = json.loads(json.dumps(result.as_dict()))
     assert form["status"] == "error"
@@ -71,4 +72,9 @@ def test_the_dict_form_has_the_references_keys_and_is_json() -> None:
     assert form["error"]["traceback_text"] == "E: v"
     assert form["msg_id"] == "m"
     assert form["result"] == "1"
-    assert form["truncated"] == {"reason": "max_output_size_mb", "limit_bytes": 10, "dropped_bytes": 5}
+    assert form["truncated"] == {
+        "reason": "max_output_size_mb",
+        "limit_bytes": 10,
+        "dropped_bytes": 5,
+        "dropped_messages": 2,
+    }

@@ -11,7 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.kernel.translate import clean, count, text, to_event
-from orchestrator.outputs import DisplayData, ErrorOutput, OutputCollector, StreamOutput
+from orchestrator.limits import OutputLimits
+from orchestrator.outputcollector import OutputCollector
+from orchestrator.outputs import DisplayData, ErrorOutput, StreamOutput
 
 KINDS = ["stream", "display_data", "update_display_data", "execute_result", "error", "clear_output", "status", "x"]
 anything = st.recursive(
@@ -31,7 +33,7 @@ def test_any_content_gives_an_event_that_can_be_encoded_or_none(kind: str, conte
     event = to_event(kind, content)
     if event is None:
         return
-    collector = OutputCollector()
+    collector = OutputCollector(OutputLimits(10**6))
     collector.add(event)
     json.dumps([output.as_dict() for output in collector.outputs()], allow_nan=False, ensure_ascii=False).encode()
 

@@ -1,4 +1,4 @@
-"""Hears of out-of-memory kills as the engine does.
+"""Hears of out-of-memory kills as the engine does, and of the engine's own end.
 
 A kill does not always end the container: under runsc it hits the process that stands for the cell's address space, and
 the sandbox stays, stuck for good (measured: runsc 2024-07, 256 MiB, oom_kill 1, then no progress until the deadline).
@@ -18,21 +18,30 @@ from orchestrator.container.engine import FAILURES, Engine
 from orchestrator.container.hostconfig import INSTANCE_LABEL
 
 _log = logging.getLogger(__name__)
-_PAUSE = 1.0  # seconds before a broken stream is opened again
+_PAUSE = 0.1  # seconds before a broken stream is opened again
+_LOST_AFTER = 1.0  # seconds in which nobody has answered on the engine's socket, after which it counts as lost
 
 
-class OomWatch:
-    """Calls ``on_oom`` on the event loop with the name of each container of one instance that had a kill."""
+class EngineWatch:
+    """Watches for one instance, in a thread; calls back on the event loop.
 
-    def __init__(self, engine: Engine, instance: str, on_oom: Callable[[str], None]) -> None:
+    Args:
+        on_oom: called with the name of each container of the instance that had an out-of-memory kill.
+        on_lost: called once the engine is gone: its socket refuses for 1 s. One that hangs is not gone.
+    """
+
+    def __init__(
+        self, engine: Engine, instance: str, *, on_oom: Callable[[str], None], on_lost: Callable[[], None]
+    ) -> None:
         self._api: Any = engine.client.api
         self._filters = {"label": [f"{INSTANCE_LABEL}={instance}"], "event": ["oom"]}
         self._on_oom = on_oom
+        self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._closed = threading.Event()
         self._stream: Any = None
         # A daemon: it waits in a read that ends with the engine's next word, or with ``close``.
-        self._thread = threading.Thread(target=self._listen, name="cellblock-oom", daemon=True)
+        self._thread = threading.Thread(target=self._listen, name="cellblock-engine-watch", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -43,19 +52,22 @@ class OomWatch:
                 self._stream.close()
 
     def _listen(self) -> None:
-        since = time.time()
+        since, refused_since, lost = time.time(), 0.0, False
         while not self._closed.is_set():
             try:
                 self._stream = self._api.events(since=f"{since:.6f}", filters=self._filters, decode=True)
-                since = time.time()
+                since, refused_since, lost = time.time(), 0.0, False
                 for event in self._stream:
-                    self._tell(event)
+                    self._call(self._on_oom, event.get("Actor", {}).get("Attributes", {}).get("name", ""))
             except (*FAILURES, OSError, ValueError) as error:  # ValueError: the stream was closed under the reader
                 if not self._closed.is_set():
                     _log.debug("the engine's event stream broke: %s", error)
+                refused_since = refused_since or time.monotonic()
+            if refused_since and not lost and time.monotonic() - refused_since > _LOST_AFTER:
+                lost = True
+                self._call(self._on_lost)
             self._closed.wait(_PAUSE)
 
-    def _tell(self, event: dict[str, Any]) -> None:
-        name = event.get("Actor", {}).get("Attributes", {}).get("name", "")
+    def _call(self, callback: Callable[..., None], *arguments: str) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
-            self._loop.call_soon_threadsafe(self._on_oom, name)
+            self._loop.call_soon_threadsafe(callback, *arguments)

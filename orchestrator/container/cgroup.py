@@ -1,0 +1,144 @@
+"""A container's cgroup, read where it stands: what the container uses, and what was killed in it. v1 and v2.
+
+Its files are kept open and read anew each time: no path is walked, and once the cgroup is gone the read says so instead
+of finding another's. Reading does not wait for a disk, so it is done on the event loop: measured, 40 us for all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Self
+
+from orchestrator.container.usage import Usage
+
+_MOUNT = Path("/sys/fs/cgroup")
+_LARGEST = 16 * 1024  # bytes of any of the files
+_Parse = Callable[[bytes], int]
+
+
+def _number(content: bytes) -> int:
+    return int(content)
+
+
+def _field(*names: bytes) -> _Parse:
+    """Read the first of these fields that a file of "name value" lines has; 0 for none."""
+
+    def parse(content: bytes) -> int:
+        fields = dict(line.split(b" ", 1) for line in content.splitlines() if b" " in line)
+        return next((int(fields[name]) for name in names if name in fields), 0)
+
+    return parse
+
+
+# For each quantity: the controller of cgroup v1 that has it, the file, how to read it, and what to multiply by.
+_V1: dict[str, tuple[str, str, _Parse, float]] = {
+    "cpu_s": ("cpuacct", "cpuacct.usage", _number, 1e-9),
+    "memory": ("memory", "memory.usage_in_bytes", _number, 1),
+    "cache": ("memory", "memory.stat", _field(b"total_inactive_file", b"inactive_file"), 1),
+    "rss": ("memory", "memory.stat", _field(b"total_rss", b"rss"), 1),
+    "peak": ("memory", "memory.max_usage_in_bytes", _number, 1),
+    "oom_kills": ("memory", "memory.oom_control", _field(b"oom_kill"), 1),
+    "pids": ("pids", "pids.current", _number, 1),
+}
+_V2: dict[str, tuple[str, str, _Parse, float]] = {
+    "cpu_s": ("", "cpu.stat", _field(b"usage_usec"), 1e-6),
+    "memory": ("", "memory.current", _number, 1),
+    "cache": ("", "memory.stat", _field(b"inactive_file"), 1),
+    "rss": ("", "memory.stat", _field(b"anon"), 1),
+    "peak": ("", "memory.peak", _number, 1),
+    "oom_kills": ("", "memory.events", _field(b"oom_kill"), 1),
+    "pids": ("", "pids.current", _number, 1),
+}
+_OPTIONAL = ("peak",)  # memory.peak came with Linux 5.19
+
+
+class Cgroup:
+    """The open files of one container's cgroup."""
+
+    def __init__(self, folders: Mapping[str, Path], table: Mapping[str, tuple[str, str, _Parse, float]]) -> None:
+        self._table = table
+        self._files: dict[str, int] = {}
+        self._reset: int | None = None
+        try:
+            for quantity, (controller, name, _parse, _factor) in table.items():
+                if name not in self._files:
+                    self._open(folders[controller] / name, optional=quantity in _OPTIONAL)
+            if table is _V1:
+                with contextlib.suppress(OSError):
+                    self._reset = os.open(folders["memory"] / "memory.max_usage_in_bytes", os.O_WRONLY | os.O_CLOEXEC)
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def find(cls, pid: int, container_id: str) -> Self | None:
+        """Open the cgroup of a container.
+
+        Args:
+            pid: of its first process, as the engine says.
+
+        Returns:
+            None where this host's files tell nothing of it: the engine is on another machine, or cgroups are hidden.
+        """
+        try:
+            lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+            paths = {name: path for line in lines for names, path in [_line(line)] for name in names.split(",")}
+            table = _V1 if "memory" in paths else _V2
+            folders = {
+                name: (_MOUNT / name / paths[name].lstrip("/")) if name else _MOUNT / paths[""].lstrip("/")
+                for name in {row[0] for row in table.values()}
+            }
+            if not all(container_id in str(folder) for folder in folders.values()):
+                return None  # the pid is another process's: the engine counts in another pid namespace
+            return cls(folders, table)
+        except (OSError, KeyError):
+            return None
+
+    def read(self) -> Usage | None:
+        """Read what the container uses now; None once its cgroup is gone."""
+        try:
+            contents = {name: os.pread(file, _LARGEST, 0) for name, file in self._files.items()}
+            values = {
+                quantity: parse(contents[name]) * factor if name in contents else 0
+                for quantity, (_controller, name, parse, factor) in self._table.items()
+            }
+        except (OSError, ValueError):
+            return None
+        cache = int(values["cache"])
+        return Usage(
+            at=time.monotonic(),
+            cpu_s=float(values["cpu_s"]),
+            memory=max(0, int(values["memory"]) - cache),
+            rss=int(values["rss"]),
+            peak=max(int(values["peak"]), int(values["memory"])) - cache,
+            oom_kills=int(values["oom_kills"]),
+            pids=int(values["pids"]),
+        )
+
+    def reset_peak(self) -> None:
+        """Let the high-water mark of memory begin anew, where the host can."""
+        if self._reset is not None:
+            with contextlib.suppress(OSError):
+                os.write(self._reset, b"0")
+
+    def close(self) -> None:
+        for file in (*self._files.values(), *([] if self._reset is None else [self._reset])):
+            os.close(file)
+        self._files, self._reset = {}, None
+
+    def _open(self, path: Path, *, optional: bool) -> None:
+        try:
+            self._files[path.name] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if not optional:
+                raise
+
+
+def _line(line: str) -> tuple[str, str]:
+    """Split a line of /proc/PID/cgroup into its controllers ("" for cgroup v2) and the path."""
+    fields = line.split(":", 2)
+    return fields[1], fields[2]

@@ -1,0 +1,128 @@
+"""The text of one stream as a notebook shows it: a carriage return overwrites its line, a backspace erases. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+# Bounds on what is rendered, so that no message holds the event loop: measured, 20,000 returns take 8 ms. What has more
+# of them, or overwrites a longer line, is kept as it came.
+_MOST_RETURNS = 20_000
+_LONGEST_LINE = 64 * 1024  # characters
+_LARGEST_PIECE = 1024 * 1024  # characters; joining larger ones would hold twice the text in memory
+_ERASURES = re.compile(r"\x08+|[^\x08]+")
+
+
+class StreamText:
+    """Text that grows at its end. ``size`` characters, held in few pieces."""
+
+    def __init__(self) -> None:
+        self._done = _Pieces()
+        self._line = _Pieces()
+        self._column: int | None = None  # where the next character goes, when that is not the line's end
+
+    @property
+    def size(self) -> int:
+        return self._done.size + self._line.size
+
+    def add(self, text: str) -> None:
+        """Append ``text``, with what its carriage returns and backspaces do to the last line."""
+        plain = "\r" not in text and "\b" not in text
+        if not plain:
+            text = text.replace("\r\n", "\n")
+        marks = text.count("\r") + text.count("\b")
+        if (not marks and self._column is None) or marks > _MOST_RETURNS or text.count("\n") > _MOST_RETURNS:
+            self._append(text)
+            return
+        for number, line in enumerate(text.split("\n")):
+            if number:
+                self._append("\n")
+            self._overwrite(line)
+
+    def pieces(self) -> Iterator[str]:
+        """Yield the text in pieces of bounded length, and let go of each."""
+        yield from self._done.drain()
+        yield from self._line.drain()
+
+    def _append(self, text: str) -> None:
+        self._column = None
+        end = text.rfind("\n") + 1
+        if end:
+            for piece in self._line.drain():
+                self._done.add(piece)
+            self._done.add(text[:end])
+        self._line.add(text[end:])
+
+    def _overwrite(self, text: str) -> None:
+        """Write what has no line feed over the last line, from the cursor on."""
+        if not text or self._line.size + len(text) > _LONGEST_LINE:
+            self._append(text) if text else None
+            return
+        first, *others = text.split("\r")
+        line, column = _write("".join(self._line.drain()), self._column, first)
+        if others:
+            # From the last one back: each earlier one shows only where it is longer than all after it.
+            *middle, last = map(_erase, others)
+            column, shown = len(last), last
+            for earlier in (*reversed(middle), line):
+                shown += earlier[len(shown) :]
+            line = shown
+        self._line.add(line)
+        self._column = None if column == len(line) else column
+
+
+def _write(line: str, column: int | None, text: str) -> tuple[str, int]:
+    """Return the line, and the column after it, once ``text`` is written from ``column`` on."""
+    start = len(line) if column is None else column
+    erased = len(text) - len(text.lstrip("\b"))
+    if erased and start == len(line):
+        line = line[: max(0, start - erased)]
+        start = len(line)
+    text = _erase(text)
+    return line[:start] + text + line[start + len(text) :], start + len(text)
+
+
+def _erase(text: str) -> str:
+    """Let each backspace take away the character before it."""
+    if "\b" not in text:
+        return text
+    kept: list[str] = []
+    for run in _ERASURES.findall(text):
+        if run[0] != "\b":
+            kept.append(run)
+            continue
+        erased = len(run)
+        while erased and kept:
+            last = kept.pop()
+            if len(last) > erased:
+                kept.append(last[:-erased])
+            erased = max(0, erased - len(last))
+    return "".join(kept)
+
+
+class _Pieces:
+    """Pieces of a text, joined as they come: adding up strings would cost their length at every piece.
+
+    Like a counter's digits: a piece is joined with the one before it once that is no longer than it. So there are few
+    pieces, and each is copied a few times.
+    """
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self.size = 0
+
+    def add(self, text: str) -> None:
+        if not text:
+            return
+        self.size += len(text)
+        pieces = self._pieces
+        pieces.append(text)
+        while len(pieces) > 1 and len(pieces[-2]) <= len(pieces[-1]) <= _LARGEST_PIECE:
+            last = pieces.pop()
+            pieces[-1] += last
+
+    def drain(self) -> Iterator[str]:
+        """Yield the pieces in order, and let go of each; nothing is left."""
+        pieces, self._pieces, self.size = self._pieces[::-1], [], 0
+        while pieces:
+            yield pieces.pop()

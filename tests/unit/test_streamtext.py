@@ -1,0 +1,87 @@
+"""Carriage returns and backspaces, as a notebook shows them."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+
+import pytest
+
+from orchestrator.streamtext import StreamText
+
+
+def shown(*pieces: str) -> str:
+    text = StreamText()
+    for piece in pieces:
+        text.add(piece)
+    size, whole = text.size, "".join(text.pieces())
+    assert size == len(whole)
+    return whole
+
+
+def reference(text: str) -> str:
+    """What a notebook's front end makes of carriage returns, written the slow and plain way."""
+    lines = []
+    for line in re.sub(r"\r\n", "\n", text).split("\n"):
+        cells: list[str] = []
+        for segment in line.split("\r"):
+            cells[: len(segment)] = segment
+        lines.append("".join(cells))
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        (["one\n", "two"], "one\ntwo"),
+        (["10%\r20%\r100%\n"], "100%\n"),
+        (["10%", "\r20%", "\r", "30%\n", "done"], "30%\ndone"),
+        (["longer\rshort"], "shortr"),
+        (["abc\r\ndef"], "abc\ndef"),
+        (["abc\r", "\ndef"], "abc\ndef"),
+        (["first\nabc\rx"], "first\nxbc"),
+        (["abc\r", "x", "y"], "xyc"),
+        (["abc\b\bX"], "aX"),
+        (["abc", "\b\b", "X"], "aX"),
+        (["\b\b"], ""),
+        (["a\n\bb"], "a\nb"),
+        ([""], ""),
+        (["tail\r"], "tail"),
+    ],
+)
+def test_a_line_is_overwritten_in_place(pieces: list[str], expected: str) -> None:
+    """However the pieces are cut, the last state of each line is what stays."""
+    assert shown(*pieces) == expected
+
+
+def test_any_mixture_is_shown_as_the_plain_way_does() -> None:
+    """1,000 random texts, cut at random places."""
+    chance = random.Random(11)  # noqa: S311 - a repeatable test
+    for _ in range(1000):
+        text = "".join(chance.choice("ab\n\r\r") for _ in range(chance.randrange(40)))
+        text = re.sub("\r\n", "\n", text)
+        cuts = sorted(chance.randrange(len(text) + 1) for _ in range(3))
+        pieces = [text[i:j] for i, j in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+        assert shown(*pieces) == reference(text), (pieces, text)
+
+
+def test_a_progress_bar_takes_one_line_however_long_it_runs() -> None:
+    """A million updates keep one line in memory."""
+    text = StreamText()
+    for done in range(1000):
+        text.add("".join(f"\r{done * 1000 + step:>8}/1000000 [{'#' * 40}]" for step in range(100)))
+    assert text.size == len("".join(text.pieces())) < 100
+
+
+@pytest.mark.parametrize("piece", ["\r", "\b", "a\r", "a\b", "\n\r", "\r\n", "a\rbc\n", "\ra"])
+def test_no_piece_holds_the_loop(piece: str) -> None:
+    """Four megabytes of nothing but control characters cost far less than a loop's stall that anybody would notice."""
+    text = StreamText()
+    text.add("x" * 60_000)
+    begun = time.process_time()
+    text.add(piece * (4_000_000 // len(piece)))
+    assert time.process_time() - begun < 1
+    for _ in range(200):
+        text.add(piece)
+    assert time.process_time() - begun < 2
