@@ -12,7 +12,7 @@ STAMP := $(VENV)/.complete
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help demo test check lint bench verify fuzz seccomp-record engine engine-stop image venv lock clean FORCE
+.PHONY: help demo test check lint bench reactions verify fuzz seccomp-record engine engine-stop image venv lock clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +34,9 @@ lint: $(STAMP) ## lint, format, types and import rules
 
 bench: image ## measure latency beside a plain local kernel
 	@$(BIN)/python -m benchmarks.latency
+
+reactions: image ## measure how soon a timeout, an interrupt, a cancellation and a killed kernel are reported
+	@$(BIN)/python -m benchmarks.reactions
 
 verify: image ## probe every promise on this host, and every probe on containers that must fail it
 	@$(BIN)/cellblock verify --self-test

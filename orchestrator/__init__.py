@@ -7,9 +7,12 @@ from orchestrator.outputs import (
     CellFinished,
     DisplayData,
     ErrorOutput,
+    Evidence,
     ExecuteResult,
     ExecutionResult,
+    OutputDropped,
     StreamOutput,
+    Truncation,
 )
 from orchestrator.pool import KernelPool, KernelResource
 from orchestrator.session import KernelSession
@@ -21,6 +24,7 @@ __all__ = [
     "CellblockError",
     "DisplayData",
     "ErrorOutput",
+    "Evidence",
     "ExecuteResult",
     "ExecutionResult",
     "KernelDiedError",
@@ -30,6 +34,8 @@ __all__ = [
     "KernelResourceLimits",
     "KernelSession",
     "KernelTimeoutError",
+    "OutputDropped",
     "Settings",
     "StreamOutput",
+    "Truncation",
 ]

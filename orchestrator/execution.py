@@ -90,7 +90,7 @@ class Cell:
         """Yield the outputs as they come, and ``CellFinished`` as the last event.
 
         The time limit holds however slowly the consumer takes the events. When the consumer stops early or is
-        cancelled, the cell is interrupted, or its kernel killed, before this generator ends: no cell runs on unseen.
+        cancelled, the cell is interrupted, and its kernel killed if that does not help; ``end`` waits for that.
 
         Raises:
             KernelDiedError: the kernel was gone before the cell was sent.
@@ -98,10 +98,10 @@ class Cell:
             Exception: whatever ``answer`` raised, but for EOFError, which goes to the cell. The cell is over by then.
         """
         self._id = self._kernel.send("shell", "execute_request", self._request(), self._receive, accept=self._accept)
-        call_off = self._kernel.when_lost(self._lost)
+        self._call_off = self._kernel.when_lost(self._lost)
         self._timer = self._loop.call_later(self._limits.max_execution_time, self._stop, "timeout")
         try:
-            while not self._done() or self._events:
+            while not self.is_over or self._events:
                 while self._events:
                     yield self._next_event()
                 await self._woken()
@@ -115,25 +115,48 @@ class Cell:
                 raise self._timeout_error(result)
             yield CellFinished(result)
         except (asyncio.CancelledError, GeneratorExit):
-            await self._see_it_end()
+            self._stop("cancelled")
+            self._muted = True
+            self._hold(False)
             raise
         finally:
-            if self._answering is not None:
-                self._answering.cancel()
-            self._timer.cancel()
-            call_off()
-            self._kernel.forget(self._id)
+            if self.is_over:
+                self._tidy()
+
+    async def end(self) -> None:
+        """Wait until a cell is over whose ``run`` ended early: at most the grace period."""
+        while not self.is_over:
+            self._events.clear()
+            await self._woken()
+        self._tidy()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether reply and idle have come, or the kernel is gone."""
+        return (self._reply is not None and self._idle) or not self._kernel.is_alive
+
+    def _tidy(self) -> None:
+        if self._answering is not None:
+            self._answering.cancel()
+        self._timer.cancel()
+        self._call_off()
+        self._kernel.forget(self._id)
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since it was sent."""
+        return time.monotonic() - self._started
 
     def interrupt(self) -> None:
         """Raise KeyboardInterrupt in the cell, on somebody's demand. What it makes of it is its own affair."""
-        if not self._done():
+        if not self.is_over:
             self._count_interrupt()
             self._kernel.interrupt()
             if not self._busy:  # it has not begun, and would not be hit
                 self._loop.call_later(_INTERRUPT_AGAIN / 4, self.interrupt)
 
     def partial_result(self) -> ExecutionResult:
-        """What is known of a cell that was cancelled or lost."""
+        """What is known of a cell that is over, and was cancelled or lost."""
         self._measure()
         for _ in self._collector.finish():
             pass
@@ -226,16 +249,13 @@ class Cell:
             self._mime_dropped[mime[:_LONGEST_MIME]] = None
         return replace(event, data={mime: item for mime, item in event.data.items() if mime not in dropped})
 
-    def _done(self) -> bool:
-        return (self._reply is not None and self._idle) or not self._kernel.is_alive
-
     def _awake(self) -> None:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
     async def _woken(self) -> None:
         """Wait until the cell is done, or an event has come."""
-        if self._done() or self._events:
+        if self.is_over or self._events:
             return
         self._wake = self._loop.create_future()
         try:
@@ -245,12 +265,13 @@ class Cell:
 
     def _stop(self, why: Stop) -> None:
         """Interrupt the cell, and kill its kernel when that does not end it within the grace period."""
-        if self._done() or self._stopped is not None:
+        if self.is_over or self._stopped is not None:
             return
         self._stopped = why
         self._count_interrupt()
         self._release()
-        self._interrupt_until_done()
+        self._kernel.interrupt()
+        self._loop.call_later(_INTERRUPT_AGAIN, self._interrupt_until_done)
         self._timer.cancel()
         self._timer = self._loop.call_later(INTERRUPT_GRACE, self._kill, why)
 
@@ -265,13 +286,14 @@ class Cell:
             self._stopped_after = time.monotonic() - self._started
 
     def _interrupt_until_done(self) -> None:
-        """Interrupt, and again each second: the first may have come before the cell had begun."""
-        if not self._done():
-            self._kernel.interrupt()
+        """Interrupt again, each second: the first may have come before the cell had begun, or met a kernel whose
+        control thread cannot run, since C code holds the interpreter's lock."""
+        if not self.is_over:
+            self._kernel.interrupt_from_outside()
             self._loop.call_later(_INTERRUPT_AGAIN, self._interrupt_until_done)
 
     def _kill(self, why: Stop) -> None:
-        if not self._done():
+        if not self.is_over:
             self._measure()
             self._kernel.condemn(why)
 
@@ -279,16 +301,6 @@ class Cell:
         """Called once the wire is cut. The cgroup may be gone a moment later."""
         self._measure()
         self._awake()
-
-    async def _see_it_end(self) -> None:
-        """Stop the cell and wait until it is over, however often the waiting task is cancelled."""
-        self._stop("cancelled")
-        self._muted = True
-        self._hold(False)
-        while not self._done():
-            self._events.clear()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._woken()
 
     def _measure(self) -> None:
         self._after = self._kernel.usage() or self._after

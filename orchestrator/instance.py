@@ -21,6 +21,7 @@ from orchestrator.container.enginewatch import EngineWatch
 from orchestrator.container.lease import Lease, host_identity, instance_lease
 from orchestrator.container.reaper import sweep_instance, sweep_orphans
 from orchestrator.errors import (
+    CellblockError,
     EngineError,
     EngineUnavailableError,
     ImageMissingError,
@@ -29,10 +30,11 @@ from orchestrator.errors import (
 )
 from orchestrator.host.imagebuild import image_name
 from orchestrator.kernel.kernel import Kernel, KernelConfig
-from orchestrator.limits import KernelResourceLimits
+from orchestrator.limits import MEGABYTE, KernelResourceLimits
 from orchestrator.policy import Policy
 from orchestrator.settings import Settings
 from orchestrator.store.audit import AuditLog
+from orchestrator.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
 
@@ -48,9 +50,20 @@ class Instance:
         self._kernels: WeakValueDictionary[str, Kernel] = WeakValueDictionary()
         self._watch = EngineWatch(config.engine, config.instance, on_oom=self._on_oom, on_lost=self._on_lost)
         atexit.register(self._last_act)
+        config.audit.write(
+            "instance.opened",
+            instance=config.instance,
+            pid=self._pid,
+            uid=os.getuid(),
+            runtime=config.runtime,
+            image=config.image,
+            policy=config.policy.digest,
+        )
 
     @classmethod
-    async def open(cls, settings: Settings, policy: Policy, limits: KernelResourceLimits) -> Self:
+    async def open(
+        cls, settings: Settings, policy: Policy, limits: KernelResourceLimits, telemetry: Telemetry | None = None
+    ) -> Self:
         """Connect, check that kernels can be started, and sweep up after instances that died.
 
         Raises:
@@ -85,7 +98,10 @@ class Instance:
             uid_base=settings.uid_base,
             uid_count=settings.uid_count,
             start_timeout=settings.start_timeout,
-            audit=AuditLog(settings.audit_path),
+            audit=AuditLog(
+                settings.audit_path, fsync=policy.audit.fsync, rotate_at=settings.audit_rotate_mb * MEGABYTE
+            ),
+            telemetry=telemetry or Telemetry(),
         )
         return cls(config, lease, may_fall_back=wanted == "auto" and runtime == "runsc")
 
@@ -115,7 +131,13 @@ class Instance:
         Raises:
             KernelStartError, EngineError: see ``Kernel.start``.
         """
-        kernel = await (self._start_or_fall_back() if config is None else Kernel.start(config))
+        telemetry = self._config.telemetry
+        try:
+            with telemetry.span("start_kernel", runtime=self.runtime):
+                kernel = await (self._start_or_fall_back() if config is None else Kernel.start(config))
+        except CellblockError:
+            telemetry.kernel_failed()
+            raise
         self._kernels[kernel.container.name] = kernel
         return kernel
 
@@ -127,6 +149,7 @@ class Instance:
             if not self._may_fall_back or config.runtime != "runsc" or not _speaks_against_runtime(error):
                 raise
             _log.warning("gVisor is registered but cannot run a kernel, taking runc: %s", error)
+            config.audit.write("runtime.fell_back", instance=self.id, to="runc", reason=str(error))
             self._config = replace(config, runtime="runc")
             return await Kernel.start(self._config)
         if config.runtime == self._config.runtime:
@@ -171,6 +194,7 @@ class Instance:
             self._config.folder.parent.rmdir()  # only when no other instance has a folder there
         self._config.context.destroy(linger=0)
         self._config.engine.close()
+        self._config.audit.write("instance.closed", instance=self.id)
         self._config.audit.close()
         self._lease.release()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from weakref import WeakValueDictionary
 from nbformat import NotebookNode
 
 from orchestrator import checkpoint, notebook
+from orchestrator.controlsocket import ControlSocket
 from orchestrator.errors import (
     EngineError,
     InvalidInputError,
@@ -31,11 +33,13 @@ from orchestrator.kernel import transfer
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import MEGABYTE, Deadline, KernelResourceLimits
 from orchestrator.monitor import Monitor
+from orchestrator.operations import Operations
 from orchestrator.outputs import Answer, CellFinished, Event
 from orchestrator.policy import Policy
 from orchestrator.pool import KernelPool, KernelResource
 from orchestrator.session import KernelSession
 from orchestrator.settings import Settings
+from orchestrator.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +63,7 @@ class AgentKernelManager:
     Attributes:
         pool: the kernels.
         monitor: what they use.
+        telemetry: metrics and spans; ``telemetry.registry`` is for an endpoint of the program around.
         sessions: the live sessions, by agent id.
         resource_limits: the limits in force.
 
@@ -87,6 +92,17 @@ class AgentKernelManager:
         self.sessions: dict[str, KernelSession] = {}
         self.pool = KernelPool(max_kernels, start=self._start_kernel, warm=self.settings.warm_kernels)
         self.monitor = Monitor(self._live_kernels)
+        self.telemetry = Telemetry()
+        self.telemetry.watch_pool(self.pool.counts)
+        self._operations = Operations(
+            pool=self.pool,
+            sessions=self.sessions,
+            monitor=self.monitor,
+            limits=self.resource_limits,
+            instance=self._describe,
+            end_session=self.end_session,
+        )
+        self._control = ControlSocket(self._operations.commands())
         self._instance: Instance | None = None
         self._opening = asyncio.Lock()
         self._agents: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # a lock lives while it is used
@@ -116,7 +132,15 @@ class AgentKernelManager:
             self._refuse_when_closed()
             if self._instance is not None:
                 return
-            self._instance = await Instance.open(self.settings, self.policy, self.resource_limits)
+            instance = await Instance.open(self.settings, self.policy, self.resource_limits, self.telemetry)
+            try:
+                await self._control.listen(instance.config.folder)
+                if self.settings.metrics_port:
+                    self.telemetry.serve(self.settings.metrics_address, self.settings.metrics_port)
+            except BaseException:
+                await instance.close()
+                raise
+            self._instance = instance
             self._spawn(self._end_idle_sessions())
             self._spawn(self.monitor.run())
             self.pool.prewarm()
@@ -137,7 +161,7 @@ class AgentKernelManager:
 
     @contextlib.asynccontextmanager
     async def acquire_kernel(
-        self, agent_id: str, timeout: float | None = None
+        self, agent_id: str, timeout: float | None = None, *, caller: str = ""
     ) -> AsyncIterator[tuple[Kernel, KernelSession]]:
         """Give the agent its kernel: the one that it has, with its variables, or a fresh one.
 
@@ -146,6 +170,7 @@ class AgentKernelManager:
 
         Args:
             timeout: seconds to wait for a free kernel; None waits for ever.
+            caller: on whose behalf, for the audit log; default: this process's user and number.
 
         Raises:
             InvalidAgentIdError: see ``check_agent_id``.
@@ -157,8 +182,13 @@ class AgentKernelManager:
         if timeout is not None and not timeout >= 0:
             raise InvalidInputError("the timeout must be a number of seconds, 0 or more.")
         await self.start()
-        session = await self._session_of(agent_id, timeout)
+        caller = caller or f"uid {os.getuid()}, pid {os.getpid()}"
+        asked = time.monotonic()
+        with self.telemetry.span("acquire_kernel"):
+            session = await self._session_of(agent_id, timeout, caller)
+        self.telemetry.leased(time.monotonic() - asked)
         session.users += 1
+        session.caller = caller
         try:
             yield session.live_kernel(), session
         finally:
@@ -197,9 +227,12 @@ class AgentKernelManager:
             See ``execute_code``.
         """
         check_code(code)
-        async with contextlib.aclosing(session.run(code, self.resource_limits, answer)) as events:
-            async for event in events:
-                yield event
+        with self.telemetry.span("execute_cell", runtime=self.runtime) as span:
+            async with contextlib.aclosing(session.run(code, self.resource_limits, answer)) as events:
+                async for event in events:
+                    if isinstance(event, CellFinished):
+                        span.set_attribute("cellblock.outcome", event.result.outcome)
+                    yield event
 
     def interrupt(self, session: KernelSession) -> bool:
         """Raise KeyboardInterrupt in the session's running cell, as Ctrl-C does; what it makes of it is its own affair.
@@ -226,9 +259,11 @@ class AgentKernelManager:
             KernelDiedError, SessionEndedError: there is no kernel.
         """
         host = source if isinstance(source, bytes) else Path(source)
-        size = await transfer.put_file(session.live_kernel(), host, destination)
+        kernel = session.live_kernel()
+        sent = await transfer.put_file(kernel, host, destination)
+        session.note(kernel, "file.in", path=destination, bytes=sent.size, sha256=sent.sha256)
         session.touch()
-        return size
+        return sent.size
 
     async def get_file(
         self, session: KernelSession, source: str, destination: str | Path, *, limit: int = 1024 * MEGABYTE
@@ -243,9 +278,11 @@ class AgentKernelManager:
             FileTransferError: it cannot be read or written, or exceeds the limit; no half of it is left.
             KernelDiedError, SessionEndedError: there is no kernel.
         """
-        size = await transfer.get_file(session.live_kernel(), source, Path(destination), limit)
+        kernel = session.live_kernel()
+        taken = await transfer.get_file(kernel, source, Path(destination), limit)
+        session.note(kernel, "file.out", path=source, bytes=taken.size, sha256=taken.sha256)
         session.touch()
-        return size
+        return taken.size
 
     async def end_session(self, agent_id: str, *, reason: str = "end_session") -> bool:
         """End the agent's session and discard its kernel. A cell that runs ends with outcome "kernel_died".
@@ -258,9 +295,13 @@ class AgentKernelManager:
             return False
         session.ended = reason
         self._remember_end(agent_id, reason)
+        self.telemetry.kernel_ended(reason)
+        if session.kernel is not None:
+            session.note(session.kernel, "session.ended", reason=reason, cells=len(session.execution_history))
         resource = self._leases.pop(session.kernel_id, None)
         if resource is not None:
             await self.pool.discard(resource)
+        await session.settled()
         return True
 
     def save_checkpoint(self, session: KernelSession, file_path: str | Path | None = None) -> dict[str, Any]:
@@ -325,13 +366,34 @@ class AgentKernelManager:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            for session in self.sessions.values():
-                session.ended = "shutdown"
+            sessions = list(self.sessions.values())
             self.sessions.clear()
+            for session in sessions:
+                session.ended = "shutdown"
+                if session.kernel is not None:
+                    session.note(
+                        session.kernel, "session.ended", reason="shutdown", cells=len(session.execution_history)
+                    )
             self._leases.clear()
+            await self._control.close()
+            await asyncio.to_thread(self.telemetry.close)
             await self.pool.close()
+            for session in sessions:
+                await session.settled()
             if self._instance is not None:
                 await self._instance.close()
+
+    def overview(self) -> dict[str, Any]:
+        """What `cellblock ps` shows: the instance, its pool, and each kernel with its agent, cell and usage."""
+        return self._operations.overview()
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            "instance": self.instance_id,
+            "pid": os.getpid(),
+            "runtime": self.runtime,
+            "policy": self.settings.policy,
+        }
 
     def _live_kernels(self) -> list[Kernel]:
         kernels = (resource.kernel for resource in self.pool.kernels.values())
@@ -341,7 +403,7 @@ class AgentKernelManager:
         assert self._instance is not None
         return await self._instance.start_kernel()
 
-    async def _session_of(self, agent_id: str, timeout: float | None) -> KernelSession:
+    async def _session_of(self, agent_id: str, timeout: float | None, caller: str) -> KernelSession:
         """Find the agent's live session or make one; one at a time for each agent."""
         deadline = None if timeout is None else Deadline(timeout)
         lock = self._agents.setdefault(agent_id, asyncio.Lock())
@@ -364,19 +426,21 @@ class AgentKernelManager:
             while True:
                 resource = await self.pool.acquire(None if deadline is None else deadline.remaining())
                 if resource.kernel is not None and resource.kernel.is_alive:
-                    return self._new_session(agent_id, resource)
+                    return self._new_session(agent_id, resource, caller)
                 self.pool.release(resource)  # it died between being ready and being taken
         finally:
             lock.release()
 
-    def _new_session(self, agent_id: str, resource: KernelResource) -> KernelSession:
+    def _new_session(self, agent_id: str, resource: KernelResource, caller: str) -> KernelSession:
         kernel = resource.kernel
         assert kernel is not None
         resource.served = True
         session = KernelSession.of(agent_id, kernel)
+        session.caller = caller
         session.previous_end = self._ends.pop(agent_id, None)
         self.sessions[agent_id] = session
         self._leases[kernel.kernel_id] = resource
+        session.note(kernel, "session.started", previous_end=session.previous_end)
         kernel.when_lost(lambda: self._spawn(self._bury(session)))
         return session
 

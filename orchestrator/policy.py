@@ -6,6 +6,7 @@ No key of a policy lifts a lock: what every container gets, whatever its policy,
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import re
 import stat
@@ -188,6 +189,11 @@ class Policy(_Section):
         except ValidationError as error:
             faults = [_fault(fault, text) for fault in error.errors()[:_MOST_FAULTS]]
             raise PolicyError.of(path, sorted(faults, key=lambda fault: fault.line or 0)) from None
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all settings, whatever file and order they came in."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def seccomp_json(self) -> str:

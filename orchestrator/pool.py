@@ -103,6 +103,19 @@ class KernelPool:
         """How many kernels are ready and not taken."""
         return sum(1 for _ in self._ready())
 
+    def counts(self) -> dict[str, int]:
+        """How many kernels there may be, are in each state, and how many callers wait for one."""
+        ready = self.available_count
+        ending = sum(1 for resource in self.kernels.values() if resource.is_shutting_down)
+        return {
+            "max": self.max_kernels,
+            "ready": ready,
+            "leased": len(self.kernels) - ready - ending,
+            "starting": len(self._starting),
+            "ending": ending,
+            "waiting": sum(1 for waiter in self._waiters if not waiter.done()),
+        }
+
     def add_kernel(self, kernel: KernelResource) -> None:
         """Add a ready kernel.
 

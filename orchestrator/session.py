@@ -7,10 +7,11 @@ never share a session, and two tasks of one agent take turns.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 import uuid
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from orchestrator.errors import SessionEndedError
@@ -19,6 +20,7 @@ from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.outputs import Answer, CellFinished, Event, ExecutionResult
 
+_CANCELLED = 0.4  # seconds that a cancelled consumer waits for its cell: an interrupt took 0.02-0.23 s
 DEATHS = ("oom", "kernel_died", "timeout", "cancelled", "engine_lost")  # ends of a session that were its kernel's
 
 
@@ -30,6 +32,7 @@ class KernelSession:
         created_at, last_used_at, last_checkpoint: seconds since the epoch, for people; no deadline is made of them.
         execution_history: one ``{"timestamp", "code", "result"}`` per cell, in order. The entry is made before the
             cell runs, with ``result["status"] == "running"``, and closed after: a crash leaves evidence of it.
+        caller: on whose behalf its kernel was acquired last.
         users: how many ``acquire_kernel`` contexts are open.
         idle_since: monotonic seconds of the last use.
         ended: why the session is over; None while it lives.
@@ -47,9 +50,11 @@ class KernelSession:
     previous_end: str | None = None
     kernel: Kernel | None = field(default=None, repr=False)
     ended: str | None = field(default=None, repr=False)
+    caller: str = ""
     users: int = field(default=0, repr=False)
     idle_since: float = field(default_factory=time.monotonic, repr=False)
     _cell: Cell | None = field(default=None, init=False, repr=False)
+    _ending: asyncio.Task[None] | None = field(default=None, init=False, repr=False)
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock, init=False, repr=False)
 
     @classmethod
@@ -82,6 +87,16 @@ class KernelSession:
         """Whether a cell runs or waits for its turn."""
         return self._lock.locked()
 
+    @property
+    def running_cell(self) -> tuple[int, float] | None:
+        """The number of the cell that runs, and for how many seconds it has; None between cells."""
+        return None if self._cell is None else (len(self.execution_history), self._cell.age_s)
+
+    def note_operator(self, action: str) -> None:
+        """Note in the audit log what an operator does to this session."""
+        if self.kernel is not None:
+            self.note(self.kernel, f"operator.{action}", cell=len(self.execution_history))
+
     def interrupt(self) -> bool:
         """Interrupt the cell that runs. Returns whether there is one."""
         if self._cell is None:
@@ -112,27 +127,81 @@ class KernelSession:
     ) -> AsyncGenerator[Event, None]:
         """Run one cell when its turn comes, and keep it in the history, however it ends.
 
+        A consumer that stops early or is cancelled has waited 0.4 s at most for its cell to end. One that does not
+        heed its interrupt goes on to its end by the grace period; until then the session's next cell has to wait.
+
         Args:
             answer: see ``Cell``.
 
         Raises:
             SessionEndedError, KernelDiedError, KernelTimeoutError: see ``live_kernel`` and ``Cell.run``.
         """
-        async with self._lock:
-            cell = self._cell = Cell(self.live_kernel(), code, limits, answer)
-            self.add_execution(code, {"status": "running"})
-            entry = self.execution_history[-1]
-            result: ExecutionResult | None = None
-            events = cell.run()
-            try:
-                async for event in events:
-                    if isinstance(event, CellFinished):
-                        result = event.result
-                        entry["result"] = result.as_dict()  # before the caller hears of it
-                    yield event
-            finally:
-                await events.aclose()
-                self._cell = None
-                if result is None:
-                    entry["result"] = cell.partial_result().as_dict()
-                self.touch()
+        await self._lock.acquire()
+        try:
+            kernel = self.live_kernel()
+            cell = self._cell = Cell(kernel, code, limits, answer)
+        except BaseException:
+            self._lock.release()
+            raise
+        self._note_start(kernel, code)
+        self.add_execution(code, {"status": "running"})
+        entry = self.execution_history[-1]
+        result: ExecutionResult | None = None
+        events = cell.run()
+        try:
+            async for event in events:
+                if isinstance(event, CellFinished):
+                    result = event.result
+                    entry["result"] = result.as_dict()  # before the caller hears of it
+                yield event
+        finally:
+            await events.aclose()
+            if cell.is_over:
+                self._close(cell, kernel, entry, result)
+            else:
+                self._ending = asyncio.create_task(self._close_later(cell, kernel, entry))
+                await asyncio.wait({self._ending}, timeout=_CANCELLED)
+
+    async def settled(self) -> None:
+        """Wait for the end of a cell that was cancelled and does not heed it. It comes at once when the kernel goes."""
+        if self._ending is not None:
+            await asyncio.wait({self._ending})
+
+    async def _close_later(self, cell: Cell, kernel: Kernel, entry: dict[str, Any]) -> None:
+        await cell.end()
+        self._close(cell, kernel, entry, None)
+
+    def _close(self, cell: Cell, kernel: Kernel, entry: dict[str, Any], result: ExecutionResult | None) -> None:
+        if result is None:
+            result = cell.partial_result()
+            entry["result"] = result.as_dict()
+        self._cell = None
+        self._note_end(kernel, result)
+        self.touch()
+        self._lock.release()
+
+    def note(self, kernel: Kernel, event: str, **details: Any) -> None:
+        """Add an entry on this session to the audit log."""
+        kernel.note(event, agent=self.agent_id, caller=self.caller, session=self.session_id, **details)
+
+    def _note_start(self, kernel: Kernel, code: str) -> None:
+        encoded = code.encode()
+        said: dict[str, Any] = {"code_sha256": hashlib.sha256(encoded).hexdigest(), "code_bytes": len(encoded)}
+        if kernel.policy.audit.code == "full":
+            said["code"] = code
+        self.note(kernel, "cell.started", cell=len(self.execution_history) + 1, **said, **kernel.description())
+
+    def _note_end(self, kernel: Kernel, result: ExecutionResult) -> None:
+        kernel.telemetry.cell_ended(result)
+        self.note(
+            kernel,
+            "cell.ended",
+            cell=len(self.execution_history),
+            outcome=result.outcome,
+            error=None if result.error is None else result.error.ename,
+            kernel_state=result.kernel_state,
+            duration_s=round(result.duration_s, 6),
+            evidence=asdict(result.evidence),
+            truncated=None if result.truncated is None else asdict(result.truncated),
+            mime_dropped=list(result.mime_dropped),
+        )

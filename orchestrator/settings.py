@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -39,6 +39,10 @@ class Settings(BaseSettings):
             ``$XDG_RUNTIME_DIR/cellblock``. A short path: unix socket paths end at 107 bytes.
         audit_log: the file of the audit log; empty: ``/var/log/cellblock/audit.jsonl`` for root, else
             ``cellblock/audit.jsonl`` in ``$XDG_STATE_HOME`` (``~/.local/state``); "off": none.
+        audit_rotate_mb: MiB from which on a new file of the audit log is begun.
+        log_level: what the commands log on stderr: debug, info, warning, error.
+        log_format: "text" or "json".
+        metrics_port: where Prometheus is answered, on ``metrics_address``; 0: nowhere.
         uid_base, uid_count: the range of user ids that containers run as, one of its own for each.
         engine_timeout: seconds that one call to the engine may take.
         start_timeout: seconds from asking for a kernel to its being ready.
@@ -53,6 +57,11 @@ class Settings(BaseSettings):
     warm_kernels: int = Field(default=1, ge=0, le=1000)
     state_dir: str = ""
     audit_log: str = ""
+    audit_rotate_mb: int = Field(default=100, ge=1, le=2**20)
+    log_level: Literal["debug", "info", "warning", "error"] = "warning"
+    log_format: Literal["text", "json"] = "text"
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    metrics_address: str = "127.0.0.1"
     uid_base: int = Field(default=200_000, ge=1000, le=2**31)
     uid_count: int = Field(default=50_000, ge=1, le=2**20)
     engine_timeout: float = Field(default=60.0, gt=0)

@@ -8,6 +8,7 @@ of it. It makes an honest kernel quick, orderly and complete.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import fcntl
 import json
 import os
@@ -17,6 +18,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -43,6 +45,8 @@ STREAM_BUFFER = 1024 * 1024
 PIECE_COST = 1024
 # Messages that wait for the host before the publishing thread waits too (XPUB_NODROP).
 IOPUB_HIGH_WATER = 100
+# Seconds after an interrupt in which another one is the same.
+INTERRUPT_PAUSE = 0.5
 
 
 class Outbox:
@@ -114,6 +118,10 @@ class OrderedStream(OutStream):
                 content = {"name": stream.name, "text": text[start : start + STREAM_PIECE]}
                 self.session.pid = os.getpid()  # this thread survives a fork; Session would refuse to send
                 self.session.send(target, self.session.msg("stream", content, parent=parent), ident=stream.topic)
+
+    def close(self):
+        """Send what waits. A cell that closes its stdout would else end all output of this kernel, and wedge it."""
+        self.flush()
 
     def _setup_stream_redirects(self, name):
         super()._setup_stream_redirects(name)
@@ -219,6 +227,11 @@ class SandboxShell(ZMQInteractiveShell):
 
     system = system_piped
 
+    def ask_exit(self):
+        """Serves ``exit()`` and ``quit()``: ends the cell, as sys.exit does, and not the kernel with its variables."""
+        status = self.keepkernel_on_exit  # where ipykernel puts what they are called with
+        raise SystemExit(status if type(status) is int else None)
+
 
 def drain_streams():
     for stream in (sys.stdout, sys.stderr):
@@ -244,32 +257,57 @@ class SandboxKernel(IPythonKernel):
     shell_class = Type(SandboxShell)
     _supports_kernel_subshells = False
     _runs_code = False
+    _interrupted = 0.0  # when it was last, in monotonic seconds
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         for name in ("write", "read", "remove"):
             self.control_handlers[f"file_{name}_request"] = partial(self._answer, name)
+        self._own_streams = {"stdout": sys.stdout, "stderr": sys.stderr}
 
     def pre_handler_hook(self):
         self.saved_sigint_handler = signal.signal(signal.SIGINT, self._on_interrupt)
 
     def _on_interrupt(self, _number, _frame):
-        """Interrupt the code of a cell, and nothing else: not a reply that is on its way, which would then be lost."""
-        if self._runs_code:
+        """Interrupt the code of a cell, and nothing else: not a reply that is on its way, which would then be lost.
+
+        And not what tells of the interrupt before: the host asks in two ways, and both may come at once.
+        """
+        __tracebackhide__ = True  # from IPython's tracebacks: it is none of the agent's
+        now = time.monotonic()
+        if self._runs_code and now - self._interrupted > INTERRUPT_PAUSE:
+            self._interrupted = now
             raise KeyboardInterrupt
 
     async def do_execute(self, *args, **kwargs):
         try:
             self._runs_code = True
-            reply = await super().do_execute(*args, **kwargs)
-            self._runs_code = False
+            try:
+                reply = await super().do_execute(*args, **kwargs)
+            finally:
+                self._runs_code = False
         except KeyboardInterrupt:  # it came just before or after the code itself
-            self._runs_code = False
             count = self.shell.execution_count
             reply = {"status": "error", "ename": "KeyboardInterrupt", "evalue": "", "traceback": [],
                      "execution_count": count, "user_expressions": {}, "payload": []}  # fmt: skip
+        for name, stream in self._own_streams.items():
+            if getattr(sys, name) is None:  # print() takes it for "nowhere", and ipykernel for its own stream
+                setattr(sys, name, stream)
         drain_streams()
         return reply
+
+    def _send_interrupt_children(self):
+        """Interrupt this process and those of its group.
+
+        Not with killpg: the kernel is process 1, and the group 1 stands for "all but process 1".
+        """
+        group = os.getpgid(0)
+        os.kill(os.getpid(), signal.SIGINT)
+        for name in os.listdir("/proc"):
+            if name.isdecimal() and int(name) != os.getpid():
+                with contextlib.suppress(ProcessLookupError):
+                    if os.getpgid(int(name)) == group:
+                        os.kill(int(name), signal.SIGINT)
 
     async def interrupt_request(self, stream, ident, parent):
         await super().interrupt_request(stream, ident, parent)

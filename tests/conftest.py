@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from orchestrator import AgentKernelManager, KernelResourceLimits, Settings
+from orchestrator import AgentKernelManager, KernelResourceLimits, KernelSession, Settings
 from orchestrator.container.engine import connect, gvisor_fault
 
 # A shell that starts something in the background has it ignore SIGINT, and whatever that starts too: the programs that
@@ -51,6 +53,16 @@ def make_manager(
     """Make a manager on one runtime; ``settings`` are those of the host."""
     chosen = Settings.load().model_copy(update={"runtime": runtime, "warm_kernels": warm, **settings})
     return AgentKernelManager(max_kernels=max_kernels, resource_limits=limits, settings=chosen)
+
+
+@contextlib.asynccontextmanager
+async def one_session(runtime: str, **settings: Any) -> AsyncIterator[tuple[AgentKernelManager, KernelSession]]:
+    """Open a manager, and one agent's session in it; ``settings`` as for ``make_manager``."""
+    async with (
+        make_manager(runtime, **settings) as manager,
+        manager.acquire_kernel("agent", timeout=60) as (_kernel, session),
+    ):
+        yield manager, session
 
 
 @pytest.fixture

@@ -7,9 +7,11 @@ import sys
 
 import typer
 
-from orchestrator.cli import daemon, doctor, image, policies, run, verify
+from orchestrator.cli import auditlog, daemon, doctor, image, policies, ps, run, top, verify
 from orchestrator.cli.render import complain
 from orchestrator.errors import CellblockError
+from orchestrator.logs import configure
+from orchestrator.settings import Settings
 
 app = typer.Typer(
     name="cellblock",
@@ -20,8 +22,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(name="run")(run.run)
+app.command(name="ps")(ps.ps)
+app.command(name="top")(top.top)
 app.command(name="doctor")(doctor.doctor)
 app.command(name="verify")(verify.verify)
+app.add_typer(auditlog.app, name="audit")
 app.add_typer(policies.app, name="policy")
 app.add_typer(image.app, name="image")
 app.add_typer(daemon.app, name="engine")
@@ -31,6 +36,8 @@ def main() -> None:
     """Run the command line. Exit status: 0 done, 1 it failed, 2 wrong usage, 130 interrupted."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends us leaves nothing behind, like Ctrl-C
     try:
+        settings = Settings.load()
+        configure(settings.log_level, settings.log_format)
         app()
     except CellblockError as error:
         complain(error)

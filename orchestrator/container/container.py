@@ -88,6 +88,14 @@ class Container:
         if self._process is not None:
             self._process.reset_peak()
 
+    async def interrupt(self) -> None:
+        """Send its first process a SIGINT.
+
+        Raises:
+            EngineError: the engine does not answer, or it does not run.
+        """
+        await self._engine.call(self._engine.client.api.kill, self.name, "SIGINT")
+
     def kill(self) -> None:
         """Kill it without the engine, where this host can."""
         if self._process is not None:

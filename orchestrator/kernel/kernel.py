@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 import uuid
 from collections.abc import Callable, Sequence
@@ -27,7 +28,9 @@ from orchestrator.kernel.loopshare import KernelShare, LoopShare
 from orchestrator.limits import MEGABYTE, KernelResourceLimits
 from orchestrator.policy import Policy
 from orchestrator.store.audit import AuditLog
+from orchestrator.telemetry import Phases, Telemetry
 
+_log = logging.getLogger(__name__)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 # An honest kernel cuts text into pieces, and says so where a larger display is left out. Measured: receiving and
 # reading a message of 5 MB takes 50 ms at worst, and three times its size.
@@ -53,6 +56,7 @@ class KernelConfig:
         start_timeout: seconds until a kernel must be ready.
         audit: told of every kernel's start, end and violations.
         loop_share: what the kernels divide among them.
+        telemetry: observes each start.
         lock, guard: make the request for each container, and its guard. Only the negative controls of ``isolation/``
             have their own.
     """
@@ -73,6 +77,7 @@ class KernelConfig:
     guard: Callable[[int, KernelShare], Guard] = Guard
     audit: AuditLog = field(default_factory=lambda: AuditLog(None))
     loop_share: LoopShare = field(default_factory=LoopShare)
+    telemetry: Telemetry = field(default_factory=Telemetry)
 
     @property
     def message_bound(self) -> int:
@@ -99,6 +104,7 @@ class Kernel:
         self._client: KernelClient | None = None
         self._exit: asyncio.Task[Exit] | None = None
         self._stopping: asyncio.Task[None] | None = None
+        self._signalling: asyncio.Task[None] | None = None
         self._condemned: Stop | None = None
         self._oom = False
         self._engine_lost = False
@@ -135,8 +141,7 @@ class Kernel:
         except BaseException:
             await kernel.stop()
             raise
-        kernel.note("kernel.started", container=kernel.container.name, runtime=config.runtime, image=config.image,
-                    uid=user.uid)  # fmt: skip
+        kernel.note("kernel.started", **kernel.description(), uid=user.uid)
         kernel.when_lost(kernel._note_end)
         return kernel
 
@@ -204,6 +209,15 @@ class Kernel:
         """Ask the kernel to raise KeyboardInterrupt in the running cell and its child processes. Does not wait."""
         with contextlib.suppress(KernelDiedError):
             self.forget(self.send("control", "interrupt_request", {}, lambda _message: None))
+
+    def interrupt_from_outside(self) -> None:
+        """Have the engine send the kernel's process a SIGINT. Does not wait, and says nothing when it cannot."""
+        if self._signalling is None or self._signalling.done():
+            self._signalling = asyncio.create_task(self._signal())
+
+    async def _signal(self) -> None:
+        with contextlib.suppress(EngineError):
+            await self.container.interrupt()
 
     def ran_out_of_memory(self) -> None:
         """Called when the engine saw an out-of-memory kill in this container.
@@ -277,12 +291,35 @@ class Kernel:
         return self._config.policy
 
     @property
+    def telemetry(self) -> Telemetry:
+        return self._config.telemetry
+
+    @property
     def limits(self) -> KernelResourceLimits:
         return self._config.limits
 
     def note(self, event: str, **details: Any) -> None:
-        """Add an entry on this kernel to the audit log."""
+        """Add an entry on this kernel to the audit log, and without its code to the program's log."""
         self._config.audit.write(event, instance=self._config.instance, kernel=self.kernel_id, **details)
+        if _log.isEnabledFor(logging.INFO):
+            fields = {key: value for key, value in details.items() if key != "code"}
+            _log.info(event, extra={"fields": {"kernel": self.kernel_id, **fields}})
+
+    def description(self) -> dict[str, Any]:
+        """What the audit log says of the sandbox that something ran in."""
+        config, limits = self._config, self._config.limits
+        return {
+            "container": self.container.name,
+            "runtime": self.runtime,
+            "image": config.image,
+            "policy": config.policy.digest,
+            "limits": {
+                "cpu_percent": limits.max_cpu_percent,
+                "memory_mb": limits.max_memory_mb,
+                "execution_time_s": limits.max_execution_time,
+                "output_mb": limits.max_output_size_mb,
+            },
+        }
 
     def died_error(self, reason: str) -> KernelDiedError:
         return KernelDiedError(
@@ -339,7 +376,9 @@ class Kernel:
             ) from None
 
     async def _boot(self) -> None:
-        await self._guard.listen(self._endpoint)
+        phases = self._config.telemetry.kernel_phases(self.runtime)
+        with phases.phase("sockets"):
+            await self._guard.listen(self._endpoint)
         self._client = KernelClient(self._config.context, self._endpoint, self._guard, self._note_reject)
         spec = ContainerSpec(
             name=self.container.name,
@@ -351,8 +390,9 @@ class Kernel:
             kernel_id=self.kernel_id,
             host=self._config.host,
         )
-        await self.container.start(self._config.lock(spec, self._config.policy, self._config.limits))
-        ready = asyncio.create_task(self._ready())
+        with phases.phase("container"):
+            await self.container.start(self._config.lock(spec, self._config.policy, self._config.limits))
+        ready = asyncio.create_task(self._ready(phases))
         watch = asyncio.create_task(self._watch_boot())
         try:
             await self.container.find_process()
@@ -364,13 +404,15 @@ class Kernel:
             watch.cancel()
             await asyncio.gather(ready, watch, return_exceptions=True)
 
-    async def _ready(self) -> None:
+    async def _ready(self, phases: Phases) -> None:
         """Wait for the subscription to be in place, before which outputs would be lost, and run the first cells."""
         assert self._client is not None
-        await self._client.welcome
-        for code, silent in _WARM_UP:
-            content = {"code": code, "silent": silent, "store_history": False, "allow_stdin": False}
-            await self.request("shell", "execute_request", content, timeout=self._config.start_timeout)
+        with phases.phase("dial_in"):
+            await self._client.welcome
+        with phases.phase("first_cells"):
+            for code, silent in _WARM_UP:
+                content = {"code": code, "silent": silent, "store_history": False, "allow_stdin": False}
+                await self.request("shell", "execute_request", content, timeout=self._config.start_timeout)
 
     async def _watch_boot(self) -> None:
         """Raise when the container ends before the kernel is ready."""

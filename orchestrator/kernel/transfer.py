@@ -7,9 +7,11 @@ whole or not at all: on either side it is written under another name first.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import secrets
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -22,14 +24,19 @@ PIECE = 1024 * 1024  # bytes
 _REPLY_TIMEOUT = 30.0  # seconds for one piece; a sandbox under memory pressure takes its time
 
 
-async def put_file(kernel: Kernel, source: Path | bytes, destination: str) -> int:
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """A file that travelled: its bytes, and their SHA-256."""
+
+    size: int
+    sha256: str
+
+
+async def put_file(kernel: Kernel, source: Path | bytes, destination: str) -> Transfer:
     """Copy a file of the host, or bytes, into the sandbox.
 
     Args:
         destination: path inside; relative ones start at the working directory. Missing folders are made.
-
-    Returns:
-        The number of bytes.
 
     Raises:
         FileTransferError: the source cannot be read, or the destination not written; nothing is left there.
@@ -38,22 +45,18 @@ async def put_file(kernel: Kernel, source: Path | bytes, destination: str) -> in
     path = _inside(destination)
     partial = str(PurePosixPath(path).with_name(f".{secrets.token_hex(4)}.part"))
     try:
-        size = await _send(kernel, source, partial, path)
+        return await _send(kernel, source, partial, path)
     except BaseException:
         await _discard(kernel, partial)
         raise
-    return size
 
 
-async def get_file(kernel: Kernel, source: str, destination: Path, limit: int) -> int:
+async def get_file(kernel: Kernel, source: str, destination: Path, limit: int) -> Transfer:
     """Copy a file of the sandbox to the host.
 
     Args:
         source: path inside; relative ones start at the working directory.
         limit: bytes that are taken at most: a sandbox could send for ever.
-
-    Returns:
-        The number of bytes.
 
     Raises:
         FileTransferError: it cannot be read, is larger than ``limit``, or the destination cannot be written.
@@ -68,10 +71,11 @@ async def get_file(kernel: Kernel, source: str, destination: Path, limit: int) -
     except OSError as error:
         raise _host_error(destination, error) from error
     try:
-        size = 0
+        size, digest = 0, hashlib.sha256()
         with handle:
             async for piece in _pieces(kernel, path, source, limit):
                 await _write(handle, piece, destination)
+                await asyncio.to_thread(digest.update, piece)
                 size += len(piece)
         await asyncio.to_thread(_settle, partial, destination)
     except OSError as error:
@@ -82,16 +86,17 @@ async def get_file(kernel: Kernel, source: str, destination: Path, limit: int) -
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    return size
+    return Transfer(size, digest.hexdigest())
 
 
-async def _send(kernel: Kernel, source: Path | bytes, partial: str, path: str) -> int:
-    offset = 0
+async def _send(kernel: Kernel, source: Path | bytes, partial: str, path: str) -> Transfer:
+    offset, digest = 0, hashlib.sha256()
     async for piece, last in _read(source):
         content = {"path": partial, "offset": offset, "last": last, "rename": path}
         await _ask(kernel, "write", content, path, (piece,))
+        await asyncio.to_thread(digest.update, piece)
         offset += len(piece)
-    return offset
+    return Transfer(offset, digest.hexdigest())
 
 
 async def _read(source: Path | bytes) -> AsyncIterator[tuple[bytes, bool]]:

@@ -26,9 +26,10 @@ from orchestrator.errors import InvalidInputError, UnknownKernelNameError
 def test_the_names_that_can_be_imported() -> None:
     """The public names are these; one that goes away, or is added by accident, is noticed."""
     assert sorted(orchestrator.__all__) == [
-        "AgentKernelManager", "CellFinished", "CellblockError", "DisplayData", "ErrorOutput", "ExecuteResult",
-        "ExecutionResult", "KernelDiedError", "KernelPool", "KernelPoolExhaustedError", "KernelResource",
-        "KernelResourceLimits", "KernelSession", "KernelTimeoutError", "Settings", "StreamOutput",
+        "AgentKernelManager", "CellFinished", "CellblockError", "DisplayData", "ErrorOutput", "Evidence",
+        "ExecuteResult", "ExecutionResult", "KernelDiedError", "KernelPool", "KernelPoolExhaustedError",
+        "KernelResource", "KernelResourceLimits", "KernelSession", "KernelTimeoutError", "OutputDropped", "Settings",
+        "StreamOutput", "Truncation",
     ]  # fmt: skip
 
 

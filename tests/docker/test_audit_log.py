@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 from pathlib import Path
 
+import docker
+
 from orchestrator.isolation.wire_attacks import EXCESS, FORGERY, VIOLATION, cell
-from tests.conftest import make_manager
+from orchestrator.store.auditchain import verify
+from tests.conftest import make_manager, one_session
 
 
 async def events_of(runtime: str, path: Path, *codes: str) -> tuple[list[str], list[dict[str, str]]]:
@@ -21,7 +26,7 @@ async def events_of(runtime: str, path: Path, *codes: str) -> tuple[list[str], l
 
 
 async def test_what_a_kernel_was_cut_off_for_is_written_down(runtime: str, tmp_path: Path) -> None:
-    """Too much, malformed and forged, each with its reason; and an honest kernel's life in two lines."""
+    """Too much, malformed and forged, each with its reason; and an honest kernel's life in six lines."""
     codes = (
         cell(EXCESS["a frame announced with 2**62 bytes"], 0.5),
         cell(VIOLATION["unknown flags"], 0.5),
@@ -38,5 +43,56 @@ async def test_what_a_kernel_was_cut_off_for_is_written_down(runtime: str, tmp_p
     assert [entry["event"] for entry in log].count("kernel.started") == 4
     told = [entry for entry in log if entry["event"] == "cell.cut"]
     assert [entry["outcome"] for entry in told][:2] == ["output_limit", "kernel_died"]
-    honest = [entry["event"] for entry in log if entry["kernel"] == log[-1]["kernel"]]
-    assert honest == ["kernel.started", "kernel.ended"]
+    last = [entry["kernel"] for entry in log if "kernel" in entry][-1]
+    assert [entry["event"] for entry in log if entry.get("kernel") == last] == [
+        "kernel.started",
+        "session.started",
+        "cell.started",
+        "cell.ended",
+        "session.ended",
+        "kernel.ended",
+    ]
+
+
+async def test_the_log_says_who_ran_what_where_and_how_it_ended(runtime: str, tmp_path: Path) -> None:
+    """Agent and caller, the code's digest and never the code, container, image, policy, limits, evidence, files."""
+    path = tmp_path / "audit.jsonl"
+    code = "print('hidden-7291')"
+    (tmp_path / "in.txt").write_bytes(b"into the sandbox")
+    async with make_manager(runtime, max_kernels=1, audit_log=str(path)) as manager:
+        async with manager.acquire_kernel("agent-1", timeout=60, caller="service-a") as (kernel, session):
+            await manager.execute_code(session, code)
+            await manager.put_file(session, tmp_path / "in.txt", "in.txt")
+            await manager.get_file(session, "in.txt", tmp_path / "out.txt")
+        image, policy = manager._instance.config.image, manager.policy.digest  # type: ignore[union-attr]
+        with contextlib.closing(docker.from_env()) as client:
+            assert client.api.inspect_container(kernel.container.name)["Image"] == image
+    log = [json.loads(line) for line in path.read_text().splitlines()]
+    assert "hidden-7291" not in path.read_text()
+    started, ended = (next(entry for entry in log if entry["event"] == f"cell.{end}") for end in ("started", "ended"))
+    for entry in (started, ended):
+        assert (entry["agent"], entry["caller"], entry["cell"]) == ("agent-1", "service-a", 1)
+        assert entry["session"] == session.session_id
+        assert entry["kernel"] == kernel.kernel_id
+    assert started["code_sha256"] == hashlib.sha256(code.encode()).hexdigest()
+    assert (started["image"], started["policy"], started["runtime"]) == (image, policy, runtime)
+    assert started["container"] == kernel.container.name
+    assert started["limits"]["memory_mb"] == manager.resource_limits.max_memory_mb
+    assert (ended["outcome"], ended["kernel_state"]) == ("ok", "idle")
+    assert ended["evidence"]["output_bytes"] > 0
+    files = {entry["event"]: entry["sha256"] for entry in log if entry["event"].startswith("file.")}
+    assert files == dict.fromkeys(("file.in", "file.out"), hashlib.sha256(b"into the sandbox").hexdigest())
+    assert next(entry["event"] for entry in log) == "instance.opened"
+    assert [entry["event"] for entry in log][-1] == "instance.closed"
+    assert verify(path).fault is None
+
+
+async def test_a_policy_may_have_the_code_itself_written_down(tmp_path: Path) -> None:
+    """``audit.code = "full"``: an investigation may need it; and a long one is whole."""
+    path, policy = tmp_path / "audit.jsonl", tmp_path / "full.toml"
+    policy.write_text('[audit]\ncode = "full"\nfsync = true\n')
+    code = f"kept = {'x' * 5000!r}"
+    async with one_session("runc", max_kernels=1, audit_log=str(path), policy=str(policy)) as (manager, session):
+        await manager.execute_code(session, code)
+    log = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [entry["code"] for entry in log if entry["event"] == "cell.started"] == [code]

@@ -1,0 +1,35 @@
+"""`cellblock ps`: the kernels of this host, now."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from orchestrator.cli.kernelrows import COLUMNS, look, ordered, summary
+from orchestrator.cli.render import console, errors, run_async
+from orchestrator.settings import Settings
+
+
+def ps(
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything known, as JSON.")] = False,
+    sort: Annotated[str, typer.Option(help="By agent, cpu, memory or age.")] = "agent",
+) -> None:
+    """List the kernels of every cellblock that runs on this host: whose they are, what they use, what they run.
+
+    Example: cellblock ps --sort memory
+    """
+    host = run_async(look(Settings.load()))
+    if as_json:
+        typer.echo(json.dumps(list(host.overviews), indent=2))
+        return
+    if host.rows:
+        table = Table(*COLUMNS)
+        for row in ordered(host.rows, sort):
+            table.add_row(*row.cells())
+        console.print(table)
+    console.print(summary(host))
+    for instance in host.silent:
+        errors.print(f"instance {instance} does not answer: it has ended, or hangs", style="yellow")

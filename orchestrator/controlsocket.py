@@ -1,0 +1,111 @@
+"""The control socket: how `cellblock ps` and `cellblock top` see into a running manager, and stop what it runs.
+
+A unix socket in the instance's own folder, which only its user can enter; no sandbox has it. One request, one reply,
+each a line of JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import SettingsError
+
+_log = logging.getLogger(__name__)
+_NAME = "control.sock"
+_LONGEST = 16 * 1024 * 1024  # bytes of a line
+_TIMEOUT = 5.0  # seconds for a request to come in, and for its reply to be taken
+
+Command = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """The control socket of one running instance."""
+
+    instance: str
+    path: Path
+
+    async def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any] | None:
+        """Send a request; None where nobody answers within ``timeout`` seconds: the instance has ended, or hangs."""
+        try:
+            async with asyncio.timeout(timeout):
+                reader, writer = await asyncio.open_unix_connection(self.path, limit=_LONGEST)
+                try:
+                    writer.write(json.dumps(request).encode() + b"\n")
+                    await writer.drain()
+                    reply = json.loads(await reader.readline() or b"null")
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError, ValueError):
+            return None
+        return reply if isinstance(reply, dict) else None
+
+
+def doors(state: Path) -> list[Door]:
+    """Return the control sockets of all instances that have their folder in ``state``."""
+    return [Door(path.parent.name.removeprefix("i-"), path) for path in sorted(state.glob(f"i-*/{_NAME}"))]
+
+
+class ControlSocket:
+    """Answers requests, each ``{"do": NAME, …}``, with what the command of that name returns.
+
+    Args:
+        commands: by name. One that raises ValueError refuses the request, in its words.
+    """
+
+    def __init__(self, commands: dict[str, Command]) -> None:
+        self._commands = commands
+        self._server: asyncio.Server | None = None
+
+    async def listen(self, folder: Path) -> None:
+        """Begin to answer.
+
+        Raises:
+            SettingsError: the socket cannot be made.
+        """
+        path = folder / _NAME
+        try:
+            self._server = await asyncio.start_unix_server(self._serve, path, limit=_LONGEST)
+        except OSError as error:
+            raise SettingsError(
+                f"the control socket {path} cannot be made: {error}.",
+                remedy="Set CELLBLOCK_STATE_DIR to a shorter path.",
+            ) from error
+        path.chmod(0o600)
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(_TIMEOUT):
+                line = await reader.readline()
+            reply = await self._answer(line)
+            async with asyncio.timeout(_TIMEOUT):
+                writer.write(json.dumps(reply).encode() + b"\n")
+                await writer.drain()
+        except (OSError, TimeoutError, ValueError) as error:
+            _log.debug("a request to the control socket failed: %s", error)
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    async def _answer(self, line: bytes) -> dict[str, Any]:
+        try:
+            request = json.loads(line)
+            command = self._commands[request["do"]]
+        except (ValueError, RecursionError, KeyError, TypeError):
+            return {"error": f"a request is a line of JSON: {{'do': one of {', '.join(self._commands)}}}"}
+        try:
+            return await command(request)
+        except ValueError as error:
+            return {"error": str(error)}

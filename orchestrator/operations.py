@@ -1,0 +1,91 @@
+"""What an operator at a terminal may see of a running manager, and do to it. See ``controlsocket``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+from orchestrator.controlsocket import Command
+from orchestrator.errors import InvalidInputError
+from orchestrator.limits import KernelResourceLimits
+from orchestrator.monitor import Monitor
+from orchestrator.pool import KernelPool, KernelResource
+from orchestrator.session import KernelSession
+
+
+class EndSession(Protocol):
+    """Called to kill a session's kernel: ``AgentKernelManager.end_session``."""
+
+    def __call__(self, agent_id: str, *, reason: str) -> Awaitable[bool]: ...
+
+
+class Operations:
+    """The commands of one manager's control socket."""
+
+    def __init__(
+        self,
+        *,
+        pool: KernelPool,
+        sessions: Mapping[str, KernelSession],
+        monitor: Monitor,
+        limits: KernelResourceLimits,
+        instance: Callable[[], dict[str, Any]],
+        end_session: EndSession,
+    ) -> None:
+        self._pool = pool
+        self._sessions = sessions
+        self._monitor = monitor
+        self._limits = limits
+        self._instance = instance
+        self._end_session = end_session
+
+    def commands(self) -> dict[str, Command]:
+        return {"overview": self._overview, "interrupt": self._interrupt, "kill": self._kill}
+
+    def overview(self) -> dict[str, Any]:
+        """Return the instance, its pool, and a row for each kernel. Never code or outputs."""
+        kernels = [self._row(resource) for resource in self._pool.kernels.values() if resource.kernel is not None]
+        return {**self._instance(), "pool": self._pool.counts(), "kernels": kernels}
+
+    def _row(self, resource: KernelResource) -> dict[str, Any]:
+        kernel = resource.kernel
+        assert kernel is not None
+        session = self._session_of(resource.kernel_id)
+        sample = self._monitor.latest.get(resource.kernel_id)
+        cell = None if session is None else session.running_cell
+        state = "ready" if session is None else "busy" if cell is not None else "idle"
+        return {
+            "kernel_id": resource.kernel_id,
+            "container": kernel.container.name,
+            "runtime": kernel.runtime,
+            "state": "ending" if resource.is_shutting_down or not kernel.is_alive else state,
+            "agent": None if session is None else session.agent_id,
+            "session": None if session is None else session.session_id,
+            "cells": 0 if session is None else len(session.execution_history),
+            "cell": None if cell is None else {"number": cell[0], "age_s": cell[1]},
+            "age_s": time.time() - resource.created_at,
+            "usage": None if sample is None else sample.as_dict(self._limits),
+        }
+
+    def _session_of(self, kernel_id: str) -> KernelSession | None:
+        return next((session for session in self._sessions.values() if session.kernel_id == kernel_id), None)
+
+    async def _overview(self, _request: dict[str, Any]) -> dict[str, Any]:
+        return self.overview()
+
+    async def _interrupt(self, request: dict[str, Any]) -> dict[str, Any]:
+        session = self._known(request)
+        session.note_operator("interrupt")
+        return {"interrupted": session.interrupt()}
+
+    async def _kill(self, request: dict[str, Any]) -> dict[str, Any]:
+        session = self._known(request)
+        session.note_operator("kill")
+        return {"killed": await self._end_session(session.agent_id, reason="killed")}
+
+    def _known(self, request: dict[str, Any]) -> KernelSession:
+        session = self._session_of(str(request.get("kernel")))
+        if session is None:
+            raise InvalidInputError("no agent has this kernel.")
+        return session

@@ -1,0 +1,314 @@
+"""The file format of the audit log: JSON lines, each sealed with a hash that covers the line before it.
+
+A line is ``{"seq":N, … ,"prev":"<hash of line N-1>","hash":"<SHA-256 of all that stands before it>"}``. So no bit of a
+line can change, and no line go, come or change its place, without the next one saying so. What comes last has no next
+one: the *head*, a file beside the log, holds its number and hash. Whoever can write to both can write a log of their
+own; against that, copy a head elsewhere (`cellblock audit verify` prints it), and have it looked for later.
+
+One file is appended to by every process of this host, under a lock on the head. A full file is renamed to
+``NAME.<number of its last line>``, and the next one goes on with the chain.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+GENESIS = "0" * 64  # what the first line has for the hash of the one before it
+RECOVERED, ROTATED = "audit.recovered", "audit.rotated"
+_LINE = re.compile(rb'(\{"seq":(\d{1,18}),.*,"prev":"([0-9a-f]{64})"),"hash":"([0-9a-f]{64})"\}', re.DOTALL)
+_HEAD = re.compile(rb"(\d{1,18}) ([0-9a-f]{64})\n")
+_TAIL = 64 * 1024  # bytes read at once when looking for the last line
+_LONGEST_LINE = 64 * 1024 * 1024  # bytes
+
+Kind = Literal["altered", "removed", "reordered", "cut", "torn"]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place in the chain: a line's number and hash."""
+
+    seq: int
+    hash: str
+
+    def __str__(self) -> str:
+        return f"{self.seq}:{self.hash}"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """The first thing that is wrong with a log.
+
+    Attributes:
+        kind: "altered" (a line is not as it was written), "removed" (lines are missing before this one), "reordered"
+            (it stands elsewhere than it was written), "cut" (lines are missing at the end) or "torn" (the last line
+            was not written whole: the writer was killed, and the next one to write will say so).
+        path, line: where, counted from 1.
+        said: in words.
+    """
+
+    kind: Kind
+    path: Path
+    line: int
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What ``verify`` found.
+
+    Attributes:
+        entries: sound lines before the fault, or all of them.
+        first, last: numbers of the first and the last of them; 0 for none.
+        head: of the last sound line.
+        notes: what is no fault, but should be known.
+    """
+
+    entries: int
+    first: int
+    last: int
+    head: Mark
+    fault: Fault | None
+    notes: tuple[str, ...]
+
+
+def append(path: Path, entries: Sequence[dict[str, Any]], *, fsync: bool, rotate_at: int) -> None:
+    """Append entries, all or none. Repairs what a killed writer left, and says so in an entry of its own. Blocks.
+
+    Args:
+        rotate_at: bytes from which on the file is renamed first, and a new one begun.
+
+    Raises:
+        OSError: it cannot be written; the log is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _opened(_head_path(path)) as head_file:
+        fcntl.flock(head_file, fcntl.LOCK_EX)
+        with contextlib.ExitStack() as stack:
+            log = stack.enter_context(_opened(path))
+            last, repair = _recover(path, log, _read_head(head_file))
+            if os.fstat(log).st_size >= rotate_at:
+                segment = path.with_name(f"{path.name}.{last.seq:012d}")
+                path.rename(segment)
+                log = stack.enter_context(_opened(path))
+                repair = [{"event": ROTATED, "previous": segment.name}, *repair]
+            time = entries[0].get("time", "")
+            lines = bytearray()
+            for entry in (*({"time": time} | said for said in repair), *entries):
+                line, last = _seal(entry, last)
+                lines += line
+            _write_whole(log, lines)
+            if fsync:
+                os.fsync(log)
+        os.pwrite(head_file, f"{last.seq} {last.hash}\n".encode(), 0)
+        os.ftruncate(head_file, len(f"{last.seq} {last.hash}\n"))
+
+
+def verify(path: Path, expected: Mark | None = None) -> Verdict:
+    """Check a log, from its first file to its head. Blocks.
+
+    Args:
+        expected: a head of earlier, which must be in the chain.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    check = _Check(path, expected)
+    for segment in segments(path):
+        with segment.open("rb") as handle:
+            for number, line in enumerate(iter(partial(handle.readline, _LONGEST_LINE), b""), start=1):
+                check.line(segment, number, line)
+                if check.fault is not None:
+                    return check.verdict()
+    check.end()
+    return check.verdict()
+
+
+def segments(path: Path) -> list[Path]:
+    """Return the files of a log that are there, the oldest first."""
+    named = [each for each in path.parent.glob(f"{path.name}.*") if re.fullmatch(r"\d{12}", each.suffix[1:])]
+    return [*sorted(named), *([path] if path.exists() else [])]
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the entries of a log, the oldest first; lines that are no JSON are left out. Blocks.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    for segment in segments(path):
+        with segment.open("rb") as handle:
+            for line in handle:
+                with contextlib.suppress(ValueError, RecursionError):
+                    entry = json.loads(line)
+                    if isinstance(entry, dict):
+                        yield entry
+
+
+class _Check:
+    """Follows a chain line by line, up to its first fault."""
+
+    def __init__(self, path: Path, expected: Mark | None) -> None:
+        self._path = path
+        self._expected = expected
+        self._head: Mark | None = None
+        self._head_file = _head_path(path)
+        if self._head_file.exists():
+            self._head = _parse_head(self._head_file.read_bytes())
+        self._first = 0
+        self._entries = 0
+        self._last = Mark(0, GENESIS)
+        self._where = (path, 0)
+        self._notes: list[str] = []
+        self._found = expected is None
+        self.fault: Fault | None = None
+
+    def line(self, path: Path, number: int, line: bytes) -> None:
+        self._where = (path, number)
+        if not line.endswith(b"\n"):
+            self._fail("torn", "it was not written whole, or its end was cut off")
+            return
+        match = _LINE.fullmatch(line[:-1])
+        if match is None or hashlib.sha256(match[1]).hexdigest().encode() != match[4]:
+            self._fail("altered", "it is not as it was written")
+            return
+        seq, prev, mark = int(match[2]), match[3].decode(), Mark(int(match[2]), match[4].decode())
+        if not self._entries and seq != 1 and b'"event":"audit.rotated"' in line:
+            self._notes.append(f"entries 1 to {seq - 1} are in files that are not here any more")
+        elif seq != self._last.seq + 1:
+            self._misplaced(seq)
+            return
+        elif prev != self._last.hash:
+            self._fail("altered", f"it follows another line {self._last.seq} than the one before it")
+            return
+        self._first = self._first or seq
+        self._entries += 1
+        self._last = mark
+        self._found = self._found or mark == self._expected
+        if b'"event":"audit.recovered"' in line:
+            self._judge_recovery(json.loads(line))
+        if self._head is not None and seq == self._head.seq and mark != self._head:
+            self._fail("altered", "the head holds another hash for it")
+
+    def end(self) -> None:
+        if self._head is None and self._head_file.exists():
+            self._fail("altered", f"the head {self._head_file.name} is damaged")
+        elif self._head is not None and self._head.seq > self._last.seq:
+            self._fail("cut", f"the last {self._head.seq - self._last.seq} entries are missing after it")
+        elif not self._found:
+            self._fail("altered", f"no line is {self._expected}, as was expected")
+        elif self._head is None and self._entries:
+            self._notes.append("there is no head beside the log: lines cut off at its end would not be missed")
+
+    def verdict(self) -> Verdict:
+        return Verdict(self._entries, self._first, self._last.seq, self._last, self.fault, tuple(self._notes))
+
+    def _judge_recovery(self, entry: dict[str, Any]) -> None:
+        if entry.get("lost_entries") or entry.get("head_differs"):
+            lost = entry.get("lost_entries") or "some"
+            self._fail("cut", f"before it {lost} entries were gone that had been written whole")
+        else:
+            self._notes.append(f"entry {entry['seq']}: a killed writer left {entry.get('torn_bytes')} bytes of a line")
+
+    def _misplaced(self, seq: int) -> None:
+        wanted = self._last.seq + 1
+        if seq < wanted or any(entry.get("seq") == wanted for entry in read(self._path)):
+            self._fail("reordered", f"it is entry {seq}, where entry {wanted} should be")
+        else:
+            self._fail("removed", f"entries {wanted} to {seq - 1} are missing before it")
+
+    def _fail(self, kind: Kind, said: str) -> None:
+        self.fault = self.fault or Fault(kind, *self._where, said)
+
+
+def _seal(entry: dict[str, Any], last: Mark) -> tuple[bytes, Mark]:
+    seq = last.seq + 1
+    body = json.dumps({"seq": seq, **entry, "prev": last.hash}, separators=(",", ":"), default=str)[:-1].encode()
+    mark = Mark(seq, hashlib.sha256(body).hexdigest())
+    return body + f',"hash":"{mark.hash}"}}\n'.encode(), mark
+
+
+def _recover(path: Path, log: int, head: Mark | None) -> tuple[Mark, list[dict[str, Any]]]:
+    """Find the last whole line, cut away what a killed writer left behind it, and say what was found."""
+    size = os.fstat(log).st_size
+    end, line = _last_line(log, size)
+    if end < size:
+        os.ftruncate(log, end)
+    older = [each for each in segments(path) if each != path]
+    if not end and older:  # killed between two files
+        with _opened(older[-1]) as segment:
+            _, line = _last_line(segment, os.fstat(segment).st_size)
+    match = _LINE.fullmatch(line)
+    last = head or Mark(0, GENESIS) if match is None else Mark(int(match[2]), match[4].decode())
+    lost = max(0, head.seq - last.seq) if head is not None else 0
+    differs = head is not None and head.seq == last.seq and head != last
+    emptied = match is None and head is not None and bool(head.seq)
+    if end == size and not lost and not differs and not emptied:
+        return last, []
+    said = {"event": RECOVERED, "torn_bytes": size - end, "lost_entries": lost, "head_differs": differs or emptied}
+    return last, [said]
+
+
+def _last_line(log: int, size: int) -> tuple[int, bytes]:
+    """Return where the last whole line ends, and the line without its line feed; b"" for none."""
+    start, data = size, b""
+    while start > 0:
+        step = min(_TAIL, start)
+        start -= step
+        data = os.pread(log, step, start) + data
+        end = data.rfind(b"\n")
+        begin = data.rfind(b"\n", 0, end) if end >= 0 else -1
+        if begin >= 0:
+            return start + end + 1, data[begin + 1 : end]
+    end = data.rfind(b"\n")
+    return end + 1, data[:end] if end >= 0 else b""
+
+
+def _write_whole(log: int, lines: bytes | bytearray) -> None:
+    """Append all or nothing: a disk that fills up takes a part, and that part goes again."""
+    size = os.fstat(log).st_size
+    try:
+        written = os.write(log, lines)
+        while written < len(lines):
+            more = os.write(log, lines[written:])
+            if not more:
+                raise OSError(errno.ENOSPC, "the disk took a part of the lines")
+            written += more
+    except BaseException:
+        os.ftruncate(log, size)
+        raise
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    # No link is followed: whoever can write to the folder must not choose where this goes.
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    append_only = 0 if path.suffix == ".head" else os.O_APPEND
+    descriptor = os.open(path, flags | append_only, 0o600)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _head_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.head")
+
+
+def _read_head(descriptor: int) -> Mark | None:
+    return _parse_head(os.pread(descriptor, 200, 0))
+
+
+def _parse_head(content: bytes) -> Mark | None:
+    match = _HEAD.fullmatch(content)
+    return None if match is None else Mark(int(match[1]), match[2].decode())

@@ -1,0 +1,143 @@
+"""What an agent is told in time: deadlines, interrupts and cancellations, warnings, and what its kernel uses."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+
+import pytest
+
+from benchmarks.reactions import DEAF, REACTIONS, measure
+from orchestrator import AgentKernelManager, KernelResourceLimits, KernelTimeoutError
+from tests.conftest import one_session
+
+
+async def test_reactions_keep_to_their_bounds(runtime: str) -> None:
+    """Deadlines, cancellations, out of memory, a killed kernel: the median of three is within the bound of each."""
+    taken = await measure(runtime, 3)
+    late = {name: times for name, times in taken.items() if statistics.median(times) > REACTIONS[name][1]}
+    assert not late
+
+
+async def test_an_interrupt_on_demand_keeps_the_kernel(runtime: str) -> None:
+    """manager.interrupt: the cell ends as interrupted, and its variables are there; between cells it does nothing."""
+    async with one_session(runtime) as (manager, session):
+        assert manager.interrupt(session) is False
+        running = asyncio.create_task(manager.execute_code(session, "kept = 7\nimport time; time.sleep(60)"))
+        await asyncio.sleep(0.5)
+        assert manager.interrupt(session) is True
+        result = await asyncio.wait_for(running, 10)
+        assert (result["outcome"], result["status"], result["kernel_state"]) == ("interrupted", "error", "idle")
+        assert result["error"]["ename"] == "KeyboardInterrupt"
+        assert result["evidence"]["interrupts"] == 1
+        assert (await manager.execute_code(session, "kept"))["result"] == "7"
+
+
+async def test_a_cell_that_copes_with_its_interrupt_is_ok(runtime: str) -> None:
+    """What it makes of the interrupt is its own affair: caught, and ended well, it is ok, and the evidence says so."""
+    async with one_session(runtime) as (manager, session):
+        code = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('saved')"
+        running = asyncio.create_task(manager.execute_code(session, code))
+        await asyncio.sleep(0.5)
+        manager.interrupt(session)
+        result = await asyncio.wait_for(running, 10)
+        assert (result["outcome"], result["stdout"]) == ("ok", "saved\n")
+        assert result["evidence"]["interrupts"] == 1
+
+
+async def test_a_cancelled_cell_that_does_not_heed_it_is_seen_to_its_end(runtime: str) -> None:
+    """The caller is free within half a second; the next cell of the session waits for the truth, and is told it."""
+    async with one_session(runtime) as (manager, session):
+        running = asyncio.create_task(manager.execute_code(session, DEAF))
+        await asyncio.sleep(0.5)
+        begun = time.monotonic()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert time.monotonic() - begun < 1
+        assert session.is_busy
+        assert session.execution_history[-1]["result"]["status"] == "running"
+        with pytest.raises(Exception, match="gone"):
+            await asyncio.wait_for(manager.execute_code(session, "1"), 20)
+        result = session.execution_history[0]["result"]
+        assert (result["outcome"], result["kernel_state"]) == ("cancelled", "dead")
+
+
+async def test_a_shutdown_ends_what_was_cancelled(runtime: str) -> None:
+    """Nothing waits for a cell that is deaf to its cancellation: the history has its end when shutdown returns."""
+    async with one_session(runtime) as (manager, session):
+        running = asyncio.create_task(manager.execute_code(session, DEAF))
+        await asyncio.sleep(0.5)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert session.execution_history[-1]["result"]["outcome"] == "cancelled"
+    assert not session.is_busy
+
+
+async def test_a_cell_is_warned_before_it_meets_a_limit(runtime: str) -> None:
+    """Memory and time past 80 % of their limits are in the result, of this cell alone; below there is no word."""
+    limits = KernelResourceLimits(max_memory_mb=256, max_execution_time=5)
+    async with one_session(runtime, limits=limits) as (manager, session):
+        assert (await manager.execute_code(session, "1"))["warnings"] == []
+        free = 256 - (await manager.get_kernel_resource_usage(session.kernel_id))["memory_mb"]
+        size = int((free - 0.12 * 256) * 2**20)
+        held = await manager.execute_code(session, f"x = b'x' * {size}")
+        gone = await manager.execute_code(session, "del x")
+        after = await manager.execute_code(session, "1")
+        slow = await manager.execute_code(session, "import time; time.sleep(4.2)")
+    assert [said.split(":")[0] for said in held["warnings"]] == ["memory"], held
+    assert "of 256 MiB" in held["warnings"][0]
+    assert len(gone["warnings"]) <= 1
+    assert after["warnings"] == []
+    assert [said.split(":")[0] for said in slow["warnings"]] == ["time"]
+
+
+async def test_usage_follows_what_a_cell_does(runtime: str) -> None:
+    """Memory, CPU, processes and files rise as the kernel takes them, and fall again."""
+    async with one_session(runtime) as (manager, session):
+        before = await usage(manager, session.kernel_id)
+        await manager.execute_code(session, "x = b'x' * (200 * 2**20)")
+        held = await usage(manager, session.kernel_id)
+        await manager.execute_code(session, "del x; open('/work/file', 'wb').write(b'x' * (50 * 2**20)); None")
+        filed = await usage(manager, session.kernel_id)
+        busy = asyncio.create_task(manager.execute_code(session, "while True: pass"))
+        await asyncio.sleep(2)
+        working = await usage(manager, session.kernel_id)
+        manager.interrupt(session)
+        await busy
+    assert 190 < held["memory_mb"] - before["memory_mb"] < 230
+    assert held["peak_memory_mb"] >= held["memory_mb"]
+    assert 40 < filed["memory_mb"] - before["memory_mb"] < 120
+    assert filed["tmpfs_mb"] is None if runtime == "runsc" else 50 <= filed["tmpfs_mb"] < 52
+    assert 40 < working["cpu_percent"] < 100
+    assert working["cpu_seconds"] > before["cpu_seconds"] + 0.8
+    assert before["pids"] >= 1
+    assert held["memory_limit_mb"] == 1024
+
+
+async def usage(manager: AgentKernelManager, kernel_id: str) -> dict[str, float]:
+    return await manager.get_kernel_resource_usage(kernel_id)
+
+
+async def test_the_evidence_of_a_cell_is_its_own(runtime: str) -> None:
+    """CPU seconds and peak memory are of this cell, not of the kernel's life."""
+    async with one_session(runtime) as (manager, session):
+        heavy = await manager.execute_code(session, "x = b'x' * (300 * 2**20); del x\nfor n in range(10**7): pass")
+        light = await manager.execute_code(session, "1")
+    assert heavy["evidence"]["cpu_s"] > 0.1
+    assert light["evidence"]["cpu_s"] < heavy["evidence"]["cpu_s"] / 2
+    assert heavy["evidence"]["peak_memory_mb"] > 300
+    assert light["evidence"]["peak_memory_mb"] < 300
+
+
+async def test_the_error_of_a_timeout_has_the_whole_evidence(runtime: str) -> None:
+    """KernelTimeoutError.result is a typed result, with what was printed, what it used and how it was stopped."""
+    limits = KernelResourceLimits(max_execution_time=1)
+    async with one_session(runtime, limits=limits) as (manager, session):
+        with pytest.raises(KernelTimeoutError) as caught:
+            await manager.execute_code(session, "print('begun', flush=True)\nwhile True: pass")
+    result = caught.value.result
+    assert (result.outcome, result.kernel_state, result.stdout) == ("timeout", "idle", "begun\n")
+    assert result.evidence.interrupts >= 1
+    assert result.evidence.cpu_s is not None
+    assert result.evidence.cpu_s > 0.3

@@ -1,0 +1,143 @@
+"""A Docker engine of the tests' own, which may be killed, frozen and restarted: no other engine's containers notice."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import docker
+import pytest
+
+from orchestrator.container.engine import FAILURES, connect
+from orchestrator.host.enginedaemon import find_program, pid_in
+from orchestrator.host.imagebuild import image_name
+from orchestrator.settings import Settings
+
+_START = 60.0  # seconds
+
+
+class PrivateEngine:
+    """One dockerd with its containerd, all of it in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._exec_root = folder / "run"
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = f"unix://{folder}/docker.sock"
+
+    def start(self) -> None:
+        """Start the daemon, and wait until it answers."""
+        program = find_program("dockerd")
+        assert program, "no dockerd is installed: make engine"
+        config = self._folder / "daemon.json"
+        config.write_text(json.dumps(self._settings()))
+        (self._folder / "docker.pid").unlink(missing_ok=True)
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    program,
+                    "--config-file",
+                    str(config),
+                    "--host",
+                    self.url,
+                    "--pidfile",
+                    f"{self._folder}/docker.pid",
+                    "--data-root",
+                    f"{self._folder}/data",
+                    "--exec-root",
+                    str(self._exec_root),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        end = time.monotonic() + _START
+        while not self._answers():
+            assert self._process.poll() is None, (self._folder / "log").read_text()[-3000:]
+            assert time.monotonic() < end, (self._folder / "log").read_text()[-3000:]
+            time.sleep(0.1)
+
+    def ensure_running(self) -> None:
+        """Start the daemon again if a test has killed it."""
+        if self._process is None or self._process.poll() is not None:
+            self.start()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send the daemon a signal: SIGKILL, SIGSTOP, SIGCONT."""
+        assert self._process is not None
+        self._process.send_signal(number)
+        if number == signal.SIGKILL:
+            self._process.wait(10)
+
+    def take_image(self, name: str) -> None:
+        """Copy an image of the engine that the environment names."""
+        with (
+            contextlib.closing(connect(300)) as source,
+            contextlib.closing(self._client(300)) as own,
+            tempfile.TemporaryFile() as archive,
+        ):
+            archive.writelines(source.images.get(name).save(named=True))
+            archive.seek(0)
+            own.images.load(archive)
+
+    def remove(self) -> None:
+        """End the daemon, and whatever it left running or mounted."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.kill()
+            self._process.wait(10)
+        for process in self._left_behind():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        for mount in reversed([mount for mount in mounts if mount.startswith(f"{self._folder}/")]):
+            subprocess.run(["umount", "-l", mount], check=False)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _settings(self) -> dict[str, object]:
+        """The machine's own runtimes, and nothing of its network."""
+        machine = Path("/etc/docker/daemon.json")
+        runtimes = json.loads(machine.read_text()).get("runtimes", {}) if machine.exists() else {}
+        return {"bridge": "none", "iptables": False, "ip6tables": False, "runtimes": runtimes, "shutdown-timeout": 5}
+
+    def _client(self, timeout: int) -> docker.DockerClient:
+        return docker.DockerClient(self.url, timeout=timeout, version="auto")
+
+    def _answers(self) -> bool:
+        try:
+            with contextlib.closing(self._client(5)) as client:
+                return bool(client.ping())
+        except FAILURES:
+            return False
+
+    def _left_behind(self) -> list[int]:
+        """containerd, and every shim, gofer and sandbox that names this engine's folder."""
+        found = {pid_in(self._exec_root / "containerd" / "containerd.pid")} - {0}
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if str(self._exec_root).encode() in path.read_bytes():
+                    found.add(int(path.parent.name))
+        return sorted(found - {os.getpid()})
+
+
+@contextlib.contextmanager
+def private_engine(folder: Path) -> Iterator[PrivateEngine]:
+    """Start an engine that has the sandbox image, and point this process at it."""
+    engine = PrivateEngine(folder)
+    try:
+        engine.start()
+        engine.take_image(image_name(Settings.load()))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DOCKER_HOST", engine.url)
+            yield engine
+    finally:
+        engine.remove()

@@ -1,0 +1,111 @@
+"""Metrics and spans by their names; logs that hold what happened, and no code."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import urllib.request
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client import generate_latest
+
+from orchestrator.errors import SettingsError
+from orchestrator.logs import JsonFormatter, TextFormatter
+from orchestrator.outputs import Evidence, ExecutionResult, Truncation
+from orchestrator.telemetry import Telemetry
+
+RESULT = ExecutionResult(
+    status="error", outcome="oom", outputs=(), error=None, msg_id="m", execution_count=1, duration_s=0.3,
+    truncated=Truncation("max_output_size_mb", 10, 7, 1), kernel_state="dead", runtime="runsc",
+    evidence=Evidence(output_bytes=12),
+)  # fmt: skip
+
+
+def test_what_happened_is_in_the_metrics() -> None:
+    """Each observation shows under its own name, with Prometheus' units and suffixes."""
+    telemetry = Telemetry()
+    telemetry.watch_pool(lambda: {"ready": 2, "leased": 3, "starting": 1, "ending": 0, "waiting": 4, "max": 10})
+    telemetry.cell_ended(RESULT)
+    telemetry.leased(0.02)
+    telemetry.kernel_ended("oom")
+    telemetry.kernel_failed()
+    with telemetry.kernel_phases("runc").phase("container"):
+        pass
+    text = generate_latest(telemetry.registry).decode()
+    for line in (
+        'cellblock_kernels{state="leased"} 3.0',
+        "cellblock_waiting_callers 4.0",
+        'cellblock_cells_total{outcome="oom",runtime="runsc"} 1.0',
+        'cellblock_cell_duration_seconds_count{runtime="runsc"} 1.0',
+        "cellblock_lease_wait_seconds_count 1.0",
+        'cellblock_kernel_ends_total{reason="oom"} 1.0',
+        "cellblock_kernel_start_failures_total 1.0",
+        'cellblock_kernel_start_seconds_count{phase="container",runtime="runc"} 1.0',
+        "cellblock_output_bytes_total 12.0",
+        "cellblock_output_dropped_bytes_total 7.0",
+    ):
+        assert f"\n{line}\n" in text
+
+
+def test_prometheus_is_answered_on_a_port_of_its_own() -> None:
+    """The endpoint answers while it is open; a port that is taken is an error that says what to do."""
+    telemetry = Telemetry()
+    telemetry.serve("127.0.0.1", 0)
+    port = telemetry._server.server_port
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            assert b"cellblock_lease_wait_seconds" in answer.read()
+        with pytest.raises(SettingsError, match="CELLBLOCK_METRICS_PORT"):
+            Telemetry().serve("127.0.0.1", port)
+    finally:
+        telemetry.close()
+    telemetry.close()
+
+
+def test_spans_go_wherever_the_program_sends_them() -> None:
+    """A span has its attributes and its parent, and says which error it ended with."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    telemetry = Telemetry()
+    with trace.get_tracer("caller").start_as_current_span("outer"):
+        with telemetry.span("execute_cell", runtime="runc") as span:
+            span.set_attribute("cellblock.outcome", "ok")
+        with pytest.raises(KeyError), telemetry.span("acquire_kernel"):
+            raise KeyError
+    cell, lease, outer = exporter.get_finished_spans()
+    assert (cell.name, dict(cell.attributes or {})) == (
+        "cellblock.execute_cell",
+        {"cellblock.runtime": "runc", "cellblock.outcome": "ok"},
+    )
+    assert (lease.attributes or {})["error.type"] == "KeyError"
+    assert cell.parent is not None
+    assert outer.context is not None
+    assert cell.parent.span_id == outer.context.span_id
+
+
+@pytest.mark.parametrize("form", [JsonFormatter(), TextFormatter("%(levelname)s %(name)s: %(message)s")])
+def test_a_log_line_has_its_fields(form: logging.Formatter) -> None:
+    """One line each, whatever the fields hold."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(form)
+    logger = logging.getLogger("orchestrator.test")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        logger.info("cell.ended", extra={"fields": {"outcome": "ok", "path": "a\nb"}})
+    finally:
+        logger.removeHandler(handler)
+    (line,) = stream.getvalue().splitlines()
+    if isinstance(form, JsonFormatter):
+        assert json.loads(line) | {"event": "cell.ended", "outcome": "ok", "path": "a\nb"} == json.loads(line)
+    else:
+        assert line == "INFO orchestrator.test: cell.ended outcome='ok' path='a\\nb'"
