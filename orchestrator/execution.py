@@ -11,7 +11,7 @@ import fnmatch
 import re
 import time
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from dataclasses import replace
 
 from orchestrator.container.exits import Exit
@@ -42,6 +42,7 @@ _END_OF_FILE = "\x04"  # what a kernel takes for one
 _MOST_MIMES = 20  # names of dropped mime types that a result keeps
 _LONGEST_MIME = 100  # characters of each
 _INTERRUPT_AGAIN = 1.0  # seconds
+_STRAY = 2.0  # seconds that a cell which has ended waits for the last interrupt to have been, lest it hit the next
 _BEHIND = 1024 * 1024  # bytes of events that may wait for the consumer before the kernel has to
 INTERRUPT_GRACE = 3.0  # seconds between interrupting a cell and killing its kernel; an interrupt took 0.02-0.23 s
 
@@ -77,6 +78,8 @@ class Cell:
         self._mime_dropped: dict[str, None] = {}
         self._stopped: Stop | None = None
         self._interrupts = 0
+        self._interrupting: set[asyncio.Task[None]] = set()
+        self._settling: asyncio.TimerHandle | None = None
         self._stopped_after: float | None = None
         self._end: Exit | None = None
         self._started = time.monotonic()
@@ -132,12 +135,23 @@ class Cell:
 
     @property
     def is_over(self) -> bool:
-        """Whether reply and idle have come, or the kernel is gone."""
-        return (self._reply is not None and self._idle) or not self._kernel.is_alive
+        """Whether reply and idle have come, and no interrupt is on its way any more; or the kernel is gone."""
+        return (self._has_ended and not self._interrupting) or not self._kernel.is_alive
+
+    @property
+    def _has_ended(self) -> bool:
+        return self._reply is not None and self._idle
+
+    @property
+    def _runs(self) -> bool:
+        return self._kernel.is_alive and not self._has_ended
 
     def _tidy(self) -> None:
         if self._answering is not None:
             self._answering.cancel()
+        if self._settling is not None:
+            self._settling.cancel()
+        self._forget_interrupts()
         self._timer.cancel()
         self._call_off()
         self._kernel.forget(self._id)
@@ -149,9 +163,9 @@ class Cell:
 
     def interrupt(self) -> None:
         """Raise KeyboardInterrupt in the cell, on somebody's demand. What it makes of it is its own affair."""
-        if not self.is_over:
+        if self._runs:
             self._count_interrupt()
-            self._kernel.interrupt()
+            self._send_interrupt(self._kernel.interrupt())
             if not self._busy:  # it has not begun, and would not be hit
                 self._loop.call_later(_INTERRUPT_AGAIN / 4, self.interrupt)
 
@@ -196,6 +210,8 @@ class Cell:
             self._idle = self._idle or message.content.get("execution_state") == "idle"
         elif (event := to_event(message.kind, message.content)) is not None:
             self._take(self._allowed(event))
+        if self._has_ended and self._interrupting and self._settling is None:
+            self._settling = self._loop.call_later(_STRAY, self._forget_interrupts)
         self._awake()
 
     async def _ask(self, answer: Answer, request: InputRequest) -> None:
@@ -216,9 +232,10 @@ class Cell:
     def _take(self, event: OutputEvent) -> None:
         if isinstance(event, ErrorOutput):
             self._error = event
-        if self._collector.add(event) and not self._muted:
-            self._events.append(event)
-            self._events_cost += cost(event)
+        shown = self._collector.add(event)
+        if shown is not None and not self._muted:
+            self._events.append(shown)
+            self._events_cost += cost(shown)
             self._hold(self._events_cost > _BEHIND)
         self._check_output()
 
@@ -265,12 +282,12 @@ class Cell:
 
     def _stop(self, why: Stop) -> None:
         """Interrupt the cell, and kill its kernel when that does not end it within the grace period."""
-        if self.is_over or self._stopped is not None:
+        if not self._runs or self._stopped is not None:
             return
         self._stopped = why
         self._count_interrupt()
         self._release()
-        self._kernel.interrupt()
+        self._send_interrupt(self._kernel.interrupt())
         self._loop.call_later(_INTERRUPT_AGAIN, self._interrupt_until_done)
         self._timer.cancel()
         self._timer = self._loop.call_later(INTERRUPT_GRACE, self._kill, why)
@@ -288,12 +305,25 @@ class Cell:
     def _interrupt_until_done(self) -> None:
         """Interrupt again, each second: the first may have come before the cell had begun, or met a kernel whose
         control thread cannot run, since C code holds the interpreter's lock."""
-        if not self.is_over:
-            self._kernel.interrupt_from_outside()
+        if self._runs:
+            self._send_interrupt(self._kernel.interrupt_from_outside())
             self._loop.call_later(_INTERRUPT_AGAIN, self._interrupt_until_done)
 
+    def _send_interrupt(self, interrupt: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(interrupt)
+        self._interrupting.add(task)
+        task.add_done_callback(self._interrupt_was)
+
+    def _interrupt_was(self, task: asyncio.Task[None]) -> None:
+        self._interrupting.discard(task)
+        self._awake()
+
+    def _forget_interrupts(self) -> None:
+        for task in self._interrupting:
+            task.cancel()
+
     def _kill(self, why: Stop) -> None:
-        if not self.is_over:
+        if self._runs:
             self._measure()
             self._kernel.condemn(why)
 

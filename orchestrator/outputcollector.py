@@ -32,6 +32,7 @@ from orchestrator.streamtext import StreamText
 
 _EVENT = 200  # bytes that an event takes beside its content
 _LARGEST_PIECE = 1024 * 1024  # bytes of one event, once output is being left out; what is larger is left out unread
+_ALWAYS_READ = 512 * 1024  # bytes of one event that is read however low the limit: a kernel's longest piece of text
 _SMALL_PIECE = 4096  # characters; a shorter piece in the tail is joined with the next: each costs as an event
 _TOO_LARGE = "max_output_size_mb"
 _SHORT = 100  # characters; the memory of a longer text tells how wide its characters are
@@ -94,6 +95,7 @@ class _Waiting:
     number: int
     streamed: bool  # whether the consumer had it before it became the tail's
     messages: int = 1  # that it is made of
+    missed: bool = False  # whether a part of it was left out, and counted so
 
 
 class OutputCollector:
@@ -130,7 +132,8 @@ class OutputCollector:
     def wants(self, size: int) -> bool:
         """Whether an event that takes ``size`` bytes at most is worth reading."""
         largest = self._limits.bytes * 2 // 3
-        return size <= (min(largest, _LARGEST_PIECE) if self._split else max(largest, self._room()))
+        largest = min(largest, _LARGEST_PIECE) if self._split else max(largest, self._room())
+        return size <= max(largest, _ALWAYS_READ)
 
     def refuse(self, size: int) -> None:
         """Leave out an event of ``size`` bytes that was not read."""
@@ -139,27 +142,31 @@ class OutputCollector:
         self._part(_TOO_LARGE)
         self._drop(size, seen=False)
 
-    def add(self, event: OutputEvent) -> bool:
-        """Take an event. Returns whether the consumer is to have it now; else ``finish`` has it, or it is left out."""
+    def add(self, event: OutputEvent) -> OutputEvent | None:
+        """Take an event.
+
+        Returns:
+            What the consumer is to have now: the event; its beginning, where the limit is passed within it; or None.
+            The rest is left out, or ``finish`` has it.
+        """
         self.bytes_seen += (size := _size(event))
         self.messages_seen += 1
         match event:
             case ClearOutput(wait=True):
                 self._clear_at_next = True
-                return True
+                return event
             case ClearOutput():
                 self._reset()
-                return True
+                return event
             case UpdateDisplayData():
-                return self._update(event, size)
+                return event if self._update(event, size) else None
             case CommMessage():
-                return self.messages_seen <= self._limits.messages
+                return event if self.messages_seen <= self._limits.messages else None
             case OutputDropped():
                 raise AssertionError("unreachable: the collector makes these, and gets none")
         if self._clear_at_next:
             self._reset()
-        self._keep(event)
-        return not self._split
+        return self._keep(event)
 
     def finish(self) -> Iterator[OutputEvent]:
         """End the collecting. Yields what the consumer has not had: how much was left out, and the tail."""
@@ -179,7 +186,7 @@ class OutputCollector:
         outputs, self._outputs = self._outputs, []
         return tuple(map(self._final, outputs))
 
-    def _keep(self, event: Output) -> None:
+    def _keep(self, event: Output) -> Output | None:
         number, self._last, last = 0, None, self._last
         if isinstance(event, StreamOutput):
             stream = self._streams[event.name]
@@ -191,9 +198,27 @@ class OutputCollector:
         if self._split:
             self._wait(self._joined(_Waiting(event, number, streamed=False)))
             self._fit()
-        else:
+            return None
+        reason = self._excess_with(event)
+        if not reason:
             self._append(event, number)
-            self._part(self._excess())
+            return event
+        first, rest = self._divided(event)
+        if first is not None:
+            self._append(first, number)
+        self._part(reason)
+        if rest is not None:
+            self._wait(_Waiting(rest, number, streamed=False))
+            self._fit()
+        return first
+
+    def _divided(self, event: Output) -> tuple[Output | None, Output | None]:
+        """Divide the event at which the limit is passed into what is still of the head, and the rest."""
+        first = self._head_part(event)
+        if not isinstance(event, StreamOutput) or not isinstance(first, StreamOutput):
+            return None, event
+        rest = event.text[len(first.text) :]
+        return first, StreamOutput(event.name, rest) if rest else None
 
     def _append(self, event: Output, number: int) -> None:
         """Put an event at the end of the outputs."""
@@ -201,8 +226,8 @@ class OutputCollector:
         if not isinstance(event, StreamOutput):
             self._outputs.append(_Shown(event, number))
             return
-        run = self._outputs[-1] if self._outputs else None
-        if isinstance(run, _Run) and run.name == event.name:
+        run = self._run_of(event)
+        if run is not None:
             self._in_head.other -= _EVENT
         else:
             run = _Run(event.name)
@@ -211,15 +236,23 @@ class OutputCollector:
         run.text.add(event.text)
         self._in_head.characters[event.name] += run.text.size - before - len(event.text)  # a return overwrites
 
+    def _run_of(self, event: Output) -> _Run | None:
+        """The run at the outputs' end, where the event is more of it."""
+        run = self._outputs[-1] if self._outputs else None
+        return run if isinstance(run, _Run) and isinstance(event, StreamOutput) and run.name == event.name else None
+
     def _joined(self, waiting: _Waiting) -> _Waiting:
         """Join a short piece at the tail's end with the next one of its stream."""
         last, event = self._tail[-1] if self._tail else waiting, waiting.event
         if last is waiting or last.streamed or not isinstance(last.event, StreamOutput):
             return waiting
+        if last.messages > self._limits.messages // 16:  # it is left out as a whole
+            return waiting
         if not isinstance(event, StreamOutput) or event.name != last.event.name or len(last.event.text) > _SMALL_PIECE:
             return waiting
         self._forget(self._tail.pop())
-        return _Waiting(StreamOutput(event.name, last.event.text + event.text), 0, False, last.messages + 1)
+        text = last.event.text + event.text
+        return _Waiting(StreamOutput(event.name, text), 0, False, last.messages + 1, last.missed)
 
     def _wait(self, waiting: _Waiting) -> None:
         self._tail.append(waiting)
@@ -243,6 +276,13 @@ class OutputCollector:
         if self._in_head.messages + self._in_tail.messages > self._limits.messages:
             return "output.messages"
         return "output.displays" if self._in_head.displays + self._in_tail.displays > self._limits.displays else ""
+
+    def _excess_with(self, event: Output) -> str:
+        """Name the limit that would be exceeded with one event more."""
+        self._in_head.count(event)
+        reason = self._excess()
+        self._in_head.count(event, -1)
+        return reason
 
     def _part(self, reason: str) -> None:
         """Split what is there into head and tail, unless that was done, or there is no reason to."""
@@ -275,7 +315,7 @@ class OutputCollector:
     def _head_part(self, event: Output) -> Output | None:
         """Return as much of an event as is to stay in the head."""
         limits, head = self._limits, self._in_head
-        room = limits.bytes // 3 - self._cost_of(head) - _EVENT
+        room = limits.bytes // 3 - self._cost_of(head) - (0 if self._run_of(event) else _EVENT)
         if room <= 0 or head.messages >= limits.messages // 2:
             return None
         if isinstance(event, StreamOutput):
@@ -300,9 +340,9 @@ class OutputCollector:
             fitting = (self._room() - _EVENT) // self._streams[event.name].price
             if 0 < fitting < len(event.text):  # its end may stay
                 kept, event = event.text[-fitting:], StreamOutput(event.name, event.text[:-fitting])
-                self._tail.appendleft(_Waiting(StreamOutput(event.name, kept), 0, waiting.streamed))
+                self._tail.appendleft(_Waiting(StreamOutput(event.name, kept), 0, waiting.streamed, missed=True))
                 self._in_tail.count(self._tail[0].event)
-        self._drop(_size(event), seen=waiting.streamed, messages=waiting.messages)
+        self._drop(_size(event), seen=waiting.streamed, messages=waiting.messages - waiting.missed)
 
     def _drop(self, size: int, *, seen: bool, messages: int = 1) -> None:
         self._dropped_bytes += size

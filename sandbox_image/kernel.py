@@ -37,8 +37,9 @@ CONNECTION_FILE = "/run/kernel/connection.json"
 FONT_CACHE = "/opt/cellblock/matplotlib"
 
 # One stream message carries at most this much text, so that a single print of any length stays far below the
-# host's bound on a message.
-STREAM_PIECE = 256 * 1024
+# host's bound on a message, and that IOPUB_HIGH_WATER of them, which an interrupted cell still has to get rid of, are
+# soon taken.
+STREAM_PIECE = 64 * 1024
 # A cell that prints faster than the host reads waits once this much text is buffered.
 STREAM_BUFFER = 1024 * 1024
 # What a message of its own costs, in characters: a thousand short lines in turn on both streams fill the buffer too.
@@ -299,10 +300,11 @@ class SandboxKernel(IPythonKernel):
     def _send_interrupt_children(self):
         """Interrupt this process and those of its group.
 
-        Not with killpg: the kernel is process 1, and the group 1 stands for "all but process 1".
+        Not with killpg: the kernel is process 1, and the group 1 stands for "all but process 1". And the main thread by
+        name: gVisor may give a signal for the process to a thread that does not wait, and the cell would go on waiting.
         """
         group = os.getpgid(0)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         for name in os.listdir("/proc"):
             if name.isdecimal() and int(name) != os.getpid():
                 with contextlib.suppress(ProcessLookupError):

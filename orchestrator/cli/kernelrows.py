@@ -86,8 +86,9 @@ async def look(settings: Settings) -> Host:
 def summary(host: Host) -> str:
     """Return one line on all pools."""
     count = host.pool
+    instances = "1 instance" if len(host.overviews) == 1 else f"{len(host.overviews)} instances"
     return (
-        f"{len(host.overviews)} instances, {len(host.rows)} of {count('max')} kernels: {count('leased')} leased, "
+        f"{instances}, {len(host.rows)} of {count('max')} kernels: {count('leased')} leased, "
         f"{count('ready')} ready, {count('starting')} starting; {count('waiting')} callers wait"
     )
 

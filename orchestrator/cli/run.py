@@ -13,11 +13,20 @@ from typing import Annotated, TextIO
 import typer
 
 from orchestrator.cli.prompt import Prompt
-from orchestrator.cli.render import errors, plain, run_async
+from orchestrator.cli.render import complain, errors, plain, run_async
+from orchestrator.cli.verdict import gap, needs_telling, verdict
 from orchestrator.errors import CellblockError, InvalidCodeError, InvalidInputError, KernelTimeoutError
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.manager import AgentKernelManager
-from orchestrator.outputs import CellFinished, DisplayData, ErrorOutput, Event, ExecutionResult, StreamOutput
+from orchestrator.outputs import (
+    CellFinished,
+    DisplayData,
+    ErrorOutput,
+    Event,
+    ExecutionResult,
+    OutputDropped,
+    StreamOutput,
+)
 from orchestrator.policy import Policy
 from orchestrator.settings import Settings
 
@@ -76,7 +85,8 @@ async def _run(
                 async for event in events:
                     printer.show(event)
         except KernelTimeoutError as error:
-            errors.print(f"cellblock: {error}", style="red")
+            errors.print(verdict(error.result))
+            complain(error)
             return 124
         return printer.status
 
@@ -130,6 +140,8 @@ class _Printer:
                 _write(sys.stdout if event.name == "stdout" else sys.stderr, event.text)
             case DisplayData():
                 self._display(event)
+            case OutputDropped():
+                errors.print(gap(event))
             case CellFinished():
                 self._finish(event.result)
 
@@ -149,18 +161,13 @@ class _Printer:
         _write(sys.stdout, str(event.data.get("text/plain", "")) + "\n")
 
     def _finish(self, result: ExecutionResult) -> None:
-        if result.truncated is not None:
-            errors.print(
-                f"cellblock: {result.truncated.dropped_bytes} bytes of output were dropped, past the limit of "
-                f"{result.truncated.limit_bytes}.",
-                style="yellow",
-            )
-        if result.error is None:
-            return
-        self.status = _exit_status(result.error)
-        if result.error.ename != "SystemExit":
-            said = result.error.traceback_text or f"{result.error.ename}: {result.error.evalue}"
-            _write(sys.stderr, said.rstrip("\n") + "\n")
+        if result.error is not None:
+            self.status = _exit_status(result.error)
+            if result.outcome == "error" and result.error.ename != "SystemExit":
+                said = result.error.traceback_text or f"{result.error.ename}: {result.error.evalue}"
+                _write(sys.stderr, said.rstrip("\n") + "\n")
+        if needs_telling(result):
+            errors.print(verdict(result))
 
 
 def _exit_status(error: ErrorOutput) -> int:

@@ -104,7 +104,6 @@ class Kernel:
         self._client: KernelClient | None = None
         self._exit: asyncio.Task[Exit] | None = None
         self._stopping: asyncio.Task[None] | None = None
-        self._signalling: asyncio.Task[None] | None = None
         self._condemned: Stop | None = None
         self._oom = False
         self._engine_lost = False
@@ -177,13 +176,19 @@ class Kernel:
         return self._guard.when_lost(callback)
 
     async def request(
-        self, channel: Channel, kind: str, content: dict[str, Any], *, timeout: float, buffers: Sequence[bytes] = ()
+        self,
+        channel: Channel,
+        kind: str,
+        content: dict[str, Any],
+        *,
+        timeout: float | None,
+        buffers: Sequence[bytes] = (),
     ) -> Message:
         """Send a request and wait for its reply.
 
         Raises:
             KernelDiedError: the kernel went away.
-            TimeoutError: no reply within ``timeout`` seconds.
+            TimeoutError: no reply within ``timeout`` seconds; with None the caller bounds the wait.
         """
         reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
 
@@ -205,17 +210,16 @@ class Kernel:
             self.forget(message_id)
             reply.cancel()
 
-    def interrupt(self) -> None:
-        """Ask the kernel to raise KeyboardInterrupt in the running cell and its child processes. Does not wait."""
+    async def interrupt(self) -> None:
+        """Have the kernel raise KeyboardInterrupt in the running cell and its child processes, and wait until it has.
+
+        A kernel whose control thread cannot run does not answer: bound the wait.
+        """
         with contextlib.suppress(KernelDiedError):
-            self.forget(self.send("control", "interrupt_request", {}, lambda _message: None))
+            await self.request("control", "interrupt_request", {}, timeout=None)
 
-    def interrupt_from_outside(self) -> None:
-        """Have the engine send the kernel's process a SIGINT. Does not wait, and says nothing when it cannot."""
-        if self._signalling is None or self._signalling.done():
-            self._signalling = asyncio.create_task(self._signal())
-
-    async def _signal(self) -> None:
+    async def interrupt_from_outside(self) -> None:
+        """Have the engine send the kernel's process a SIGINT. Says nothing when it cannot."""
         with contextlib.suppress(EngineError):
             await self.container.interrupt()
 
@@ -361,7 +365,7 @@ class Kernel:
         finally:
             self.container.forget_process()
             self._endpoint.remove()
-        self._user.release()  # not after a failure: a container that may still live keeps its user id
+            self._user.release()  # even of a container that may still live: no other is started beside it as its user
 
     async def _boot_in_time(self) -> None:
         seconds = self._config.start_timeout

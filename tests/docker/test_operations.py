@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
-import pty
 import socket
-import struct
 import sys
-import termios
-import time
-from collections.abc import AsyncIterator, Callable
-from fcntl import ioctl
+from collections.abc import AsyncIterator
 from pathlib import Path
 
-import pyte
 import pytest
 import pytest_asyncio
 
 from orchestrator import AgentKernelManager, KernelSession
 from orchestrator.controlsocket import doors
 from tests.conftest import make_manager
+from tests.terminal import Terminal
 
 COMMAND = str(Path(sys.executable).with_name("cellblock"))
-LINES, COLUMNS = 30, 140
 
 
 @pytest_asyncio.fixture
@@ -48,51 +41,8 @@ def environment(manager: AgentKernelManager) -> dict[str, str]:
     return os.environ | {
         "CELLBLOCK_STATE_DIR": manager.settings.state_dir,
         "CELLBLOCK_AUDIT_LOG": manager.settings.audit_log,
-        "COLUMNS": str(COLUMNS),
-        "TERM": "xterm-256color",
+        "COLUMNS": "140",
     }
-
-
-class Terminal:
-    """A command in a real terminal, as a person would see it."""
-
-    def __init__(self, manager: AgentKernelManager, *arguments: str) -> None:
-        self.screen = pyte.Screen(COLUMNS, LINES)
-        self._stream = pyte.ByteStream(self.screen)
-        self.pid, self._descriptor = pty.fork()
-        if self.pid == 0:
-            os.execve(COMMAND, [COMMAND, *arguments], environment(manager))  # noqa: S606 - in the child of a pty
-        ioctl(self._descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
-        os.set_blocking(self._descriptor, False)
-
-    def press(self, keys: str) -> None:
-        os.write(self._descriptor, keys.encode())
-
-    async def until(self, seen: Callable[[str], bool], seconds: float = 30) -> str:
-        """Wait until the screen is as asked for."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            try:
-                self._stream.feed(os.read(self._descriptor, 65536))
-            except BlockingIOError:
-                await asyncio.sleep(0.05)
-            except OSError:  # the command has ended
-                break
-            if seen(text := "\n".join(self.screen.display)):
-                return text
-        raise AssertionError("\n".join(self.screen.display))
-
-    async def wait(self) -> int:
-        """Return the command's exit status."""
-        for _ in range(200):
-            with contextlib.suppress(OSError):  # what it prints at its end must be taken, or it waits
-                os.read(self._descriptor, 65536)
-            pid, status = os.waitpid(self.pid, os.WNOHANG)  # noqa: ASYNC222 - it does not wait
-            if pid:
-                os.close(self._descriptor)
-                return os.waitstatus_to_exitcode(status)
-            await asyncio.sleep(0.05)
-        raise AssertionError("it does not end")
 
 
 async def test_ps_tells_of_every_kernel(manager: AgentKernelManager, runtime: str) -> None:
@@ -118,14 +68,14 @@ async def test_ps_tells_of_every_kernel(manager: AgentKernelManager, runtime: st
         assert 15 < kernel["usage"]["memory_mb"] < 300
     assert overview["pool"] == {"max": 3, "ready": 1, "leased": 2, "starting": 0, "ending": 0, "waiting": 0}
     assert "busy-agent" in table
-    assert "1 instances, 3 of 3 kernels" in table
+    assert "1 instance, 3 of 3 kernels" in table
 
 
 async def test_top_interrupts_and_kills(manager: AgentKernelManager) -> None:
     """In a real terminal: i interrupts the chosen cell, k and y kill the kernel, q ends; the log has both."""
     async with manager.acquire_kernel("agent") as (_kernel, session):
         running = asyncio.create_task(manager.execute_code(session, "import time\nwhile True: time.sleep(0.01)"))
-        terminal = Terminal(manager, "top")
+        terminal = Terminal([COMMAND, "top"], environment(manager))
         await terminal.until(lambda text: "agent" in text and "#1" in text)
         terminal.press("i")
         result = await asyncio.wait_for(running, 20)

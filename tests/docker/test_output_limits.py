@@ -48,7 +48,8 @@ async def test_a_hundred_megabytes_cost_no_more_than_the_limit(runtime: str) -> 
     assert (numbers[0], numbers[-1]) == (0, LINES - 1)
     assert len(gaps) == 1
     (mark,) = re.findall(r"^.*left out.*$", text, re.MULTILINE)
-    assert f"{truncation['dropped_bytes']:,}" in mark
+    assert f"{truncation['dropped_bytes'] / MEGABYTE:.1f} MiB" in mark
+    assert f"in {truncation['dropped_messages']:,} messages" in mark
     assert 8 * MEGABYTE < len(text) < 10.1 * MEGABYTE
     assert abs(len(text) - len(mark) + truncation["dropped_bytes"] - LINES * LENGTH) < 10
     assert result["evidence"]["output_bytes"] >= LINES * LENGTH

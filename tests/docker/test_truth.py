@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import statistics
 import time
 
@@ -141,3 +142,21 @@ async def test_the_error_of_a_timeout_has_the_whole_evidence(runtime: str) -> No
     assert result.evidence.interrupts >= 1
     assert result.evidence.cpu_s is not None
     assert result.evidence.cpu_s > 0.3
+
+
+async def test_no_interrupt_strays_into_the_next_cell(runtime: str) -> None:
+    """A cell that ends just when it is interrupted, or interrupted again, keeps that from whatever runs after it."""
+    limits = KernelResourceLimits(max_execution_time=0.5)
+    strays = []
+    async with one_session(runtime, limits=limits) as (manager, session):
+        await manager.execute_code(session, "import time")
+        for step in range(8):
+            by_itself = f"time.sleep({0.47 + step / 200})"
+            after_its_interrupt = f"try: time.sleep(60)\nfinally: time.sleep({0.95 + step / 75})"
+            for code in (by_itself, after_its_interrupt):
+                with contextlib.suppress(KernelTimeoutError):
+                    await manager.execute_code(session, code)
+                result = await manager.execute_code(session, "time.sleep(0.2); 6 * 7")
+                if result["result"] != "42":
+                    strays.append((code, result["outcome"], result["error"]))
+    assert strays == []

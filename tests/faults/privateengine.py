@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 import docker
 import pytest
 
-from orchestrator.container.engine import FAILURES, connect
+from orchestrator.container.engine import connect
 from orchestrator.host.enginedaemon import find_program, pid_in
 from orchestrator.host.imagebuild import image_name
 from orchestrator.settings import Settings
@@ -40,6 +41,7 @@ class PrivateEngine:
         config = self._folder / "daemon.json"
         config.write_text(json.dumps(self._settings()))
         (self._folder / "docker.pid").unlink(missing_ok=True)
+        self._end_containerd()
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
@@ -113,11 +115,22 @@ class PrivateEngine:
         return docker.DockerClient(self.url, timeout=timeout, version="auto")
 
     def _answers(self) -> bool:
-        try:
-            with contextlib.closing(self._client(5)) as client:
-                return bool(client.ping())
-        except FAILURES:
-            return False
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(5)
+            try:
+                probe.connect(self.url.removeprefix("unix://"))
+                probe.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
+                return b" 200 " in probe.recv(4096)
+            except OSError:
+                return False
+
+    def _end_containerd(self) -> None:
+        """A dockerd that finds its predecessor's containerd waits for it, and gives up when that is about to end."""
+        file = self._exec_root / "containerd" / "containerd.pid"
+        with contextlib.suppress(OSError):  # it has ended
+            if f"{self._folder}/" in Path(f"/proc/{pid_in(file)}/cmdline").read_text(errors="replace"):
+                os.kill(pid_in(file), signal.SIGKILL)
+        file.unlink(missing_ok=True)
 
     def _left_behind(self) -> list[int]:
         """containerd, and every shim, gofer and sandbox that names this engine's folder."""

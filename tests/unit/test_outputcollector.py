@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 
@@ -160,6 +161,46 @@ def test_one_wide_character_does_not_widen_past_the_limit() -> None:
     assert text.startswith("xxx")
     assert text.endswith("\U0001f600")
     assert memory_of(text) < 310 * KIB
+
+
+def test_pieces_that_are_larger_than_the_limit_have_a_head_and_a_tail() -> None:
+    """With room for 3 KiB, a kernel's pieces of 64 KiB are read all the same, and cut to fit."""
+    collector = OutputCollector(OutputLimits(3 * KIB))
+    for number in range(5):
+        text = f"begin {number}\n" + "x" * 64 * KIB + f"\nend {number}"
+        assert collector.wants(memory_of(text))
+        collector.add(StreamOutput("stdout", text))
+    text = text_of(finish(collector)[1])
+    assert collector.truncation is not None
+    assert collector.truncation.dropped_messages == 5  # each lost a part, and counts once
+    assert text.startswith("begin 0\nxxx")
+    assert text.endswith("xxx\nend 4")
+    assert 2 * KIB < len(text) < 4 * KIB
+
+
+def test_a_consumer_of_the_stream_has_all_that_the_result_has() -> None:
+    """300 random cells: the result's head is how the stream began, its tail how it ended, and a mark is in between."""
+    chance = random.Random(8)  # noqa: S311 - a repeatable test
+    for _ in range(300):
+        collector = OutputCollector(OutputLimits(chance.choice([2, 20, 200]) * KIB, messages=chance.choice([7, 1000])))
+        streamed: list[OutputEvent] = []
+        for number in range(chance.randrange(1, 40)):
+            text = f"<{number}>" + chance.choice(["x", "é", "\n"]) * chance.choice([1, 100, 5_000, 70_000])
+            if (shown := collector.add(StreamOutput("stdout", text))) is not None:
+                streamed.append(shown)
+        truncation = collector.truncation
+        late, outputs = finish(collector)
+        seen = "".join(event.text for event in [*streamed, *late] if isinstance(event, StreamOutput))
+        kept = text_of(outputs)
+        if truncation is None:
+            assert seen == kept
+            continue
+        head, tail = re.split(r"\n\[\.\.\. .* left out here, .* \.\.\.\]\n", kept)
+        assert seen.startswith(head)
+        assert seen.endswith(tail)
+        assert head or truncation.reason == "output.messages"
+        assert tail
+        assert 0 < truncation.dropped_messages <= number + 1
 
 
 def test_whatever_comes_the_outputs_stay_within_the_limit() -> None:

@@ -1,0 +1,66 @@
+"""What it costs to watch kernels: 100 that wait, each sampled once a second by the manager, as in any program.
+
+Run it with ``make usage``. The figure is all CPU time of the host's process, so the sampling cannot cost more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from orchestrator import AgentKernelManager, KernelResourceLimits, Settings
+
+BOUND = 3.0  # percent of a core
+ROUNDS = 6
+ROUND = 10.0  # seconds
+START = 900.0  # seconds for all kernels to be there
+
+console = Console()
+
+
+async def measure(runtime: str, kernels: int) -> list[float]:
+    """Return, for each round, the percentage of a core that the host's process took."""
+    settings = Settings.load().model_copy(update={"runtime": runtime, "warm_kernels": kernels, "audit_log": "off"})
+    limits = KernelResourceLimits(max_memory_mb=256)
+    taken: list[float] = []
+    async with AgentKernelManager(max_kernels=kernels, resource_limits=limits, settings=settings) as manager:
+        with Progress(console=console, transient=True) as shown:
+            task = shown.add_task(f"{kernels} kernels under {runtime}", total=kernels)
+            async with asyncio.timeout(START):
+                while (overview := manager.overview())["pool"]["ready"] < kernels:
+                    shown.update(task, completed=overview["pool"]["ready"])
+                    await asyncio.sleep(1)
+            task = shown.add_task("measuring", total=ROUNDS)
+            await asyncio.sleep(ROUND)
+            for _ in range(ROUNDS):
+                cpu, begun = time.process_time(), time.monotonic()
+                await asyncio.sleep(ROUND)
+                taken.append(100 * (time.process_time() - cpu) / (time.monotonic() - begun))
+                shown.advance(task)
+        overview = manager.overview()
+        assert all(kernel["usage"] for kernel in overview["kernels"]), "a kernel was not sampled"
+    return taken
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kernels", type=int, default=100)
+    parser.add_argument("--runtime", default="runc")
+    arguments = parser.parse_args()
+    taken = asyncio.run(measure(arguments.runtime, arguments.kernels))
+    table = Table("kernels", "runtime", "median", "worst", "bound", title="percent of one core, sampled at 1 Hz")
+    median, worst = statistics.median(taken), max(taken)
+    table.add_row(str(arguments.kernels), arguments.runtime, f"{median:.2f}", f"{worst:.2f}", f"{BOUND:g}")
+    console.print(table)
+    return int(median > BOUND)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
