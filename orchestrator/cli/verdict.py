@@ -19,7 +19,8 @@ _LIMITS = {"max_output_size_mb": "limits.output_mb", "output.messages": "output.
 
 def gap(dropped: OutputDropped) -> Text:
     """The line that stands where output was left out."""
-    return Text(f"\n┄┄ {_pieces(dropped.dropped_bytes, dropped.dropped_messages)} left out here ┄┄", style="bold yellow")
+    pieces = _pieces(dropped.dropped_bytes, dropped.dropped_messages)
+    return Text(f"\n┄┄ {pieces} left out here ┄┄", style="bold yellow")
 
 
 def needs_telling(result: ExecutionResult) -> bool:
