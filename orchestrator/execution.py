@@ -135,8 +135,11 @@ class Cell:
 
     @property
     def is_over(self) -> bool:
-        """Whether reply and idle have come, and no interrupt is on its way any more; or the kernel is gone."""
-        return (self._has_ended and not self._interrupting) or not self._kernel.is_alive
+        """Whether reply and idle have come, and no interrupt is on its way any more.
+
+        Or the kernel is gone, or the cell could not be sent.
+        """
+        return (self._has_ended and not self._interrupting) or not self._kernel.is_alive or not self._id
 
     @property
     def _has_ended(self) -> bool:
@@ -344,16 +347,16 @@ class Cell:
         ended = self._reply is not None and self._idle and not self._kernel.violated
         if self._stopped == "output_limit":
             return self._make_result("output_limit", self._stopped_error())
+        error = self._error or (None if self._reply is None else self._reply.error)
         if self._stopped is not None:
-            return self._make_result(self._stopped, self._error)
+            return self._make_result(self._stopped, error)
         if not ended:
             return self._death(self._end or Exit("kernel_died", None))
         if self._oom_kills():
             return self._make_result("oom", self._killed_child_error())
-        error = None if self._reply is None else self._reply.error
-        if error is None:
+        if self._reply is None or self._reply.error is None:
             return self._make_result("ok", None)
-        return self._make_result("interrupted" if self._interrupts else "error", self._error or error)
+        return self._make_result("interrupted" if self._interrupts else "error", error)
 
     async def _kernel_exit(self) -> Exit:
         try:

@@ -71,11 +71,15 @@ def tail(
     Example: cellblock audit tail -f
     """
     path = _path(log)
-    newest = deque(_entries(path), maxlen=lines)
-    _print(list(newest), as_json)
-    last = newest[-1].get("seq", 0) if newest else 0
+    size = _size(path)  # before it is read: what comes in between is not to be missed
+    newest = deque(_entries(path), maxlen=max(1, lines))
+    _print(list(newest) if lines else [], as_json)
+    last = _number(newest[-1]) if newest else 0
     while follow:
         time.sleep(_POLL)
+        if (grown := _size(path)) == size:
+            continue
+        size = grown
         fresh = [entry for entry in _entries(path) if _number(entry) > last]
         if fresh:
             last = _number(fresh[-1])
@@ -134,6 +138,10 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
         yield from read(path)
     except OSError as error:
         raise InvalidInputError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _size(path: Path) -> int:
+    return sum(segment.stat().st_size for segment in segments(path))
 
 
 def _mark(head: str) -> Mark | None:

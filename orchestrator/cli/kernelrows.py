@@ -42,7 +42,7 @@ class Row:
         state, cell = str(kernel["state"]), kernel["cell"]
         return (
             escape(plain(self.kernel_id[:12])),
-            escape(plain(kernel["agent"] or "-"))[:40],
+            escape(plain(kernel["agent"] or "-")[:40]),
             escape(plain(kernel["runtime"])),
             f"[{_STATES.get(state, 'default')}]{escape(state)}[/]",
             _share(usage.get("cpu_percent"), usage.get("cpu_limit_percent")),

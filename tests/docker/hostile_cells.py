@@ -135,7 +135,7 @@ CELLS = (
     HostileCell("empty-queue", "import queue; queue.Queue().get()", INTERRUPTED_AT_DEADLINE),
     HostileCell("select", "import select; select.select([], [], [])", INTERRUPTED_AT_DEADLINE),
     HostileCell("catastrophic-expression", "import re; re.match(r'(a+)+$', 'a' * 64 + 'b')", INTERRUPTED_AT_DEADLINE),
-    HostileCell("busy-threads-too", "import threading\ngo_on = True\ndef spin():\n    while go_on: pass\nfor _ in range(3): threading.Thread(target=spin, daemon=True).start()\ntry:\n    while True: x = 1\nfinally: go_on = False", INTERRUPTED_AT_DEADLINE),
+    HostileCell("busy-threads-too", "import threading\ngo_on = True\ndef spin():\n    while go_on: pass\nfor _ in range(3): threading.Thread(target=spin, daemon=True).start()\ntry:\n    while True: x = 1\nfinally: go_on = False", INTERRUPTED_AT_DEADLINE, alone=True),
     HostileCell("slow-clean-up", "import time\ntry: time.sleep(60)\nfinally: time.sleep(0.5)", INTERRUPTED_AT_DEADLINE),
     HostileCell("hung-clean-up", "import time\ntry: time.sleep(60)\nfinally: time.sleep(60)", INTERRUPTED_AT_DEADLINE),
     HostileCell("interrupt-blocked-in-one-thread", "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})\nwhile True: pass", INTERRUPTED_AT_DEADLINE, alone=True),

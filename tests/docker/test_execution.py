@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -122,6 +123,16 @@ async def test_events_come_while_the_cell_runs(manager: AgentKernelManager, sess
     finished = arrivals[-1][1]
     assert isinstance(finished, CellFinished)
     assert finished.result.stdout == "first\nlast\n"
+
+
+async def test_a_progress_bar_is_one_line(manager: AgentKernelManager, session: KernelSession) -> None:
+    """tqdm rewrites its line a thousand times; what is kept is what a notebook shows, beside the cell's own output."""
+    code = "from tqdm import tqdm\nfor n in tqdm(range(1000), mininterval=0): pass\nprint('done')"
+    result = await manager.execute_code(session, code)
+    assert result["stdout"] == "done\n"
+    assert result["stderr"].count("\n") == 1
+    assert re.match(r"100%\|.+\| 1000/1000 \[", result["stderr"].strip("\r"))
+    assert "\r" not in result["stderr"].strip("\r")
 
 
 async def test_display_updates_and_clear_output_act_as_in_a_notebook(

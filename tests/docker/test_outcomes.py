@@ -61,7 +61,7 @@ async def test_a_cell_ends_as_it_must(manager: AgentKernelManager, runtime: str,
 
 def check(result: ExecutionResult, ending: Ending) -> None:
     evidence = result.evidence
-    assert (result.outcome, result.kernel_state) == (ending.outcome, ending.kernel)
+    assert (result.outcome, result.kernel_state) == (ending.outcome, ending.kernel), result
     assert result.status == ("ok" if ending.outcome == "ok" else "error")
     assert (None if result.error is None else result.error.ename) == ending.error
     assert not ending.exits or evidence.exit_code in ending.exits

@@ -70,6 +70,8 @@ async def test_other_agents_hardly_notice(runtime: str) -> None:
             shouting = asyncio.create_task(manager.execute_code(loud, HUNDRED_MB))
             beside_output = await neighbours_p99(manager, calm, shouting)
             ratios.append(beside_output / beside_work)
+            if ratios[-1] < 2:
+                break
     print(f"{runtime}: neighbour's p99 beside 100 MB of output, as a ratio: {[f'{ratio:.2f}' for ratio in ratios]}")
     assert min(ratios) < 2
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import statistics
 import time
+import urllib.request
 
 import pytest
 
 from benchmarks.reactions import DEAF, REACTIONS, measure
 from orchestrator import AgentKernelManager, KernelResourceLimits, KernelTimeoutError
+from orchestrator.container.process import ContainerProcess
 from tests.conftest import one_session
 
 
@@ -114,6 +117,57 @@ async def test_usage_follows_what_a_cell_does(runtime: str) -> None:
     assert working["cpu_seconds"] > before["cpu_seconds"] + 0.8
     assert before["pids"] >= 1
     assert held["memory_limit_mb"] == 1024
+
+
+async def test_usage_comes_from_the_engine_where_cgroups_are_hidden(
+    runtime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with an engine on another host: the figures are as real; a cell's evidence says that it has none."""
+    monkeypatch.setattr(ContainerProcess, "find", classmethod(lambda *_: None))
+    async with one_session(runtime) as (manager, session):
+        before = await usage(manager, session.kernel_id)
+        result = await manager.execute_code(session, "x = b'x' * (200 * 2**20)")
+        held = await usage(manager, session.kernel_id)
+        await asyncio.sleep(2.5)
+        (row,) = manager.overview()["kernels"]
+    assert (result["evidence"]["cpu_s"], result["evidence"]["peak_memory_mb"]) == (None, None)
+    assert result["outcome"] == "ok"
+    assert 190 < held["memory_mb"] - before["memory_mb"] < 230
+    assert held["cpu_seconds"] > before["cpu_seconds"] > 0
+    assert row["usage"]["memory_mb"] > 200
+
+
+async def test_metrics_tell_of_real_cells(runtime: str) -> None:
+    """Over HTTP, as Prometheus asks: outcomes, durations, output, the phases of a start, and the pool by state."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    limits = KernelResourceLimits(max_output_size_mb=0.1)
+    async with one_session(runtime, limits=limits, metrics_port=port) as (manager, session):
+        for code in ("1", "1/0", "print('x' * 500_000)", "import os; os._exit(3)"):
+            await manager.execute_code(session, code)
+        text = await asyncio.to_thread(metrics_on, port)
+    assert metric(text, "cellblock_cells_total", f'outcome="ok",runtime="{runtime}"') == 2
+    assert metric(text, "cellblock_cells_total", f'outcome="error",runtime="{runtime}"') == 1
+    assert metric(text, "cellblock_cells_total", f'outcome="kernel_died",runtime="{runtime}"') == 1
+    assert metric(text, "cellblock_cell_duration_seconds_count", f'runtime="{runtime}"') == 4
+    assert metric(text, "cellblock_kernel_start_seconds_count", f'phase="container",runtime="{runtime}"') == 1
+    assert metric(text, "cellblock_output_bytes_total") > 500_000
+    assert metric(text, "cellblock_output_dropped_bytes_total") > 300_000
+    assert metric(text, "cellblock_kernels", 'state="leased"') <= 1
+    assert metric(text, "cellblock_lease_wait_seconds_count") == 1
+    with pytest.raises(OSError, match="refused"):
+        await asyncio.to_thread(metrics_on, port)
+
+
+def metrics_on(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        return str(answer.read().decode())
+
+
+def metric(text: str, name: str, labels: str = "") -> float:
+    line = f"{name}{{{labels}}} " if labels else f"{name} "
+    return next(float(each.removeprefix(line)) for each in text.splitlines() if each.startswith(line))
 
 
 async def usage(manager: AgentKernelManager, kernel_id: str) -> dict[str, float]:
