@@ -1,6 +1,6 @@
 """Monitor: what every kernel uses, sampled each second, and who comes near its limit.
 
-Measured: a sample of one kernel takes 60 us where its cgroup can be read, so 100 kernels take 0.6 % of a core.
+Measured (`make usage`): with 100 waiting kernels, sampled each second, all of the host's process takes 1.7 % of a core.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A container's cgroup, read where it stands: what the container uses, and what was killed in it. v1 and v2.
 
 Its files are kept open and read anew each time: no path is walked, and once the cgroup is gone the read says so instead
-of finding another's. Reading does not wait for a disk, so it is done on the event loop: measured, 40 us for all.
+of finding another's. Reading does not wait for a disk, so it is done on the event loop (its cost: see ``monitor``).
 """
 
 from __future__ import annotations
