@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import InvalidInputError
 from orchestrator.session import KernelSession
+from orchestrator.store.wholefile import write_whole
 
 _KEYS = {"session_id": str, "kernel_id": str, "agent_id": str, "checkpoint_time": (int, float)}
 
@@ -47,24 +46,6 @@ def restore_checkpoint(
     session.execution_history = list(checkpoint["execution_history"])
     session.checkpoint_data = checkpoint
     session.last_checkpoint = float(checkpoint["checkpoint_time"])
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all, even when the machine stops.
-
-    Raises:
-        OSError: it cannot be written; an earlier file of this name is untouched.
-    """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with partial.open("w", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def _checked(data: object) -> dict[str, Any]:

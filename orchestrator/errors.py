@@ -22,7 +22,15 @@
     │   └── KernelPoolExhaustedError (TimeoutError)
     ├── SessionEndedError (LookupError)        the session is over; acquire the kernel again
     ├── ManagerClosedError (RuntimeError)
-    └── FileTransferError (OSError)            a file could not travel; no half of it is left
+    ├── FileTransferError (OSError)            a file could not travel; no half of it is left
+    ├── StoreError (OSError)                   the history or a checkpoint's file cannot be read or written
+    └── CheckpointError                        a checkpoint cannot be made or used; the running session is unharmed
+        ├── CheckpointMissingError (LookupError)
+        ├── CheckpointDamagedError             truncated, altered, or no checkpoint of this host at all
+        ├── CheckpointFormatError              written by another version of Cellblock
+        ├── CheckpointForeignError (PermissionError)  another agent's
+        ├── CheckpointTooLargeError
+        └── CheckpointStateError               the kernel could not capture or load the state
 
 An error of the *code in a cell* is never an exception: it is a result with ``status == "error"``.
 
@@ -280,3 +288,67 @@ class FileTransferError(CellblockError, OSError):
     def __init__(self, message: str, *, path: str, remedy: str = "") -> None:
         super().__init__(message, remedy=remedy)
         self.path = path
+
+
+class StoreError(CellblockError, OSError):
+    """What is to outlive the process cannot be read or written. No half of an entry is left.
+
+    Attributes:
+        result: of a cell that ran, where only its result could not be kept; else None.
+    """
+
+    def __init__(self, message: str, *, result: ExecutionResult | None = None, remedy: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.result = result
+
+
+class CheckpointError(CellblockError):
+    """A checkpoint cannot be made or used. The running session, and its kernel, are as they were.
+
+    Attributes:
+        checkpoint: its id, or the file's name; "" where there is none yet.
+    """
+
+    def __init__(self, message: str, *, checkpoint: str = "", remedy: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.checkpoint = checkpoint
+
+
+class CheckpointMissingError(CheckpointError, LookupError):
+    """There is no such checkpoint, or its file is gone."""
+
+
+class CheckpointDamagedError(CheckpointError):
+    """It is truncated or altered, or was not written with this host's key. Nothing of it was looked at."""
+
+
+class CheckpointFormatError(CheckpointError):
+    """Another version of Cellblock has written it, in another format."""
+
+
+class CheckpointForeignError(CheckpointError, PermissionError):
+    """It is another agent's.
+
+    Attributes:
+        agent_id: the agent that asked.
+    """
+
+    def __init__(self, message: str, *, agent_id: str, checkpoint: str = "", remedy: str = "") -> None:
+        super().__init__(message, checkpoint=checkpoint, remedy=remedy)
+        self.agent_id = agent_id
+
+
+class CheckpointTooLargeError(CheckpointError):
+    """The state exceeds the policy's limit. Nothing of it was kept.
+
+    Attributes:
+        limit_mb: MiB.
+    """
+
+    def __init__(self, message: str, *, limit_mb: int, checkpoint: str = "", remedy: str = "") -> None:
+        super().__init__(message, checkpoint=checkpoint, remedy=remedy)
+        self.limit_mb = limit_mb
+
+
+class CheckpointStateError(CheckpointError):
+    """The kernel did not capture its state, or a fresh one did not load it: code in it failed, or took too long."""

@@ -8,8 +8,8 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode, v4
 
-from orchestrator.checkpoint import write_whole
 from orchestrator.session import KernelSession
+from orchestrator.store.wholefile import write_whole
 
 _METADATA = {
     "kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"},

@@ -37,6 +37,12 @@ class Settings(BaseSettings):
         warm_kernels: kernels kept ready beyond those in use, as far as ``max_kernels`` allows.
         state_dir: where the sockets of the kernels live; empty: ``/run/cellblock`` for root, else
             ``$XDG_RUNTIME_DIR/cellblock``. A short path: unix socket paths end at 107 bytes.
+        data_dir: where sessions are kept: history, large outputs, checkpoints and the key that signs them; empty:
+            ``/var/lib/cellblock`` for root, else ``cellblock`` in ``$XDG_DATA_HOME`` (``~/.local/share``).
+        store_url: the history's database, as SQLAlchemy writes it, such as postgresql+psycopg://user@host/name; empty:
+            SQLite in ``data_dir``.
+        history_days: days after which a session that nobody used is deleted.
+        history_mb: MiB of history and checkpoints beyond which the oldest sessions are deleted.
         audit_log: the file of the audit log; empty: ``/var/log/cellblock/audit.jsonl`` for root, else
             ``cellblock/audit.jsonl`` in ``$XDG_STATE_HOME`` (``~/.local/state``); "off": none.
         audit_rotate_mb: MiB from which on a new file of the audit log is begun.
@@ -56,6 +62,10 @@ class Settings(BaseSettings):
     base_image: str = ""
     warm_kernels: int = Field(default=1, ge=0, le=1000)
     state_dir: str = ""
+    data_dir: str = ""
+    store_url: str = ""
+    history_days: float = Field(default=90, gt=0, le=36500)
+    history_mb: int = Field(default=10_240, ge=1, le=2**30)
     audit_log: str = ""
     audit_rotate_mb: int = Field(default=100, ge=1, le=2**20)
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
@@ -90,6 +100,19 @@ class Settings(BaseSettings):
         if os.geteuid() == 0:
             return Path("/run/cellblock")
         return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/cellblock-{os.geteuid()}") / "cellblock"  # noqa: S108
+
+    @cached_property
+    def data_path(self) -> Path:
+        if self.data_dir:
+            return Path(self.data_dir).absolute()
+        if os.geteuid() == 0:
+            return Path("/var/lib/cellblock")
+        return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "cellblock"
+
+    @cached_property
+    def history_url(self) -> str:
+        """Where the history is, as SQLAlchemy writes it."""
+        return self.store_url or f"sqlite:///{self.data_path}/history.db"
 
     @cached_property
     def audit_path(self) -> Path | None:

@@ -5,16 +5,14 @@ An engine that somebody else set up keeps its configuration, whatever we could o
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from orchestrator.errors import EngineSetupError
+from orchestrator.store.wholefile import write_whole
 
 # runsc without host-uds hides the kernel's sockets; without network=none it does not start on every host.
 RUNSC_ARGUMENTS = ("--host-uds=open", "--network=none")
@@ -63,6 +61,7 @@ class EngineRecord:
             return cls()
 
     def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(asdict(self), indent=2) + "\n")
 
 
@@ -110,6 +109,7 @@ def configure(paths: EnginePaths, runsc: str | None) -> bool:
     record = replace(EngineRecord.load(paths.record), ours=True, config=_sha256(text))
     record.save(paths.record)  # first: an interruption in between leaves a record of a file that is not there
     if changed:
+        paths.config.parent.mkdir(parents=True, exist_ok=True)
         write_whole(paths.config, text)
     return changed
 
@@ -122,23 +122,6 @@ def gvisor_offer(paths: EnginePaths, runsc: str | None) -> str:
         f"For gVisor, {install}add to {paths.config}: "
         f'"runtimes": {json.dumps(runtime)}, and reload the daemon (`kill -HUP`, or `systemctl reload docker`).'
     )
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, finds the old text or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(name).unlink()
-        raise
 
 
 def _sha256(text: str) -> str:

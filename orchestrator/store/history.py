@@ -1,0 +1,486 @@
+"""History: every session and cell, kept outside the process, in SQLite or PostgreSQL.
+
+A cell's row is committed before the cell runs, and closed before its result is returned: after a crash it says which
+cell was running. All methods block; ``History.run`` calls one in the history's own thread, in the order of asking.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar
+
+from sqlalchemy import Connection, Engine, Row, create_engine, delete, event, func, insert, select, update
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+from orchestrator.errors import StoreError
+from orchestrator.store import schema
+from orchestrator.store.payloads import Payloads
+from orchestrator.store.schema import cells, checkpoints, payloads, sessions
+from orchestrator.store.wholefile import write_once
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SessionState = Literal["live", "asleep", "ended"]
+_BUSY = 10_000  # milliseconds that SQLite waits for another process's transaction
+_CONNECT = 10  # seconds to reach PostgreSQL
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """One session as the history has it.
+
+    Attributes:
+        parent_id: the session that it was forked from.
+        owner: the process that has it, as ``owner_name`` writes it; None for nobody.
+        state: "live" (it has, or at its owner's death had, a kernel), "asleep" (only a checkpoint) or "ended".
+        end_reason: why it ended.
+        created_at, last_used_at: seconds since the epoch.
+        cells: how many it has run.
+    """
+
+    session_id: str
+    agent_id: str
+    parent_id: str | None
+    owner: str | None
+    state: SessionState
+    end_reason: str | None
+    created_at: float
+    last_used_at: float
+    kernel_id: str
+    runtime: str
+    cells: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CellRecord:
+    """One cell.
+
+    Attributes:
+        outcome: as in ``ExecutionResult``; "running" where it is not known yet.
+        started_at, ended_at: seconds since the epoch.
+        result: the dict form; ``{"status": "running"}`` for one that runs.
+    """
+
+    number: int
+    kernel_id: str
+    code: str
+    started_at: float
+    ended_at: float | None
+    outcome: str
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRecord:
+    """A checkpoint file, and which cell's effects it has last.
+
+    Attributes:
+        asked_for: whether the caller wanted it, and not Cellblock itself.
+        lost: what could not be captured: ``{"name", "kind", "reason"}`` each.
+    """
+
+    checkpoint_id: str
+    session_id: str
+    created_at: float
+    cell: int
+    asked_for: bool
+    bytes: int
+    lost: list[dict[str, str]]
+
+
+class History:
+    """One database, with the folder beside it that has the large outputs.
+
+    Args:
+        url: SQLAlchemy's form: "sqlite:///…" or "postgresql+psycopg://…".
+        folder: of this host; made where it is missing.
+    """
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self._folder = folder
+        self._engine = _make_engine(url)
+        self._payloads = Payloads(folder / "payloads")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="cellblock-history")
+        self._unclosed: dict[tuple[str, int], tuple[dict[str, Any], float]] = {}
+        self.home = ""
+
+    @classmethod
+    def open(cls, url: str, folder: Path) -> Self:
+        """Open it, and bring it to the newest schema.
+
+        Raises:
+            StoreError: it cannot be reached, read or written, or a newer Cellblock has written it.
+        """
+        with _explained(f"the history {_without_password(url)}"):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            history = cls(url, folder)
+            try:
+                history.home = _home(folder)
+                with history._writing() as connection:
+                    schema.migrate(connection)
+            except BaseException:
+                history.close()
+                raise
+        return history
+
+    def close(self) -> None:
+        """Wait for what was asked for, and let go of the database."""
+        self._thread.shutdown(wait=True)
+        self._engine.dispose()
+
+    async def run(self, method: Callable[Concatenate[Self, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a method in the history's thread. Once begun it is finished, even when the caller is cancelled.
+
+        Raises:
+            StoreError: the database cannot be reached, read or written.
+        """
+        loop = asyncio.get_running_loop()
+        return await asyncio.shield(loop.run_in_executor(self._thread, lambda: method(self, *args, **kwargs)))
+
+    # Sessions
+
+    def add_session(
+        self, session_id: str, agent_id: str, *, owner: str, kernel_id: str, runtime: str, parent_id: str | None = None
+    ) -> None:
+        """Add a session that has a kernel."""
+        now = time.time()
+        with self._writing() as connection:
+            connection.execute(
+                insert(sessions).values(
+                    session_id=session_id,
+                    agent_id=agent_id,
+                    parent_id=parent_id,
+                    home=self.home,
+                    owner=owner,
+                    state="live",
+                    created_at=now,
+                    last_used_at=now,
+                    kernel_id=kernel_id,
+                    runtime=runtime,
+                )
+            )
+
+    def session_lives(self, session_id: str, *, owner: str, kernel_id: str, runtime: str) -> None:
+        """Note that a session has a kernel."""
+        self._update(session_id, state="live", owner=owner, kernel_id=kernel_id, runtime=runtime)
+
+    def session_sleeps(self, session_id: str) -> None:
+        """Note that a session has given up its kernel, and goes on from its newest checkpoint."""
+        self._update(session_id, state="asleep", owner=None)
+
+    def session_ends(self, session_id: str, reason: str) -> None:
+        self._update(session_id, state="ended", owner=None, end_reason=reason[:32])
+
+    def claim(self, session_id: str, owner: str | None, new_owner: str) -> bool:
+        """Take a session over from ``owner``, or from nobody; false when another process was quicker."""
+        with self._writing() as connection:
+            changed = connection.execute(
+                update(sessions)
+                .where(sessions.c.session_id == session_id, sessions.c.owner.is_not_distinct_from(owner))
+                .values(owner=new_owner)
+            )
+            return changed.rowcount == 1
+
+    def sessions_of(self, agent_id: str) -> list[SessionRecord]:
+        """Return the agent's sessions on this host that have not ended, the last used first."""
+        mine = (sessions.c.agent_id == agent_id) & (sessions.c.home == self.home) & (sessions.c.state != "ended")
+        with self._reading() as connection:
+            return [_session(row) for row in connection.execute(_with_totals().where(mine).order_by(*_NEWEST))]
+
+    def unended(self) -> list[SessionRecord]:
+        """Return this host's sessions that have not ended."""
+        mine = (sessions.c.home == self.home) & (sessions.c.state != "ended")
+        with self._reading() as connection:
+            return [_session(row) for row in connection.execute(_with_totals().where(mine))]
+
+    def sessions(self, agent_id: str | None = None, limit: int | None = None) -> list[SessionRecord]:
+        """Return all sessions, or one agent's, the last used first."""
+        query = _with_totals().order_by(*_NEWEST).limit(limit)
+        if agent_id is not None:
+            query = query.where(sessions.c.agent_id == agent_id)
+        with self._reading() as connection:
+            return [_session(row) for row in connection.execute(query)]
+
+    def find(self, prefix: str) -> list[SessionRecord]:
+        """Return the sessions whose id begins so."""
+        query = _with_totals().where(sessions.c.session_id.startswith(prefix, autoescape=True)).order_by(*_NEWEST)
+        with self._reading() as connection:
+            return [_session(row) for row in connection.execute(query.limit(10))]
+
+    def delete(self, session_id: str) -> list[str]:
+        """Delete a session with its cells.
+
+        Returns:
+            The ids of its checkpoints, whose files are the caller's to remove.
+        """
+        with self._writing() as connection:
+            files = connection.scalars(
+                select(checkpoints.c.checkpoint_id).where(checkpoints.c.session_id == session_id)
+            ).all()
+            connection.execute(delete(sessions).where(sessions.c.session_id == session_id))
+        return list(files)
+
+    def excess(self, older_than: float, most_bytes: int) -> list[str]:
+        """Return the ids of the sessions that are to go: unused since ``older_than``, and the oldest beyond a size.
+
+        Args:
+            older_than: seconds since the epoch.
+            most_bytes: of cells, outputs and checkpoints together. Sessions that have ended go first; one that a
+                process has is never named.
+        """
+        with self._reading() as connection:
+            rows = connection.execute(
+                _with_totals().where(sessions.c.owner.is_(None), sessions.c.home == self.home)
+            ).all()
+            of_session = select(checkpoints.c.session_id, func.sum(checkpoints.c.bytes))
+            sizes: dict[str, int] = {
+                session: int(size) for session, size in connection.execute(of_session.group_by(checkpoints.c.session_id))
+            }
+            total = connection.scalar(select(func.coalesce(func.sum(cells.c.bytes), 0))) or 0
+        total += sum(sizes.values())
+        gone = []
+        for record in sorted(map(_session, rows), key=lambda found: (found.state != "ended", found.last_used_at)):
+            if record.last_used_at < older_than or total > most_bytes:
+                gone.append(record.session_id)
+                total -= record.bytes + sizes.get(record.session_id, 0)
+        return gone
+
+    def sweep_payloads(self) -> int:
+        """Remove the files of large outputs that no cell has any more. Returns the bytes."""
+        with self._reading() as connection:
+            needed = set(connection.scalars(select(payloads.c.digest).distinct()))
+        return self._payloads.sweep(needed.__contains__)
+
+    # Cells
+
+    def begin_cell(self, session_id: str, number: int, code: str, kernel_id: str) -> None:
+        """Note that a cell is about to run."""
+        now = time.time()
+        begun = insert(cells).values(
+            session_id=session_id,
+            number=number,
+            kernel_id=kernel_id,
+            code=code,
+            started_at=now,
+            outcome="running",
+            result='{"status": "running"}',
+            bytes=len(code),
+        )
+        used = update(sessions).where(sessions.c.session_id == session_id).values(last_used_at=now)
+        self._write(lambda connection: (connection.execute(begun), connection.execute(used)))
+
+    def end_cell(self, session_id: str, number: int, result: dict[str, Any]) -> None:
+        """Note a cell's result. One that cannot be written now is written with the next that can."""
+        self._unclosed[session_id, number] = result, time.time()
+        self._write(lambda _connection: None)
+
+    def end_running_cells(self, session_id: str, result: dict[str, Any]) -> int:
+        """Close the cells that were running when their process ended. Returns how many there were."""
+        with self._writing() as connection:
+            changed = connection.execute(
+                update(cells)
+                .where(cells.c.session_id == session_id, cells.c.outcome == "running")
+                .values(outcome=result["outcome"], result=json.dumps(result))
+            )
+            return changed.rowcount
+
+    def cells(self, session_id: str, *, outputs: bool = True) -> list[CellRecord]:
+        """Return a session's cells, in order.
+
+        Args:
+            outputs: whether with what they put out.
+        """
+        query = select(cells).where(cells.c.session_id == session_id).order_by(cells.c.number)
+        if not outputs:
+            query = query.with_only_columns(*(column for column in cells.c if column.name != "result"))
+        places: dict[int, list[tuple[str, str]]] = {}
+        with self._reading() as connection:
+            rows = connection.execute(query).all()
+            if outputs:
+                found = select(payloads).join(cells).where(cells.c.session_id == session_id)
+                for payload in connection.execute(found):
+                    places.setdefault(payload.cell_id, []).append((payload.path, payload.digest))
+        return [self._cell(row, places.get(row.cell_id, [])) for row in rows]
+
+    # Checkpoints
+
+    def add_checkpoint(self, record: CheckpointRecord) -> list[str]:
+        """Note a checkpoint whose file is in place.
+
+        Returns:
+            The ids of those that it replaces, whose files are the caller's to remove: the session's earlier ones that
+            nobody had asked for.
+        """
+        with self._writing() as connection:
+            replaced = connection.scalars(
+                select(checkpoints.c.checkpoint_id).where(
+                    checkpoints.c.session_id == record.session_id, checkpoints.c.asked_for.is_(False)
+                )
+            ).all()
+            connection.execute(delete(checkpoints).where(checkpoints.c.checkpoint_id.in_(replaced)))
+            connection.execute(
+                insert(checkpoints).values(
+                    checkpoint_id=record.checkpoint_id,
+                    session_id=record.session_id,
+                    created_at=record.created_at,
+                    cell=record.cell,
+                    asked_for=record.asked_for,
+                    bytes=record.bytes,
+                    lost=json.dumps(record.lost),
+                )
+            )
+        return list(replaced)
+
+    def checkpoints_of(self, session_id: str) -> list[CheckpointRecord]:
+        """Return a session's checkpoints, the newest first."""
+        query = select(checkpoints).where(checkpoints.c.session_id == session_id)
+        with self._reading() as connection:
+            rows = connection.execute(query.order_by(checkpoints.c.created_at.desc())).all()
+        return [CheckpointRecord(**{**row._mapping, "lost": json.loads(row.lost)}) for row in rows]
+
+    def known_checkpoints(self) -> set[str]:
+        """Return the ids of all checkpoints."""
+        with self._reading() as connection:
+            return set(connection.scalars(select(checkpoints.c.checkpoint_id)))
+
+    # How
+
+    def _update(self, session_id: str, **values: Any) -> None:
+        self._write(
+            lambda connection: connection.execute(
+                update(sessions).where(sessions.c.session_id == session_id).values(last_used_at=time.time(), **values)
+            )
+        )
+
+    def _write(self, work: Callable[[Connection], T]) -> T:
+        """Do ``work`` in a transaction, together with closing the cells that could not be closed before."""
+        unclosed = dict(self._unclosed)
+        with self._writing() as connection:
+            for (session_id, number), (result, ended_at) in unclosed.items():
+                self._close_cell(connection, session_id, number, result, ended_at)
+            done = work(connection)
+        for key in unclosed:
+            self._unclosed.pop(key, None)
+        return done
+
+    def _close_cell(
+        self, connection: Connection, session_id: str, number: int, result: dict[str, Any], ended_at: float
+    ) -> None:
+        kept, found = self._payloads.take_out(result)
+        encoded = json.dumps(kept)
+        cell_id = connection.scalar(
+            update(cells)
+            .where(cells.c.session_id == session_id, cells.c.number == number)
+            .values(
+                outcome=result["outcome"],
+                result=encoded,
+                ended_at=ended_at,
+                bytes=func.length(cells.c.code) + len(encoded) + sum(size for _, _, size in found),
+            )
+            .returning(cells.c.cell_id)
+        )
+        if cell_id is not None and found:  # a session may have been deleted meanwhile
+            rows = [{"cell_id": cell_id, "path": path, "digest": digest, "bytes": size} for path, digest, size in found]
+            connection.execute(insert(payloads), rows)
+
+    def _cell(self, row: Row[Any], places: list[tuple[str, str]]) -> CellRecord:
+        fields = row._mapping
+        result = json.loads(fields["result"]) if "result" in fields else {}
+        self._payloads.put_back(result, places)
+        return CellRecord(row.number, row.kernel_id, row.code, row.started_at, row.ended_at, row.outcome, result)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        with _explained("the history"), self._engine.begin() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        with _explained("the history"), self._engine.connect() as connection:
+            yield connection.execution_options(reading=True)
+
+
+_NEWEST = (sessions.c.last_used_at.desc(), sessions.c.session_id)
+
+
+def _with_totals() -> Any:
+    totals = (
+        select(cells.c.session_id, func.count().label("cells"), func.sum(cells.c.bytes).label("bytes"))
+        .group_by(cells.c.session_id)
+        .subquery()
+    )
+    return select(
+        sessions, func.coalesce(totals.c.cells, 0).label("cells"), func.coalesce(totals.c.bytes, 0).label("bytes")
+    ).outerjoin(totals, totals.c.session_id == sessions.c.session_id)
+
+
+def _session(row: Row[Any]) -> SessionRecord:
+    return SessionRecord(**{key: value for key, value in row._mapping.items() if key != "home"})
+
+
+def _make_engine(url: str) -> Engine:
+    try:
+        parsed = make_url(url)
+        if parsed.get_backend_name() == "sqlite":
+            engine = create_engine(parsed, connect_args={"timeout": _BUSY / 1000, "check_same_thread": False})
+            event.listen(engine, "connect", _prepare_sqlite)
+            event.listen(engine, "begin", _begin_sqlite)
+            return engine
+        if parsed.get_backend_name() == "postgresql":
+            return create_engine(parsed, connect_args={"connect_timeout": _CONNECT}, pool_pre_ping=True)
+    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+        raise StoreError(
+            f"CELLBLOCK_STORE_URL cannot be used: {error}.",
+            remedy="Write sqlite:////path/history.db, or postgresql+psycopg://user@host/name and install "
+            "cellblock[postgres].",
+        ) from error
+    raise StoreError(
+        f"CELLBLOCK_STORE_URL names {parsed.get_backend_name()!r}; the history is kept in SQLite or PostgreSQL."
+    )
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # transactions are begun below, not by the driver
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """A writer takes the lock when it begins: one that read first would have to fail where another has written."""
+    reading = connection.get_execution_options().get("reading", False)
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+def _home(folder: Path) -> str:
+    """Return the id of a data folder, so that hosts that share a database know whose files are whose."""
+    return write_once(folder / "id", secrets.token_hex(16).encode()).decode("ascii", "replace")[:32]
+
+
+def _without_password(url: str) -> str:
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return "at CELLBLOCK_STORE_URL"
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (SQLAlchemyError, OSError) as error:
+        said = str(getattr(error, "orig", None) or getattr(error, "strerror", None) or error).strip().splitlines()
+        raise StoreError(
+            f"{what} cannot be read or written: {said[0] if said else type(error).__name__}.",
+            remedy="See that CELLBLOCK_DATA_DIR can be written to and has room, and that CELLBLOCK_STORE_URL answers.",
+        ) from error

@@ -1,0 +1,66 @@
+"""Files that are there whole or not at all, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """Write ``path`` under another name first, force it to the disk, and put it in place when the block ends well.
+
+    Raises:
+        OSError: it cannot be written; an earlier file of this name is untouched, and nothing else is left.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        partial.replace(path)
+        _force_name(path.parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_whole(path: Path, content: str | bytes, *, mode: int = 0o644) -> None:
+    """Write a file so that it is there whole or not at all, even when the machine stops.
+
+    Raises:
+        OSError: it cannot be written; an earlier file of this name is untouched.
+    """
+    with whole_file(path, mode=mode) as handle:
+        handle.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_once(path: Path, content: bytes, *, mode: int = 0o600) -> bytes:
+    """Write a file unless there is one, and return what is in it then: of two who try at once, both get the same.
+
+    Raises:
+        OSError: it cannot be written or read.
+    """
+    if not path.exists():
+        candidate = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+        try:
+            write_whole(candidate, content, mode=mode)
+            with contextlib.suppress(FileExistsError):
+                os.link(candidate, path)
+        finally:
+            candidate.unlink(missing_ok=True)
+        _force_name(path.parent)
+    return path.read_bytes()
+
+
+def _force_name(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

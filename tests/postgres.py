@@ -1,0 +1,65 @@
+"""A PostgreSQL server of the tests' own, from Debian's packages; installed where it is missing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from orchestrator.host import aptpackages
+
+_START = 60.0  # seconds
+
+
+@contextlib.contextmanager
+def postgres_server() -> Iterator[str]:
+    """Start one that listens on a unix socket alone, and yield the URL of an empty database."""
+    programs = _programs()
+    with tempfile.TemporaryDirectory(prefix="cellblock-pg-") as name:
+        folder = Path(name)
+        owner = pwd.getpwnam("postgres") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+        os.chown(folder, owner.pw_uid, owner.pw_gid)
+        as_owner = {"user": owner.pw_uid, "group": owner.pw_gid} if os.geteuid() == 0 else {}
+        subprocess.run(
+            [programs / "initdb", "-D", folder / "data", "-U", "tests", "-A", "trust", "-E", "UTF8", "-N"],
+            check=True, stdout=subprocess.DEVNULL, cwd=folder, **as_owner,  # type: ignore[call-overload]
+        )  # fmt: skip
+        with (folder / "log").open("wb") as log:
+            server = subprocess.Popen(
+                [programs / "postgres", "-D", folder / "data", "-k", folder, "-c", "listen_addresses=", "-F"],
+                stdout=log, stderr=log, cwd=folder, **as_owner,  # type: ignore[call-overload]
+            )  # fmt: skip
+        try:
+            _wait(programs, folder, server)
+            yield f"postgresql+psycopg://tests@/postgres?host={folder}"
+        finally:
+            server.send_signal(signal.SIGQUIT)
+            server.wait(30)
+
+
+def _wait(programs: Path, folder: Path, server: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + _START
+    while subprocess.run([programs / "pg_isready", "-q", "-h", folder], check=False).returncode != 0:
+        assert server.poll() is None, (folder / "log").read_text()
+        assert time.monotonic() < end, (folder / "log").read_text()
+        time.sleep(0.1)
+
+
+def _programs() -> Path:
+    for attempt in range(2):
+        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+        if found:
+            return found[-1].parent
+        if (initdb := shutil.which("initdb")) is not None:
+            return Path(initdb).resolve().parent
+        if attempt == 0:
+            aptpackages.update(print)
+            aptpackages.install(["postgresql"], print)
+    raise AssertionError("PostgreSQL is not installed: apt-get install postgresql")

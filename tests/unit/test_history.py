@@ -1,0 +1,304 @@
+"""The history: the same tests on SQLite and on PostgreSQL, each a real database of the tests' own."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, insert, text
+
+from orchestrator.errors import StoreError
+from orchestrator.store import schema
+from orchestrator.store.history import CheckpointRecord, History
+from tests.postgres import postgres_server
+
+OK = {"status": "ok", "outcome": "ok", "outputs": []}
+
+
+@pytest.fixture(scope="module")
+def postgres_url() -> Iterator[str]:
+    with postgres_server() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of an empty database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/history.db"
+    url: str = request.getfixturevalue("postgres_url")
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE"))
+        connection.execute(text("CREATE SCHEMA public"))
+    engine.dispose()
+    return url
+
+
+@pytest.fixture
+def history(url: str, tmp_path: Path) -> Iterator[History]:
+    history = History.open(url, tmp_path)
+    yield history
+    history.close()
+
+
+def begin(history: History, session: str = "s1", agent: str = "agent", **kwargs: Any) -> str:
+    history.add_session(session, agent, owner="me", kernel_id="k1", runtime="runc", **kwargs)
+    return session
+
+
+def test_cell_is_there_before_it_runs_and_closed_after(history: History) -> None:
+    begin(history)
+    history.begin_cell("s1", 1, "x = 'é\U0001f600'", "k1")
+    (running,) = history.cells("s1")
+    assert (running.outcome, running.code, running.ended_at) == ("running", "x = 'é\U0001f600'", None)
+    history.end_cell("s1", 1, OK)
+    (closed,) = history.cells("s1")
+    assert (closed.outcome, closed.result) == ("ok", OK)
+    assert closed.ended_at is not None
+    assert closed.ended_at >= closed.started_at
+
+
+def test_hostile_text_comes_back_as_it_was(history: History) -> None:
+    begin(history)
+    nasty = "\x00 \ud800 \U0010ffff '; DROP TABLE cells; --"
+    result = {**OK, "outputs": [{"type": "stream", "text": nasty}, {"data": {"application/json": {"a\x00": [1e308]}}}]}
+    history.begin_cell("s1", 1, "1", "k1")
+    history.end_cell("s1", 1, result)
+    assert history.cells("s1")[0].result == result
+
+
+def test_large_outputs_are_files_named_by_their_content(history: History, tmp_path: Path) -> None:
+    begin(history)
+    picture, log = "A" * 100_000, "\ud800\x00" * 40_000
+    result = {**OK, "outputs": [{"data": {"image/png": picture}}, {"text": log}, {"data": {"image/png": picture}}]}
+    for number in (1, 2):
+        history.begin_cell("s1", number, "show()", "k1")
+        history.end_cell("s1", number, result)
+    assert [cell.result for cell in history.cells("s1")] == [result, result]
+    assert len(list((tmp_path / "payloads").rglob("*/*"))) == 2
+    assert history.sessions()[0].bytes > 2 * 200_000
+    assert "result" not in history.cells("s1", outputs=False)[0].result
+
+
+def test_output_cannot_pose_as_a_payload_of_another(history: History) -> None:
+    begin(history)
+    secret = "S" * 100_000
+    history.begin_cell("s1", 1, "1", "k1")
+    history.end_cell("s1", 1, {**OK, "outputs": [{"text": secret}]})
+    digest = hashlib.sha256(secret.encode()).hexdigest()
+    forged = {**OK, "outputs": [{"data": {"application/json": {"digest": digest, "path": ["outputs"]}, "x": None}}]}
+    begin(history, "s2", "attacker")
+    history.begin_cell("s2", 1, "1", "k2")
+    history.end_cell("s2", 1, forged)
+    assert history.cells("s2")[0].result == forged
+
+
+def test_payload_that_is_gone_is_said(history: History, tmp_path: Path) -> None:
+    begin(history)
+    history.begin_cell("s1", 1, "1", "k1")
+    history.end_cell("s1", 1, {**OK, "outputs": [{"text": "A" * 100_000}]})
+    next((tmp_path / "payloads").rglob("*/*")).unlink()
+    assert "is gone" in history.cells("s1")[0].result["outputs"][0]["text"]
+
+
+def test_sweep_removes_what_no_cell_needs_and_is_old(history: History, tmp_path: Path) -> None:
+    for session in ("s1", "s2"):
+        begin(history, session)
+        history.begin_cell(session, 1, "1", "k1")
+        history.end_cell(session, 1, {**OK, "outputs": [{"text": "shared" * 20_000}, {"text": session * 50_000}]})
+    assert history.delete("s1") == []
+    assert history.sweep_payloads() == 0, "an hour has not passed"
+    for file in (tmp_path / "payloads").rglob("*/*"):
+        os.utime(file, (0, 0))
+    assert history.sweep_payloads() == 100_000
+    assert history.cells("s2")[0].result["outputs"][0]["text"] == "shared" * 20_000
+    assert history.cells("s1") == []
+
+
+def test_running_cells_of_a_dead_process_become_interrupted(history: History) -> None:
+    begin(history)
+    history.begin_cell("s1", 1, "1", "k1")
+    history.end_cell("s1", 1, OK)
+    history.begin_cell("s1", 2, "while True: pass", "k1")
+    assert history.end_running_cells("s1", {"status": "error", "outcome": "interrupted"}) == 1
+    assert [cell.outcome for cell in history.cells("s1")] == ["ok", "interrupted"]
+    assert history.end_running_cells("s1", {"status": "error", "outcome": "interrupted"}) == 0
+
+
+def test_only_one_process_takes_a_session_over(history: History, url: str, tmp_path: Path) -> None:
+    begin(history)
+    other = History.open(url, tmp_path)
+    try:
+        taken = []
+        threads = [
+            threading.Thread(target=lambda h=h, n=n: taken.append(h.claim("s1", "me", n)))  # type: ignore[misc]
+            for h, n in ((history, "a"), (other, "b"), (history, "c"), (other, "d"))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert sorted(taken) == [False, False, False, True]
+        assert not history.claim("s1", None, "e")
+    finally:
+        other.close()
+
+
+def test_sessions_of_an_agent_are_its_own_and_of_this_host(history: History, url: str, tmp_path: Path) -> None:
+    begin(history, "s1", "a")
+    begin(history, "s2", "a", parent_id="s1")
+    begin(history, "s3", "b")
+    history.session_sleeps("s1")
+    history.session_ends("s2", "end_session")
+    assert [(found.session_id, found.state, found.owner) for found in history.sessions_of("a")] == [
+        ("s1", "asleep", None)
+    ]
+    assert [found.session_id for found in history.sessions("a")] == ["s2", "s1"]
+    assert [found.agent_id for found in history.find("s3")] == ["b"]
+    assert {found.session_id for found in history.unended()} == {"s1", "s3"}
+    assert history.find("%") == []
+    elsewhere = History.open(url, tmp_path / "other")
+    try:
+        assert elsewhere.sessions_of("a") == []
+    finally:
+        elsewhere.close()
+
+
+def test_checkpoint_replaces_those_that_nobody_asked_for(history: History) -> None:
+    begin(history)
+
+    def add(name: str, asked_for: bool) -> list[str]:
+        lost = [{"name": "g", "kind": "generator", "reason": "cannot pickle"}]
+        return history.add_checkpoint(CheckpointRecord(name, "s1", time.time(), 3, asked_for, 10, lost))
+
+    assert add("c1", True) == []
+    assert add("c2", False) == []
+    assert add("c3", False) == ["c2"]
+    assert add("c4", True) == ["c3"]
+    assert [found.checkpoint_id for found in history.checkpoints_of("s1")] == ["c4", "c1"]
+    assert history.checkpoints_of("s1")[0].lost[0]["name"] == "g"
+    assert history.delete("s1") == ["c4", "c1"] or history.delete("s1") == []
+    assert history.known_checkpoints() == set()
+
+
+def test_retention_names_the_old_then_the_oldest_and_never_one_in_use(history: History) -> None:
+    for number, name in enumerate(("old", "ended", "asleep", "live")):
+        begin(history, name)
+        history.begin_cell(name, 1, "x" * 1000, "k1")
+        history.end_cell(name, 1, OK)
+        if name != "live":
+            (history.session_sleeps if name == "asleep" else lambda s: history.session_ends(s, "idle"))(name)
+        with history._writing() as connection:
+            connection.execute(
+                schema.sessions.update().where(schema.sessions.c.session_id == name).values(last_used_at=float(number))
+            )
+    assert history.excess(older_than=0.5, most_bytes=10**9) == ["old"]
+    assert history.excess(older_than=0, most_bytes=2500) == ["old", "ended"]
+    assert history.excess(older_than=0, most_bytes=0) == ["old", "ended", "asleep"]
+    assert history.excess(older_than=100, most_bytes=10**9) == ["old", "ended", "asleep"]
+
+
+def test_newer_schema_is_refused_and_untouched(history: History, url: str, tmp_path: Path) -> None:
+    begin(history)
+    with history._writing() as connection:
+        connection.execute(insert(schema._version).values(version=999))
+    with pytest.raises(StoreError, match="newer Cellblock"):
+        History.open(url, tmp_path)
+    assert len(history.sessions()) == 1
+
+
+def test_two_processes_open_an_empty_database_at_once(url: str, tmp_path: Path) -> None:
+    opened: list[History] = []
+    threads = [threading.Thread(target=lambda: opened.append(History.open(url, tmp_path))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len({history.home for history in opened}) == 1
+    assert len(opened) == 4
+    for history in opened:
+        history.close()
+
+
+def test_result_that_could_not_be_kept_is_kept_with_the_next(history: History, tmp_path: Path) -> None:
+    begin(history)
+    history.begin_cell("s1", 1, "1", "k1")
+    folder = tmp_path / "payloads"
+    folder.write_text("in the way")
+    with pytest.raises(StoreError, match="cannot be read or written"):
+        history.end_cell("s1", 1, {**OK, "outputs": [{"text": "A" * 100_000}]})
+    assert history.cells("s1")[0].outcome == "running"
+    folder.unlink()
+    history.begin_cell("s1", 2, "2", "k1")
+    assert [cell.outcome for cell in history.cells("s1")] == ["ok", "running"]
+
+
+async def test_call_that_was_begun_is_finished_though_its_caller_is_cancelled(history: History) -> None:
+    begin(history)
+    task = asyncio.ensure_future(history.run(History.begin_cell, "s1", 1, "1", "k1"))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(await history.run(History.cells, "s1")) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("nonsense", "cannot be used"),
+        ("mysql://u@h/d", "SQLite or PostgreSQL"),
+        ("postgresql+psycopg://me:hunter2@127.0.0.1:1/none", "refused"),
+        ("sqlite:////proc/nothing/history.db", "unable to open"),
+    ],
+)
+def test_history_that_cannot_be_opened_says_why_and_keeps_the_password(url: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=said) as caught:
+        History.open(url, tmp_path)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_every_finished_cell_survives_sigkill(url: str, tmp_path: Path) -> None:
+    """A writer is killed ten times in the middle of its work: what it had said is there, and nothing half."""
+    script = (
+        "import sys; from pathlib import Path; from orchestrator.store.history import History\n"
+        "history = History.open(sys.argv[1], Path(sys.argv[2])); session = sys.argv[3]\n"
+        "history.add_session(session, 'agent', owner='me', kernel_id='k', runtime='runc')\n"
+        "for number in range(1, 10**6):\n"
+        "    history.begin_cell(session, number, 'code', 'k')\n"
+        "    history.end_cell(session, number, {'outcome': 'ok', 'n': number, 'text': str(number) * 20_000})\n"
+        "    print(number, flush=True)\n"
+    )
+    for attempt in range(10):
+        session = f"s{attempt}"
+        writer = subprocess.Popen(
+            [sys.executable, "-c", script, url, tmp_path, session], stdout=subprocess.PIPE, text=True
+        )
+        assert writer.stdout is not None
+        said = [writer.stdout.readline()]
+        time.sleep(0.006 * attempt)
+        writer.send_signal(signal.SIGKILL)
+        said += writer.stdout.readlines()
+        writer.wait(10)
+        writer.stdout.close()
+        history = History.open(url, tmp_path)
+        cells = history.cells(session)
+        history.close()
+        finished = max(int(line) for line in said if line.endswith("\n"))
+        assert [cell.number for cell in cells] == list(range(1, len(cells) + 1))
+        for cell in cells[:finished]:
+            assert (cell.outcome, cell.result["text"]) == ("ok", str(cell.number) * 20_000)
+        assert json.dumps([cell.result for cell in cells[finished:]])
+    assert not list((tmp_path / "payloads").rglob("*.tmp"))
