@@ -119,6 +119,16 @@ class Channels(_Section):
     comms: bool = False
 
 
+class Sessions(_Section):
+    """``[sessions]``: what becomes of a session that outlives its kernel."""
+
+    hibernate: bool = True
+    incomplete: Literal["evict", "keep"] = "evict"
+    checkpoint_every: int = Field(default=0, ge=0, le=10**6)
+    checkpoint_mb: int = Field(default=1024, ge=1, le=2**20)
+    checkpoint_time_s: float = Field(default=60.0, gt=0, le=3600)
+
+
 class Audit(_Section):
     """``[audit]``: what the audit log holds of a cell, and whether it is forced to the disk."""
 
@@ -144,6 +154,7 @@ class Policy(_Section):
     tmpfs: Tmpfs = Tmpfs()
     output: Output = Output()
     channels: Channels = Channels()
+    sessions: Sessions = Sessions()
     audit: Audit = Audit()
     environment: dict[VariableName, Variable] = Field(default_factory=dict, max_length=_MOST_VARIABLES)
     data: dict[DataName, DataFolder] = Field(default_factory=dict, max_length=100)

@@ -1,6 +1,6 @@
 """Make the root file system of the sandbox image, in place: runs as root inside the build, and nowhere else.
 
-Unpacks the wheels of ``<build>/wheels`` beside the interpreter that runs this, removes what no cell needs, compiles all
+Unpacks the wheels of ``<build>/wheels`` beside the interpreter that runs this, and our own package, removes what no cell needs, compiles all
 that is left, and removes the build folder. The standard library suffices for it: the base has no pip.
 """
 
@@ -77,6 +77,7 @@ def main(build: Path) -> None:
     for wheel in sorted((build / "wheels").glob("*.whl")):
         print("unpacking", *wheel.name.split("-")[:2], flush=True)
         unpack(wheel)
+    shutil.copytree(build / "cellblock_session", SITE / "cellblock_session")
     shutil.rmtree(build)
     print("removing what no cell needs", flush=True)
     trim()

@@ -25,7 +25,9 @@ from functools import partial
 from pathlib import Path
 
 import zmq
+from cellblock_session.surroundings import Surroundings
 from ipykernel.control import ControlThread
+from ipykernel.displayhook import ZMQShellDisplayHook
 from ipykernel.heartbeat import Heartbeat
 from ipykernel.iostream import OutStream
 from ipykernel.ipkernel import IPythonKernel
@@ -219,12 +221,29 @@ class DiallingHeartbeat(Heartbeat):
         self.socket.connect(f"ipc://{self.ip}-{self.port}")
 
 
+class SandboxDisplayHook(ZMQShellDisplayHook):
+    """Shows the value of a cell's last expression.
+
+    Where a checkpoint lost something, it looks first whether the value has that in it: IPython would print the error
+    and call the cell a success.
+    """
+
+    has_lost = False
+
+    def compute_format_data(self, result):
+        if self.has_lost:
+            repr(result)
+        return super().compute_format_data(result)
+
+
 class SandboxShell(ZMQInteractiveShell):
     """The shell; ``!command`` goes through plain pipes.
 
     IPython's pseudo-terminal loses the output of a short command now and then under gVisor, merges stderr into stdout
     and polls.
     """
+
+    displayhook_class = Type(SandboxDisplayHook)
 
     def system_piped(self, cmd):
         if cmd.rstrip().endswith("&"):
@@ -275,7 +294,11 @@ class NoShellThread:
 
 
 class SandboxKernel(IPythonKernel):
-    """IPythonKernel, and the three requests by which files travel in bounded pieces on the control channel."""
+    """IPythonKernel, and the requests by which files and the session's state travel, in bounded pieces.
+
+    The state is captured and loaded on the shell channel, where cells run too; its pieces travel on the control channel
+    meanwhile.
+    """
 
     shell_class = Type(SandboxShell)
     _supports_kernel_subshells = False
@@ -287,6 +310,13 @@ class SandboxKernel(IPythonKernel):
         super().__init__(**kwargs)
         for name in ("write", "read", "remove"):
             self.control_handlers[f"file_{name}_request"] = partial(self._answer, name)
+        for name in ("save", "load"):
+            self.shell_handlers[f"state_{name}_request"] = partial(self._move_state, name)
+        self.control_handlers["state_take_request"] = self._take_state
+        self.control_handlers["state_give_request"] = self._give_state
+        self._pipes = {}
+        self._state = None
+        self.surroundings = None
         self._own_streams = {"stdout": sys.stdout, "stderr": sys.stderr}
 
     def pre_handler_hook(self):
@@ -346,6 +376,51 @@ class SandboxKernel(IPythonKernel):
         # An async cell waits in the loop's selector, which goes on waiting after a signal: what the signal's handler
         # asked the loop to do would be done only after the cell.
         self.io_loop.asyncio_loop.call_soon_threadsafe(int)
+
+    def _pipe(self, parent):
+        """Find the pipe of a transfer, which whoever hears of it first makes."""
+        from cellblock_session.stream import Pipe
+
+        return self._pipes.setdefault(parent["content"]["transfer"], Pipe())
+
+    async def _move_state(self, name, stream, ident, parent):
+        """Save or load the state. It runs code of the session, and can be interrupted like a cell."""
+        pipe = self._pipe(parent)
+        try:
+            self._runs_code = True
+            try:
+                if self._state is None:
+                    from cellblock_session.state import SessionState
+
+                    self._state = SessionState(self.shell, self.surroundings)
+                move = self._state.save if name == "save" else self._state.load
+                content = move(pipe, **parent["content"]["options"])
+            finally:
+                self._runs_code = False
+        except KeyboardInterrupt:
+            content = {"status": "error", "reason": "it was interrupted"}
+        except Exception as error:  # noqa: BLE001 - the session's own code runs here
+            content = {"status": "error", "reason": f"{type(error).__name__}: {error}"[:500]}
+        pipe.end()
+        if name == "load":
+            self.shell.displayhook.has_lost = content.pop("has_lost", False)
+        self.session.send(stream, f"state_{name}_reply", content, parent, ident=ident)
+
+    async def _take_state(self, stream, ident, parent):
+        pipe = self._pipe(parent)
+        piece, last = pipe.poll()
+        if last:
+            self._pipes.pop(parent["content"]["transfer"], None)
+        buffers = [] if piece is None else [piece]
+        self.session.send(stream, "state_take_reply", {"last": last}, parent, ident=ident, buffers=buffers)
+
+    async def _give_state(self, stream, ident, parent):
+        pipe = self._pipe(parent)
+        taken = pipe.offer(bytes(parent["buffers"][0])) if parent["buffers"] else True
+        if parent["content"]["last"] and taken:
+            pipe.end()
+            self._pipes.pop(parent["content"]["transfer"], None)
+        self.session.send(stream, "state_give_reply", {"taken": taken}, parent, ident=ident)
 
     async def _answer(self, name, stream, ident, parent):
         content, buffers = {"status": "ok"}, []
@@ -455,6 +530,7 @@ def main():
     silence_own_output()
     app.initialize([])
     sys.path.insert(0, "")  # only now: the agent's files are importable, and cannot stand in for what starts here
+    app.kernel.surroundings = Surroundings()
     app.start()
 
 

@@ -245,7 +245,8 @@ class History:
             ).all()
             of_session = select(checkpoints.c.session_id, func.sum(checkpoints.c.bytes))
             sizes: dict[str, int] = {
-                session: int(size) for session, size in connection.execute(of_session.group_by(checkpoints.c.session_id))
+                session: int(size)
+                for session, size in connection.execute(of_session.group_by(checkpoints.c.session_id))
             }
             total = connection.scalar(select(func.coalesce(func.sum(cells.c.bytes), 0))) or 0
         total += sum(sizes.values())
