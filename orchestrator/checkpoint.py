@@ -1,14 +1,177 @@
-"""Checkpoints of a session in the reference's form: its identity and history as JSON. Pure but for the JSON file."""
+"""Save and restore a session: its state in a signed file, or its history alone, in the reference's form, as JSON."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from orchestrator.errors import InvalidInputError
-from orchestrator.session import KernelSession
+from orchestrator.errors import CheckpointForeignError, InvalidInputError
+from orchestrator.kernel.kernel import Kernel
+from orchestrator.kernel.statetransfer import load_state, save_state
+from orchestrator.limits import MEGABYTE
+from orchestrator.session import KernelSession, Lost, Restored
+from orchestrator.store.checkpointfiles import CheckpointFiles, CheckpointReader, CheckpointWriter
+from orchestrator.store.history import CheckpointRecord, History
 from orchestrator.store.wholefile import write_whole
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A session's state in a file that only a fresh kernel of the same agent loads.
+
+    Attributes:
+        created_at: seconds since the epoch.
+        cell: the last cell whose effects it has.
+        bytes: of the file.
+        lost: what could not be captured; accessing it after a restore raises NotRestoredError in the cell.
+    """
+
+    checkpoint_id: str
+    session_id: str
+    agent_id: str
+    created_at: float
+    cell: int
+    bytes: int
+    lost: tuple[Lost, ...]
+    path: Path
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing was lost."""
+        return not self.lost
+
+
+async def capture(session: KernelSession, files: CheckpointFiles, *, asked_for: bool) -> Checkpoint:
+    """Write the session's state, between two cells, into a file of its own, and note it in the session's store.
+
+    Raises:
+        CheckpointTooLargeError, CheckpointStateError: nothing of it is kept, the session goes on.
+        StoreError: it could not be written; nothing of it is left.
+        KernelDiedError, SessionEndedError: there is no kernel.
+    """
+    kernel = session.live_kernel()
+    policy = kernel.policy.sessions
+    checkpoint_id, now = uuid.uuid4().hex, time.time()
+    header = {
+        "checkpoint_id": checkpoint_id,
+        "session_id": session.session_id,
+        "agent_id": session.agent_id,
+        "created_at": now,
+        "cell": session.cell_count,
+        "image": kernel.description()["image"],
+    }
+    async with _in_thread(files.writing(checkpoint_id, header, policy.checkpoint_mb * MEGABYTE)) as writer:
+        found = await save_state(kernel, _begin(writer), policy.checkpoint_time_s)
+        await asyncio.to_thread(writer.finish, {"lost": found})
+    size = await asyncio.to_thread(lambda: files.path(checkpoint_id).stat().st_size)
+    lost = tuple(Lost(**loss) for loss in found)
+    record = CheckpointRecord(checkpoint_id, session.session_id, now, session.cell_count, asked_for, size, found)
+    if session.store is not None:
+        for replaced in await session.store.run(History.add_checkpoint, record):
+            await asyncio.to_thread(files.remove, replaced)
+    session.note(
+        kernel, "checkpoint.made", checkpoint=checkpoint_id, cell=session.cell_count, bytes=size, lost=len(lost)
+    )
+    return Checkpoint(
+        checkpoint_id, session.session_id, session.agent_id, now, session.cell_count, size, lost,
+        files.path(checkpoint_id),
+    )  # fmt: skip
+
+
+async def load(kernel: Kernel, files: CheckpointFiles, path: Path, agent_id: str) -> Restored:
+    """Load a checkpoint into a fresh kernel.
+
+    Raises:
+        CheckpointMissingError, CheckpointDamagedError, CheckpointFormatError: see ``CheckpointFiles.reading``; the
+            kernel has seen nothing of it.
+        CheckpointForeignError: it is another agent's; nor here.
+        CheckpointStateError, KernelDiedError: the kernel did not load it, and is no use any more.
+    """
+    begun = time.monotonic()
+    async with _in_thread(files.reading(path)) as reader:
+        _refuse_foreign(reader, path, agent_id)
+        lost = await load_state(kernel, lambda: _pieces(reader), kernel.policy.sessions.checkpoint_time_s)
+        found = [*reader.footer["lost"], *lost]
+        return Restored(
+            reader.header["checkpoint_id"],
+            reader.header["cell"],
+            tuple(Lost(**loss) for loss in found),
+            time.monotonic() - begun,
+        )
+
+
+async def copy(checkpoint: Checkpoint, session: KernelSession, files: CheckpointFiles) -> None:
+    """Give another session, of another agent, a checkpoint with the same state.
+
+    Raises:
+        CheckpointMissingError, CheckpointDamagedError, StoreError: it cannot be read or written.
+    """
+    checkpoint_id, now = uuid.uuid4().hex, time.time()
+
+    def rewrite() -> dict[str, Any]:
+        with files.reading(checkpoint.path) as reader:
+            names = {"checkpoint_id": checkpoint_id, "session_id": session.session_id, "agent_id": session.agent_id}
+            header = reader.header | names | {"created_at": now, "cell": 0}
+            with files.writing(checkpoint_id, header, reader.size) as writer:
+                offset = 0
+                while piece := reader.piece(offset):
+                    writer.write(piece)
+                    offset += len(piece)
+                writer.finish(reader.footer)
+            return reader.footer
+
+    footer = await asyncio.to_thread(rewrite)
+    record = CheckpointRecord(checkpoint_id, session.session_id, now, 0, False, checkpoint.bytes, footer["lost"])
+    assert session.store is not None
+    await session.store.run(History.add_checkpoint, record)
+
+
+def _refuse_foreign(reader: CheckpointReader, path: Path, agent_id: str) -> None:
+    if reader.header["agent_id"] != agent_id:
+        raise CheckpointForeignError(
+            f"checkpoint {path.name} is not of agent {agent_id!r}.", agent_id=agent_id, checkpoint=path.name
+        )
+
+
+def _begin(writer: CheckpointWriter) -> Callable[[], Awaitable[Callable[[bytes], Awaitable[None]]]]:
+    async def write(piece: bytes) -> None:
+        await asyncio.to_thread(writer.write, piece)
+
+    async def begin() -> Callable[[bytes], Awaitable[None]]:
+        await asyncio.to_thread(writer.restart)
+        return write
+
+    return begin
+
+
+async def _pieces(reader: CheckpointReader) -> AsyncIterator[bytes]:
+    offset = 0
+    while piece := await asyncio.to_thread(reader.piece, offset):
+        yield piece
+        offset += len(piece)
+
+
+@contextlib.asynccontextmanager
+async def _in_thread(context: contextlib.AbstractContextManager[T]) -> AsyncIterator[T]:
+    """Enter and leave a context that waits for the disk."""
+    entered = await asyncio.to_thread(context.__enter__)
+    try:
+        yield entered
+    except BaseException:
+        await asyncio.shield(asyncio.to_thread(context.__exit__, *sys.exc_info()))
+        raise
+    await asyncio.to_thread(context.__exit__, None, None, None)
+
 
 _KEYS = {"session_id": str, "kernel_id": str, "agent_id": str, "checkpoint_time": (int, float)}
 

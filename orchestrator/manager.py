@@ -10,20 +10,19 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from weakref import WeakValueDictionary
 
 from nbformat import NotebookNode
 
-from orchestrator import checkpoint, notebook
+from orchestrator import checkpoint as checkpoints
+from orchestrator import notebook
+from orchestrator.checkpoint import Checkpoint
 from orchestrator.controlsocket import ControlSocket
 from orchestrator.errors import (
-    EngineError,
     InvalidInputError,
-    KernelPoolExhaustedError,
     ManagerClosedError,
     UnknownKernelNameError,
 )
@@ -31,21 +30,23 @@ from orchestrator.inputs import check_agent_id, check_code
 from orchestrator.instance import Instance
 from orchestrator.kernel import transfer
 from orchestrator.kernel.kernel import Kernel
-from orchestrator.limits import MEGABYTE, Deadline, KernelResourceLimits
+from orchestrator.limits import MEGABYTE, KernelResourceLimits
 from orchestrator.monitor import Monitor
 from orchestrator.operations import Operations
 from orchestrator.outputs import Answer, CellFinished, Event
 from orchestrator.policy import Policy
-from orchestrator.pool import KernelPool, KernelResource
-from orchestrator.session import KernelSession
+from orchestrator.pool import KernelPool
+from orchestrator.retention import Retention
+from orchestrator.session import KernelSession, Restored
+from orchestrator.sessionkeeper import SessionKeeper
 from orchestrator.settings import Settings
+from orchestrator.store.checkpointfiles import CheckpointFiles
+from orchestrator.store.history import History
 from orchestrator.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
 
 KERNEL_NAMES = ("python3",)
-_REMEMBERED_ENDS = 10_000  # agents whose last session's end is remembered until they return
-_LEAST_SWEEP = 0.05  # seconds between two looks for idle sessions
 
 
 class AgentKernelManager:
@@ -89,10 +90,11 @@ class AgentKernelManager:
         self.max_kernels = max_kernels
         self.kernel_name = kernel_name
         self.resource_limits = resource_limits or self.policy.resource_limits()
-        self.sessions: dict[str, KernelSession] = {}
         self.pool = KernelPool(max_kernels, start=self._start_kernel, warm=self.settings.warm_kernels)
         self.monitor = Monitor(self._live_kernels)
         self.telemetry = Telemetry()
+        self._keeper = SessionKeeper(self.pool, self.resource_limits, self.policy, self.telemetry, self._spawn)
+        self.sessions = self._keeper.sessions
         self.telemetry.watch_pool(self.pool.counts)
         self._operations = Operations(
             pool=self.pool,
@@ -105,9 +107,7 @@ class AgentKernelManager:
         self._control = ControlSocket(self._operations.commands())
         self._instance: Instance | None = None
         self._opening = asyncio.Lock()
-        self._agents: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # a lock lives while it is used
-        self._leases: dict[str, KernelResource] = {}
-        self._ends: dict[str, str] = {}
+        self._store: History | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing: asyncio.Task[None] | None = None
 
@@ -132,16 +132,25 @@ class AgentKernelManager:
             self._refuse_when_closed()
             if self._instance is not None:
                 return
-            instance = await Instance.open(self.settings, self.policy, self.resource_limits, self.telemetry)
+            store, files = await asyncio.to_thread(self._open_store)
             try:
+                instance = await Instance.open(self.settings, self.policy, self.resource_limits, self.telemetry)
+            except BaseException:
+                await asyncio.to_thread(store.close)
+                raise
+            try:
+                self._keeper.open(store, files, instance.name)
+                await self._keeper.recover(Instance.is_dead)
                 await self._control.listen(instance.config.folder)
                 if self.settings.metrics_port:
                     self.telemetry.serve(self.settings.metrics_address, self.settings.metrics_port)
             except BaseException:
                 await instance.close()
+                await asyncio.to_thread(store.close)
                 raise
-            self._instance = instance
-            self._spawn(self._end_idle_sessions())
+            self._instance, self._store = instance, store
+            self._spawn(self._keeper.sleep_when_idle())
+            self._spawn(Retention(store, files, self.settings).run())
             self._spawn(self.monitor.run())
             self.pool.prewarm()
 
@@ -165,8 +174,9 @@ class AgentKernelManager:
     ) -> AsyncIterator[tuple[Kernel, KernelSession]]:
         """Give the agent its kernel: the one that it has, with its variables, or a fresh one.
 
-        Leaving the context keeps the session, and its kernel, for the agent's next call. When an earlier session of
-        this agent has ended, ``session.previous_end`` says why.
+        A session that sleeps is woken in a fresh kernel, from its newest checkpoint: ``session.restored`` says what
+        was lost. Leaving the context keeps the session for the agent's next call. When an earlier kernel of this agent
+        has ended, ``session.previous_end`` says why.
 
         Args:
             timeout: seconds to wait for a free kernel; None waits for ever.
@@ -176,6 +186,8 @@ class AgentKernelManager:
             InvalidAgentIdError: see ``check_agent_id``.
             KernelPoolExhaustedError: all kernels belonged to other agents for so long.
             KernelStartError, EngineError: no kernel could be started.
+            CheckpointError: the session sleeps, and cannot be woken; it is asleep as before.
+            StoreError: the history cannot be read or written.
             ManagerClosedError: the manager was shut down.
         """
         check_agent_id(agent_id)
@@ -185,7 +197,7 @@ class AgentKernelManager:
         caller = caller or f"uid {os.getuid()}, pid {os.getpid()}"
         asked = time.monotonic()
         with self.telemetry.span("acquire_kernel"):
-            session = await self._session_of(agent_id, timeout, caller)
+            session = await self._keeper.session_of(agent_id, timeout, caller)
         self.telemetry.leased(time.monotonic() - asked)
         session.users += 1
         session.caller = caller
@@ -194,6 +206,7 @@ class AgentKernelManager:
         finally:
             session.users -= 1
             session.touch()
+            self._keeper.released()
 
     async def execute_code(self, session: KernelSession, code: str, *, answer: Answer | None = None) -> dict[str, Any]:
         """Run one cell and return its result: the reference's keys, and those of ``ExecutionResult`` beside them.
@@ -227,12 +240,14 @@ class AgentKernelManager:
             See ``execute_code``.
         """
         check_code(code)
+        await self._wake(session)
         with self.telemetry.span("execute_cell", runtime=self.runtime) as span:
             async with contextlib.aclosing(session.run(code, self.resource_limits, answer)) as events:
                 async for event in events:
                     if isinstance(event, CellFinished):
                         span.set_attribute("cellblock.outcome", event.result.outcome)
                     yield event
+        await self._keeper.checkpoint_if_due(session)
 
     def interrupt(self, session: KernelSession) -> bool:
         """Raise KeyboardInterrupt in the session's running cell, as Ctrl-C does; what it makes of it is its own affair.
@@ -259,6 +274,7 @@ class AgentKernelManager:
             KernelDiedError, SessionEndedError: there is no kernel.
         """
         host = source if isinstance(source, bytes) else Path(source)
+        await self._wake(session)
         kernel = session.live_kernel()
         sent = await transfer.put_file(kernel, host, destination)
         session.note(kernel, "file.in", path=destination, bytes=sent.size, sha256=sent.sha256)
@@ -278,6 +294,7 @@ class AgentKernelManager:
             FileTransferError: it cannot be read or written, or exceeds the limit; no half of it is left.
             KernelDiedError, SessionEndedError: there is no kernel.
         """
+        await self._wake(session)
         kernel = session.live_kernel()
         taken = await transfer.get_file(kernel, source, Path(destination), limit)
         session.note(kernel, "file.out", path=source, bytes=taken.size, sha256=taken.sha256)
@@ -290,23 +307,74 @@ class AgentKernelManager:
         Returns:
             Whether the agent had a session.
         """
-        session = self.sessions.pop(agent_id, None)
-        if session is None:
-            return False
-        session.ended = reason
-        self._remember_end(agent_id, reason)
-        self.telemetry.kernel_ended(reason)
-        if session.kernel is not None:
-            session.note(session.kernel, "session.ended", reason=reason, cells=len(session.execution_history))
-        resource = self._leases.pop(session.kernel_id, None)
-        if resource is not None:
-            await self.pool.discard(resource)
-        await session.settled()
-        return True
+        return await self._keeper.end(agent_id, reason)
+
+    async def checkpoint(self, session: KernelSession) -> Checkpoint:
+        """Keep the session's state: variables, functions, classes, imports, files, working directory, random state.
+
+        Waits for a running cell. What cannot be captured, such as an open file or a generator, is in ``lost``; in a
+        kernel that was restored from the checkpoint, using it raises NotRestoredError. A session that has a checkpoint
+        outlives this manager: the agent's next ``acquire_kernel``, in any process, wakes it.
+
+        Raises:
+            CheckpointTooLargeError, CheckpointStateError: nothing was kept; the session goes on.
+            StoreError: it could not be written; nothing of it is left.
+            KernelDiedError, SessionEndedError: there is no kernel.
+        """
+        await self._wake(session)
+        return await self._keeper.checkpoint(session)
+
+    async def restore(
+        self, session: KernelSession, checkpoint: Checkpoint | str | Path, timeout: float | None = None
+    ) -> Restored:
+        """Give the session the state of a checkpoint, in a fresh kernel. Its history stays.
+
+        Until the fresh kernel has loaded it, the session and its kernel are as they were.
+
+        Args:
+            checkpoint: as ``checkpoint`` returned it, its id, or the path of its file.
+            timeout: seconds to wait for a free kernel; None waits for ever.
+
+        Raises:
+            CheckpointMissingError, CheckpointDamagedError, CheckpointFormatError, CheckpointForeignError: it cannot be
+                used; nothing of it was looked at.
+            CheckpointStateError: the fresh kernel could not load it.
+            KernelPoolExhaustedError, KernelStartError, EngineError: there is no fresh kernel.
+        """
+        await self._wake(session)
+        return await self._keeper.restore(session, checkpoint, timeout)
+
+    async def fork(
+        self, session: KernelSession, count: int, *, agent_ids: Sequence[str] | None = None
+    ) -> list[KernelSession]:
+        """Make ``count`` independent sessions with the state of this one, for agents that search.
+
+        They sleep, and wake at their first cell or ``acquire_kernel``: there may be more than ``max_kernels``.
+
+        Args:
+            agent_ids: whose they are; default: this agent's id with "~1", "~2", …
+
+        Raises:
+            InvalidInputError: ``count`` is below 1, or an agent id is wrong, doubled, or has a session.
+            CheckpointError, StoreError, KernelDiedError: see ``checkpoint``; no session was made.
+        """
+        if count < 1 or (agent_ids is not None and len(agent_ids) != count):
+            raise InvalidInputError("count must be 1 or more, and agent_ids as many.")
+        await self._wake(session)
+        return await self._keeper.fork(session, count, agent_ids)
+
+    async def hibernate(self, agent_id: str) -> bool:
+        """Let the agent's session sleep now: checkpoint it, and give its kernel up.
+
+        Returns:
+            Whether it sleeps. Not when it is in use, or the policy keeps what no checkpoint can hold.
+        """
+        session = self.sessions.get(agent_id)
+        return session is not None and await self._keeper.hibernate(session, "hibernate")
 
     def save_checkpoint(self, session: KernelSession, file_path: str | Path | None = None) -> dict[str, Any]:
         """See ``checkpoint.save_checkpoint``."""
-        return checkpoint.save_checkpoint(session, file_path)
+        return checkpoints.save_checkpoint(session, file_path)
 
     def restore_checkpoint(
         self,
@@ -315,7 +383,7 @@ class AgentKernelManager:
         file_path: str | Path | None = None,
     ) -> None:
         """See ``checkpoint.restore_checkpoint``."""
-        checkpoint.restore_checkpoint(session, checkpoint_data, file_path)
+        checkpoints.restore_checkpoint(session, checkpoint_data, file_path)
 
     def save_session_as_notebook(self, session: KernelSession, output_path: str | Path, title: str = "") -> None:
         """Write the session's cells and outputs as a notebook.
@@ -343,14 +411,20 @@ class AgentKernelManager:
         sample = await self.monitor.sample(resource.kernel)
         return {"kernel_id": kernel_id, **sample.as_dict(self.resource_limits)}
 
-    async def shutdown(self) -> None:
+    async def shutdown(self, *, keep_sessions: bool = False) -> None:
         """End all sessions and kernels and remove all that is left of them. A cancelled shutdown still finishes.
+
+        A session that has a checkpoint is checkpointed once more, and wakes at its agent's next ``acquire_kernel``, in
+        whatever process.
+
+        Args:
+            keep_sessions: every session is kept so. A running cell has 5 s to end, and is interrupted then.
 
         Raises:
             EngineError: the engine does not answer; what is left is removed by the next start on this host.
         """
         if self._closing is None:
-            self._closing = asyncio.create_task(self._close())
+            self._closing = asyncio.create_task(self._close(keep_sessions))
         cancelled = False
         while not self._closing.done():
             try:
@@ -361,27 +435,24 @@ class AgentKernelManager:
             raise asyncio.CancelledError
         self._closing.result()
 
-    async def _close(self) -> None:
+    async def _close(self, keep_sessions: bool) -> None:
         async with self._opening:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             sessions = list(self.sessions.values())
-            self.sessions.clear()
-            for session in sessions:
-                session.ended = "shutdown"
-                if session.kernel is not None:
-                    session.note(
-                        session.kernel, "session.ended", reason="shutdown", cells=len(session.execution_history)
-                    )
-            self._leases.clear()
+            await self._keeper.close(keep=keep_sessions)
             await self._control.close()
             await asyncio.to_thread(self.telemetry.close)
             await self.pool.close()
             for session in sessions:
                 await session.settled()
-            if self._instance is not None:
-                await self._instance.close()
+            try:
+                if self._instance is not None:
+                    await self._instance.close()
+            finally:
+                if self._store is not None:
+                    await asyncio.to_thread(self._store.close)
 
     def overview(self) -> dict[str, Any]:
         """What `cellblock ps` shows: the instance, its pool, and each kernel with its agent, cell and usage."""
@@ -403,77 +474,18 @@ class AgentKernelManager:
         assert self._instance is not None
         return await self._instance.start_kernel()
 
-    async def _session_of(self, agent_id: str, timeout: float | None, caller: str) -> KernelSession:
-        """Find the agent's live session or make one; one at a time for each agent."""
-        deadline = None if timeout is None else Deadline(timeout)
-        lock = self._agents.setdefault(agent_id, asyncio.Lock())
+    def _open_store(self) -> tuple[History, CheckpointFiles]:
+        history = History.open(self.settings.history_url, self.settings.data_path)
         try:
-            async with asyncio.timeout(timeout):
-                await lock.acquire()
-        except TimeoutError:
-            raise KernelPoolExhaustedError(
-                f"another call for agent {agent_id!r} is still waiting for its kernel.",
-                max_kernels=self.max_kernels,
-                waited=timeout or 0.0,
-            ) from None
-        try:
-            session = self.sessions.get(agent_id)
-            if session is not None and session.kernel is not None and session.kernel.is_alive:
-                return session
-            if session is not None:
-                await self._bury(session)
+            return history, CheckpointFiles(self.settings.data_path)
+        except BaseException:
+            history.close()
+            raise
+
+    async def _wake(self, session: KernelSession) -> None:
+        if session.asleep and session.ended is None:
             self._refuse_when_closed()
-            while True:
-                resource = await self.pool.acquire(None if deadline is None else deadline.remaining())
-                if resource.kernel is not None and resource.kernel.is_alive:
-                    return self._new_session(agent_id, resource, caller)
-                self.pool.release(resource)  # it died between being ready and being taken
-        finally:
-            lock.release()
-
-    def _new_session(self, agent_id: str, resource: KernelResource, caller: str) -> KernelSession:
-        kernel = resource.kernel
-        assert kernel is not None
-        resource.served = True
-        session = KernelSession.of(agent_id, kernel)
-        session.caller = caller
-        session.previous_end = self._ends.pop(agent_id, None)
-        self.sessions[agent_id] = session
-        self._leases[kernel.kernel_id] = resource
-        session.note(kernel, "session.started", previous_end=session.previous_end)
-        kernel.when_lost(lambda: self._spawn(self._bury(session)))
-        return session
-
-    async def _bury(self, session: KernelSession) -> None:
-        """A session's kernel is gone: find out why, and free its place in the pool."""
-        if self.sessions.get(session.agent_id) is not session or session.kernel is None:
-            return
-        try:
-            reason: str = (await session.kernel.exit()).reason
-        except EngineError:
-            reason = "engine_lost"
-        if self.sessions.get(session.agent_id) is session:
-            await self.end_session(session.agent_id, reason=reason)
-
-    async def _end_idle_sessions(self) -> None:
-        limit = self.resource_limits.idle_timeout_seconds
-        while True:
-            now = time.monotonic()
-            for session in list(self.sessions.values()):
-                idle = session.users == 0 and not session.is_busy and now - session.idle_since >= limit
-                # Ending one takes a while, in which another may have ended, and its agent come back.
-                if idle and self.sessions.get(session.agent_id) is session:
-                    self._spawn(self.end_session(session.agent_id, reason="idle"))
-                    await asyncio.sleep(0)
-            idle_since = [session.idle_since for session in self.sessions.values() if session.users == 0]
-            due = min(idle_since, default=time.monotonic()) + limit - time.monotonic()
-            await asyncio.sleep(min(max(due, _LEAST_SWEEP), limit))
-
-    def _remember_end(self, agent_id: str, reason: str) -> None:
-        self._ends.pop(agent_id, None)
-        self._ends[agent_id] = reason
-        while len(self._ends) > _REMEMBERED_ENDS:
-            del self._ends[next(iter(self._ends))]
+            await self._keeper.session_of(session.agent_id, None, session.caller)
 
     def _refuse_when_closed(self) -> None:
         if self._closing is not None:

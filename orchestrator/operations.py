@@ -62,7 +62,7 @@ class Operations:
             "state": "ending" if resource.is_shutting_down or not kernel.is_alive else state,
             "agent": None if session is None else session.agent_id,
             "session": None if session is None else session.session_id,
-            "cells": 0 if session is None else len(session.execution_history),
+            "cells": 0 if session is None else session.cell_count,
             "cell": None if cell is None else {"number": cell[0], "age_s": cell[1]},
             "age_s": time.time() - resource.created_at,
             "usage": None if sample is None else sample.as_dict(self._limits),

@@ -116,6 +116,17 @@ class KernelPool:
             "waiting": sum(1 for waiter in self._waiters if not waiter.done()),
         }
 
+    def shortage(self, *, with_warm: bool) -> int:
+        """How many kernels have to be given up so that everybody who waits gets one.
+
+        Args:
+            with_warm: and so that as many are kept ready as should be.
+        """
+        ending = sum(1 for resource in self.kernels.values() if resource.is_shutting_down)
+        free = self.max_kernels - len(self.kernels) + ending + self.available_count
+        waiting = sum(1 for waiter in self._waiters if not waiter.done())
+        return waiting + (self._warm if with_warm else 0) - free
+
     def add_kernel(self, kernel: KernelResource) -> None:
         """Add a ready kernel.
 

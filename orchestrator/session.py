@@ -7,36 +7,79 @@ never share a session, and two tasks of one agent take turns.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator
-from dataclasses import asdict, dataclass, field
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from orchestrator.errors import SessionEndedError
+from orchestrator.errors import SessionEndedError, StoreError
 from orchestrator.execution import Cell
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.outputs import Answer, CellFinished, Event, ExecutionResult
+from orchestrator.store.history import History
 
+_log = logging.getLogger(__name__)
 _CANCELLED = 0.4  # seconds that a cancelled consumer waits for its cell: an interrupt took 0.02-0.23 s
+_NEVER_RAN: dict[str, Any] = {"status": "error", "outcome": "cancelled", "outputs": [], "error": None}
 DEATHS = ("oom", "kernel_died", "timeout", "cancelled", "engine_lost")  # ends of a session that were its kernel's
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Something that a checkpoint could not hold.
+
+    Attributes:
+        name: of the variable that it is, or is in.
+        kind: its type.
+        reason: why. All three are the sandbox's words.
+    """
+
+    name: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What a session was woken from.
+
+    Attributes:
+        checkpoint_id: the checkpoint.
+        cell: the last cell whose effects it has; those of later ones are lost.
+        lost: what it could not hold, or could not be loaded.
+        seconds: that loading it took.
+    """
+
+    checkpoint_id: str
+    cell: int
+    lost: tuple[Lost, ...]
+    seconds: float
 
 
 @dataclass(eq=False)
 class KernelSession:
-    """One agent's session.
+    """One agent's session. It outlives its kernels: while it is asleep it has none.
 
     Attributes:
+        kernel_id: of its kernel, or of its last one.
         created_at, last_used_at, last_checkpoint: seconds since the epoch, for people; no deadline is made of them.
         execution_history: one ``{"timestamp", "code", "result"}`` per cell, in order. The entry is made before the
-            cell runs, with ``result["status"] == "running"``, and closed after: a crash leaves evidence of it.
+            cell runs, with ``result["status"] == "running"``, and closed after: a crash leaves evidence of it. Of a
+            session that was woken it is read from the store when it is first asked for.
+        cell_count: how many cells it has run.
         caller: on whose behalf its kernel was acquired last.
         users: how many ``acquire_kernel`` contexts are open.
         idle_since: monotonic seconds of the last use.
         ended: why the session is over; None while it lives.
-        previous_end: what became of this agent's session before, such as "idle"; None for its first.
+        asleep: whether it has given up its kernel, and goes on from its newest checkpoint when it is wanted.
+        previous_end: what became of this agent's kernel before, such as "idle"; None for its first.
+        restored: what it was woken from; None where its variables come from no checkpoint.
+        parent_id: the session that it was forked from.
     """
 
     session_id: str
@@ -50,7 +93,13 @@ class KernelSession:
     previous_end: str | None = None
     kernel: Kernel | None = field(default=None, repr=False)
     ended: str | None = field(default=None, repr=False)
+    asleep: bool = field(default=False, repr=False)
+    restored: Restored | None = field(default=None, repr=False)
+    parent_id: str | None = None
+    cell_count: int = 0
     caller: str = ""
+    store: History | None = field(default=None, repr=False)
+    notices: list[str] = field(default_factory=list, repr=False)
     users: int = field(default=0, repr=False)
     idle_since: float = field(default_factory=time.monotonic, repr=False)
     _cell: Cell | None = field(default=None, init=False, repr=False)
@@ -58,12 +107,44 @@ class KernelSession:
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock, init=False, repr=False)
 
     @classmethod
-    def of(cls, agent_id: str, kernel: Kernel) -> KernelSession:
-        return cls(uuid.uuid4().hex, kernel.kernel_id, agent_id, kernel=kernel)
+    def of(cls, agent_id: str, kernel: Kernel, store: History | None = None) -> KernelSession:
+        return cls(uuid.uuid4().hex, kernel.kernel_id, agent_id, kernel=kernel, store=store)
+
+    def __getattr__(self, name: str) -> Any:
+        """Read the history of a session that was woken, the first time that somebody asks for it."""
+        if name == "execution_history" and "session_id" in vars(self) and self.store is not None:
+            cells = self.store.cells(self.session_id)
+            self.execution_history = [
+                {"timestamp": cell.started_at, "code": cell.code, "result": cell.result} for cell in cells
+            ]
+            return self.execution_history
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+
+    def forget_history(self) -> None:
+        """Let the history be read from the store again when it is asked for."""
+        vars(self).pop("execution_history", None)
 
     def add_execution(self, code: str, result: dict[str, Any]) -> None:
         """Append a cell to the history."""
         self.execution_history.append({"timestamp": time.time(), "code": code, "result": result})
+
+    def attach(self, kernel: Kernel) -> None:
+        """Give the session a kernel that has its state."""
+        self.kernel = kernel
+        self.kernel_id = kernel.kernel_id
+        self.asleep = False
+        self.touch()
+
+    def detach(self) -> None:
+        """Note that it has given up its kernel."""
+        self.kernel = None
+        self.asleep = True
+
+    @contextlib.asynccontextmanager
+    async def between_cells(self) -> AsyncIterator[None]:
+        """Wait until no cell runs, and let none begin."""
+        async with self._lock:
+            yield
 
     def checkpoint(self) -> dict[str, Any]:
         """Note the history as it is now, in ``checkpoint_data``, and return it."""
@@ -90,12 +171,12 @@ class KernelSession:
     @property
     def running_cell(self) -> tuple[int, float] | None:
         """The number of the cell that runs, and for how many seconds it has; None between cells."""
-        return None if self._cell is None else (len(self.execution_history), self._cell.age_s)
+        return None if self._cell is None else (self.cell_count, self._cell.age_s)
 
     def note_operator(self, action: str) -> None:
         """Note in the audit log what an operator does to this session."""
         if self.kernel is not None:
-            self.note(self.kernel, f"operator.{action}", cell=len(self.execution_history))
+            self.note(self.kernel, f"operator.{action}", cell=self.cell_count)
 
     def interrupt(self) -> bool:
         """Interrupt the cell that runs. Returns whether there is one."""
@@ -114,9 +195,9 @@ class KernelSession:
         if self.kernel is not None and (self.ended in DEATHS or (self.ended is None and not self.kernel.is_alive)):
             raise self.kernel.died_error(self.ended or "kernel_died")
         if self.ended is not None or self.kernel is None:
-            reason = self.ended or "never_started"
+            reason = self.ended or ("asleep" if self.asleep else "never_started")
             raise SessionEndedError(
-                f"the session of agent {self.agent_id!r} has ended ({reason}).",
+                f"the session of agent {self.agent_id!r} {'is asleep' if self.asleep else f'has ended ({reason})'}.",
                 reason=reason,
                 remedy="Acquire the agent's kernel again.",
             )
@@ -139,27 +220,29 @@ class KernelSession:
         await self._lock.acquire()
         try:
             kernel = self.live_kernel()
+            await self._open_row(code, kernel)
+            self._note_start(kernel, code)
+            if "execution_history" in vars(self):
+                self.add_execution(code, {"status": "running"})
             cell = self._cell = Cell(kernel, code, limits, answer)
         except BaseException:
             self._lock.release()
             raise
-        self._note_start(kernel, code)
-        self.add_execution(code, {"status": "running"})
-        entry = self.execution_history[-1]
         result: ExecutionResult | None = None
         events = cell.run()
         try:
             async for event in events:
                 if isinstance(event, CellFinished):
-                    result = event.result
-                    entry["result"] = result.as_dict()  # before the caller hears of it
+                    result = self._with_notices(event.result)
+                    await self._close_row(result)  # before the caller hears of it
+                    event = CellFinished(result)
                 yield event
         finally:
             await events.aclose()
             if cell.is_over:
-                self._close(cell, kernel, entry, result)
+                await self._close(cell, kernel, result)
             else:
-                self._ending = asyncio.create_task(self._close_later(cell, kernel, entry))
+                self._ending = asyncio.create_task(self._close_later(cell, kernel))
                 await asyncio.wait({self._ending}, timeout=_CANCELLED)
 
     async def settled(self) -> None:
@@ -167,18 +250,53 @@ class KernelSession:
         if self._ending is not None:
             await asyncio.wait({self._ending})
 
-    async def _close_later(self, cell: Cell, kernel: Kernel, entry: dict[str, Any]) -> None:
+    async def _close_later(self, cell: Cell, kernel: Kernel) -> None:
         await cell.end()
-        self._close(cell, kernel, entry, None)
+        await self._close(cell, kernel, None)
 
-    def _close(self, cell: Cell, kernel: Kernel, entry: dict[str, Any], result: ExecutionResult | None) -> None:
-        if result is None:
-            result = cell.partial_result()
-            entry["result"] = result.as_dict()
-        self._cell = None
-        self._note_end(kernel, result)
-        self.touch()
-        self._lock.release()
+    async def _close(self, cell: Cell, kernel: Kernel, result: ExecutionResult | None) -> None:
+        try:
+            if result is None:
+                result = cell.partial_result()
+                if self.store is not None:
+                    with _logged():
+                        await self.store.run(History.end_cell, self.session_id, self.cell_count, result.as_dict())
+        finally:
+            if "execution_history" in vars(self) and self.execution_history and result is not None:
+                self.execution_history[-1]["result"] = result.as_dict()
+            self._cell = None
+            self._note_end(kernel, result or cell.partial_result())
+            self.touch()
+            self._lock.release()
+
+    async def _open_row(self, code: str, kernel: Kernel) -> None:
+        """Note in the store that the next cell is about to run."""
+        number = self.cell_count + 1
+        if self.store is not None:
+            try:
+                await self.store.run(History.begin_cell, self.session_id, number, code, kernel.kernel_id)
+            except asyncio.CancelledError:  # it is in the store, or will be, and will not run
+                self.cell_count = number
+                self.store.submit(History.end_cell, self.session_id, number, _NEVER_RAN)
+                raise
+        self.cell_count = number
+
+    async def _close_row(self, result: ExecutionResult) -> None:
+        if self.store is None:
+            return
+        try:
+            await self.store.run(History.end_cell, self.session_id, self.cell_count, result.as_dict())
+        except StoreError as error:
+            raise StoreError(
+                f"the cell has run, and its result could not be kept: {error.message}",
+                result=result,
+                remedy=f"The result is in this error, and is kept with the next cell that can be. {error.remedy}",
+            ) from error
+
+    def _with_notices(self, result: ExecutionResult) -> ExecutionResult:
+        """Tell the agent, with the first result that can, what became of its session since."""
+        notices, self.notices = tuple(self.notices), []
+        return replace(result, warnings=(*result.warnings, *notices)) if notices else result
 
     def note(self, kernel: Kernel, event: str, **details: Any) -> None:
         """Add an entry on this session to the audit log."""
@@ -189,14 +307,14 @@ class KernelSession:
         said: dict[str, Any] = {"code_sha256": hashlib.sha256(encoded).hexdigest(), "code_bytes": len(encoded)}
         if kernel.policy.audit.code == "full":
             said["code"] = code
-        self.note(kernel, "cell.started", cell=len(self.execution_history) + 1, **said, **kernel.description())
+        self.note(kernel, "cell.started", cell=self.cell_count, **said, **kernel.description())
 
     def _note_end(self, kernel: Kernel, result: ExecutionResult) -> None:
         kernel.telemetry.cell_ended(result)
         self.note(
             kernel,
             "cell.ended",
-            cell=len(self.execution_history),
+            cell=self.cell_count,
             outcome=result.outcome,
             error=None if result.error is None else result.error.ename,
             kernel_state=result.kernel_state,
@@ -205,3 +323,12 @@ class KernelSession:
             truncated=None if result.truncated is None else asdict(result.truncated),
             mime_dropped=list(result.mime_dropped),
         )
+
+
+@contextlib.contextmanager
+def _logged() -> Iterator[None]:
+    """Log a failure to keep a result, where another error is on its way to the caller."""
+    try:
+        yield
+    except StoreError as error:
+        _log.error("a cell's result is not in the history yet: %s", error)

@@ -1,7 +1,8 @@
 """Make the root file system of the sandbox image, in place: runs as root inside the build, and nowhere else.
 
-Unpacks the wheels of ``<build>/wheels`` beside the interpreter that runs this, and our own package, removes what no cell needs, compiles all
-that is left, and removes the build folder. The standard library suffices for it: the base has no pip.
+Unpacks the wheels of ``<build>/wheels`` beside the interpreter that runs this, puts our own package there, removes what
+no cell needs, compiles all that is left, and removes the build folder. The standard library suffices for it: the base
+has no pip.
 """
 
 from __future__ import annotations

@@ -20,6 +20,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("CELLBLOCK_AUDIT_LOG", "off")  # the tests of it say where
 
+
+@pytest.fixture(autouse=True)
+def data_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give every test a data folder of its own: sessions outlive managers."""
+    folder = tmp_path_factory.mktemp("data")
+    monkeypatch.setenv("CELLBLOCK_DATA_DIR", str(folder))
+    return folder
+
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
 

@@ -81,6 +81,15 @@ def instance_lease(instance: str) -> Lease | None:
     return Lease.take(f"instance.{instance}")
 
 
+def is_dead(instance: str) -> bool:
+    """Whether the process of an instance has ended."""
+    lease = instance_lease(instance)
+    if lease is None:
+        return False
+    lease.release()
+    return True
+
+
 def host_identity() -> tuple[str, str]:
     """Return (this boot, this network namespace): leases are comparable where both are equal."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

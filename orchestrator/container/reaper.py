@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.container.container import remove_by_name
 from orchestrator.container.hostconfig import BOOT_LABEL, INSTANCE_LABEL, NAMESPACE_LABEL
-from orchestrator.container.lease import host_identity, instance_lease
+from orchestrator.container.lease import host_identity, is_dead
 
 
 def sweep_orphans(api: Any, folder: Path) -> int:
@@ -30,7 +30,7 @@ def sweep_orphans(api: Any, folder: Path) -> int:
             remove_by_name(api, container["Id"])
             removed += 1
     for entry in folder.glob("i-*"):
-        if _is_dead(entry.name.removeprefix("i-")):
+        if is_dead(entry.name.removeprefix("i-")):
             shutil.rmtree(entry, ignore_errors=True)
     return removed
 
@@ -51,12 +51,4 @@ def _is_orphan(container: dict[str, Any]) -> bool:
         return container["State"] in ("exited", "dead")
     if labels.get(NAMESPACE_LABEL) != namespace:
         return False
-    return _is_dead(labels[INSTANCE_LABEL])
-
-
-def _is_dead(instance: str) -> bool:
-    lease = instance_lease(instance)
-    if lease is None:
-        return False
-    lease.release()
-    return True
+    return is_dead(labels[INSTANCE_LABEL])

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any, Literal
 
 from orchestrator.errors import CheckpointStateError
@@ -46,7 +47,8 @@ async def save_state(kernel: Kernel, begin: Callable[[], Awaitable[Write]], time
     deadline = Deadline(timeout)
     for _ in range(_ATTEMPTS):
         write = await begin()
-        reply = await _move(kernel, "save", {}, deadline, lambda transfer, w=write: _take(kernel, transfer, w, deadline))  # type: ignore[misc]
+        travel = partial(_take, kernel, write=write, deadline=deadline)
+        reply = await _move(kernel, "save", {}, deadline, travel)
         if reply["status"] == "ok":
             return _losses(reply)
     raise CheckpointStateError("the kernel could not capture its state.")
@@ -152,5 +154,3 @@ def _losses(reply: dict[str, Any]) -> Losses:
         for loss in found[:_MOST_LOST]
         if isinstance(loss, dict)
     ]
-
-

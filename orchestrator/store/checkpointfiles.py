@@ -14,6 +14,7 @@ import os
 import secrets
 import stat
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,7 @@ _KEY = 32  # bytes
 _MAC = 32  # bytes
 _PIECE = 1024 * 1024  # bytes
 _LARGEST_JSON = 4 * 1024 * 1024  # bytes of header or footer
+_GRACE = 3600.0  # seconds in which a file may be without its entry
 _MEGABYTE = 1024 * 1024
 
 
@@ -178,7 +180,7 @@ class CheckpointFiles:
         with open(descriptor, "rb", buffering=0) as file:
             try:
                 size = self._check(file, path)
-                reader = CheckpointReader(file, size)  # type: ignore[arg-type]
+                reader = CheckpointReader(file, size)
             except (OSError, ValueError, struct.error) as error:
                 if isinstance(error, StoreError):
                     raise
@@ -188,6 +190,12 @@ class CheckpointFiles:
     def remove(self, checkpoint_id: str) -> None:
         """Remove one; fine when it is gone already."""
         self.path(checkpoint_id).unlink(missing_ok=True)
+
+    def sweep(self, known: set[str]) -> None:
+        """Remove the files that a killed process left behind: those without an entry in the history, after an hour."""
+        for file in self._folder.iterdir():
+            if file.name not in known and time.time() - file.stat().st_mtime > _GRACE:
+                file.unlink(missing_ok=True)
 
     def _check(self, file: Any, path: Path) -> int:
         info = os.fstat(file.fileno())

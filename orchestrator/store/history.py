@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar
@@ -27,6 +28,7 @@ from orchestrator.store.payloads import Payloads
 from orchestrator.store.schema import cells, checkpoints, payloads, sessions
 from orchestrator.store.wholefile import write_once
 
+_log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -148,12 +150,24 @@ class History:
         loop = asyncio.get_running_loop()
         return await asyncio.shield(loop.run_in_executor(self._thread, lambda: method(self, *args, **kwargs)))
 
+    def submit(self, method: Callable[Concatenate[Self, P], T], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Have a method called in the history's thread, after what was asked for before. What fails there is logged."""
+        self._thread.submit(lambda: method(self, *args, **kwargs)).add_done_callback(_log_failure)
+
     # Sessions
 
     def add_session(
-        self, session_id: str, agent_id: str, *, owner: str, kernel_id: str, runtime: str, parent_id: str | None = None
+        self,
+        session_id: str,
+        agent_id: str,
+        *,
+        owner: str | None,
+        kernel_id: str,
+        runtime: str,
+        parent_id: str | None = None,
+        state: SessionState = "live",
     ) -> None:
-        """Add a session that has a kernel."""
+        """Add a session."""
         now = time.time()
         with self._writing() as connection:
             connection.execute(
@@ -163,7 +177,7 @@ class History:
                     parent_id=parent_id,
                     home=self.home,
                     owner=owner,
-                    state="live",
+                    state=state,
                     created_at=now,
                     last_used_at=now,
                     kernel_id=kernel_id,
@@ -182,8 +196,8 @@ class History:
     def session_ends(self, session_id: str, reason: str) -> None:
         self._update(session_id, state="ended", owner=None, end_reason=reason[:32])
 
-    def claim(self, session_id: str, owner: str | None, new_owner: str) -> bool:
-        """Take a session over from ``owner``, or from nobody; false when another process was quicker."""
+    def claim(self, session_id: str, owner: str | None, new_owner: str | None) -> bool:
+        """Pass a session from ``owner`` on; None is nobody. False when another process was quicker."""
         with self._writing() as connection:
             changed = connection.execute(
                 update(sessions)
@@ -350,6 +364,13 @@ class History:
             rows = connection.execute(query.order_by(checkpoints.c.created_at.desc())).all()
         return [CheckpointRecord(**{**row._mapping, "lost": json.loads(row.lost)}) for row in rows]
 
+    def drop_checkpoints(self, session_id: str) -> list[str]:
+        """Forget a session's checkpoints that nobody asked for, whose files are the caller's to remove."""
+        unasked = (checkpoints.c.session_id == session_id) & checkpoints.c.asked_for.is_(False)
+        with self._writing() as connection:
+            dropped = connection.execute(delete(checkpoints).where(unasked).returning(checkpoints.c.checkpoint_id))
+            return list(dropped.scalars())
+
     def known_checkpoints(self) -> set[str]:
         """Return the ids of all checkpoints."""
         with self._reading() as connection:
@@ -410,6 +431,11 @@ class History:
     def _reading(self) -> Iterator[Connection]:
         with _explained("the history"), self._engine.connect() as connection:
             yield connection.execution_options(reading=True)
+
+
+def _log_failure(done: Future[Any]) -> None:
+    if (error := done.exception()) is not None:
+        _log.error("the history could not be written", exc_info=error)
 
 
 _NEWEST = (sessions.c.last_used_at.desc(), sessions.c.session_id)

@@ -1,1 +1,1 @@
-"""What of a session outlives this kernel: captured, and loaded again, inside the sandbox. Never imported by the host."""
+"""What of a session outlives this kernel: captured and loaded inside the sandbox, never by the host."""

@@ -51,13 +51,25 @@ class Surroundings:
             if not isinstance(module, types.ModuleType) or module_name.split(".")[0] in self.IGNORED:
                 continue
             now = vars(module)
-            for name in [*now]:
-                value = now[name]
-                if before.get(name, self) is value or isinstance(value, types.ModuleType):
+            own = str(getattr(module, "__file__", "")).startswith("/work/")
+            for name, value in list(now.items()):
+                if isinstance(value, types.ModuleType) or (name.startswith("__") and name.endswith("__")):
                     continue
-                by_cell = getattr(value, "__globals__", None) is namespace or type(value).__module__ == "__main__"
-                if by_cell or not (name.startswith("_") or module.__spec__ is None):
+                old = before.get(name, self)
+                changed = old is not value and self._by_cell(module_name, value, namespace, name, old is self)
+                if changed or (own and not callable(value)):
                     yield module_name, name, True, value
             for name in before:
                 if name not in now and not name.startswith("_"):
                     yield module_name, name, False, None
+
+    def _by_cell(self, module_name, value, namespace, name, new):
+        """Whether a cell has put a value into a library's module, and not the library itself, which may do so too."""
+        if getattr(value, "__globals__", None) is namespace or type(value).__module__ == "__main__":
+            return True
+        if name.startswith("_"):
+            return False
+        if callable(value):
+            home = str(getattr(value, "__module__", "")).split(".")[0]
+            return not new and home not in (module_name.split(".")[0], *self.IGNORED)
+        return isinstance(value, (int, float, complex, str, bytes, types.NoneType)) or new

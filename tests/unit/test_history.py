@@ -143,7 +143,7 @@ def test_only_one_process_takes_a_session_over(history: History, url: str, tmp_p
     try:
         taken = []
         threads = [
-            threading.Thread(target=lambda h=h, n=n: taken.append(h.claim("s1", "me", n)))  # type: ignore[misc]
+            threading.Thread(target=lambda h=h, n=n: taken.append(h.claim("s1", "me", n)))
             for h, n in ((history, "a"), (other, "b"), (history, "c"), (other, "d"))
         ]
         for thread in threads:

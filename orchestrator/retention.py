@@ -1,0 +1,50 @@
+"""Retention: deletes sessions that nobody used for long, and the oldest beyond a size, and files that nobody needs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from orchestrator.errors import StoreError
+from orchestrator.limits import MEGABYTE
+from orchestrator.settings import Settings
+from orchestrator.store.checkpointfiles import CheckpointFiles
+from orchestrator.store.history import History
+
+_log = logging.getLogger(__name__)
+_PERIOD = 3600.0  # seconds
+_DAY = 86_400.0  # seconds
+
+
+class Retention:
+    """Keeps the store of one host within the operator's limits."""
+
+    def __init__(self, store: History, files: CheckpointFiles, settings: Settings) -> None:
+        self._store = store
+        self._files = files
+        self._age = settings.history_days * _DAY
+        self._size = settings.history_mb * MEGABYTE
+
+    async def run(self) -> None:
+        """Sweep once an hour. Runs for ever."""
+        while True:
+            await asyncio.sleep(_PERIOD)
+            try:
+                await asyncio.to_thread(self.sweep)
+            except (StoreError, OSError) as error:
+                _log.warning("old sessions could not be deleted: %s", error)
+
+    def sweep(self) -> int:
+        """Delete what is too old or too much. Blocks. Returns how many sessions.
+
+        Raises:
+            StoreError: the history cannot be read or written.
+        """
+        gone = self._store.excess(time.time() - self._age, self._size)
+        for session_id in gone:
+            for checkpoint_id in self._store.delete(session_id):
+                self._files.remove(checkpoint_id)
+        self._store.sweep_payloads()
+        self._files.sweep(self._store.known_checkpoints())
+        return len(gone)

@@ -1,0 +1,629 @@
+"""SessionKeeper: which agent has which session, and which sessions have a kernel.
+
+A session outlives its kernels. One that gives its kernel up leaves a checkpoint, sleeps, and is woken in a fresh kernel
+when its agent wants it: ``max_kernels`` bounds kernels, not sessions.
+
+Invariants:
+- whatever gives a session a kernel, or takes it away, holds its agent's lock;
+- a session that somebody uses, or whose cell runs, keeps its kernel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from orchestrator.checkpoint import Checkpoint, capture, copy, load
+from orchestrator.errors import (
+    CellblockError,
+    CheckpointError,
+    CheckpointMissingError,
+    EngineError,
+    InvalidInputError,
+    KernelDiedError,
+    KernelPoolExhaustedError,
+    SessionEndedError,
+    StoreError,
+)
+from orchestrator.execution import INTERRUPT_GRACE
+from orchestrator.inputs import LONGEST_AGENT_ID, check_agent_id
+from orchestrator.kernel.kernel import Kernel
+from orchestrator.limits import Deadline, KernelResourceLimits
+from orchestrator.policy import Policy
+from orchestrator.pool import KernelPool, KernelResource
+from orchestrator.session import KernelSession, Restored
+from orchestrator.store.checkpointfiles import CheckpointFiles
+from orchestrator.store.history import History, SessionRecord
+from orchestrator.telemetry import Telemetry
+
+_log = logging.getLogger(__name__)
+_REMEMBERED_ENDS = 10_000  # agents whose last session's end is remembered until they return
+_LEAST_SWEEP = 0.05  # seconds between two looks for idle sessions
+_SHUTDOWN_GRACE = 5.0  # seconds that a shutdown which keeps sessions gives a running cell before it is interrupted
+_ANEW = "Begin anew with `await manager.end_session(agent_id)`."
+_CHECKPOINT_ID = re.compile(r"[0-9a-f]{32}")
+_NAMED = 5  # lost variables that a notice names
+
+
+INTERRUPTED = {
+    "status": "error",
+    "outcome": "interrupted",
+    "outputs": [],
+    "error": {
+        "ename": "OrchestratorLost",
+        "evalue": "the orchestrator ended while this cell ran; it was not run again",
+        "traceback": [],
+        "traceback_text": "",
+    },
+}
+
+
+class SessionKeeper:
+    """The sessions of one manager.
+
+    Args:
+        spawn: runs background work of the manager.
+
+    Attributes:
+        sessions: those that have a kernel, by agent id.
+    """
+
+    def __init__(
+        self,
+        pool: KernelPool,
+        limits: KernelResourceLimits,
+        policy: Policy,
+        telemetry: Telemetry,
+        spawn: Callable[[Coroutine[Any, Any, Any]], None],
+    ) -> None:
+        self.sessions: dict[str, KernelSession] = {}
+        self._pool = pool
+        self._limits = limits
+        self._policy = policy.sessions
+        self._telemetry = telemetry
+        self._spawn = spawn
+        self._agents: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # a lock lives while it is used
+        self._asleep: WeakValueDictionary[str, KernelSession] = WeakValueDictionary()  # those that somebody still holds
+        self._leases: dict[str, KernelResource] = {}
+        self._ends: dict[str, str] = {}
+        self._kept: dict[str, int] = {}  # by session: the cell after which it was found to be no candidate for sleep
+        self._evicting: set[str] = set()
+        self._crowded = False  # whether a session had to sleep for want of a place
+        self._closed = False
+        self._store: History | None = None
+        self._files: CheckpointFiles | None = None
+        self._owner = ""
+
+    def open(self, store: History, files: CheckpointFiles, owner: str) -> None:
+        """Begin, with what outlives this process.
+
+        Args:
+            owner: this process's name in the store.
+        """
+        self._store, self._files, self._owner = store, files, owner
+
+    async def session_of(self, agent_id: str, timeout: float | None, caller: str) -> KernelSession:
+        """Find the agent's session, wake it, or make one; one at a time for each agent.
+
+        Raises:
+            KernelPoolExhaustedError, KernelStartError, EngineError: there is no kernel for it.
+            CheckpointError, StoreError: it cannot be woken; it is asleep as before.
+        """
+        deadline = None if timeout is None else Deadline(timeout)
+        async with self._locked(agent_id, timeout):
+            session = self.sessions.get(agent_id)
+            if session is not None and session.kernel is not None and session.kernel.is_alive:
+                return session
+            if session is not None:
+                await self._bury(session)
+            record = await self._sleeper(agent_id)
+            kernel, resource = await self._lease(deadline)
+            try:
+                if record is not None:
+                    session = await self._wake(record, kernel, resource)
+                else:
+                    session = await self._begin(agent_id, kernel, caller)
+            except BaseException:
+                self._pool.release(resource)
+                raise
+            self._settle_in(session, resource, caller)
+            return session
+
+    async def end(self, agent_id: str, reason: str) -> bool:
+        """End the agent's session, awake or asleep, and discard its kernel. Returns whether there was one."""
+        session = self.sessions.get(agent_id)
+        if session is not None:
+            await self._end(session, reason)
+            return True
+        record = None if self._store is None else await self._sleeper(agent_id)
+        if record is None:
+            return False
+        if (held := self._asleep.pop(record.session_id, None)) is not None:
+            held.ended, held.asleep = reason, False
+        await self._forget(record.session_id, reason)
+        return True
+
+    async def checkpoint(self, session: KernelSession, *, asked_for: bool = True) -> Checkpoint:
+        """Capture the session's state once no cell runs. Raises what ``checkpoint.capture`` raises."""
+        assert self._files is not None
+        async with session.between_cells():
+            return await capture(session, self._files, asked_for=asked_for)
+
+    async def checkpoint_if_due(self, session: KernelSession) -> None:
+        """Capture the session's state after every so many cells, as the policy says."""
+        every = self._policy.checkpoint_every
+        if every and session.cell_count % every == 0 and session.kernel is not None and session.kernel.is_alive:
+            try:
+                await self.checkpoint(session, asked_for=False)
+            except (CheckpointError, StoreError) as error:
+                session.notices.append(f"no checkpoint could be made after cell {session.cell_count}: {error.message}")
+
+    async def restore(
+        self, session: KernelSession, checkpoint: Checkpoint | str | Path, timeout: float | None
+    ) -> Restored:
+        """Give the session the state of a checkpoint, in a fresh kernel; until that has loaded it, nothing changes.
+
+        Raises:
+            CheckpointError, KernelDiedError: see ``checkpoint.load``.
+            KernelPoolExhaustedError, KernelStartError, EngineError: there is no kernel for it.
+        """
+        assert self._files is not None
+        path = _path_of(checkpoint, self._files)
+        async with self._locked(session.agent_id, timeout), session.between_cells():
+            session.live_kernel()
+            kernel, resource = await self._lease(None if timeout is None else Deadline(timeout), room_for=session)
+            resource.served = True  # whatever comes of it, nobody else gets this kernel
+            try:
+                restored = await load(kernel, self._files, path, session.agent_id)
+                old = self._leases.pop(session.kernel_id, None)
+                session.attach(kernel)
+                session.restored = restored
+                await self._note_life(session)
+            except BaseException:
+                self._pool.release(resource)
+                raise
+            self._settle_in(session, resource, session.caller)
+        session.note(kernel, "session.restored", checkpoint=restored.checkpoint_id, lost=len(restored.lost))
+        if old is not None:
+            await self._pool.discard(old)
+        return restored
+
+    async def hibernate(self, session: KernelSession, reason: str) -> bool:
+        """Let a session sleep: checkpoint it, and discard its kernel.
+
+        Returns:
+            Whether it sleeps. Not when it is in use, or the policy keeps what no checkpoint can hold.
+        """
+        async with self._locked(session.agent_id, None):
+            if self.sessions.get(session.agent_id) is not session or session.users or session.is_busy:
+                return False
+            try:
+                made = await self.checkpoint(session, asked_for=False)
+            except (KernelDiedError, SessionEndedError):
+                return False
+            except StoreError as error:
+                self._keep(session, f"its state cannot be written: {error.message}")
+                return False
+            except CheckpointError as error:
+                if self._policy.incomplete == "keep":
+                    self._keep(session, f"its state cannot be captured: {error.message}")
+                    return False
+                # What an agent does to its state must not win it a kernel for ever.
+                await self._give_up(session, reason)
+                return True
+            if not made.complete and self._policy.incomplete == "keep":
+                self._keep(session, f"no checkpoint can hold {_names(made)}")
+                return False
+            if session.users or session.is_busy:  # somebody came meanwhile
+                return False
+            await self._fall_asleep(session, reason)
+            return True
+
+    def released(self) -> None:
+        """Called when an agent leaves its kernel: others may be waiting for one."""
+        self._make_room()
+
+    async def sleep_when_idle(self) -> None:
+        """Let sessions sleep, or end, that nobody has used for the time that the limits say. Runs for ever."""
+        limit = self._limits.idle_timeout_seconds
+        while True:
+            now = time.monotonic()
+            for session in list(self.sessions.values()):
+                idle = session.users == 0 and not session.is_busy and now - session.idle_since >= limit
+                if idle and not self._is_kept(session) and session.agent_id not in self._evicting:
+                    self._evict(session, "idle")
+                    await asyncio.sleep(0)
+            idle_since = [
+                session.idle_since
+                for session in self.sessions.values()
+                if session.users == 0 and not self._is_kept(session) and session.agent_id not in self._evicting
+            ]
+            due = min(idle_since, default=time.monotonic()) + limit - time.monotonic()
+            await asyncio.sleep(min(max(due, _LEAST_SWEEP), limit))
+
+    async def close(self, *, keep: bool) -> None:
+        """End every session, but let those sleep that have a checkpoint already, or all with ``keep``.
+
+        The kernels that are left are the pool's to end.
+        """
+        self._closed = True
+        sessions = list(self.sessions.values())
+        await asyncio.gather(*(self._close_one(session, keep=keep) for session in sessions))
+        self._leases.clear()
+
+    async def fork(
+        self, session: KernelSession, count: int, agent_ids: Sequence[str] | None = None
+    ) -> list[KernelSession]:
+        """Make sleeping sessions with this one's state, one for each agent id, or with ids that are free.
+
+        Raises:
+            InvalidInputError: an agent id is wrong, doubled, or has a session.
+            CheckpointError, StoreError, KernelDiedError: see ``checkpoint.capture``.
+        """
+        assert self._store is not None
+        assert self._files is not None
+        agent_ids = await self._free_ids(session.agent_id, count, agent_ids)
+        made = await self.checkpoint(session, asked_for=False)
+        forks = []
+        for agent_id in agent_ids:
+            fork = KernelSession(
+                uuid.uuid4().hex, session.kernel_id, agent_id, parent_id=session.session_id, store=self._store
+            )
+            fork.detach()
+            await self._store.run(
+                History.add_session,
+                fork.session_id,
+                agent_id,
+                owner=None,
+                state="asleep",
+                kernel_id=fork.kernel_id,
+                runtime=session.live_kernel().runtime,
+                parent_id=session.session_id,
+            )
+            await copy(made, fork, self._files)
+            self._asleep[fork.session_id] = fork
+            forks.append(fork)
+        return forks
+
+    async def recover(self, is_dead: Callable[[str], bool]) -> int:
+        """Take over the sessions of this host whose process is dead.
+
+        A cell that ran is noted as interrupted. A session with a checkpoint sleeps; another has ended.
+
+        Args:
+            is_dead: tells for an owner's name.
+
+        Returns:
+            How many there were.
+        """
+        assert self._store is not None
+        found = 0
+        for record in await self._store.run(History.unended):
+            if record.owner is None or not is_dead(record.owner):
+                continue
+            if not await self._store.run(History.claim, record.session_id, record.owner, self._owner):
+                continue
+            found += 1
+            await self._store.run(History.end_running_cells, record.session_id, INTERRUPTED)
+            if await self._store.run(History.checkpoints_of, record.session_id):
+                await self._store.run(History.session_sleeps, record.session_id)
+            else:
+                await self._store.run(History.session_ends, record.session_id, "orchestrator_lost")
+            self._remember_end(record.agent_id, "orchestrator_lost")
+        return found
+
+    # How
+
+    @contextlib.asynccontextmanager
+    async def _locked(self, agent_id: str, timeout: float | None) -> AsyncIterator[None]:
+        lock = self._agents.setdefault(agent_id, asyncio.Lock())
+        try:
+            async with asyncio.timeout(timeout):
+                await lock.acquire()
+        except TimeoutError:
+            raise KernelPoolExhaustedError(
+                f"another call for agent {agent_id!r} is still waiting for its kernel.",
+                max_kernels=self._pool.max_kernels,
+                waited=timeout or 0.0,
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    async def _sleeper(self, agent_id: str) -> SessionRecord | None:
+        """Find the agent's session that sleeps, and that no other process has."""
+        assert self._store is not None
+        found = await self._store.run(History.sessions_of, agent_id)
+        return next((record for record in found if record.state == "asleep" and record.owner is None), None)
+
+    async def _lease(
+        self, deadline: Deadline | None, room_for: KernelSession | None = None
+    ) -> tuple[Kernel, KernelResource]:
+        while True:
+            taking = asyncio.ensure_future(self._pool.acquire(None if deadline is None else deadline.remaining()))
+            await asyncio.sleep(0)  # it takes its place in the queue
+            self._make_room(spare=room_for)
+            resource = await _or_cancel(taking)
+            if resource.kernel is not None and resource.kernel.is_alive:
+                return resource.kernel, resource
+            self._pool.release(resource)  # it died between being ready and being taken
+
+    async def _free_ids(self, agent_id: str, count: int, wanted: Sequence[str] | None) -> list[str]:
+        assert self._store is not None
+        numbered = (f"{agent_id[: LONGEST_AGENT_ID - 12]}~{number}" for number in itertools.count(1))
+        free: list[str] = []
+        for candidate in numbered if wanted is None else wanted:
+            check_agent_id(candidate)
+            taken = candidate in free or bool(await self._store.run(History.sessions_of, candidate))
+            if taken and wanted is not None:
+                raise InvalidInputError(f"agent {candidate!r} has a session already.")
+            if not taken:
+                free.append(candidate)
+            if len(free) == count:
+                break
+        return free
+
+    async def _begin(self, agent_id: str, kernel: Kernel, caller: str) -> KernelSession:
+        session = KernelSession.of(agent_id, kernel, self._store)
+        session.caller = caller
+        session.previous_end = self._ends.pop(agent_id, None)
+        assert self._store is not None
+        await self._store.run(
+            History.add_session,
+            session.session_id,
+            agent_id,
+            owner=self._owner,
+            kernel_id=kernel.kernel_id,
+            runtime=kernel.runtime,
+        )
+        session.note(kernel, "session.started", previous_end=session.previous_end)
+        return session
+
+    async def _wake(self, record: SessionRecord, kernel: Kernel, resource: KernelResource) -> KernelSession:
+        assert self._store is not None
+        assert self._files is not None
+        made = await self._store.run(History.checkpoints_of, record.session_id)
+        if not made:
+            raise CheckpointMissingError(
+                f"the session of agent {record.agent_id!r} has no checkpoint to be woken from.", remedy=_ANEW
+            )
+        if not await self._store.run(History.claim, record.session_id, None, self._owner):
+            raise CheckpointError(f"another process has just woken the session of agent {record.agent_id!r}.")
+        resource.served = True  # whatever comes of it, nobody else gets this kernel
+        try:
+            restored = await load(kernel, self._files, self._files.path(made[0].checkpoint_id), record.agent_id)
+        except BaseException as error:
+            self._store.submit(History.claim, record.session_id, self._owner, None)
+            if isinstance(error, CheckpointError):
+                error.remedy = f"{error.remedy} {_ANEW}".strip()
+            raise
+        session = self._asleep.pop(record.session_id, None) or KernelSession(
+            record.session_id,
+            kernel.kernel_id,
+            record.agent_id,
+            created_at=record.created_at,
+            parent_id=record.parent_id,
+            store=self._store,
+        )
+        session.forget_history()
+        session.cell_count = record.cells
+        session.attach(kernel)
+        session.restored = restored
+        session.previous_end = self._ends.pop(record.agent_id, None) or session.previous_end
+        session.notices += _notices(restored, record.cells, session.previous_end)
+        await self._note_life(session)
+        session.note(kernel, "session.woken", checkpoint=restored.checkpoint_id, lost=len(restored.lost))
+        return session
+
+    async def _note_life(self, session: KernelSession) -> None:
+        assert self._store is not None
+        kernel = session.live_kernel()
+        await self._store.run(
+            History.session_lives,
+            session.session_id,
+            owner=self._owner,
+            kernel_id=kernel.kernel_id,
+            runtime=kernel.runtime,
+        )
+
+    def _settle_in(self, session: KernelSession, resource: KernelResource, caller: str) -> None:
+        kernel = session.live_kernel()
+        resource.served = True
+        session.caller = caller
+        self.sessions[session.agent_id] = session
+        self._leases[kernel.kernel_id] = resource
+        kernel.when_lost(lambda: self._spawn(self._bury_lost(session, kernel)))
+        self._make_room()
+
+    async def _bury_lost(self, session: KernelSession, kernel: Kernel) -> None:
+        if session.kernel is kernel and not self._closed:
+            await self._bury(session)
+
+    async def _bury(self, session: KernelSession) -> None:
+        """A session's kernel is gone: find out why, and free its place in the pool."""
+        if self.sessions.get(session.agent_id) is not session or session.kernel is None:
+            return
+        try:
+            reason: str = (await session.kernel.exit()).reason
+        except EngineError:
+            reason = "engine_lost"
+        if self.sessions.get(session.agent_id) is not session:
+            return
+        await session.settled()
+        await self._give_up(session, reason)
+
+    async def _give_up(self, session: KernelSession, reason: str) -> None:
+        """Take a session's kernel away as it is: it goes on from its newest checkpoint, if there is one."""
+        if await self._has_checkpoint(session):
+            await self._fall_asleep(session, reason)
+        else:
+            await self._end(session, reason)
+
+    async def _end(self, session: KernelSession, reason: str) -> None:
+        """End a session, and its place in the pool. Whoever holds it finds out."""
+        if self.sessions.get(session.agent_id) is session:
+            del self.sessions[session.agent_id]
+        session.ended = reason
+        self._remember_end(session.agent_id, reason)
+        self._telemetry.kernel_ended(reason)
+        if session.kernel is not None:
+            session.note(session.kernel, "session.ended", reason=reason, cells=session.cell_count)
+        resource = self._leases.pop(session.kernel_id, None)
+        if resource is not None:
+            await self._pool.discard(resource)
+        await session.settled()
+        await self._forget(session.session_id, reason)
+
+    async def _forget(self, session_id: str, reason: str) -> None:
+        """Note a session's end; the checkpoints that nobody asked for go with it."""
+        if self._store is None or self._files is None:
+            return
+        await self._store.run(History.session_ends, session_id, reason)
+        for checkpoint_id in await self._store.run(History.drop_checkpoints, session_id):
+            await asyncio.to_thread(self._files.remove, checkpoint_id)
+
+    async def _fall_asleep(self, session: KernelSession, reason: str) -> None:
+        """Take a session's kernel away, its state being in a checkpoint."""
+        del self.sessions[session.agent_id]
+        resource = self._leases.pop(session.kernel_id, None)
+        if session.kernel is not None:
+            session.note(session.kernel, "session.asleep", reason=reason, cells=session.cell_count)
+        session.previous_end = reason
+        session.detach()
+        session.forget_history()
+        self._asleep[session.session_id] = session
+        self._remember_end(session.agent_id, reason)
+        self._telemetry.kernel_ended(reason)
+        assert self._store is not None
+        await self._store.run(History.session_sleeps, session.session_id)
+        if resource is not None:
+            await self._pool.discard(resource)
+
+    def _make_room(self, spare: KernelSession | None = None) -> None:
+        """Let the least recently used sessions sleep, as many as kernels are wanted beyond what is coming.
+
+        Where there are more sessions than kernels, also ahead of need, so that those that the pool keeps warm can be.
+        """
+        if not self._policy.hibernate or self._closed or self._store is None:
+            return
+        for _ in range(self._pool.shortage(with_warm=self._crowded) - len(self._evicting)):
+            candidates = [
+                session
+                for session in self.sessions.values()
+                if session.users == 0
+                and not session.is_busy
+                and session is not spare
+                and session.agent_id not in self._evicting
+                and not self._is_kept(session)
+                and not ((lock := self._agents.get(session.agent_id)) is not None and lock.locked())
+            ]
+            if not candidates:
+                return
+            self._crowded = True
+            self._evict(min(candidates, key=lambda session: session.idle_since), "evicted")
+
+    def _evict(self, session: KernelSession, reason: str) -> None:
+        self._evicting.add(session.agent_id)
+        self._spawn(self._evict_now(session, reason))
+
+    async def _evict_now(self, session: KernelSession, reason: str) -> None:
+        try:
+            if self._policy.hibernate:
+                slept = await self.hibernate(session, reason)
+                if not slept and self.sessions.get(session.agent_id) is session and session.users == 0:
+                    self._evicting.discard(session.agent_id)
+                    self._make_room()  # another one, perhaps
+            elif self.sessions.get(session.agent_id) is session and session.users == 0:
+                await self._end(session, reason)
+        finally:
+            self._evicting.discard(session.agent_id)
+
+    def _keep(self, session: KernelSession, why: str) -> None:
+        self._kept[session.session_id] = session.cell_count
+        session.notices.append(f"this session keeps its kernel while it is idle: {why}")
+
+    def _is_kept(self, session: KernelSession) -> bool:
+        return self._kept.get(session.session_id) == session.cell_count
+
+    async def _close_one(self, session: KernelSession, *, keep: bool) -> None:
+        if session.kernel is not None and session.kernel.is_alive and (keep or await self._has_checkpoint(session)):
+            if keep and session.is_busy:
+                await self._end_cell(session)
+            try:
+                if not session.is_busy:
+                    await self.checkpoint(session, asked_for=False)
+            except CellblockError as error:
+                _log.warning("the newest state of agent %s's session is lost: %s", session.agent_id, error)
+        if await self._has_checkpoint(session):
+            await self._fall_asleep(session, "shutdown")
+        else:
+            await self._end_without_pool(session)
+
+    async def _end_cell(self, session: KernelSession) -> None:
+        """Let a running cell end within the grace period, or interrupt it."""
+        for patience in (_SHUTDOWN_GRACE, INTERRUPT_GRACE):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience), session.between_cells():
+                    return
+            session.interrupt()
+
+    async def _has_checkpoint(self, session: KernelSession) -> bool:
+        return self._store is not None and bool(await self._store.run(History.checkpoints_of, session.session_id))
+
+    async def _end_without_pool(self, session: KernelSession) -> None:
+        self.sessions.pop(session.agent_id, None)
+        session.ended = "shutdown"
+        if session.kernel is not None:
+            session.note(session.kernel, "session.ended", reason="shutdown", cells=session.cell_count)
+        await self._forget(session.session_id, "shutdown")
+
+    def _remember_end(self, agent_id: str, reason: str) -> None:
+        self._ends.pop(agent_id, None)
+        self._ends[agent_id] = reason
+        while len(self._ends) > _REMEMBERED_ENDS:
+            del self._ends[next(iter(self._ends))]
+
+
+def _notices(restored: Restored, cells: int, reason: str | None) -> list[str]:
+    """What an agent has to know of its woken session, or nothing."""
+    notices = []
+    if cells > restored.cell:
+        notices.append(
+            f"this session's kernel ended ({reason or 'unknown'}), and it goes on from its checkpoint after cell "
+            f"{restored.cell}: what the {cells - restored.cell} cells after that did is lost"
+        )
+    if restored.lost:
+        notices.append(f"this session moved to a fresh kernel, and these were not restored: {_names(restored)}")
+    return notices
+
+
+def _names(losing: Checkpoint | Restored) -> str:
+    named = ", ".join(f"{loss.name} ({loss.kind}: {loss.reason})" for loss in losing.lost[:_NAMED])
+    more = len(losing.lost) - _NAMED
+    return named + (f" and {more} more" if more > 0 else "")
+
+
+def _path_of(checkpoint: Checkpoint | str | Path, files: CheckpointFiles) -> Path:
+    if isinstance(checkpoint, Checkpoint):
+        return checkpoint.path
+    if isinstance(checkpoint, str) and _CHECKPOINT_ID.fullmatch(checkpoint):
+        return files.path(checkpoint)
+    return Path(checkpoint)
+
+
+async def _or_cancel(taking: asyncio.Future[KernelResource]) -> KernelResource:
+    try:
+        return await taking
+    except asyncio.CancelledError:
+        taking.cancel()
+        raise
