@@ -14,11 +14,11 @@ def _refuse(method):
 
 
 _METHODS = """
-    __repr__ __str__ __bytes__ __format__ __bool__ __call__ __iter__ __next__ __len__ __contains__ __getitem__ __setitem__
-    __delitem__ __setattr__ __delattr__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __add__ __radd__ __sub__ __rsub__
-    __mul__ __rmul__ __truediv__ __rtruediv__ __floordiv__ __mod__ __pow__ __and__ __or__ __xor__ __neg__ __pos__ __abs__
-    __invert__ __int__ __float__ __complex__ __index__ __enter__ __exit__ __await__ __aiter__ __anext__ __aenter__
-    __aexit__ __fspath__ __dir__ __reversed__ __length_hint__
+    __repr__ __str__ __bytes__ __format__ __bool__ __call__ __iter__ __next__ __len__ __contains__ __getitem__
+    __setitem__ __delitem__ __setattr__ __delattr__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __add__ __radd__
+    __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __floordiv__ __mod__ __pow__ __and__ __or__ __xor__
+    __neg__ __pos__ __abs__ __invert__ __int__ __float__ __complex__ __index__ __enter__ __exit__ __await__
+    __aiter__ __anext__ __aenter__ __aexit__ __fspath__ __dir__ __reversed__ __length_hint__
 """.split()  # noqa: SIM905 - one a line would be a page
 
 

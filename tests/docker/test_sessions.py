@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 
 import docker
 import pytest
@@ -92,16 +93,30 @@ async def test_an_exhausted_pool_says_so_at_the_timeout(runtime: str) -> None:
         assert await run(manager, "a", "2") == "2"
 
 
-async def test_an_idle_session_ends_and_its_agent_is_told(runtime: str) -> None:
-    """Past the idle timeout the kernel goes; when the agent returns it hears why, and starts with nothing."""
+async def test_an_idle_session_sleeps_and_wakes_with_its_state(runtime: str) -> None:
+    """Past the idle timeout the kernel goes; when the agent returns it hears why, and finds its variables."""
     async with make_manager(runtime, limits=KernelResourceLimits(idle_timeout_seconds=0.5)) as manager:
-        async with manager.acquire_kernel("a", timeout=60) as (_kernel, session):
+        async with manager.acquire_kernel("a", timeout=60) as (kernel, session):
             await manager.execute_code(session, "x = 1")
             await asyncio.sleep(1.2)  # in use: not idle
             assert "a" in manager.sessions
-        deadline = time.monotonic() + 20
-        while "a" in manager.sessions and time.monotonic() < deadline:
-            await asyncio.sleep(0.1)
+        await _until(lambda: not manager.pool.kernels)
+        assert session.asleep
+        async with manager.acquire_kernel("a", timeout=60) as (fresh, again):
+            assert again.previous_end == "idle"
+            assert (again.session_id, again.restored is None) == (session.session_id, False)
+            assert fresh is not kernel
+            assert (await manager.execute_code(again, "x"))["result"] == "1"
+
+
+async def test_an_idle_session_ends_where_the_policy_has_no_hibernation(runtime: str, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text("[sessions]\nhibernate = false\n")
+    limits = KernelResourceLimits(idle_timeout_seconds=0.5)
+    async with make_manager(runtime, limits=limits, policy=str(policy)) as manager:
+        async with manager.acquire_kernel("a", timeout=60) as (_kernel, session):
+            await manager.execute_code(session, "x = 1")
+        await _until(lambda: not manager.pool.kernels)
         with pytest.raises(SessionEndedError, match="idle"):
             await manager.execute_code(session, "x")
         async with manager.acquire_kernel("a", timeout=60) as (_kernel, again):
