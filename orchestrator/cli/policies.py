@@ -60,6 +60,11 @@ MEANINGS = {
     "channels.comms": Meaning((), "O6", "messages that nobody expects"),
     "audit.code": Meaning((), "O2", "doubt about what was run: its digest is kept, or all of it"),
     "audit.fsync": Meaning((), "H2", "entries lost with the machine's power"),
+    "sessions.hibernate": Meaning((), "H4", "kernels held by agents that do nothing"),
+    "sessions.incomplete": Meaning((), "H4", "kernels held for ever by state that no checkpoint can hold"),
+    "sessions.checkpoint_every": Meaning((), "H4", "work lost with a kernel that dies"),
+    "sessions.checkpoint_mb": Meaning((), "H2", "a full disk: the largest file of one checkpoint"),
+    "sessions.checkpoint_time_s": Meaning((), "O6", "a kernel that never ends capturing or loading its state"),
     "environment": Meaning(("Env",), "X2", "names of the host: what stands here is all that a kernel is told"),
     "data": Meaning(("HostConfig.Mounts",), "O5", "changed data: read-only, never followed out of its folder"),
 }  # fmt: skip

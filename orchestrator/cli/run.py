@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import secrets
 import sys
 from dataclasses import replace
 from io import TextIOWrapper
@@ -30,7 +31,7 @@ from orchestrator.outputs import (
 from orchestrator.policy import Policy
 from orchestrator.settings import Settings
 
-_AGENT = "cellblock-run"
+_AGENT = "cellblock-run"  # and a number: two runs are two agents
 _MOST_PICTURES = 1000
 
 
@@ -75,7 +76,7 @@ async def _run(
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to fail
     manager = AgentKernelManager(max_kernels=1, resource_limits=limits, settings=settings)
-    async with manager, manager.acquire_kernel(_AGENT) as (_kernel, session):
+    async with manager, manager.acquire_kernel(f"{_AGENT}-{secrets.token_hex(4)}") as (_kernel, session):
         for path in inputs:
             await manager.put_file(session, path, path.name)
         printer = _Printer(out)
