@@ -22,10 +22,10 @@ def notebook_outputs(result: dict[str, Any]) -> list[NotebookNode]:
     return [_output(output) for output in result.get("outputs", [])]
 
 
-def session_notebook(session: KernelSession, title: str) -> NotebookNode:
-    """Build a valid notebook: the title, then every cell of the history with its outputs."""
+def session_notebook(history: list[dict[str, Any]], title: str) -> NotebookNode:
+    """Build a valid notebook: the title, then every cell of an execution history with its outputs."""
     cells = [v4.new_markdown_cell(f"# {title}")] if title else []
-    cells += [_cell(number, entry) for number, entry in enumerate(session.execution_history, start=1)]
+    cells += [_cell(number, entry) for number, entry in enumerate(history, start=1)]
     for number, cell in enumerate(cells):
         cell["id"] = f"cell-{number}"  # nbformat draws ids by chance: two saves of one session would differ
     notebook = v4.new_notebook(cells=cells, metadata=_METADATA)
@@ -39,7 +39,7 @@ def save_notebook(session: KernelSession, path: Path, title: str) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    write_whole(path, nbformat.writes(session_notebook(session, title)) + "\n")
+    write_whole(path, nbformat.writes(session_notebook(session.execution_history, title)) + "\n")
 
 
 def _cell(number: int, entry: dict[str, Any]) -> NotebookNode:

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from orchestrator.cli import auditlog, daemon, doctor, image, policies, ps, run, top, verify
+from orchestrator.cli import auditlog, daemon, doctor, image, policies, ps, run, sessions, top, verify
 from orchestrator.cli.render import complain
 from orchestrator.errors import CellblockError
 from orchestrator.logs import configure
@@ -27,6 +27,7 @@ app.command(name="top")(top.top)
 app.command(name="doctor")(doctor.doctor)
 app.command(name="verify")(verify.verify)
 app.add_typer(auditlog.app, name="audit")
+app.add_typer(sessions.app, name="sessions")
 app.add_typer(policies.app, name="policy")
 app.add_typer(image.app, name="image")
 app.add_typer(daemon.app, name="engine")

@@ -97,19 +97,19 @@ class CheckpointReader:
         size: bytes of the state.
     """
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file = file
-        (length,) = struct.unpack(">I", _read_at(file, len(MAGIC), 4))
+    def __init__(self, descriptor: int, size: int) -> None:
+        self._descriptor = descriptor
+        (length,) = struct.unpack(">I", _read_at(descriptor, len(MAGIC), 4))
         self._start = len(MAGIC) + 4 + length
-        (footer,) = struct.unpack(">I", _read_at(file, size - _MAC - 4, 4))
+        (footer,) = struct.unpack(">I", _read_at(descriptor, size - _MAC - 4, 4))
         self._end = size - _MAC - 4 - footer
-        self.header: dict[str, Any] = json.loads(_read_at(file, len(MAGIC) + 4, length))
-        self.footer: dict[str, Any] = json.loads(_read_at(file, self._end, footer))
+        self.header: dict[str, Any] = json.loads(_read_at(descriptor, len(MAGIC) + 4, length))
+        self.footer: dict[str, Any] = json.loads(_read_at(descriptor, self._end, footer))
         self.size = self._end - self._start
 
     def piece(self, offset: int) -> bytes:
         """Return up to 1 MiB of the state from ``offset`` on; b"" at its end."""
-        return _read_at(self._file, self._start + offset, min(_PIECE, max(0, self.size - offset)))
+        return _read_at(self._descriptor, self._start + offset, min(_PIECE, max(0, self.size - offset)))
 
 
 class CheckpointFiles:
@@ -177,15 +177,14 @@ class CheckpointFiles:
         except (OSError, ValueError) as error:
             said = getattr(error, "strerror", None) or str(error)
             raise CheckpointMissingError(f"there is no checkpoint {path}: {said}.", checkpoint=path.name) from error
-        with open(descriptor, "rb", buffering=0) as file:
+        try:
             try:
-                size = self._check(file, path)
-                reader = CheckpointReader(file, size)
+                reader = CheckpointReader(descriptor, self._check(descriptor, path))
             except (OSError, ValueError, struct.error) as error:
-                if isinstance(error, StoreError):
-                    raise
                 raise _damaged(path, f"it cannot be read ({error})") from error
             yield reader
+        finally:
+            os.close(descriptor)
 
     def remove(self, checkpoint_id: str) -> None:
         """Remove one; fine when it is gone already."""
@@ -197,11 +196,11 @@ class CheckpointFiles:
             if file.name not in known and time.time() - file.stat().st_mtime > _GRACE:
                 file.unlink(missing_ok=True)
 
-    def _check(self, file: Any, path: Path) -> int:
-        info = os.fstat(file.fileno())
+    def _check(self, descriptor: int, path: Path) -> int:
+        info = os.fstat(descriptor)
         if not stat.S_ISREG(info.st_mode):
             raise _damaged(path, "it is no regular file")
-        magic = _read_at(file, 0, len(MAGIC))
+        magic = _read_at(descriptor, 0, len(MAGIC))
         if magic != MAGIC:
             if magic.startswith(_KIND):
                 raise CheckpointFormatError(
@@ -215,12 +214,12 @@ class CheckpointFiles:
         mac = hmac.new(self._key, digestmod=hashlib.sha256)
         offset, end = 0, info.st_size - _MAC
         while offset < end:
-            piece = _read_at(file, offset, min(_PIECE, end - offset))
+            piece = _read_at(descriptor, offset, min(_PIECE, end - offset))
             if not piece:
                 raise _damaged(path, "it is cut off")
             mac.update(piece)
             offset += len(piece)
-        if not hmac.compare_digest(mac.digest(), _read_at(file, end, _MAC)):
+        if not hmac.compare_digest(mac.digest(), _read_at(descriptor, end, _MAC)):
             raise _damaged(path, "it was altered or cut off, or signed on another host")
         return info.st_size
 
@@ -231,5 +230,5 @@ def _damaged(path: Path, why: str) -> CheckpointDamagedError:
     )
 
 
-def _read_at(file: Any, offset: int, length: int) -> bytes:
-    return os.pread(file.fileno(), length, offset)
+def _read_at(descriptor: int, offset: int, length: int) -> bytes:
+    return os.pread(descriptor, length, offset)

@@ -1,0 +1,217 @@
+"""`cellblock sessions`: what agents have run, by session: list it, look at it, export it, delete it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import nbformat
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from orchestrator.cli.render import console, plain
+from orchestrator.errors import InvalidInputError
+from orchestrator.instance import Instance
+from orchestrator.notebook import session_notebook
+from orchestrator.settings import Settings
+from orchestrator.store.checkpointfiles import CheckpointFiles
+from orchestrator.store.history import CellRecord, History, SessionRecord
+from orchestrator.store.wholefile import write_whole
+
+app = typer.Typer(
+    help="List, show, export and delete the sessions of agents.\n\nExample: cellblock sessions export 3f9a",
+    no_args_is_help=True,
+)
+_LONGEST = 80  # characters of code and of output in a table's row
+
+Id = Annotated[str, typer.Argument(metavar="SESSION", help="Its id, or how it begins.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+class Format(StrEnum):
+    """What a session is exported as."""
+
+    ipynb = "ipynb"
+    json = "json"
+    py = "py"
+
+
+@app.command(name="list")
+def list_sessions(
+    agent: Annotated[str | None, typer.Option(help="Of this agent.")] = None,
+    limit: Annotated[int, typer.Option("-n", "--limit", min=1, help="How many, the last used first.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List sessions: whose they are, whether they have a kernel, sleep or have ended, and how much they hold.
+
+    Example: cellblock sessions list --agent agent-1
+    """
+    with _history() as (history, _files):
+        found = history.sessions(agent, limit)
+        checkpoints = {record.session_id: history.checkpoints_of(record.session_id) for record in found}
+    if as_json:
+        typer.echo(json.dumps([asdict(record) for record in found]))
+        return
+    if not found:
+        console.print("no sessions")
+        return
+    table = Table("session", "agent", "state", "cells", "size", "checkpoint", "created (UTC)", "last used (UTC)")
+    for record in found:
+        made = checkpoints[record.session_id]
+        table.add_row(
+            record.session_id[:12],
+            escape(plain(record.agent_id)),
+            _state(record),
+            str(record.cells),
+            _size(record.bytes + sum(checkpoint.bytes for checkpoint in made)),
+            f"after cell {made[0].cell}" if made else "-",
+            _time(record.created_at),
+            _time(record.last_used_at),
+        )
+    console.print(table)
+
+
+@app.command()
+def show(session: Id, as_json: AsJson = False) -> None:
+    """Show a session's cells: when each ran, how it ended, and the beginning of what it said.
+
+    Example: cellblock sessions show 3f9a
+    """
+    with _history() as (history, _files):
+        record = _find(history, session)
+        cells = history.cells(record.session_id)
+        made = history.checkpoints_of(record.session_id)
+    if as_json:
+        typer.echo(json.dumps(_exported(record, cells)))
+        return
+    console.print(f"session {record.session_id} of agent {escape(plain(record.agent_id))}: {_state(record)}")
+    if record.parent_id:
+        console.print(f"forked from {record.parent_id}")
+    for checkpoint in made:
+        lost = f", {len(checkpoint.lost)} things lost" if checkpoint.lost else ""
+        console.print(
+            f"checkpoint {checkpoint.checkpoint_id} after cell {checkpoint.cell}, {_size(checkpoint.bytes)}{lost}"
+        )
+    table = Table("cell", "started (UTC)", "outcome", "code", "output")
+    for cell in cells:
+        said = _one_line(_said(cell))
+        table.add_row(
+            str(cell.number), _time(cell.started_at), cell.outcome, escape(_one_line(cell.code)), escape(said)
+        )
+    console.print(table)
+
+
+@app.command()
+def export(
+    session: Id,
+    output_format: Annotated[Format, typer.Option("--format", help="A notebook, JSON, or the code alone.")] = (
+        Format.ipynb
+    ),
+    out: Annotated[Path | None, typer.Option("--out", help="The file; default: standard output.")] = None,
+) -> None:
+    """Export a session: a notebook that JupyterLab opens with its outputs and pictures, JSON, or a Python script.
+
+    Example: cellblock sessions export 3f9a --format ipynb --out session.ipynb
+    """
+    with _history() as (history, _files):
+        record = _find(history, session)
+        cells = history.cells(record.session_id)
+    if output_format is Format.ipynb:
+        entries = [{"timestamp": cell.started_at, "code": cell.code, "result": cell.result} for cell in cells]
+        text = nbformat.writes(session_notebook(entries, f"Session of {record.agent_id}")) + "\n"
+    elif output_format is Format.json:
+        text = json.dumps(_exported(record, cells), indent=2) + "\n"
+    else:
+        text = "\n".join(f"# %% cell {cell.number}: {cell.outcome}\n{cell.code.rstrip()}\n" for cell in cells)
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        write_whole(out, text)
+    except OSError as error:
+        raise InvalidInputError(f"{out} cannot be written: {error.strerror}.") from error
+    console.print(f"{escape(str(out))}: {len(cells)} cells")
+
+
+@app.command()
+def delete(
+    session: Id,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete a session with its cells, outputs and checkpoints. One that a running process has is refused.
+
+    Example: cellblock sessions delete 3f9a --yes
+    """
+    with _history() as (history, files):
+        record = _find(history, session)
+        if record.owner is not None and not Instance.is_dead(record.owner):
+            raise InvalidInputError(
+                f"session {record.session_id[:12]} belongs to a process that runs.",
+                remedy="End it there first: `cellblock top` shows where it is.",
+            )
+        if not yes and not typer.confirm(f"Delete {record.cells} cells of agent {plain(record.agent_id)}?"):
+            raise typer.Exit(1)
+        for checkpoint_id in history.delete(record.session_id):
+            files.remove(checkpoint_id)
+        history.sweep_payloads()
+    console.print(f"deleted {record.session_id}")
+
+
+@contextlib.contextmanager
+def _history() -> Iterator[tuple[History, CheckpointFiles]]:
+    settings = Settings.load()
+    history = History.open(settings.history_url, settings.data_path)
+    try:
+        yield history, CheckpointFiles(settings.data_path)
+    finally:
+        history.close()
+
+
+def _find(history: History, prefix: str) -> SessionRecord:
+    found = history.find(prefix) if prefix else []
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise InvalidInputError(f"there is no session {prefix!r}.", remedy="`cellblock sessions list` names them.")
+    raise InvalidInputError(
+        f"{len(found)} sessions or more begin with {prefix!r}: {', '.join(one.session_id[:12] for one in found[:3])}, …"
+    )
+
+
+def _exported(record: SessionRecord, cells: list[CellRecord]) -> dict[str, Any]:
+    return {**asdict(record), "cells": [asdict(cell) for cell in cells]}
+
+
+def _said(cell: CellRecord) -> str:
+    error = cell.result.get("error")
+    if isinstance(error, dict):
+        return f"{error.get('ename')}: {error.get('evalue')}"
+    return str(cell.result.get("stdout") or cell.result.get("result") or "")
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(plain(text).split())
+    return line if len(line) <= _LONGEST else line[:_LONGEST] + "…"
+
+
+def _state(record: SessionRecord) -> str:
+    if record.state == "ended":
+        return f"ended ({plain(record.end_reason or 'unknown')})"
+    if record.state == "live" and record.owner is not None and Instance.is_dead(record.owner):
+        return "lost its process"
+    return record.state
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size / 1e3:.1f} kB"
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
