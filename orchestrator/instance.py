@@ -9,6 +9,7 @@ import logging
 import os
 import secrets
 import shutil
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -18,8 +19,9 @@ import zmq
 
 from orchestrator.container.engine import FAILURES, Engine
 from orchestrator.container.enginewatch import EngineWatch
+from orchestrator.container.hostconfig import LOCK_LABEL
 from orchestrator.container.lease import Lease, host_identity, instance_lease, is_dead
-from orchestrator.container.reaper import sweep_instance, sweep_orphans
+from orchestrator.container.reaper import Leftover, leftovers, sweep_instance, sweep_orphans
 from orchestrator.errors import (
     CellblockError,
     EngineError,
@@ -48,7 +50,8 @@ class Instance:
         self._may_fall_back = may_fall_back
         self._pid = os.getpid()
         self._kernels: WeakValueDictionary[str, Kernel] = WeakValueDictionary()
-        self._watch = EngineWatch(config.engine, config.instance, on_oom=self._on_oom, on_lost=self._on_lost)
+        self._inherited: dict[str, Lease] = {}  # dead instances whose kernels this one has adopted, or may yet
+        self._watch = EngineWatch(config.engine, on_oom=self._on_oom, on_lost=self._on_lost)
         atexit.register(self._last_act)
         config.audit.write(
             "instance.opened",
@@ -64,7 +67,7 @@ class Instance:
     async def open(
         cls, settings: Settings, policy: Policy, limits: KernelResourceLimits, telemetry: Telemetry | None = None
     ) -> Self:
-        """Connect, check that kernels can be started, and sweep up after instances that died.
+        """Connect, and check that kernels can be started.
 
         Raises:
             EngineUnavailableError, EnginePermissionError, ImageMissingError, UnknownRuntimeError: as they say.
@@ -75,7 +78,6 @@ class Instance:
         try:
             image = await engine.resolve_image(await asyncio.to_thread(image_name, settings))
             runtime = await engine.resolve_runtime(wanted)
-            await engine.retry(sweep_orphans, engine.client.api, settings.state_path)
             instance, lease = _new_instance()
             try:
                 folder = _make_folder(settings.state_path / f"i-{instance}")  # no await: nothing can come between
@@ -154,6 +156,66 @@ class Instance:
         self._kernels[kernel.container.name] = kernel
         return kernel
 
+    async def inherit(self, kernel_ids: Collection[str]) -> list[Leftover]:
+        """Find those of these kernels that still run, and whose process is dead. They are this instance's from now on.
+
+        Raises:
+            EngineError: the engine does not answer.
+        """
+        engine = self.engine
+        mine = []
+        for left in await engine.retry(leftovers, engine.client.api, kernel_ids):
+            if left.instance not in self._inherited and (lease := instance_lease(left.instance)) is not None:
+                self._inherited[left.instance] = lease
+            if left.instance in self._inherited:
+                mine.append(left)
+        return mine
+
+    async def adopt(self, left: Leftover) -> Kernel:
+        """Take over an inherited kernel.
+
+        Raises:
+            KernelStartError, EngineError: see ``Kernel.adopt``.
+        """
+        config = replace(self._config, instance=left.instance, folder=self._folder_of(left.instance))
+        kernel = await Kernel.adopt(config, left)
+        self._kernels[kernel.container.name] = kernel
+        return kernel
+
+    def would_lock_alike(self, left: Leftover) -> bool:
+        """Whether a kernel started now would have that one's image, runtime, policy and limits."""
+        config = replace(self._config, instance=left.instance, folder=self._folder_of(left.instance))
+        request = config.request(left.kernel_id, config.folder / left.kernel_id[:12] / "wire", left.uid)
+        return bool(request["Labels"][LOCK_LABEL] == left.lock)
+
+    async def sweep(self) -> int:
+        """Remove what dead instances left on this host, but for the kernels that this one has adopted.
+
+        Returns:
+            How many containers of others that were.
+
+        Raises:
+            EngineError: the engine does not answer.
+        """
+        api = self.engine.client.api
+        adopted: dict[str, list[str]] = {}
+        for kernel in self._kernels.values():
+            adopted.setdefault(kernel.instance, []).append(kernel.kernel_id)
+        for instance, lease in list(self._inherited.items()):
+            if instance in adopted:
+                await self.engine.retry(sweep_instance, api, instance, self._folder_of(instance), adopted[instance])
+            else:
+                lease.release()
+                del self._inherited[instance]
+        return await self.engine.retry(sweep_orphans, api, self._config.folder.parent)
+
+    def _folder_of(self, instance: str) -> Path:
+        return self._config.folder.parent / f"i-{instance}"
+
+    def _sweep_own(self) -> None:
+        for instance in (self.id, *self._inherited):
+            sweep_instance(self._config.engine.client.api, instance, self._folder_of(instance))
+
     async def _start_or_fall_back(self) -> Kernel:
         config = self._config
         try:
@@ -187,7 +249,7 @@ class Instance:
         """
         config = self._config
         try:
-            await config.engine.retry(sweep_instance, config.engine.client.api, config.instance, config.folder)
+            await config.engine.retry(self._sweep_own)
         finally:
             atexit.unregister(self._last_act)
             self._let_go()
@@ -197,19 +259,21 @@ class Instance:
         if os.getpid() != self._pid:
             return  # a forked child that ends is not the end of the instance
         with contextlib.suppress(*FAILURES):
-            sweep_instance(self._config.engine.client.api, self._config.instance, self._config.folder)
+            self._sweep_own()
         self._let_go()
 
     def _let_go(self) -> None:
         self._watch.close()
-        shutil.rmtree(self._config.folder, ignore_errors=True)
+        for instance in (self.id, *self._inherited):
+            shutil.rmtree(self._folder_of(instance), ignore_errors=True)
         with contextlib.suppress(OSError):
             self._config.folder.parent.rmdir()  # only when no other instance has a folder there
         self._config.context.destroy(linger=0)
         self._config.engine.close()
         self._config.audit.write("instance.closed", instance=self.id)
         self._config.audit.close()
-        self._lease.release()
+        for lease in (self._lease, *self._inherited.values()):
+            lease.release()
 
 
 def _speaks_against_runtime(error: KernelStartError | EngineError) -> bool:

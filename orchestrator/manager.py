@@ -36,6 +36,7 @@ from orchestrator.operations import Operations
 from orchestrator.outputs import Answer, CellFinished, Event
 from orchestrator.policy import Policy
 from orchestrator.pool import KernelPool
+from orchestrator.recovery import recover
 from orchestrator.retention import Retention
 from orchestrator.session import KernelSession, Restored
 from orchestrator.sessionkeeper import SessionKeeper
@@ -140,7 +141,7 @@ class AgentKernelManager:
                 raise
             try:
                 self._keeper.open(store, files, instance.name)
-                await self._keeper.recover(Instance.is_dead)
+                await recover(store, self._keeper, instance, self.max_kernels)
                 await self._control.listen(instance.config.folder)
                 if self.settings.metrics_port:
                     self.telemetry.serve(self.settings.metrics_address, self.settings.metrics_port)
@@ -199,14 +200,9 @@ class AgentKernelManager:
         with self.telemetry.span("acquire_kernel"):
             session = await self._keeper.session_of(agent_id, timeout, caller)
         self.telemetry.leased(time.monotonic() - asked)
-        session.users += 1
         session.caller = caller
-        try:
+        async with self._in_use(session):
             yield session.live_kernel(), session
-        finally:
-            session.users -= 1
-            session.touch()
-            self._keeper.released()
 
     async def execute_code(self, session: KernelSession, code: str, *, answer: Answer | None = None) -> dict[str, Any]:
         """Run one cell and return its result: the reference's keys, and those of ``ExecutionResult`` beside them.
@@ -240,14 +236,19 @@ class AgentKernelManager:
             See ``execute_code``.
         """
         check_code(code)
-        await self._wake(session)
-        with self.telemetry.span("execute_cell", runtime=self.runtime) as span:
-            async with contextlib.aclosing(session.run(code, self.resource_limits, answer)) as events:
-                async for event in events:
-                    if isinstance(event, CellFinished):
-                        span.set_attribute("cellblock.outcome", event.result.outcome)
-                    yield event
-        await self._keeper.checkpoint_if_due(session)
+        finished: CellFinished | None = None
+        async with self._in_use(session):
+            with self.telemetry.span("execute_cell", runtime=self.runtime) as span:
+                async with contextlib.aclosing(session.run(code, self.resource_limits, answer)) as events:
+                    async for event in events:
+                        if isinstance(event, CellFinished):
+                            finished = event
+                            span.set_attribute("cellblock.outcome", event.result.outcome)
+                        else:
+                            yield event
+            await self._keeper.checkpoint_if_due(session)
+        assert finished is not None
+        yield finished
 
     def interrupt(self, session: KernelSession) -> bool:
         """Raise KeyboardInterrupt in the session's running cell, as Ctrl-C does; what it makes of it is its own affair.
@@ -274,11 +275,10 @@ class AgentKernelManager:
             KernelDiedError, SessionEndedError: there is no kernel.
         """
         host = source if isinstance(source, bytes) else Path(source)
-        await self._wake(session)
-        kernel = session.live_kernel()
-        sent = await transfer.put_file(kernel, host, destination)
-        session.note(kernel, "file.in", path=destination, bytes=sent.size, sha256=sent.sha256)
-        session.touch()
+        async with self._in_use(session):
+            kernel = session.live_kernel()
+            sent = await transfer.put_file(kernel, host, destination)
+            session.note(kernel, "file.in", path=destination, bytes=sent.size, sha256=sent.sha256)
         return sent.size
 
     async def get_file(
@@ -294,11 +294,10 @@ class AgentKernelManager:
             FileTransferError: it cannot be read or written, or exceeds the limit; no half of it is left.
             KernelDiedError, SessionEndedError: there is no kernel.
         """
-        await self._wake(session)
-        kernel = session.live_kernel()
-        taken = await transfer.get_file(kernel, source, Path(destination), limit)
-        session.note(kernel, "file.out", path=source, bytes=taken.size, sha256=taken.sha256)
-        session.touch()
+        async with self._in_use(session):
+            kernel = session.live_kernel()
+            taken = await transfer.get_file(kernel, source, Path(destination), limit)
+            session.note(kernel, "file.out", path=source, bytes=taken.size, sha256=taken.sha256)
         return taken.size
 
     async def end_session(self, agent_id: str, *, reason: str = "end_session") -> bool:
@@ -321,8 +320,8 @@ class AgentKernelManager:
             StoreError: it could not be written; nothing of it is left.
             KernelDiedError, SessionEndedError: there is no kernel.
         """
-        await self._wake(session)
-        return await self._keeper.checkpoint(session)
+        async with self._in_use(session):
+            return await self._keeper.checkpoint(session)
 
     async def restore(
         self, session: KernelSession, checkpoint: Checkpoint | str | Path, timeout: float | None = None
@@ -341,8 +340,8 @@ class AgentKernelManager:
             CheckpointStateError: the fresh kernel could not load it.
             KernelPoolExhaustedError, KernelStartError, EngineError: there is no fresh kernel.
         """
-        await self._wake(session)
-        return await self._keeper.restore(session, checkpoint, timeout)
+        async with self._in_use(session):
+            return await self._keeper.restore(session, checkpoint, timeout)
 
     async def fork(
         self, session: KernelSession, count: int, *, agent_ids: Sequence[str] | None = None
@@ -360,8 +359,8 @@ class AgentKernelManager:
         """
         if count < 1 or (agent_ids is not None and len(agent_ids) != count):
             raise InvalidInputError("count must be 1 or more, and agent_ids as many.")
-        await self._wake(session)
-        return await self._keeper.fork(session, count, agent_ids)
+        async with self._in_use(session):
+            return await self._keeper.fork(session, count, agent_ids)
 
     async def hibernate(self, agent_id: str) -> bool:
         """Let the agent's session sleep now: checkpoint it, and give its kernel up.
@@ -482,10 +481,20 @@ class AgentKernelManager:
             history.close()
             raise
 
-    async def _wake(self, session: KernelSession) -> None:
-        if session.asleep and session.ended is None:
-            self._refuse_when_closed()
-            await self._keeper.session_of(session.agent_id, None, session.caller)
+    @contextlib.asynccontextmanager
+    async def _in_use(self, session: KernelSession) -> AsyncIterator[None]:
+        """Keep a session awake, having woken it, whether or not its agent is inside ``acquire_kernel``."""
+        session.users += 1
+        try:
+            await self._keeper.look_after(session)
+            if session.asleep and session.ended is None:
+                self._refuse_when_closed()
+                await self._keeper.session_of(session.agent_id, None, session.caller)
+            yield
+        finally:
+            session.users -= 1
+            session.touch()
+            self._keeper.released()
 
     def _refuse_when_closed(self) -> None:
         if self._closing is not None:

@@ -278,6 +278,8 @@ class KernelSession:
             except asyncio.CancelledError:  # it is in the store, or will be, and will not run
                 self.cell_count = number
                 self.store.submit(History.end_cell, self.session_id, number, _NEVER_RAN)
+                if "execution_history" in vars(self):
+                    self.add_execution(code, dict(_NEVER_RAN))
                 raise
         self.cell_count = number
 

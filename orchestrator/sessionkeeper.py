@@ -31,6 +31,7 @@ from orchestrator.errors import (
     InvalidInputError,
     KernelDiedError,
     KernelPoolExhaustedError,
+    ManagerClosedError,
     SessionEndedError,
     StoreError,
 )
@@ -52,19 +53,6 @@ _SHUTDOWN_GRACE = 5.0  # seconds that a shutdown which keeps sessions gives a ru
 _ANEW = "Begin anew with `await manager.end_session(agent_id)`."
 _CHECKPOINT_ID = re.compile(r"[0-9a-f]{32}")
 _NAMED = 5  # lost variables that a notice names
-
-
-INTERRUPTED = {
-    "status": "error",
-    "outcome": "interrupted",
-    "outputs": [],
-    "error": {
-        "ename": "OrchestratorLost",
-        "evalue": "the orchestrator ended while this cell ran; it was not run again",
-        "traceback": [],
-        "traceback_text": "",
-    },
-}
 
 
 class SessionKeeper:
@@ -94,9 +82,11 @@ class SessionKeeper:
         self._agents: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # a lock lives while it is used
         self._asleep: WeakValueDictionary[str, KernelSession] = WeakValueDictionary()  # those that somebody still holds
         self._leases: dict[str, KernelResource] = {}
+        self._burials: dict[str, asyncio.Task[None]] = {}
         self._ends: dict[str, str] = {}
         self._kept: dict[str, int] = {}  # by session: the cell after which it was found to be no candidate for sleep
         self._evicting: set[str] = set()
+        self._inherited: set[str] = set()  # sessions of a dead process that no agent of this one has asked for yet
         self._crowded = False  # whether a session had to sleep for want of a place
         self._closed = False
         self._store: History | None = None
@@ -122,9 +112,14 @@ class SessionKeeper:
         async with self._locked(agent_id, timeout):
             session = self.sessions.get(agent_id)
             if session is not None and session.kernel is not None and session.kernel.is_alive:
+                self._inherited.discard(session.session_id)
                 return session
             if session is not None:
                 await self._bury(session)
+            elif agent_id in self._burials:
+                await asyncio.shield(self._burials[agent_id])
+            if self._closed:
+                raise ManagerClosedError("the manager has been shut down.", remedy="Make a new one.")
             record = await self._sleeper(agent_id)
             kernel, resource = await self._lease(deadline)
             try:
@@ -217,6 +212,8 @@ class SessionKeeper:
                 if self._policy.incomplete == "keep":
                     self._keep(session, f"its state cannot be captured: {error.message}")
                     return False
+                if session.users:
+                    return False
                 # What an agent does to its state must not win it a kernel for ever.
                 await self._give_up(session, reason)
                 return True
@@ -227,6 +224,11 @@ class SessionKeeper:
                 return False
             await self._fall_asleep(session, reason)
             return True
+
+    async def look_after(self, session: KernelSession) -> None:
+        """Find out what becomes of a session whose kernel has just died."""
+        if session.kernel is not None and not session.kernel.is_alive and session.ended is None:
+            await self._bury(session)
 
     def released(self) -> None:
         """Called when an agent leaves its kernel: others may be waiting for one."""
@@ -294,32 +296,44 @@ class SessionKeeper:
             forks.append(fork)
         return forks
 
-    async def recover(self, is_dead: Callable[[str], bool]) -> int:
-        """Take over the sessions of this host whose process is dead.
-
-        A cell that ran is noted as interrupted. A session with a checkpoint sleeps; another has ended.
+    async def adopt(self, record: SessionRecord, kernel: Kernel, *, interrupted: bool) -> KernelSession:
+        """Go on with a session of a process that has died, in the kernel that it had.
 
         Args:
-            is_dead: tells for an owner's name.
-
-        Returns:
-            How many there were.
+            interrupted: whether one of its cells ran.
         """
+        session = self._session(record, kernel)
+        if interrupted:
+            session.notices.append(
+                f"the orchestrator ended while cell {record.cells} ran: the cell was interrupted, not run again; what "
+                "it had done by then has stayed"
+            )
+        resource = KernelResource(kernel.kernel_id, kernel)
+        resource.acquire()
+        self._pool.add_kernel(resource)
+        self._inherited.add(session.session_id)
+        await self._note_life(session)
+        self._settle_in(session, resource, "")
+        session.note(kernel, "session.adopted", cells=record.cells)
+        return session
+
+    async def hand_over(self, session: KernelSession, reason: str) -> None:
+        """Take a session's kernel away; its state, as far as it can be captured, goes on in another one."""
+        try:
+            await self.checkpoint(session, asked_for=False)
+        except CellblockError as error:
+            _log.warning("the newest state of agent %s's session is lost: %s", session.agent_id, error)
+        await self._give_up(session, reason)
+
+    async def inherit(self, record: SessionRecord) -> bool:
+        """Go on with a session of a dead process whose kernel is gone. Returns whether it has a checkpoint."""
         assert self._store is not None
-        found = 0
-        for record in await self._store.run(History.unended):
-            if record.owner is None or not is_dead(record.owner):
-                continue
-            if not await self._store.run(History.claim, record.session_id, record.owner, self._owner):
-                continue
-            found += 1
-            await self._store.run(History.end_running_cells, record.session_id, INTERRUPTED)
-            if await self._store.run(History.checkpoints_of, record.session_id):
-                await self._store.run(History.session_sleeps, record.session_id)
-            else:
-                await self._store.run(History.session_ends, record.session_id, "orchestrator_lost")
-            self._remember_end(record.agent_id, "orchestrator_lost")
-        return found
+        self._remember_end(record.agent_id, "orchestrator_lost")
+        if await self._store.run(History.checkpoints_of, record.session_id):
+            await self._store.run(History.session_sleeps, record.session_id)
+            return True
+        await self._forget(record.session_id, "orchestrator_lost")
+        return False
 
     # How
 
@@ -407,6 +421,15 @@ class SessionKeeper:
             if isinstance(error, CheckpointError):
                 error.remedy = f"{error.remedy} {_ANEW}".strip()
             raise
+        session = self._session(record, kernel)
+        session.restored = restored
+        session.previous_end = self._ends.pop(record.agent_id, None) or session.previous_end
+        session.notices += _notices(restored, record.cells, session.previous_end)
+        await self._note_life(session)
+        session.note(kernel, "session.woken", checkpoint=restored.checkpoint_id, lost=len(restored.lost))
+        return session
+
+    def _session(self, record: SessionRecord, kernel: Kernel) -> KernelSession:
         session = self._asleep.pop(record.session_id, None) or KernelSession(
             record.session_id,
             kernel.kernel_id,
@@ -418,11 +441,6 @@ class SessionKeeper:
         session.forget_history()
         session.cell_count = record.cells
         session.attach(kernel)
-        session.restored = restored
-        session.previous_end = self._ends.pop(record.agent_id, None) or session.previous_end
-        session.notices += _notices(restored, record.cells, session.previous_end)
-        await self._note_life(session)
-        session.note(kernel, "session.woken", checkpoint=restored.checkpoint_id, lost=len(restored.lost))
         return session
 
     async def _note_life(self, session: KernelSession) -> None:
@@ -450,7 +468,14 @@ class SessionKeeper:
             await self._bury(session)
 
     async def _bury(self, session: KernelSession) -> None:
-        """A session's kernel is gone: find out why, and free its place in the pool."""
+        """A session's kernel is gone: find out why, and free its place in the pool. Once, whoever asks for it."""
+        agent_id = session.agent_id
+        if agent_id not in self._burials:
+            self._burials[agent_id] = asyncio.create_task(self._bury_once(session))
+            self._burials[agent_id].add_done_callback(lambda _: self._burials.pop(agent_id, None))
+        await asyncio.shield(self._burials[agent_id])
+
+    async def _bury_once(self, session: KernelSession) -> None:
         if self.sessions.get(session.agent_id) is not session or session.kernel is None:
             return
         try:
@@ -494,6 +519,8 @@ class SessionKeeper:
 
     async def _fall_asleep(self, session: KernelSession, reason: str) -> None:
         """Take a session's kernel away, its state being in a checkpoint."""
+        if self.sessions.get(session.agent_id) is not session:  # somebody has ended it meanwhile
+            return
         del self.sessions[session.agent_id]
         resource = self._leases.pop(session.kernel_id, None)
         if session.kernel is not None:
@@ -556,6 +583,7 @@ class SessionKeeper:
         return self._kept.get(session.session_id) == session.cell_count
 
     async def _close_one(self, session: KernelSession, *, keep: bool) -> None:
+        keep = keep or session.session_id in self._inherited
         if session.kernel is not None and session.kernel.is_alive and (keep or await self._has_checkpoint(session)):
             if keep and session.is_busy:
                 await self._end_cell(session)

@@ -23,18 +23,16 @@ _LOST_AFTER = 1.0  # seconds in which nobody has answered on the engine's socket
 
 
 class EngineWatch:
-    """Watches for one instance, in a thread; calls back on the event loop.
+    """Watches in a thread; calls back on the event loop.
 
     Args:
-        on_oom: called with the name of each container of the instance that had an out-of-memory kill.
+        on_oom: called with the name of each container, of whatever instance, that had an out-of-memory kill.
         on_lost: called once the engine is gone: its socket refuses for 1 s. One that hangs is not gone.
     """
 
-    def __init__(
-        self, engine: Engine, instance: str, *, on_oom: Callable[[str], None], on_lost: Callable[[], None]
-    ) -> None:
+    def __init__(self, engine: Engine, *, on_oom: Callable[[str], None], on_lost: Callable[[], None]) -> None:
         self._api: Any = engine.client.api
-        self._filters = {"label": [f"{INSTANCE_LABEL}={instance}"], "event": ["oom"]}
+        self._filters = {"label": [INSTANCE_LABEL], "event": ["oom"]}
         self._on_oom = on_oom
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()

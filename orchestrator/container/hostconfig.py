@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ KERNEL_LABEL = f"{LABEL}.kernel"
 BOOT_LABEL = f"{LABEL}.boot"
 USER_LABEL = f"{LABEL}.user"
 NAMESPACE_LABEL = f"{LABEL}.network-namespace"
+LOCK_LABEL = f"{LABEL}.lock"
 
 KERNEL_MOUNT = "/run/kernel"
 DATA_MOUNT = "/data"
@@ -51,7 +54,7 @@ def create_request(spec: ContainerSpec, policy: Policy, limits: KernelResourceLi
     Raises:
         SandboxFloorError: it lacks a lock; see ``floor``.
     """
-    request = {
+    request: dict[str, Any] = {
         "Image": spec.image,
         "User": f"{spec.uid}:{spec.uid}",
         "WorkingDir": WORKDIR,
@@ -70,7 +73,13 @@ def create_request(spec: ContainerSpec, policy: Policy, limits: KernelResourceLi
         "HostConfig": _host_config(spec, policy, limits),
     }
     check_floor(request)
+    request["Labels"][LOCK_LABEL] = _digest(request, policy, limits)
     return request
+
+
+def _digest(request: dict[str, Any], policy: Policy, limits: KernelResourceLimits) -> str:
+    """Sum up all that a container is locked by, so that a later process knows whether it would lock it the same way."""
+    return hashlib.sha256(json.dumps([request, policy.digest, asdict(limits)], sort_keys=True).encode()).hexdigest()
 
 
 def _environment() -> dict[str, str]:

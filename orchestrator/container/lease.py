@@ -2,6 +2,7 @@
 
 A lease is a bound abstract unix socket. The kernel lets one process bind a name, and frees it the moment that
 process ends, however it ends: nothing to clean up, no stale file, no pid that another process may have taken over.
+It is a datagram socket, since whether such a name is bound can be asked without binding it.
 Abstract names belong to a network namespace, hence ``host_identity``. A sandbox has a namespace of its own.
 """
 
@@ -28,9 +29,9 @@ class Lease:
     @classmethod
     def take(cls, name: str) -> Self | None:
         """Take ``name``; None when somebody holds it."""
-        holder = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        holder = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         try:
-            holder.bind(f"\0cellblock.{name}")
+            holder.bind(_address(name))
         except OSError as error:
             holder.close()
             if error.errno == errno.EADDRINUSE:
@@ -38,8 +39,18 @@ class Lease:
             raise
         return cls(name, holder)
 
+    @staticmethod
+    def is_held(name: str) -> bool:
+        """Whether any process holds ``name``."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+            return probe.connect_ex(_address(name)) != errno.ECONNREFUSED
+
     def release(self) -> None:
         self._holder.close()
+
+
+def _address(name: str) -> str:
+    return f"\0cellblock.{name}"
 
 
 class UserId:
@@ -62,15 +73,19 @@ class UserId:
         start = secrets.randbelow(count)
         for step in range(count):
             uid = base + (start + step) % count
-            if uid in avoid:
-                continue
-            if (lease := Lease.take(f"uid.{uid}")) is not None:
-                return cls(uid, lease)
+            if uid not in avoid and (taken := cls.take_over(uid)) is not None:
+                return taken
         raise KernelStartError(
             f"all {count} user ids from {base} are taken.",
             cause="host",
             remedy="Widen the range with CELLBLOCK_UID_COUNT.",
         )
+
+    @classmethod
+    def take_over(cls, uid: int) -> UserId | None:
+        """Take the id of a container that outlived its process; None when a process holds it."""
+        lease = Lease.take(f"uid.{uid}")
+        return None if lease is None else cls(uid, lease)
 
     def release(self) -> None:
         self._lease.release()
@@ -78,16 +93,16 @@ class UserId:
 
 def instance_lease(instance: str) -> Lease | None:
     """Take the lease of an instance: its owner does at birth; for anybody else success means that the owner is dead."""
-    return Lease.take(f"instance.{instance}")
+    return Lease.take(_of_instance(instance))
 
 
 def is_dead(instance: str) -> bool:
     """Whether the process of an instance has ended."""
-    lease = instance_lease(instance)
-    if lease is None:
-        return False
-    lease.release()
-    return True
+    return not Lease.is_held(_of_instance(instance))
+
+
+def _of_instance(instance: str) -> str:
+    return f"instance.{instance}"
 
 
 def host_identity() -> tuple[str, str]:

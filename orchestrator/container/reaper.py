@@ -1,14 +1,57 @@
-"""Removing what a dead process left behind: its containers and its folders. Never a live neighbour's."""
+"""What a dead process left behind, its containers and its folders: found, and removed. Never a live neighbour's."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator.container.container import remove_by_name
-from orchestrator.container.hostconfig import BOOT_LABEL, INSTANCE_LABEL, NAMESPACE_LABEL
+from orchestrator.container.hostconfig import (
+    BOOT_LABEL,
+    INSTANCE_LABEL,
+    KERNEL_LABEL,
+    LOCK_LABEL,
+    NAMESPACE_LABEL,
+    USER_LABEL,
+)
 from orchestrator.container.lease import host_identity, is_dead
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """A running container of this boot and network namespace.
+
+    Attributes:
+        uid: its user id.
+        lock: what its label says of how it was locked; see ``hostconfig``.
+    """
+
+    kernel_id: str
+    instance: str
+    uid: int
+    lock: str
+
+
+def leftovers(api: Any, kernel_ids: Collection[str]) -> list[Leftover]:
+    """Find the containers of these kernels that still run. Blocks.
+
+    Raises:
+        DockerException: the engine does not answer.
+    """
+    found = []
+    for container in api.containers(filters={"label": INSTANCE_LABEL, "status": "running"}):
+        labels = container["Labels"]
+        here = (labels.get(BOOT_LABEL), labels.get(NAMESPACE_LABEL)) == host_identity()
+        if here and labels.get(KERNEL_LABEL) in kernel_ids and labels.get(USER_LABEL, "").isdecimal():
+            found.append(
+                Leftover(
+                    labels[KERNEL_LABEL], labels[INSTANCE_LABEL], int(labels[USER_LABEL]), labels.get(LOCK_LABEL, "")
+                )
+            )
+    return found
 
 
 def sweep_orphans(api: Any, folder: Path) -> int:
@@ -35,11 +78,18 @@ def sweep_orphans(api: Any, folder: Path) -> int:
     return removed
 
 
-def sweep_instance(api: Any, instance: str, folder: Path) -> None:
-    """Remove everything of one instance, whatever state it is in. Blocks. For the owner's last act."""
+def sweep_instance(api: Any, instance: str, folder: Path, keep: Collection[str] = ()) -> None:
+    """Remove everything of one instance, whatever state it is in. Blocks. For the owner's last act.
+
+    Args:
+        folder: the instance's.
+        keep: ids of kernels that stay, with their folders.
+    """
     for container in api.containers(all=True, filters={"label": f"{INSTANCE_LABEL}={instance}"}):
-        remove_by_name(api, container["Id"])
-    shutil.rmtree(folder, ignore_errors=True)
+        if container["Labels"].get(KERNEL_LABEL) not in keep:
+            remove_by_name(api, container["Id"])
+    if not keep:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_orphan(container: dict[str, Any]) -> bool:

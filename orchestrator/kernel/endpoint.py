@@ -48,6 +48,21 @@ class Endpoint:
         connection.chmod(0o444)
         return endpoint
 
+    @classmethod
+    def reopen(cls, folder: Path) -> Self:
+        """Take over the folders of a kernel whose process has died, and clear the way for new sockets.
+
+        Raises:
+            OSError: they are not there.
+            ValueError: the connection file is none.
+        """
+        connection = json.loads((folder / "wire" / "connection.json").read_text())
+        endpoint = cls(folder, str(connection["key"]).encode())
+        for channel in CHANNELS:
+            endpoint.wire_path(channel).unlink(missing_ok=True)
+            endpoint.client_path(channel).unlink(missing_ok=True)
+        return endpoint
+
     def wire_path(self, channel: str) -> Path:
         return self.wire / f"k-{CHANNELS.index(channel) + 1}"
 

@@ -19,6 +19,7 @@ from orchestrator.container.engine import Engine
 from orchestrator.container.exits import Exit
 from orchestrator.container.hostconfig import ContainerSpec, create_request
 from orchestrator.container.lease import UserId
+from orchestrator.container.reaper import Leftover
 from orchestrator.container.usage import Usage
 from orchestrator.errors import EngineError, KernelDiedError, KernelStartError, UserIdTakenError
 from orchestrator.kernel.channel import Accept, Channel, Handler, KernelClient, Message
@@ -40,6 +41,9 @@ _LARGEST_MESSAGE = 4 * MEGABYTE
 # away what the others left in `_` and `Out`.
 _WARM_UP = [("1", False)] * 3 + [("get_ipython().displayhook.flush(); del _0", True)]
 
+
+_ADOPTION = 10.0  # seconds that a kernel has to dial again, and to be done with what it was doing
+_HEED = 2.0  # seconds in which a cell should heed its interrupt; then it is interrupted once more, in another way
 
 _USER_IDS = 5  # that are tried before a kernel is given up
 
@@ -84,6 +88,24 @@ class KernelConfig:
         """Bytes that one message may have: as much as a cell may put out, 4 MiB at most, and its envelope."""
         return min(self.limits.max_output_bytes, _LARGEST_MESSAGE) + MEGABYTE
 
+    def request(self, kernel_id: str, wire: Path, uid: int) -> dict[str, Any]:
+        """Return what the engine is asked for to make a kernel's container."""
+        spec = ContainerSpec(
+            name=_container_name(kernel_id),
+            image=self.image,
+            runtime=self.runtime,
+            wire=wire,
+            uid=uid,
+            instance=self.instance,
+            kernel_id=kernel_id,
+            host=self.host,
+        )
+        return self.lock(spec, self.policy, self.limits)
+
+
+def _container_name(kernel_id: str) -> str:
+    return f"cellblock-{kernel_id}"
+
 
 class Kernel:
     """A running kernel in a container of its own. It serves one agent, and is discarded after.
@@ -99,7 +121,7 @@ class Kernel:
         self._user = user
         self.kernel_id = kernel_id
         self.runtime = config.runtime
-        self.container = Container(config.engine, f"cellblock-{kernel_id}", config.runtime)
+        self.container = Container(config.engine, _container_name(kernel_id), config.runtime)
         self._guard = config.guard(config.message_bound, config.loop_share.of_kernel())
         self._client: KernelClient | None = None
         self._exit: asyncio.Task[Exit] | None = None
@@ -141,6 +163,40 @@ class Kernel:
             await kernel.stop()
             raise
         kernel.note("kernel.started", **kernel.description(), uid=user.uid)
+        kernel.when_lost(kernel._note_end)
+        return kernel
+
+    @classmethod
+    async def adopt(cls, config: KernelConfig, left: Leftover) -> Self:
+        """Take over a kernel of a process that has died, with its variables. A cell that still runs is interrupted.
+
+        Args:
+            config: with the instance and the folder that it was started with.
+
+        Raises:
+            KernelStartError: it is not whole, or does not heed the interrupt; nothing of it is left.
+            EngineError: the engine does not answer.
+        """
+        user = UserId.take_over(left.uid)
+        if user is None:
+            raise KernelStartError(f"user id {left.uid} is taken.", cause="host")
+        try:
+            endpoint = Endpoint.reopen(config.folder / left.kernel_id[:12])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            user.release()
+            raise KernelStartError(f"the kernel's folder is not whole: {error}.", cause="host") from error
+        kernel = cls(config, endpoint, user, left.kernel_id)
+        try:
+            async with asyncio.timeout(_ADOPTION):
+                await kernel._take_over()
+        except BaseException as error:
+            await kernel.stop()
+            if isinstance(error, TimeoutError | KernelDiedError | OSError):
+                raise KernelStartError(
+                    f"kernel {left.kernel_id[:12]} did not answer its new host.", cause="timeout"
+                ) from error
+            raise
+        kernel.note("kernel.adopted", **kernel.description(), uid=left.uid)
         kernel.when_lost(kernel._note_end)
         return kernel
 
@@ -291,6 +347,11 @@ class Kernel:
         return self._guard.violated
 
     @property
+    def instance(self) -> str:
+        """The instance that its container is labelled with."""
+        return self._config.instance
+
+    @property
     def policy(self) -> Policy:
         return self._config.policy
 
@@ -379,23 +440,64 @@ class Kernel:
                 log=await self._log(),
             ) from None
 
+    async def _listen(self) -> None:
+        await self._guard.listen(self._endpoint)
+        self._client = KernelClient(self._config.context, self._endpoint, self._guard, self._note_reject)
+
+    async def _take_over(self) -> None:
+        """Wait until the kernel has dialled again, and until no cell runs."""
+        await self.container.find_process()
+        await self._listen()
+        idle = asyncio.create_task(self._idle())
+        asking = asyncio.create_task(self.interrupt())
+        try:
+            await asyncio.wait({idle}, timeout=_HEED)
+            if not idle.done():
+                await self.interrupt_from_outside()
+            await idle
+        finally:
+            asking.cancel()
+            idle.cancel()
+            await asyncio.gather(asking, idle, return_exceptions=True)
+
+    async def _idle(self) -> None:
+        """Wait until all that was asked before has ended: for the answer to an empty cell, and the end of its output.
+
+        Not for a welcome: a kernel that dials again takes its host's subscription for the one that it knows.
+        """
+        done = asyncio.get_running_loop().create_future()
+        missing = {"execute_reply", "status"}
+
+        def receive(message: Message) -> None:
+            if message.kind != "status" or message.content.get("execution_state") == "idle":
+                missing.discard(message.kind)
+            if not missing and not done.done():
+                done.set_result(None)
+
+        def lost() -> None:
+            if not done.done():
+                done.set_exception(self.died_error("kernel_died"))
+
+        content = {"code": "", "silent": True, "store_history": False, "allow_stdin": False}
+        message_id = self.send("shell", "execute_request", content, receive)
+        call_off = self.when_lost(lost)
+        try:
+            await done
+        finally:
+            call_off()
+            self.forget(message_id)
+
+    async def _run_silently(self, code: str, *, silent: bool = True) -> None:
+        """Run code of our own that leaves no trace in the history; the caller bounds the wait."""
+        content = {"code": code, "silent": silent, "store_history": False, "allow_stdin": False}
+        await self.request("shell", "execute_request", content, timeout=None)
+
     async def _boot(self) -> None:
         phases = self._config.telemetry.kernel_phases(self.runtime)
         with phases.phase("sockets"):
-            await self._guard.listen(self._endpoint)
-        self._client = KernelClient(self._config.context, self._endpoint, self._guard, self._note_reject)
-        spec = ContainerSpec(
-            name=self.container.name,
-            image=self._config.image,
-            runtime=self.runtime,
-            wire=self._endpoint.wire,
-            uid=self._user.uid,
-            instance=self._config.instance,
-            kernel_id=self.kernel_id,
-            host=self._config.host,
-        )
+            await self._listen()
         with phases.phase("container"):
-            await self.container.start(self._config.lock(spec, self._config.policy, self._config.limits))
+            await self.container.start(self._config.request(self.kernel_id, self.wire, self._user.uid))
         ready = asyncio.create_task(self._ready(phases))
         watch = asyncio.create_task(self._watch_boot())
         try:
@@ -415,8 +517,7 @@ class Kernel:
             await self._client.welcome
         with phases.phase("first_cells"):
             for code, silent in _WARM_UP:
-                content = {"code": code, "silent": silent, "store_history": False, "allow_stdin": False}
-                await self.request("shell", "execute_request", content, timeout=self._config.start_timeout)
+                await self._run_silently(code, silent=silent)
 
     async def _watch_boot(self) -> None:
         """Raise when the container ends before the kernel is ready."""

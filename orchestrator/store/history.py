@@ -148,7 +148,11 @@ class History:
             StoreError: the database cannot be reached, read or written.
         """
         loop = asyncio.get_running_loop()
-        return await asyncio.shield(loop.run_in_executor(self._thread, lambda: method(self, *args, **kwargs)))
+        try:
+            done = loop.run_in_executor(self._thread, lambda: method(self, *args, **kwargs))
+        except RuntimeError as error:
+            raise StoreError("the history is closed: the manager has been shut down.") from error
+        return await asyncio.shield(done)
 
     def submit(self, method: Callable[Concatenate[Self, P], T], *args: P.args, **kwargs: P.kwargs) -> None:
         """Have a method called in the history's thread, after what was asked for before. What fails there is logged."""

@@ -211,3 +211,35 @@ async def test_more_agents_than_kernels_each_find_their_own(runtime: str) -> Non
                     else:
                         assert (await run(manager, session, "mine"))["result"] == str(number)
         assert len(manager.pool.kernels) <= 2
+
+
+async def test_checkpoint_after_every_so_many_cells(runtime: str, tmp_path: Path) -> None:
+    policy = tmp_path / "often.toml"
+    policy.write_text("[sessions]\ncheckpoint_every = 2\n")
+    async with one_session(runtime, policy=str(policy)) as (manager, session):
+        for number in range(1, 6):
+            await run(manager, session, f"x = {number}")
+        await manager.execute_code(session, "import os; os._exit(1)")
+        result = await run(manager, session, "x")
+        assert result["result"] == "4"
+        assert session.restored is not None
+        assert session.restored.cell == 4
+
+
+async def test_agents_that_hold_no_kernel_are_not_shut_out_by_those_that_do_nothing(runtime: str) -> None:
+    """Four agents at once over two kernels, through their session objects alone, each with cells in turn."""
+    async with make_manager(runtime, max_kernels=2) as manager:
+        sessions = []
+        for number in range(4):
+            async with manager.acquire_kernel(f"agent-{number}", timeout=60) as (_kernel, session):
+                await run(manager, session, f"mine = [{number}]")
+                sessions.append(session)
+
+        async def work(session: KernelSession) -> None:
+            for _ in range(3):
+                await run(manager, session, "mine.append(mine[0])")
+
+        async with asyncio.timeout(120):
+            await asyncio.gather(*map(work, sessions))
+        for number, session in enumerate(sessions):
+            assert (await run(manager, session, "mine"))["result"] == str([number] * 4)

@@ -1,0 +1,93 @@
+"""Recovery: a new process goes on with the sessions of one that has died.
+
+A kernel that is whole is adopted, with its variables. Where there is none, the session sleeps, to be woken from its
+newest checkpoint; without one it has ended. A cell that ran is noted as interrupted, and never run again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from orchestrator.container.reaper import Leftover
+from orchestrator.errors import EngineError, KernelStartError
+from orchestrator.instance import Instance
+from orchestrator.sessionkeeper import SessionKeeper
+from orchestrator.store.history import History, SessionRecord
+
+_log = logging.getLogger(__name__)
+_AT_ONCE = 8  # kernels that are adopted at the same time
+_INTERRUPTED = {
+    "status": "error",
+    "outcome": "interrupted",
+    "outputs": [],
+    "error": {
+        "ename": "OrchestratorLost",
+        "evalue": "the orchestrator ended while this cell ran; it was not run again",
+        "traceback": [],
+        "traceback_text": "",
+    },
+}
+
+
+async def recover(store: History, keeper: SessionKeeper, instance: Instance, max_kernels: int) -> int:
+    """Take over the sessions of this host whose process is dead, and remove what else dead processes left.
+
+    Args:
+        max_kernels: sessions beyond that, those used least recently, sleep.
+
+    Returns:
+        How many sessions there were.
+
+    Raises:
+        StoreError: the history cannot be read or written.
+        EngineError: the engine does not answer.
+    """
+    records = [
+        record
+        for record in await store.run(History.unended)
+        if record.owner is not None and Instance.is_dead(record.owner)
+    ]
+    left = {found.kernel_id: found for found in await instance.inherit({record.kernel_id for record in records})}
+    mine = [
+        record for record in records if await store.run(History.claim, record.session_id, record.owner, instance.name)
+    ]
+    mine.sort(key=lambda record: record.last_used_at, reverse=True)
+    places = asyncio.Semaphore(_AT_ONCE)
+
+    async def take(record: SessionRecord, *, stays: bool) -> None:
+        async with places:
+            await _take(store, keeper, instance, record, left.get(record.kernel_id), stays=stays)
+
+    work = [take(record, stays=number < max_kernels) for number, record in enumerate(mine)]
+    for failure in await asyncio.gather(*work, return_exceptions=True):
+        if failure is not None:
+            raise failure
+    await instance.sweep()
+    return len(mine)
+
+
+async def _take(
+    store: History,
+    keeper: SessionKeeper,
+    instance: Instance,
+    record: SessionRecord,
+    left: Leftover | None,
+    *,
+    stays: bool,
+) -> None:
+    interrupted = await store.run(History.end_running_cells, record.session_id, _INTERRUPTED) > 0
+    if left is None or record.state != "live":
+        await keeper.inherit(record)
+        return
+    try:
+        kernel = await instance.adopt(left)
+    except (KernelStartError, EngineError) as error:
+        _log.warning("the kernel of agent %s could not be adopted: %s", record.agent_id, error)
+        await keeper.inherit(record)
+        return
+    session = await keeper.adopt(record, kernel, interrupted=interrupted)
+    if not instance.would_lock_alike(left):  # its variables go on in a kernel that is locked as one is now
+        await keeper.hand_over(session, "reconfigured")
+    elif not stays:
+        await keeper.hand_over(session, "evicted")
