@@ -10,7 +10,8 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -44,6 +45,7 @@ from orchestrator.settings import Settings
 from orchestrator.store.checkpointfiles import CheckpointFiles
 from orchestrator.store.history import History
 from orchestrator.telemetry import Telemetry
+from orchestrator.termination import Termination
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +56,8 @@ class AgentKernelManager:
     """Gives every agent a kernel of its own, in a locked container of its own.
 
     Use it as an async context manager, or call ``await shutdown()`` at the end; the first ``acquire_kernel`` starts
-    one that was not entered.
+    one that was not entered. Where the program leaves SIGTERM to its default, ``shutdown(keep_sessions=True)`` comes
+    before that.
 
     Args:
         max_kernels: containers at the same time, those kept warm included.
@@ -111,6 +114,7 @@ class AgentKernelManager:
         self._store: History | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing: asyncio.Task[None] | None = None
+        self._call_off: Callable[[], None] = lambda: None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -150,6 +154,7 @@ class AgentKernelManager:
                 await asyncio.to_thread(store.close)
                 raise
             self._instance, self._store = instance, store
+            self._call_off = Termination.call_first(partial(self.shutdown, keep_sessions=True))
             self._spawn(self._keeper.sleep_when_idle())
             self._spawn(Retention(store, files, self.settings).run())
             self._spawn(self.monitor.run())
@@ -452,6 +457,7 @@ class AgentKernelManager:
             finally:
                 if self._store is not None:
                     await asyncio.to_thread(self._store.close)
+                self._call_off()
 
     def overview(self) -> dict[str, Any]:
         """What `cellblock ps` shows: the instance, its pool, and each kernel with its agent, cell and usage."""

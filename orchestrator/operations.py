@@ -64,7 +64,7 @@ class Operations:
             "session": None if session is None else session.session_id,
             "cells": 0 if session is None else session.cell_count,
             "cell": None if cell is None else {"number": cell[0], "age_s": cell[1]},
-            "age_s": time.time() - resource.created_at,
+            "age_s": time.monotonic() - resource.begun,
             "usage": None if sample is None else sample.as_dict(self._limits),
         }
 

@@ -32,6 +32,7 @@ class KernelResource:
     Attributes:
         kernel: None for a resource that only stands for a kernel.
         created_at, last_used_at: seconds since the epoch.
+        begun: monotonic seconds of its making.
         served: whether an agent has had it; then it is discarded on release.
     """
 
@@ -42,6 +43,7 @@ class KernelResource:
         self.is_shutting_down = False
         self.served = False
         self.created_at = time.time()
+        self.begun = time.monotonic()
         self.last_used_at: float | None = None
 
     def acquire(self) -> None:

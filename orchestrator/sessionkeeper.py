@@ -187,6 +187,10 @@ class SessionKeeper:
                 self._pool.release(resource)
                 raise
             self._settle_in(session, resource, session.caller)
+            try:  # else it would be woken from a checkpoint of the state that it has just left
+                await capture(session, self._files, asked_for=False)
+            except (CheckpointError, StoreError) as error:
+                session.notices.append(f"the restored state could not be kept for a later kernel: {error.message}")
         session.note(kernel, "session.restored", checkpoint=restored.checkpoint_id, lost=len(restored.lost))
         if old is not None:
             await self._pool.discard(old)

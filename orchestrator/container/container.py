@@ -26,7 +26,6 @@ class Container:
         self._engine = engine
         self.name = name
         self._runtime = runtime
-        self._started_at = 0.0
         self._process: ContainerProcess | None = None
 
     async def start(self, request: dict[str, Any]) -> None:
@@ -38,7 +37,6 @@ class Container:
             EngineError: the engine refused, for instance because the runtime cannot start it.
         """
         api = self._engine.client.api
-        self._started_at = time.time()
         try:
             await self._engine.call(api.create_container_from_config, request, self.name)
         except EngineError as error:
@@ -158,7 +156,7 @@ class Container:
         api: Any = self._engine.client.api  # typed as if it took whole seconds only
 
         def count() -> int:
-            since, until = f"{self._started_at:.6f}", f"{time.time():.6f}"
+            since, until = "0", f"{time.time():.6f}"  # no time of its start: the clock may have been set since
             filters = {"container": [self.name], "event": ["oom"]}
             return sum(1 for _ in api.events(since=since, until=until, filters=filters, decode=True))
 

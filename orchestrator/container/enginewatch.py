@@ -53,6 +53,7 @@ class EngineWatch:
         since, refused_since, lost = time.time(), 0.0, False
         while not self._closed.is_set():
             try:
+                since = min(since, time.time())  # the clock may have been set back since
                 self._stream = self._api.events(since=f"{since:.6f}", filters=self._filters, decode=True)
                 since, refused_since, lost = time.time(), 0.0, False
                 for event in self._stream:

@@ -347,12 +347,16 @@ class History:
                     checkpoints.c.session_id == record.session_id, checkpoints.c.asked_for.is_(False)
                 )
             ).all()
+            newest = connection.scalar(
+                select(func.max(checkpoints.c.created_at)).where(checkpoints.c.session_id == record.session_id)
+            )
             connection.execute(delete(checkpoints).where(checkpoints.c.checkpoint_id.in_(replaced)))
             connection.execute(
                 insert(checkpoints).values(
                     checkpoint_id=record.checkpoint_id,
                     session_id=record.session_id,
-                    created_at=record.created_at,
+                    # The last one made is the newest, even when the clock was set back since the one before.
+                    created_at=max(record.created_at, (newest or 0.0) + 0.001),
                     cell=record.cell,
                     asked_for=record.asked_for,
                     bytes=record.bytes,

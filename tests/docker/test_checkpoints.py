@@ -243,3 +243,15 @@ async def test_agents_that_hold_no_kernel_are_not_shut_out_by_those_that_do_noth
             await asyncio.gather(*map(work, sessions))
         for number, session in enumerate(sessions):
             assert (await run(manager, session, "mine"))["result"] == str([number] * 4)
+
+
+async def test_a_restored_session_goes_on_from_what_it_was_restored_to(runtime: str) -> None:
+    """And not from its newer checkpoint, whose state its agent had just left."""
+    async with one_session(runtime) as (manager, session):
+        await run(manager, session, "x = 'old'")
+        old = await manager.checkpoint(session)
+        await run(manager, session, "x = 'new'")
+        await manager.checkpoint(session)
+        await manager.restore(session, old)
+        await manager.execute_code(session, "import os; os._exit(1)")
+        assert (await run(manager, session, "x"))["result"] == "'old'"

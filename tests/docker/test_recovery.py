@@ -1,0 +1,177 @@
+"""A process dies, and the next one goes on with its sessions: in their kernels, or from their checkpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import docker
+import pytest
+
+from orchestrator import AgentKernelManager, KernelSession
+from orchestrator.container.hostconfig import INSTANCE_LABEL, KERNEL_LABEL
+from orchestrator.settings import Settings
+from orchestrator.store.history import History
+from tests.conftest import make_manager
+from tests.docker.recovering import DEAF, program
+
+BEGUN = 1.0  # seconds in which the program's last cell has begun
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Whatever is in this state folder is this test's."""
+    folder = tmp_path_factory.mktemp("s")
+    monkeypatch.setenv("CELLBLOCK_STATE_DIR", str(folder))
+    return folder
+
+
+async def value(manager: AgentKernelManager, session: KernelSession, code: str) -> str:
+    result = await manager.execute_code(session, code)
+    assert result["status"] == "ok", result
+    return str(result["result"])
+
+
+def kernels(state: Path) -> set[str]:
+    """Return the ids of all kernels whose wire lies in the state folder."""
+    client = docker.from_env()
+    try:
+        found = client.api.containers(all=True, filters={"label": INSTANCE_LABEL})
+        return {
+            container["Labels"][KERNEL_LABEL]
+            for container in found
+            if any(mount["Source"].startswith(f"{state}/") for mount in container["Mounts"])
+        }
+    finally:
+        client.close()
+
+
+async def test_kernels_outlive_their_process(runtime: str, own_state: Path) -> None:
+    """What no checkpoint could hold is there, the running cell was interrupted, and the warm kernel is gone."""
+    with program(runtime) as process:
+        await asyncio.sleep(BEGUN)
+        process.kill()
+    before = kernels(own_state)
+    async with asyncio.timeout(60), make_manager(runtime, max_kernels=4, warm=0) as manager:
+        assert set(manager.sessions) == {"idle", "kept", "busy"}
+        assert kernels(own_state) == {session.kernel_id for session in manager.sessions.values()} <= before
+        async with manager.acquire_kernel("kept") as (_kernel, session):
+            assert session.restored is None
+            assert await value(manager, session, "name, next(numbers), open('file').read()") == "('kept', 1, 'kept')"
+            assert [entry["code"][:4] for entry in session.execution_history] == ["name", "numb", "name"]
+        async with manager.acquire_kernel("busy") as (_kernel, session):
+            assert session.execution_history[1]["result"]["outcome"] == "interrupted"
+            result = await manager.execute_code(session, "turns > 10")
+            assert result["result"] == "True"
+            assert any("cell 2" in warning and "interrupted" in warning for warning in result["warnings"])
+            assert await value(manager, session, "before = turns; import time; time.sleep(0.3); turns - before") == "0"
+            result = await manager.execute_code(session, "import os; os._exit(1)")
+            assert result["outcome"] == "kernel_died"  # an adopted kernel's end is seen too
+    assert kernels(own_state) == set()
+    assert not list(own_state.rglob("*"))
+
+
+async def test_a_kernel_that_does_not_heed_gives_way_to_its_checkpoint(runtime: str, own_state: Path) -> None:
+    with program(runtime, busy=DEAF) as process:
+        await asyncio.sleep(BEGUN)
+        process.kill()
+    async with asyncio.timeout(60), make_manager(runtime, max_kernels=4) as manager:
+        assert set(manager.sessions) == {"idle", "kept"}
+        async with manager.acquire_kernel("busy") as (_kernel, session):
+            assert session.previous_end == "orchestrator_lost"
+            assert session.execution_history == []
+    store = History.open(Settings.load().history_url, Settings.load().data_path)
+    (ended,) = [found for found in store.sessions("busy") if found.state == "ended" and found.cells == 2]
+    assert [cell.outcome for cell in store.cells(ended.session_id)] == ["ok", "interrupted"]
+    store.close()
+    assert kernels(own_state) == set()
+
+
+async def test_a_new_policy_moves_the_state_to_a_new_kernel(runtime: str, own_state: Path) -> None:
+    """A container whose locks are not today's is not adopted, but what its session held goes on."""
+    with program(runtime) as process:
+        process.kill()
+    before = kernels(own_state)
+    policy = own_state.parent / f"{own_state.name}.toml"
+    policy.write_text("[limits]\nmemory_mb = 300\n")
+    async with asyncio.timeout(90), make_manager(runtime, max_kernels=4, warm=0, policy=str(policy)) as manager:
+        assert manager.sessions == {}
+        assert kernels(own_state) == set()
+        for agent in ("idle", "kept"):
+            async with manager.acquire_kernel(agent) as (kernel, session):
+                assert kernel.kernel_id not in before
+                assert await value(manager, session, "name, open('file').read()") == f"('{agent}', '{agent}')"
+                assert session.previous_end == "reconfigured"
+
+
+async def test_more_kernels_than_the_new_process_may_have(runtime: str, own_state: Path) -> None:
+    with program(runtime) as process:
+        process.kill()
+    async with asyncio.timeout(90), make_manager(runtime, max_kernels=1, warm=0) as manager:
+        assert len(kernels(own_state)) <= 1
+        for agent in ("idle", "kept", "busy"):
+            async with manager.acquire_kernel(agent) as (_kernel, session):
+                assert await value(manager, session, "name") == repr(agent)
+        assert len(kernels(own_state)) == 1
+
+
+async def test_an_adopted_session_that_nobody_asked_for_outlives_the_next_process_too(runtime: str) -> None:
+    """A short-lived program that happens to start first does not end what it only found."""
+    with program(runtime) as process:
+        process.kill()
+    async with make_manager(runtime, max_kernels=4) as manager:
+        assert "idle" in manager.sessions
+    async with make_manager(runtime, max_kernels=4) as manager, manager.acquire_kernel("idle") as (_kernel, session):
+        assert session.restored is not None
+        assert await value(manager, session, "name") == "'idle'"
+
+
+async def test_a_live_process_keeps_its_own(runtime: str, own_state: Path) -> None:
+    with program(runtime) as process:
+        before = kernels(own_state)
+        async with make_manager(runtime, max_kernels=4, warm=0) as manager:
+            assert manager.sessions == {}
+            assert kernels(own_state) >= before
+        assert process.poll() is None
+        assert kernels(own_state) >= before
+        process.kill()
+        process.wait()
+    async with make_manager(runtime, max_kernels=4) as manager:
+        assert set(manager.sessions) == {"idle", "kept", "busy"}
+
+
+async def test_sigterm_keeps_every_session(runtime: str, own_state: Path) -> None:
+    """The running cell is interrupted after its grace period, and nothing is left but what is on disk."""
+    with program(runtime) as process:
+        await asyncio.sleep(BEGUN)
+        process.send_signal(signal.SIGTERM)
+        await asyncio.to_thread(process.wait, 30)
+    assert kernels(own_state) == set()
+    assert not list(own_state.rglob("*"))
+    async with make_manager(runtime, max_kernels=4) as manager:
+        assert manager.sessions == {}
+        for agent in ("idle", "kept", "busy"):
+            async with manager.acquire_kernel(agent) as (_kernel, session):
+                assert await value(manager, session, "name, open('file').read()") == f"('{agent}', '{agent}')"
+        assert session.execution_history[1]["result"]["outcome"] == "interrupted"
+        assert await value(manager, session, "turns > 10") == "True"
+
+
+async def test_sigterm_that_a_program_handles_itself_is_its_own_affair(runtime: str) -> None:
+    def handler(*_: object) -> None:
+        """Ours."""
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        async with make_manager(runtime, max_kernels=1):
+            assert signal.getsignal(signal.SIGTERM) is handler
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(0.2)
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    async with make_manager(runtime, max_kernels=1):
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
