@@ -95,7 +95,7 @@ async def test_a_new_policy_moves_the_state_to_a_new_kernel(runtime: str, own_st
         process.kill()
     before = kernels(own_state)
     policy = own_state.parent / f"{own_state.name}.toml"
-    policy.write_text("[limits]\nmemory_mb = 300\n")
+    policy.write_text("[limits]\nmemory_mb = 700\n")
     async with asyncio.timeout(90), make_manager(runtime, max_kernels=4, warm=0, policy=str(policy)) as manager:
         assert manager.sessions == {}
         assert kernels(own_state) == set()
