@@ -9,6 +9,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -251,13 +252,18 @@ class Instance:
         try:
             await config.engine.retry(self._sweep_own)
         finally:
-            atexit.unregister(self._last_act)
             self._let_go()
+            atexit.unregister(self._last_act)  # only now: a Ctrl-C may come at any line
 
     def _last_act(self) -> None:
-        """Called at the interpreter's end when ``close`` was not reached: Ctrl-C twice, or a forgotten shutdown."""
+        """Called at the interpreter's end when ``close`` was not reached: Ctrl-C twice, or a forgotten shutdown.
+
+        Here another Ctrl-C comes too late: it would leave half of what is to be removed.
+        """
         if os.getpid() != self._pid:
             return  # a forked child that ends is not the end of the instance
+        with contextlib.suppress(ValueError):  # not in the main thread, where no Ctrl-C arrives
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         with contextlib.suppress(*FAILURES):
             self._sweep_own()
         self._let_go()

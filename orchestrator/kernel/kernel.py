@@ -41,10 +41,8 @@ _LARGEST_MESSAGE = 4 * MEGABYTE
 # away what the others left in `_` and `Out`.
 _WARM_UP = [("1", False)] * 3 + [("get_ipython().displayhook.flush(); del _0", True)]
 
-
 _ADOPTION = 10.0  # seconds that a kernel has to dial again, and to be done with what it was doing
 _HEED = 2.0  # seconds in which a cell should heed its interrupt; then it is interrupted once more, in another way
-
 _USER_IDS = 5  # that are tried before a kernel is given up
 
 Stop = Literal["timeout", "cancelled", "output_limit"]  # why the host stops a cell
@@ -445,7 +443,7 @@ class Kernel:
         self._client = KernelClient(self._config.context, self._endpoint, self._guard, self._note_reject)
 
     async def _take_over(self) -> None:
-        """Wait until the kernel has dialled again, and until no cell runs."""
+        """Wait until the kernel has dialled again, until no cell runs, and until no interrupt is on its way."""
         await self.container.find_process()
         await self._listen()
         idle = asyncio.create_task(self._idle())
@@ -455,6 +453,8 @@ class Kernel:
             if not idle.done():
                 await self.interrupt_from_outside()
             await idle
+            await asyncio.wait({asking}, timeout=_HEED)  # it may come after the cell's end, and hit what is asked next
+            await self._idle()
         finally:
             asking.cancel()
             idle.cancel()

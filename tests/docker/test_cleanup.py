@@ -91,7 +91,7 @@ def state() -> Path:
     return Path(f"/tmp/cb-{os.getpid()}-{time.monotonic_ns() % 10**6}")
 
 
-@pytest.mark.parametrize("interrupts", [1, 2, 3])
+@pytest.mark.parametrize("interrupts", [1, 2, 8])
 @pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS.keys())
 def test_ctrl_c_leaves_nothing(runtime: str, moment: float | None, interrupts: int, state: Path) -> None:
     """Ctrl-C at any moment, once or again and again: no container, no process, no folder remains."""
