@@ -10,6 +10,7 @@
     ├── SettingsError (ValueError)             a CELLBLOCK_* variable or a line of .env
     ├── EngineError                            the Docker engine
     │   ├── EngineUnavailableError (ConnectionError)
+    │   │   └── EngineTimeoutError (TimeoutError)   it is there, and hangs
     │   ├── EnginePermissionError (PermissionError)
     │   ├── EngineSetupError                   the engine could not be installed or started
     │   ├── ImageMissingError (LookupError)
@@ -140,6 +141,10 @@ class EngineError(CellblockError):
 
 class EngineUnavailableError(EngineError, ConnectionError):
     """No Docker engine answers."""
+
+
+class EngineTimeoutError(EngineUnavailableError, TimeoutError):
+    """The Docker engine is there, and did not answer in time; it may yet do what it was asked."""
 
 
 class EnginePermissionError(EngineError, PermissionError):

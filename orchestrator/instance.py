@@ -18,11 +18,12 @@ from weakref import WeakValueDictionary
 
 import zmq
 
+from orchestrator.container.container import remove_by_name
 from orchestrator.container.engine import FAILURES, Engine
 from orchestrator.container.enginewatch import EngineWatch
 from orchestrator.container.hostconfig import LOCK_LABEL
 from orchestrator.container.lease import Lease, host_identity, instance_lease, is_dead
-from orchestrator.container.reaper import Leftover, leftovers, sweep_instance, sweep_orphans
+from orchestrator.container.reaper import Leftover, leftovers, sweep_instance, sweep_late, sweep_orphans
 from orchestrator.errors import (
     CellblockError,
     EngineError,
@@ -40,6 +41,7 @@ from orchestrator.store.audit import AuditLog
 from orchestrator.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
+_SWEEP_EVERY = 20.0  # seconds
 
 
 class Instance:
@@ -209,6 +211,21 @@ class Instance:
                 lease.release()
                 del self._inherited[instance]
         return await self.engine.retry(sweep_orphans, api, self._config.folder.parent)
+
+    async def keep_clean(self) -> None:
+        """Remove what the engine was too late, or unable, to make or remove when it was asked. Runs for ever."""
+        while True:
+            await asyncio.sleep(_SWEEP_EVERY)
+            api, unremoved = self.engine.client.api, self._config.unremoved
+            try:
+                for name in list(unremoved):
+                    await self.engine.call(remove_by_name, api, name)
+                    unremoved[name] -= 1
+                    if not unremoved[name]:
+                        del unremoved[name]
+                await self.engine.call(sweep_late, api)
+            except EngineError as error:
+                _log.debug("the engine does not let itself be swept: %s", error)
 
     def _folder_of(self, instance: str) -> Path:
         return self._config.folder.parent / f"i-{instance}"

@@ -23,6 +23,7 @@ from orchestrator import notebook
 from orchestrator.checkpoint import Checkpoint
 from orchestrator.controlsocket import ControlSocket
 from orchestrator.errors import (
+    EngineTimeoutError,
     InvalidInputError,
     ManagerClosedError,
     UnknownKernelNameError,
@@ -31,7 +32,7 @@ from orchestrator.inputs import check_agent_id, check_code
 from orchestrator.instance import Instance
 from orchestrator.kernel import transfer
 from orchestrator.kernel.kernel import Kernel
-from orchestrator.limits import MEGABYTE, KernelResourceLimits
+from orchestrator.limits import MEGABYTE, Deadline, KernelResourceLimits
 from orchestrator.monitor import Monitor
 from orchestrator.operations import Operations
 from orchestrator.outputs import Answer, CellFinished, Event
@@ -155,10 +156,33 @@ class AgentKernelManager:
                 raise
             self._instance, self._store = instance, store
             self._call_off = Termination.call_first(partial(self.shutdown, keep_sessions=True))
+            self._spawn(instance.keep_clean())
             self._spawn(self._keeper.sleep_when_idle())
             self._spawn(Retention(store, files, self.settings).run())
             self._spawn(self.monitor.run())
             self.pool.prewarm()
+
+    async def _start_in_time(self, timeout: float | None) -> None:
+        """Start within ``timeout`` seconds; a start that takes longer goes on for those who come later."""
+        if self._instance is not None and self._closing is None:
+            return
+        starting = asyncio.create_task(self.start())
+        self._tasks.add(starting)
+        starting.add_done_callback(self._tasks.discard)
+        try:
+            await asyncio.wait({starting}, timeout=timeout)
+        except asyncio.CancelledError:
+            starting.cancel()
+            await asyncio.wait({starting})
+            raise
+        if not starting.done():
+            starting.add_done_callback(_report)
+            raise EngineTimeoutError(
+                f"the Docker engine did not answer within {timeout:g} s.", remedy="See `cellblock doctor`."
+            )
+        if starting.cancelled():
+            self._refuse_when_closed()
+        starting.result()
 
     @property
     def runtime(self) -> str:
@@ -185,7 +209,8 @@ class AgentKernelManager:
         has ended, ``session.previous_end`` says why.
 
         Args:
-            timeout: seconds to wait for a free kernel; None waits for ever.
+            timeout: seconds to wait for a free kernel, and for the engine; None waits for ever, and for the engine as
+                long as CELLBLOCK_ENGINE_TIMEOUT says.
             caller: on whose behalf, for the audit log; default: this process's user and number.
 
         Raises:
@@ -199,11 +224,14 @@ class AgentKernelManager:
         check_agent_id(agent_id)
         if timeout is not None and not timeout >= 0:
             raise InvalidInputError("the timeout must be a number of seconds, 0 or more.")
-        await self.start()
-        caller = caller or f"uid {os.getuid()}, pid {os.getpid()}"
         asked = time.monotonic()
+        deadline = None if timeout is None else Deadline(timeout)
+        await self._start_in_time(timeout)
+        caller = caller or f"uid {os.getuid()}, pid {os.getpid()}"
         with self.telemetry.span("acquire_kernel"):
-            session = await self._keeper.session_of(agent_id, timeout, caller)
+            session = await self._keeper.session_of(
+                agent_id, None if deadline is None else deadline.remaining(), caller
+            )
         self.telemetry.leased(time.monotonic() - asked)
         session.caller = caller
         async with self._in_use(session):
@@ -440,10 +468,9 @@ class AgentKernelManager:
         self._closing.result()
 
     async def _close(self, keep_sessions: bool) -> None:
+        await self._cancel_tasks()
         async with self._opening:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._cancel_tasks()
             sessions = list(self.sessions.values())
             await self._keeper.close(keep=keep_sessions)
             await self._control.close()
@@ -458,6 +485,11 @@ class AgentKernelManager:
                 if self._store is not None:
                     await asyncio.to_thread(self._store.close)
                 self._call_off()
+
+    async def _cancel_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def overview(self) -> dict[str, Any]:
         """What `cellblock ps` shows: the instance, its pool, and each kernel with its agent, cell and usage."""

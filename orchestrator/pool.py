@@ -185,7 +185,7 @@ class KernelPool:
             if resource.kernel is not None:
                 await resource.kernel.stop()
         except CellblockError as error:
-            _log.warning("kernel %s could not be removed, the next start will: %s", resource.kernel_id, error)
+            _log.warning("kernel %s could not be removed yet: %s", resource.kernel_id, error)
         finally:
             self.kernels.pop(resource.kernel_id, None)
             self._balance()

@@ -13,7 +13,7 @@ from orchestrator.container.exits import Exit, classify
 from orchestrator.container.hostconfig import USER_LABEL
 from orchestrator.container.process import ContainerProcess
 from orchestrator.container.usage import Usage, engine_usage
-from orchestrator.errors import EngineError, EngineUnavailableError, UserIdTakenError
+from orchestrator.errors import EngineError, EngineTimeoutError, EngineUnavailableError, UserIdTakenError
 
 _EXIT_WAIT = 5.0  # seconds in which a container whose process is gone must show as exited
 _POLL = 0.05  # seconds between two looks at a container that is about to be exited
@@ -42,8 +42,9 @@ class Container:
         except EngineError as error:
             if isinstance(error.__cause__, NotFound):
                 raise image_missing(str(request["Image"])) from error
-            # The engine may have made it, and only its answer was lost; start tells.
-            if not isinstance(error, EngineUnavailableError) and not _status(error, 409):
+            # The engine may have made it, and only its answer was lost; start tells. One that hangs is not asked again.
+            lost = isinstance(error, EngineUnavailableError) and not isinstance(error, EngineTimeoutError)
+            if not lost and not _status(error, 409):
                 raise
         await self._refuse_shared_user(request["Labels"][USER_LABEL])
         await self._engine.retry(api.start, self.name)

@@ -10,11 +10,12 @@ from typing import Any, ParamSpec, Self, TypeVar
 import docker
 import requests
 from docker.errors import APIError, DockerException, NotFound
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from orchestrator.errors import (
     EngineError,
     EnginePermissionError,
+    EngineTimeoutError,
     EngineUnavailableError,
     ImageMissingError,
     UnknownRuntimeError,
@@ -23,6 +24,7 @@ from orchestrator.errors import (
 _START_ENGINE = (
     "Start Docker, set DOCKER_HOST, or, as root on Debian, run `cellblock engine start` (in a checkout: `make engine`)."
 )
+_HANGS = "See its log, and restart it."
 _THREADS = 8  # calls to the engine at once; it serialises container creation anyway
 _HOST_UDS = ("open", "all")  # values of runsc's --host-uds under which a sandbox can dial a socket of the host
 
@@ -57,7 +59,7 @@ def translate(error: Exception) -> EngineError:
                 remedy="Add the user to the `docker` group and log in again, or use rootless Docker (DOCKER_HOST).",
             )
         if isinstance(error, requests.Timeout) or "timed out" in text:
-            return EngineUnavailableError("the Docker engine did not answer in time.", remedy=_START_ENGINE)
+            return EngineTimeoutError("the Docker engine did not answer in time.", remedy=_HANGS)
         if isinstance(error, requests.ConnectionError) or "Connection" in text or "FileNotFound" in text:
             return EngineUnavailableError("no Docker engine answers.", remedy=_START_ENGINE)
     return EngineError(f"the Docker engine failed: {text}")
@@ -91,18 +93,23 @@ class Engine:
                 return await asyncio.shield(future)
         except asyncio.CancelledError:
             await asyncio.wait([future], timeout=self._timeout)
+            future.add_done_callback(_forget)
             raise
         except TimeoutError as error:
-            raise EngineUnavailableError(
-                f"the Docker engine did not answer within {self._timeout:g} s.", remedy=_START_ENGINE
+            future.add_done_callback(_forget)
+            raise EngineTimeoutError(
+                f"the Docker engine did not answer within {self._timeout:g} s.", remedy=_HANGS
             ) from error
         except FAILURES as error:
             raise translate(error) from error
 
     async def retry(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Like ``call``, three times, for calls that may be repeated. A refusal by the engine is not repeated."""
+        """Like ``call``, three times, for calls that may be repeated.
+
+        Neither a refusal by the engine is repeated, nor a call that it was given all its time for.
+        """
         async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(EngineUnavailableError),
+            retry=retry_if_exception(_may_pass),
             stop=stop_after_attempt(3),
             wait=wait_random_exponential(multiplier=0.1, max=1),
             reraise=True,
@@ -149,6 +156,16 @@ class Engine:
         """Let go of the connection. Calls under way end by themselves."""
         self._threads.shutdown(wait=False)
         self.client.close()
+
+
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, EngineUnavailableError) and not isinstance(error, EngineTimeoutError)
+
+
+def _forget(future: asyncio.Future[Any]) -> None:
+    """Look at a call's end that nobody waits for any more, or asyncio would complain of it."""
+    if not future.cancelled():
+        future.exception()
 
 
 def image_missing(image: str) -> ImageMissingError:

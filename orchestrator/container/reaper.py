@@ -67,14 +67,33 @@ def sweep_orphans(api: Any, folder: Path) -> int:
     Raises:
         DockerException: the engine does not answer.
     """
-    removed = 0
-    for container in api.containers(all=True, filters={"label": INSTANCE_LABEL}):
-        if _is_orphan(container):
-            remove_by_name(api, container["Id"])
-            removed += 1
+    removed = _sweep(api, ("created", "running", "paused", "restarting", "removing", "exited", "dead"))
     for entry in folder.glob("i-*"):
         if is_dead(entry.name.removeprefix("i-")):
             shutil.rmtree(entry, ignore_errors=True)
+    return removed
+
+
+def sweep_late(api: Any) -> int:
+    """Remove the containers of dead instances that do not run: what the engine was still making when they died. Blocks.
+
+    What runs is left to the next start, which may go on with it.
+
+    Returns:
+        The number of containers that were removed.
+
+    Raises:
+        DockerException: the engine does not answer.
+    """
+    return _sweep(api, ("created", "exited", "dead"))
+
+
+def _sweep(api: Any, states: Collection[str]) -> int:
+    removed = 0
+    for container in api.containers(all=True, filters={"label": INSTANCE_LABEL}):
+        if container["State"] in states and _is_orphan(container):
+            remove_by_name(api, container["Id"])
+            removed += 1
     return removed
 
 

@@ -43,6 +43,7 @@ _WARM_UP = [("1", False)] * 3 + [("get_ipython().displayhook.flush(); del _0", T
 
 _ADOPTION = 10.0  # seconds that a kernel has to dial again, and to be done with what it was doing
 _HEED = 2.0  # seconds in which a cell should heed its interrupt; then it is interrupted once more, in another way
+_LOOKS = 2  # an engine that hung may still make a container after it was first asked, again, to remove it
 _USER_IDS = 5  # that are tried before a kernel is given up
 
 Stop = Literal["timeout", "cancelled", "output_limit"]  # why the host stops a cell
@@ -58,6 +59,8 @@ class KernelConfig:
         start_timeout: seconds until a kernel must be ready.
         audit: told of every kernel's start, end and violations.
         loop_share: what the kernels divide among them.
+        unremoved: names of the containers that should be gone, and that the engine did not remove when it was asked;
+            for each, how many looks must find it gone.
         telemetry: observes each start.
         lock, guard: make the request for each container, and its guard. Only the negative controls of ``isolation/``
             have their own.
@@ -79,6 +82,7 @@ class KernelConfig:
     guard: Callable[[int, KernelShare], Guard] = Guard
     audit: AuditLog = field(default_factory=lambda: AuditLog(None))
     loop_share: LoopShare = field(default_factory=LoopShare)
+    unremoved: dict[str, int] = field(default_factory=dict)
     telemetry: Telemetry = field(default_factory=Telemetry)
 
     @property
@@ -401,7 +405,7 @@ class Kernel:
         """End the container and remove all that is left of the kernel. May be called at any time, and again.
 
         Raises:
-            EngineError: the engine does not answer; the container may be left for the next start's sweep.
+            EngineError: the engine does not answer; the instance removes the container later.
         """
         if self._stopping is None:
             self._guard.cut("it was stopped")
@@ -421,6 +425,9 @@ class Kernel:
     async def _remove(self) -> None:
         try:
             await self.container.remove()
+        except EngineError:
+            self._config.unremoved[self.container.name] = _LOOKS
+            raise
         finally:
             self.container.forget_process()
             self._endpoint.remove()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.faults.engineproxy import EngineProxy, engine_proxy
 from tests.faults.privateengine import PrivateEngine, private_engine
 
 
@@ -22,3 +24,21 @@ def _engine() -> Iterator[PrivateEngine]:
 def engine(_engine: PrivateEngine) -> PrivateEngine:
     _engine.ensure_running()
     return _engine
+
+
+@pytest.fixture
+def state(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Give the test a state folder of its own, with a short path: whatever is in it is this test's."""
+    folder = Path(tempfile.mkdtemp(prefix="cb-state-"))
+    monkeypatch.setenv("CELLBLOCK_STATE_DIR", str(folder))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def proxy(engine: PrivateEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProxy]:
+    """A proxy before the engine. A test that wants to go through it says so with DOCKER_HOST."""
+    folder = Path(tempfile.mkdtemp(prefix="cb-proxy-"))
+    with engine_proxy(engine.url, folder) as proxy:
+        yield proxy
+    shutil.rmtree(folder, ignore_errors=True)

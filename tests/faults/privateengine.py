@@ -32,10 +32,16 @@ class PrivateEngine:
         self._folder = folder
         self._exec_root = folder / "run"
         self._process: subprocess.Popen[bytes] | None = None
+        self._live_restore = False
         self.url = f"unix://{folder}/docker.sock"
 
-    def start(self) -> None:
-        """Start the daemon, and wait until it answers."""
+    def start(self, *, live_restore: bool = False) -> None:
+        """Start the daemon, and wait until it answers.
+
+        Args:
+            live_restore: whether its containers are to outlive it.
+        """
+        self._live_restore = live_restore
         program = find_program("dockerd")
         assert program, "no dockerd is installed: make engine"
         config = self._folder / "daemon.json"
@@ -72,6 +78,24 @@ class PrivateEngine:
         """Start the daemon again if a test has killed it."""
         if self._process is None or self._process.poll() is not None:
             self.start()
+        elif self._live_restore:
+            self.restart()
+
+    def restart(self, *, live_restore: bool = False) -> None:
+        """Stop the daemon in order, as an upgrade does, and start it again."""
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait(60)
+        self.start(live_restore=live_restore)
+
+    def containers(self) -> dict[str, str]:
+        """Return the state of every container that it has, by name."""
+        with contextlib.closing(self._client(30)) as client:
+            return {found["Names"][0].lstrip("/"): found["State"] for found in client.api.containers(all=True)}
+
+    def processes(self) -> list[int]:
+        """Return the shims, gofers and sandboxes of this engine that run."""
+        return [process for process in self._left_behind() if process not in self._daemons()]
 
     def signal(self, number: signal.Signals) -> None:
         """Send the daemon a signal: SIGKILL, SIGSTOP, SIGCONT."""
@@ -109,7 +133,14 @@ class PrivateEngine:
         """The machine's own runtimes, and nothing of its network."""
         machine = Path("/etc/docker/daemon.json")
         runtimes = json.loads(machine.read_text()).get("runtimes", {}) if machine.exists() else {}
-        return {"bridge": "none", "iptables": False, "ip6tables": False, "runtimes": runtimes, "shutdown-timeout": 5}
+        return {
+            "bridge": "none",
+            "iptables": False,
+            "ip6tables": False,
+            "runtimes": runtimes,
+            "shutdown-timeout": 5,
+            "live-restore": self._live_restore,
+        }
 
     def _client(self, timeout: int) -> docker.DockerClient:
         return docker.DockerClient(self.url, timeout=timeout, version="auto")
@@ -131,6 +162,10 @@ class PrivateEngine:
             if f"{self._folder}/" in Path(f"/proc/{pid_in(file)}/cmdline").read_text(errors="replace"):
                 os.kill(pid_in(file), signal.SIGKILL)
         file.unlink(missing_ok=True)
+
+    def _daemons(self) -> set[int]:
+        containerd = pid_in(self._exec_root / "containerd" / "containerd.pid")
+        return {containerd, 0 if self._process is None else self._process.pid}
 
     def _left_behind(self) -> list[int]:
         """containerd, and every shim, gofer and sandbox that names this engine's folder."""

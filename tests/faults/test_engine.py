@@ -1,18 +1,24 @@
-"""The Docker engine dies under a running manager: its agents hear of it at once, and nothing is made up."""
+"""The Docker engine dies, restarts or hangs under a running manager: agents are told so, and nothing is made up."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from orchestrator import KernelDiedError
-from tests.conftest import make_manager, one_session
+from orchestrator import AgentKernelManager, KernelDiedError
+from orchestrator.errors import CellblockError
+from tests.conftest import engine_runtimes, make_manager, one_session
 from tests.faults.privateengine import PrivateEngine
 
 REPORTED = 2.0  # seconds in which a cell must have ended after its engine was killed
+HANG = 60.0  # seconds
+STALL = 0.1  # seconds that a turn of the event loop may take
 
 
 async def test_a_killed_engine_is_told_as_such(engine: PrivateEngine, runtime: str) -> None:
@@ -51,3 +57,128 @@ async def test_an_engine_that_hangs_is_not_gone(engine: PrivateEngine, runtime: 
         finally:
             engine.signal(signal.SIGCONT)
         assert (await manager.execute_code(session, "1 + 1"))["result"] == "2"
+
+
+@pytest.mark.parametrize("live_restore", [False, True], ids=["containers-end", "live-restore"])
+async def test_a_restarted_engine_costs_a_lease_once(
+    engine: PrivateEngine, runtime: str, state: Path, live_restore: bool
+) -> None:
+    """A cell ends once, with a true outcome, and never runs again; the pool refills; nothing of before is left.
+
+    Where containers outlive the engine, and it is back within the second after which it counts as lost, nobody notices.
+    """
+    await asyncio.to_thread(engine.restart, live_restore=live_restore)
+    async with make_manager(runtime, max_kernels=3, warm=1) as manager:
+        sessions = {}
+        for agent in ("kept", "plain", "busy"):
+            async with manager.acquire_kernel(agent, timeout=60) as (_kernel, sessions[agent]):
+                await manager.execute_code(sessions[agent], f"mine = {agent!r}")
+        await manager.checkpoint(sessions["kept"])
+        before = set(engine.containers())
+        running = asyncio.create_task(manager.execute_code(sessions["busy"], "import time; time.sleep(8)"))
+        await asyncio.sleep(0.5)
+        await asyncio.to_thread(engine.restart, live_restore=live_restore)
+        result = await asyncio.wait_for(running, 30)
+        survived = result["outcome"] == "ok"
+        assert survived <= live_restore
+        assert survived or (result["outcome"] in ("engine_lost", "kernel_died") and result["kernel_state"] == "dead")
+        for agent in sessions:
+            found = await _after_one_failure(manager, agent, "mine")
+            expected = repr(agent) if survived or agent == "kept" else "NameError"
+            assert (found["result"] or found["error"]["ename"]) == expected
+        assert [entry["result"]["outcome"] for entry in sessions["busy"].execution_history[1:2]] == [result["outcome"]]
+        await manager.end_session("plain")
+        async with asyncio.timeout(60):
+            while manager.pool.available_count < 1 or not _are_all(manager, engine.containers()):
+                await asyncio.sleep(0.2)
+        assert survived or not before & set(engine.containers())
+    assert engine.containers() == {}
+    assert not list(state.rglob("*"))
+    async with asyncio.timeout(20):
+        while engine.processes():
+            await asyncio.sleep(0.2)
+
+
+def _are_all(manager: AgentKernelManager, containers: dict[str, str]) -> bool:
+    """Whether the engine has the pool's kernels, all of them running, and no other."""
+    return containers == {f"cellblock-{kernel_id}": "running" for kernel_id in manager.pool.kernels}
+
+
+async def _after_one_failure(manager: AgentKernelManager, agent: str, code: str) -> dict[str, Any]:
+    """Run a cell of an agent, whose lease may fail once with a typed error."""
+    for attempt in range(2):
+        try:
+            async with manager.acquire_kernel(agent, timeout=60) as (_kernel, session):
+                return await manager.execute_code(session, code)
+        except CellblockError:
+            if attempt:
+                raise
+    raise AssertionError("unreachable")
+
+
+async def test_an_engine_that_hangs_for_a_minute_stalls_nobody(engine: PrivateEngine, state: Path) -> None:
+    """Under both runtimes at once: cells run on, what needs the engine fails in time, and all is well afterwards."""
+    async with contextlib.AsyncExitStack() as stack:
+        managers = [
+            await stack.enter_async_context(make_manager(runtime, max_kernels=2, engine_timeout=5))
+            for runtime in engine_runtimes()
+        ]
+        unopened = make_manager("auto", engine_timeout=5)
+        sessions = []
+        for manager in managers:
+            async with manager.acquire_kernel("here", timeout=60) as (_kernel, session):
+                sessions.append(session)
+            async with manager.acquire_kernel("leaves", timeout=60):
+                pass
+        ticking = asyncio.create_task(_longest_turn())
+        engine.signal(signal.SIGSTOP)
+        stopped = time.monotonic()
+        try:
+            for manager, session in zip(managers, sessions, strict=True):
+                ending = asyncio.create_task(manager.end_session("leaves"))
+                assert await _failed(manager, "new", 2.0) < 3.0
+                assert (await manager.execute_code(session, "6 * 7"))["result"] == "42"
+                await asyncio.wait_for(ending, 30)
+                assert await _failed(manager, "new", None) < 25.0
+            assert await _failed(unopened, "new", 1.0) < 2.0
+            while time.monotonic() - stopped < HANG:
+                for manager, session in zip(managers, sessions, strict=True):
+                    assert (await manager.execute_code(session, "1 + 1"))["result"] == "2"
+                await asyncio.sleep(1)
+        finally:
+            engine.signal(signal.SIGCONT)
+        for manager in managers:
+            async with manager.acquire_kernel("new", timeout=30) as (_kernel, session):
+                assert (await manager.execute_code(session, "1 + 1"))["result"] == "2"
+        async with asyncio.timeout(40):  # what could not be removed meanwhile is removed now
+            while len(engine.containers()) != 2 * len(managers):
+                await asyncio.sleep(0.5)
+        ticking.cancel()
+        assert await ticking < STALL
+        await unopened.shutdown()
+    assert engine.containers() == {}
+    assert not list(state.rglob("*"))
+
+
+async def _failed(manager: AgentKernelManager, agent: str, timeout: float | None) -> float:
+    """Return after how many seconds a lease failed, with a typed error."""
+    begun = time.monotonic()
+    with pytest.raises(CellblockError):
+        async with manager.acquire_kernel(agent, timeout=timeout):
+            pass
+    return time.monotonic() - begun
+
+
+async def _longest_turn() -> float:
+    """Return the loop's longest turn until it is cancelled, in seconds, less what it waited for a processor."""
+    longest = 0.0
+    with contextlib.suppress(asyncio.CancelledError):
+        while True:
+            begun, waited = time.monotonic(), _waited_for_a_processor()
+            await asyncio.sleep(0.005)
+            longest = max(longest, time.monotonic() - begun - (_waited_for_a_processor() - waited))
+    return longest
+
+
+def _waited_for_a_processor() -> float:
+    return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
