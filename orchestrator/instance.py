@@ -191,11 +191,14 @@ class Instance:
         request = config.request(left.kernel_id, config.folder / left.kernel_id[:12] / "wire", left.uid)
         return bool(request["Labels"][LOCK_LABEL] == left.lock)
 
-    async def sweep(self) -> int:
+    async def sweep(self, *, everywhere: bool = False) -> int:
         """Remove what dead instances left on this host, but for the kernels that this one has adopted.
 
+        Args:
+            everywhere: also kernels that run, and that another state folder's next start could go on with.
+
         Returns:
-            How many containers of others that were.
+            How many containers that were.
 
         Raises:
             EngineError: the engine does not answer.
@@ -204,13 +207,16 @@ class Instance:
         adopted: dict[str, list[str]] = {}
         for kernel in self._kernels.values():
             adopted.setdefault(kernel.instance, []).append(kernel.kernel_id)
+        removed = 0
         for instance, lease in list(self._inherited.items()):
             if instance in adopted:
-                await self.engine.retry(sweep_instance, api, instance, self._folder_of(instance), adopted[instance])
+                folder, keep = self._folder_of(instance), adopted[instance]
+                removed += await self.engine.retry(sweep_instance, api, instance, folder, keep)
             else:
                 lease.release()
                 del self._inherited[instance]
-        return await self.engine.retry(sweep_orphans, api, self._config.folder.parent)
+        folder = self._config.folder.parent
+        return removed + await self.engine.retry(sweep_orphans, api, folder, everywhere=everywhere)
 
     async def keep_clean(self) -> None:
         """Remove what the engine was too late, or unable, to make or remove when it was asked. Runs for ever."""

@@ -38,7 +38,7 @@ from orchestrator.operations import Operations
 from orchestrator.outputs import Answer, CellFinished, Event
 from orchestrator.policy import Policy
 from orchestrator.pool import KernelPool
-from orchestrator.recovery import recover
+from orchestrator.recovery import Recovery, recover
 from orchestrator.retention import Retention
 from orchestrator.session import KernelSession, Restored
 from orchestrator.sessionkeeper import SessionKeeper
@@ -72,6 +72,7 @@ class AgentKernelManager:
         telemetry: metrics and spans; ``telemetry.registry`` is for an endpoint of the program around.
         sessions: the live sessions, by agent id.
         resource_limits: the limits in force.
+        recovery: what processes that had died left on this host, when this manager started.
 
     Raises:
         ValueError: ``max_kernels`` is below 1.
@@ -110,9 +111,11 @@ class AgentKernelManager:
             end_session=self.end_session,
         )
         self._control = ControlSocket(self._operations.commands())
+        self.recovery = Recovery()
         self._instance: Instance | None = None
         self._opening = asyncio.Lock()
         self._store: History | None = None
+        self._retention: Retention | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing: asyncio.Task[None] | None = None
         self._call_off: Callable[[], None] = lambda: None
@@ -146,7 +149,7 @@ class AgentKernelManager:
                 raise
             try:
                 self._keeper.open(store, files, instance.name)
-                await recover(store, self._keeper, instance, self.max_kernels)
+                self.recovery = await recover(store, self._keeper, instance, self.max_kernels)
                 await self._control.listen(instance.config.folder)
                 if self.settings.metrics_port:
                     self.telemetry.serve(self.settings.metrics_address, self.settings.metrics_port)
@@ -158,7 +161,8 @@ class AgentKernelManager:
             self._call_off = Termination.call_first(partial(self.shutdown, keep_sessions=True))
             self._spawn(instance.keep_clean())
             self._spawn(self._keeper.sleep_when_idle())
-            self._spawn(Retention(store, files, self.settings).run())
+            self._retention = Retention(store, files, self.settings)
+            self._spawn(self._retention.run())
             self._spawn(self.monitor.run())
             self.pool.prewarm()
 
@@ -176,7 +180,7 @@ class AgentKernelManager:
             await asyncio.wait({starting})
             raise
         if not starting.done():
-            starting.add_done_callback(_report)
+            starting.add_done_callback(_report_late_start)
             raise EngineTimeoutError(
                 f"the Docker engine did not answer within {timeout:g} s.", remedy="See `cellblock doctor`."
             )
@@ -443,6 +447,28 @@ class AgentKernelManager:
         sample = await self.monitor.sample(resource.kernel)
         return {"kernel_id": kernel_id, **sample.as_dict(self.resource_limits)}
 
+    async def sweep_everywhere(self) -> int:
+        """Remove also the running kernels of dead processes whose state folder is another. Returns how many.
+
+        Raises:
+            EngineError: the engine does not answer.
+            See ``start``.
+        """
+        await self.start()
+        assert self._instance is not None
+        return await self._instance.sweep(everywhere=True)
+
+    async def apply_retention(self) -> int:
+        """Delete now the sessions that are too old or too much, as is done every hour. Returns how many.
+
+        Raises:
+            StoreError: the history cannot be read or written.
+            See ``start``.
+        """
+        await self.start()
+        assert self._retention is not None
+        return await asyncio.to_thread(self._retention.sweep)
+
     async def shutdown(self, *, keep_sessions: bool = False) -> None:
         """End all sessions and kernels and remove all that is left of them. A cancelled shutdown still finishes.
 
@@ -543,6 +569,11 @@ class AgentKernelManager:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(_report)
+
+
+def _report_late_start(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.warning("the manager could not start: %s", error)
 
 
 def _report(task: asyncio.Task[Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 
 from orchestrator.container.reaper import Leftover
 from orchestrator.errors import EngineError, KernelStartError
@@ -30,14 +31,24 @@ _INTERRUPTED = {
 }
 
 
-async def recover(store: History, keeper: SessionKeeper, instance: Instance, max_kernels: int) -> int:
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What dead processes had left.
+
+    Attributes:
+        sessions: the ids of their sessions, which this process has now.
+        containers: how many containers they had.
+    """
+
+    sessions: tuple[str, ...] = ()
+    containers: int = 0
+
+
+async def recover(store: History, keeper: SessionKeeper, instance: Instance, max_kernels: int) -> Recovery:
     """Take over the sessions of this host whose process is dead, and remove what else dead processes left.
 
     Args:
         max_kernels: sessions beyond that, those used least recently, sleep.
-
-    Returns:
-        How many sessions there were.
 
     Raises:
         StoreError: the history cannot be read or written.
@@ -63,8 +74,8 @@ async def recover(store: History, keeper: SessionKeeper, instance: Instance, max
     for failure in await asyncio.gather(*work, return_exceptions=True):
         if failure is not None:
             raise failure
-    await instance.sweep()
-    return len(mine)
+    swept = await instance.sweep()
+    return Recovery(tuple(record.session_id for record in mine), len(left) + swept)
 
 
 async def _take(

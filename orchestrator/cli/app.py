@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from orchestrator.cli import auditlog, daemon, doctor, image, policies, ps, run, sessions, top, verify
+from orchestrator.cli import auditlog, daemon, doctor, image, policies, prune, ps, run, sessions, top, verify
 from orchestrator.cli.render import complain
 from orchestrator.errors import CellblockError
 from orchestrator.logs import configure
@@ -24,6 +24,7 @@ app = typer.Typer(
 app.command(name="run")(run.run)
 app.command(name="ps")(ps.ps)
 app.command(name="top")(top.top)
+app.command(name="prune")(prune.prune)
 app.command(name="doctor")(doctor.doctor)
 app.command(name="verify")(verify.verify)
 app.add_typer(auditlog.app, name="audit")

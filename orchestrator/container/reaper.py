@@ -54,12 +54,13 @@ def leftovers(api: Any, kernel_ids: Collection[str]) -> list[Leftover]:
     return found
 
 
-def sweep_orphans(api: Any, folder: Path) -> int:
+def sweep_orphans(api: Any, folder: Path, *, everywhere: bool = False) -> int:
     """Remove the containers and folders of all instances that are dead. Blocks.
 
     Args:
         api: docker-py's low-level client.
         folder: where instances have their folders.
+        everywhere: see ``orphans``.
 
     Returns:
         The number of containers that were removed.
@@ -67,11 +68,12 @@ def sweep_orphans(api: Any, folder: Path) -> int:
     Raises:
         DockerException: the engine does not answer.
     """
-    removed = _sweep(api, ("created", "running", "paused", "restarting", "removing", "exited", "dead"))
-    for entry in folder.glob("i-*"):
-        if is_dead(entry.name.removeprefix("i-")):
-            shutil.rmtree(entry, ignore_errors=True)
-    return removed
+    found = orphans(api, None if everywhere else folder)
+    for container in found:
+        remove_by_name(api, container["Id"])
+    for entry in orphaned_folders(folder):
+        shutil.rmtree(entry, ignore_errors=True)
+    return len(found)
 
 
 def sweep_late(api: Any) -> int:
@@ -85,30 +87,53 @@ def sweep_late(api: Any) -> int:
     Raises:
         DockerException: the engine does not answer.
     """
-    return _sweep(api, ("created", "exited", "dead"))
+    found = [container for container in orphans(api, None) if container["State"] in ("created", "exited", "dead")]
+    for container in found:
+        remove_by_name(api, container["Id"])
+    return len(found)
 
 
-def _sweep(api: Any, states: Collection[str]) -> int:
-    removed = 0
-    for container in api.containers(all=True, filters={"label": INSTANCE_LABEL}):
-        if container["State"] in states and _is_orphan(container):
-            remove_by_name(api, container["Id"])
-            removed += 1
-    return removed
+def orphans(api: Any, folder: Path | None) -> list[dict[str, Any]]:
+    """Find the containers of dead instances, as the engine lists them. Blocks.
+
+    Args:
+        folder: where instances have their folders. A kernel that runs and has its own elsewhere is left out: the next
+            start there may go on with it. None: nothing is left out.
+
+    Raises:
+        DockerException: the engine does not answer.
+    """
+    every = api.containers(all=True, filters={"label": INSTANCE_LABEL})
+    return [found for found in every if _is_orphan(found) and (folder is None or not _runs_elsewhere(found, folder))]
 
 
-def sweep_instance(api: Any, instance: str, folder: Path, keep: Collection[str] = ()) -> None:
+def orphaned_folders(folder: Path) -> list[Path]:
+    """Find the folders of dead instances in ``folder``."""
+    return [entry for entry in folder.glob("i-*") if is_dead(entry.name.removeprefix("i-"))]
+
+
+def sweep_instance(api: Any, instance: str, folder: Path, keep: Collection[str] = ()) -> int:
     """Remove everything of one instance, whatever state it is in. Blocks. For the owner's last act.
 
     Args:
         folder: the instance's.
         keep: ids of kernels that stay, with their folders.
+
+    Returns:
+        The number of containers that were removed.
     """
-    for container in api.containers(all=True, filters={"label": f"{INSTANCE_LABEL}={instance}"}):
-        if container["Labels"].get(KERNEL_LABEL) not in keep:
-            remove_by_name(api, container["Id"])
+    every = api.containers(all=True, filters={"label": f"{INSTANCE_LABEL}={instance}"})
+    found = [container for container in every if container["Labels"].get(KERNEL_LABEL) not in keep]
+    for container in found:
+        remove_by_name(api, container["Id"])
     if not keep:
         shutil.rmtree(folder, ignore_errors=True)
+    return len(found)
+
+
+def _runs_elsewhere(container: dict[str, Any], folder: Path) -> bool:
+    wires = (Path(mount["Source"]) for mount in container["Mounts"])
+    return container["State"] == "running" and not any(wire.is_relative_to(folder) for wire in wires)
 
 
 def _is_orphan(container: dict[str, Any]) -> bool:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import docker
@@ -14,7 +17,7 @@ from orchestrator import AgentKernelManager, KernelSession
 from orchestrator.container.hostconfig import INSTANCE_LABEL, KERNEL_LABEL
 from orchestrator.settings import Settings
 from orchestrator.store.history import History
-from tests.conftest import make_manager
+from tests.conftest import REPOSITORY, make_manager
 from tests.docker.recovering import DEAF, program
 
 BEGUN = 1.0  # seconds in which the program's last cell has begun
@@ -140,6 +143,48 @@ async def test_a_live_process_keeps_its_own(runtime: str, own_state: Path) -> No
         process.wait()
     async with make_manager(runtime, max_kernels=4) as manager:
         assert set(manager.sessions) == {"idle", "kept", "busy"}
+
+
+async def test_prune_removes_what_is_left_and_keeps_what_it_held(
+    runtime: str, own_state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A live process's kernels stay; a dead one's are counted, told and removed, and their sessions sleep."""
+    monkeypatch.setenv("CELLBLOCK_WARM_KERNELS", "0")  # none that is just being made when its process dies
+    with program(runtime) as living, program(runtime) as dead:
+        await asyncio.sleep(BEGUN)
+        every = kernels(own_state)
+        dead.kill()
+        dead.wait()
+        said = await asyncio.to_thread(cellblock, "prune", "--dry-run")
+        assert kernels(own_state) == every
+        assert said.count("lost its process") == 3
+        told = re.search(r"containers of dead processes: (\d+); folders: 1", said)
+        assert told is not None
+        said = await asyncio.to_thread(cellblock, "prune")
+        assert f"removed: {told[1]} containers and 1 folders of dead processes, 0 old sessions" in said
+        assert said.count("asleep") == 3
+        assert len(kernels(own_state)) == len(every) - int(told[1]) > 0
+        assert living.poll() is None
+        living.kill()
+        living.wait()
+        assert "asleep" in await asyncio.to_thread(cellblock, "prune")
+    assert kernels(own_state) == set()
+    assert not list(own_state.rglob("*"))
+    async with make_manager(runtime, max_kernels=4) as manager, manager.acquire_kernel("busy") as (_kernel, session):
+        assert await value(manager, session, "name, turns > 10") == "('busy', True)"
+
+
+def cellblock(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator.cli.app", *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
 
 
 async def test_sigterm_keeps_every_session(runtime: str, own_state: Path) -> None:
