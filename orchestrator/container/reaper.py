@@ -126,9 +126,19 @@ def sweep_instance(api: Any, instance: str, folder: Path, keep: Collection[str] 
     found = [container for container in every if container["Labels"].get(KERNEL_LABEL) not in keep]
     for container in found:
         remove_by_name(api, container["Id"])
+    _clear(folder, {kernel_id[:12] for kernel_id in keep})
+    return len(found)
+
+
+def _clear(folder: Path, keep: Collection[str]) -> None:
+    """Remove an instance's folder, but for what is to be kept in it."""
     if not keep:
         shutil.rmtree(folder, ignore_errors=True)
-    return len(found)
+    for entry in folder.glob("*") if keep else ():
+        if entry.is_dir() and entry.name not in keep:
+            shutil.rmtree(entry, ignore_errors=True)
+        elif not entry.is_dir():
+            entry.unlink(missing_ok=True)
 
 
 def _runs_elsewhere(container: dict[str, Any], folder: Path) -> bool:

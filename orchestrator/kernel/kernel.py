@@ -41,7 +41,7 @@ _LARGEST_MESSAGE = 4 * MEGABYTE
 # away what the others left in `_` and `Out`.
 _WARM_UP = [("1", False)] * 3 + [("get_ipython().displayhook.flush(); del _0", True)]
 
-_ADOPTION = 10.0  # seconds that a kernel has to dial again, and to be done with what it was doing
+_ADOPTION = 15.0  # seconds that a kernel has to dial again, and to be done with what it was doing
 _HEED = 2.0  # seconds in which a cell should heed its interrupt; then it is interrupted once more, in another way
 _LOOKS = 2  # an engine that hung may still make a container after it was first asked, again, to remove it
 _USER_IDS = 5  # that are tried before a kernel is given up
@@ -456,9 +456,10 @@ class Kernel:
         idle = asyncio.create_task(self._idle())
         asking = asyncio.create_task(self.interrupt())
         try:
-            await asyncio.wait({idle}, timeout=_HEED)
-            if not idle.done():
-                await self.interrupt_from_outside()
+            while not idle.done():  # an interrupt that comes before its cell has begun is none
+                await asyncio.wait({idle}, timeout=_HEED)
+                if not idle.done():
+                    await self.interrupt_from_outside()
             await idle
             await asyncio.wait({asking}, timeout=_HEED)  # it may come after the cell's end, and hit what is asked next
             await self._idle()

@@ -12,11 +12,10 @@ from tests.conftest import REPOSITORY
 
 _PROGRAM = """
 import asyncio, contextlib
-from orchestrator import AgentKernelManager, KernelResourceLimits
+from orchestrator import AgentKernelManager
 
 async def main():
-    limits = KernelResourceLimits(max_execution_time=600)
-    async with AgentKernelManager(4, resource_limits=limits) as manager, contextlib.AsyncExitStack() as held:
+    async with AgentKernelManager(max_kernels=4) as manager, contextlib.AsyncExitStack() as held:
         sessions = {}
         for agent in ("idle", "kept", "busy"):
             _, sessions[agent] = await held.enter_async_context(manager.acquire_kernel(agent))
