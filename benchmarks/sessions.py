@@ -1,6 +1,6 @@
 """Many sessions over few kernels: does each find its own state again, and what does it cost to wake one?
 
-Run it with ``make sessions``: 200 sessions over four kernels. A wake is compared with what it is made of: the lease of a
+Run it with ``make sessions``: 200 sessions over four kernels. A wake is compared with its parts: the lease of a
 warm kernel, taken in turn with it, and the time that its state took to load.
 """
 
