@@ -107,11 +107,13 @@ def append(path: Path, entries: Sequence[dict[str, Any]], *, fsync: bool, rotate
             for entry in (*({"time": time} | said for said in repair), *entries):
                 line, last = _seal(entry, last)
                 lines += line
-            _write_whole(log, lines)
-            if fsync:
-                os.fsync(log)
-        os.pwrite(head_file, f"{last.seq} {last.hash}\n".encode(), 0)
-        os.ftruncate(head_file, len(f"{last.seq} {last.hash}\n"))
+            head = f"{last.seq} {last.hash}\n".encode()
+            with _all_or_nothing(log):
+                _write(log, lines)
+                if fsync:
+                    os.fsync(log)
+                os.pwrite(head_file, head, 0)
+        os.ftruncate(head_file, len(head))
 
 
 def verify(path: Path, expected: Mark | None = None) -> Verdict:
@@ -274,19 +276,24 @@ def _last_line(log: int, size: int) -> tuple[int, bytes]:
     return end + 1, data[:end] if end >= 0 else b""
 
 
-def _write_whole(log: int, lines: bytes | bytearray) -> None:
-    """Append all or nothing: a disk that fills up takes a part, and that part goes again."""
+@contextlib.contextmanager
+def _all_or_nothing(log: int) -> Iterator[None]:
+    """Take away what was appended when the block fails: a disk that fills up takes a part."""
     size = os.fstat(log).st_size
     try:
-        written = os.write(log, lines)
-        while written < len(lines):
-            more = os.write(log, lines[written:])
-            if not more:
-                raise OSError(errno.ENOSPC, "the disk took a part of the lines")
-            written += more
+        yield
     except BaseException:
         os.ftruncate(log, size)
         raise
+
+
+def _write(log: int, lines: bytes | bytearray) -> None:
+    written = 0
+    while written < len(lines):
+        more = os.write(log, lines[written:])
+        if not more:
+            raise OSError(errno.ENOSPC, "the disk took a part of the lines")
+        written += more
 
 
 @contextlib.contextmanager
