@@ -76,7 +76,7 @@ class ControlSocket:
         except OSError as error:
             raise SettingsError(
                 f"the control socket {path} cannot be made: {error}.",
-                remedy="Set CELLBLOCK_STATE_DIR to a shorter path.",
+                remedy="Set CELLBLOCK_STATE_DIR to a shorter path, of a folder that has room.",
             ) from error
         path.chmod(0o600)
 

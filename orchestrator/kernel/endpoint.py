@@ -33,19 +33,19 @@ class Endpoint:
             message_bound: bytes that one message of the kernel may have.
 
         Raises:
-            OSError: the folder exists, or cannot be made, or its path leaves no room for a socket's.
+            OSError: the folder exists, or cannot be made, or its path leaves no room for a socket's; nothing of it is
+                left.
         """
         endpoint = cls(folder, secrets.token_hex(32).encode())
         longest = max(len(str(endpoint.client_path(channel)).encode()) for channel in CHANNELS)
         if longest > _LONGEST_PATH:
             raise OSError(f"{folder} is too long a path for unix sockets: set CELLBLOCK_STATE_DIR to a shorter one")
         folder.mkdir(parents=True, mode=0o700)
-        # The sandbox's user is nobody on this host, so what it must reach is open to all, inside a closed folder.
-        endpoint.wire.mkdir(mode=0o755)
-        endpoint.client.mkdir(mode=0o700)
-        connection = endpoint.wire / "connection.json"
-        connection.write_text(json.dumps(endpoint._connection_info() | {"message_bound": message_bound}))
-        connection.chmod(0o444)
+        try:
+            endpoint._furnish(message_bound)
+        except OSError:
+            endpoint.remove()
+            raise
         return endpoint
 
     @classmethod
@@ -72,6 +72,14 @@ class Endpoint:
     def remove(self) -> None:
         """Remove the folders and all in them; nothing but this process ever wrote there."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _furnish(self, message_bound: int) -> None:
+        # The sandbox's user is nobody on this host, so what it must reach is open to all, inside a closed folder.
+        self.wire.mkdir(mode=0o755)
+        self.client.mkdir(mode=0o700)
+        connection = self.wire / "connection.json"
+        connection.write_text(json.dumps(self._connection_info() | {"message_bound": message_bound}))
+        connection.chmod(0o444)
 
     def _connection_info(self) -> dict[str, object]:
         ports = {f"{channel}_port": number for number, channel in enumerate(CHANNELS, start=1)}

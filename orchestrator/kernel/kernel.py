@@ -105,6 +105,14 @@ class KernelConfig:
         return self.lock(spec, self.policy, self.limits)
 
 
+def _no_sockets(error: OSError) -> KernelStartError:
+    return KernelStartError(
+        f"the kernel's sockets cannot be made: {error}.",
+        cause="host",
+        remedy="See that CELLBLOCK_STATE_DIR can be written to and has room.",
+    )
+
+
 def _container_name(kernel_id: str) -> str:
     return f"cellblock-{kernel_id}"
 
@@ -157,7 +165,7 @@ class Kernel:
             endpoint = Endpoint.create(config.folder / kernel_id[:12], config.message_bound)
         except OSError as error:
             user.release()
-            raise KernelStartError(f"the kernel's sockets cannot be made: {error}.", cause="host") from error
+            raise _no_sockets(error) from error
         kernel = cls(config, endpoint, user, kernel_id)
         try:
             await kernel._boot_in_time()
@@ -446,7 +454,10 @@ class Kernel:
             ) from None
 
     async def _listen(self) -> None:
-        await self._guard.listen(self._endpoint)
+        try:
+            await self._guard.listen(self._endpoint)
+        except OSError as error:
+            raise _no_sockets(error) from error
         self._client = KernelClient(self._config.context, self._endpoint, self._guard, self._note_reject)
 
     async def _take_over(self) -> None:
