@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.errors import CheckpointForeignError, InvalidInputError
+from orchestrator.errors import CheckpointForeignError, InvalidInputError, StoreError
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.kernel.statetransfer import load_state, save_state
 from orchestrator.limits import MEGABYTE
 from orchestrator.session import KernelSession, Lost, Restored
 from orchestrator.store.checkpointfiles import CheckpointFiles, CheckpointReader, CheckpointWriter
 from orchestrator.store.history import CheckpointRecord, History
-from orchestrator.store.wholefile import write_whole
+from orchestrator.store.wholefile import save_whole
 
 T = TypeVar("T")
 
@@ -77,8 +77,13 @@ async def capture(session: KernelSession, files: CheckpointFiles, *, asked_for: 
     lost = tuple(Lost(**loss) for loss in found)
     record = CheckpointRecord(checkpoint_id, session.session_id, now, session.cell_count, asked_for, size, found)
     if session.store is not None:
-        for replaced in await session.store.run(History.add_checkpoint, record):
-            await asyncio.to_thread(files.remove, replaced)
+        try:
+            replaced = await session.store.run(History.add_checkpoint, record)
+        except StoreError:
+            await asyncio.to_thread(files.remove, checkpoint_id)
+            raise
+        for earlier in replaced:
+            await asyncio.to_thread(files.remove, earlier)
     session.note(
         kernel, "checkpoint.made", checkpoint=checkpoint_id, cell=session.cell_count, bytes=size, lost=len(lost)
     )
@@ -110,8 +115,8 @@ async def load(kernel: Kernel, files: CheckpointFiles, path: Path, agent_id: str
         )
 
 
-async def copy(checkpoint: Checkpoint, session: KernelSession, files: CheckpointFiles) -> None:
-    """Give another session, of another agent, a checkpoint with the same state.
+async def copy(checkpoint: Checkpoint, session: KernelSession, files: CheckpointFiles) -> CheckpointRecord:
+    """Write a checkpoint with the same state for another session, of another agent; noting it is the caller's.
 
     Raises:
         CheckpointMissingError, CheckpointDamagedError, StoreError: it cannot be read or written.
@@ -131,9 +136,7 @@ async def copy(checkpoint: Checkpoint, session: KernelSession, files: Checkpoint
             return reader.footer
 
     footer = await asyncio.to_thread(rewrite)
-    record = CheckpointRecord(checkpoint_id, session.session_id, now, 0, False, checkpoint.bytes, footer["lost"])
-    assert session.store is not None
-    await session.store.run(History.add_checkpoint, record)
+    return CheckpointRecord(checkpoint_id, session.session_id, now, 0, False, checkpoint.bytes, footer["lost"])
 
 
 def _refuse_foreign(reader: CheckpointReader, path: Path, agent_id: str) -> None:
@@ -180,11 +183,11 @@ def save_checkpoint(session: KernelSession, file_path: str | Path | None = None)
     """Return the session's history and identity; with ``file_path``, also write them there, whole or not at all.
 
     Raises:
-        OSError: the file cannot be written.
+        StoreError: the file cannot be written.
     """
     checkpoint = session.checkpoint()
     if file_path is not None:
-        write_whole(Path(file_path), json.dumps(checkpoint, indent=2))
+        save_whole(Path(file_path), json.dumps(checkpoint, indent=2))
     return checkpoint
 
 

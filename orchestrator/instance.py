@@ -233,6 +233,12 @@ class Instance:
             except EngineError as error:
                 _log.debug("the engine does not let itself be swept: %s", error)
 
+    def disclaim(self) -> None:
+        """Let go of the dead instances that no kernel was adopted of: what is theirs stays for the next start."""
+        adopted = {kernel.instance for kernel in self._kernels.values()}
+        for instance in self._inherited.keys() - adopted:
+            self._inherited.pop(instance).release()
+
     def _folder_of(self, instance: str) -> Path:
         return self._config.folder.parent / f"i-{instance}"
 
@@ -326,5 +332,5 @@ def _make_folder(folder: Path) -> Path:
     except OSError as error:
         raise SettingsError(
             f"the state folder {folder} cannot be made: {error.strerror}.",
-            remedy="Set CELLBLOCK_STATE_DIR to a folder that this user can write to, with a short path.",
+            remedy="Set CELLBLOCK_STATE_DIR to a folder that this user can write to and has room, with a short path.",
         ) from error

@@ -154,6 +154,7 @@ class AgentKernelManager:
                 if self.settings.metrics_port:
                     self.telemetry.serve(self.settings.metrics_address, self.settings.metrics_port)
             except BaseException:
+                instance.disclaim()
                 await instance.close()
                 await asyncio.to_thread(store.close)
                 raise
@@ -425,7 +426,7 @@ class AgentKernelManager:
         """Write the session's cells and outputs as a notebook.
 
         Raises:
-            OSError: it cannot be written.
+            StoreError: it cannot be written.
         """
         notebook.save_notebook(session, Path(output_path), title or f"Session of {session.agent_id}")
 

@@ -9,7 +9,7 @@ import nbformat
 from nbformat import NotebookNode, v4
 
 from orchestrator.session import KernelSession
-from orchestrator.store.wholefile import write_whole
+from orchestrator.store.wholefile import save_whole
 
 _METADATA = {
     "kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"},
@@ -37,9 +37,9 @@ def save_notebook(session: KernelSession, path: Path, title: str) -> None:
     """Write the session's notebook, whole or not at all.
 
     Raises:
-        OSError: it cannot be written.
+        StoreError: it cannot be written.
     """
-    write_whole(path, nbformat.writes(session_notebook(session.execution_history, title)) + "\n")
+    save_whole(path, nbformat.writes(session_notebook(session.execution_history, title)) + "\n")
 
 
 def _cell(number: int, entry: dict[str, Any]) -> NotebookNode:

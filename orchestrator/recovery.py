@@ -87,7 +87,9 @@ async def _take(
     *,
     stays: bool,
 ) -> None:
-    interrupted = await store.run(History.end_running_cells, record.session_id, _INTERRUPTED) > 0
+    interrupted = await store.run(History.has_running_cells, record.session_id)
+    if interrupted:
+        store.submit(History.end_running_cells, record.session_id, _INTERRUPTED)
     if left is None or record.state != "live":
         await keeper.inherit(record)
         return

@@ -14,10 +14,11 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -43,13 +44,14 @@ from orchestrator.policy import Policy
 from orchestrator.pool import KernelPool, KernelResource
 from orchestrator.session import KernelSession, Restored
 from orchestrator.store.checkpointfiles import CheckpointFiles
-from orchestrator.store.history import History, SessionRecord
+from orchestrator.store.history import CheckpointRecord, History, SessionRecord
 from orchestrator.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
 _REMEMBERED_ENDS = 10_000  # agents whose last session's end is remembered until they return
 _LEAST_SWEEP = 0.05  # seconds between two looks for idle sessions
 _SHUTDOWN_GRACE = 5.0  # seconds that a shutdown which keeps sessions gives a running cell before it is interrupted
+_TRY_AGAIN = 5.0  # seconds after which a state that the store would not take is offered again
 _ANEW = "Begin anew with `await manager.end_session(agent_id)`."
 _CHECKPOINT_ID = re.compile(r"[0-9a-f]{32}")
 _NAMED = 5  # lost variables that a notice names
@@ -84,7 +86,8 @@ class SessionKeeper:
         self._leases: dict[str, KernelResource] = {}
         self._burials: dict[str, asyncio.Task[None]] = {}
         self._ends: dict[str, str] = {}
-        self._kept: dict[str, int] = {}  # by session: the cell after which it was found to be no candidate for sleep
+        # By session: the cell after which it was found to be no candidate for sleep, and until when.
+        self._kept: dict[str, tuple[int, float]] = {}
         self._evicting: set[str] = set()
         self._inherited: set[str] = set()  # sessions of a dead process that no agent of this one has asked for yet
         self._crowded = False  # whether a session had to sleep for want of a place
@@ -179,13 +182,13 @@ class SessionKeeper:
             resource.served = True  # whatever comes of it, nobody else gets this kernel
             try:
                 restored = await load(kernel, self._files, path, session.agent_id)
-                old = self._leases.pop(session.kernel_id, None)
-                session.attach(kernel)
-                session.restored = restored
-                await self._note_life(session)
+                await self._note_life(session.session_id, kernel)
             except BaseException:
                 self._pool.release(resource)
                 raise
+            old = self._leases.pop(session.kernel_id, None)
+            session.attach(kernel)
+            session.restored = restored
             self._settle_in(session, resource, session.caller)
             try:  # else it would be woken from a checkpoint of the state that it has just left
                 await capture(session, self._files, asked_for=False)
@@ -210,7 +213,7 @@ class SessionKeeper:
             except (KernelDiedError, SessionEndedError):
                 return False
             except StoreError as error:
-                self._keep(session, f"its state cannot be written: {error.message}")
+                self._keep(session, f"its state cannot be written: {error.message}", _TRY_AGAIN)
                 return False
             except CheckpointError as error:
                 if self._policy.incomplete == "keep":
@@ -263,7 +266,11 @@ class SessionKeeper:
         """
         self._closed = True
         sessions = list(self.sessions.values())
-        await asyncio.gather(*(self._close_one(session, keep=keep) for session in sessions))
+        closed = await asyncio.gather(
+            *(self._close_one(session, keep=keep) for session in sessions), return_exceptions=True
+        )
+        for failure in filter(None, closed):  # its kernel must go all the same
+            _log.error("a session could not be closed; the next start does it", exc_info=failure)
         self._leases.clear()
 
     async def fork(
@@ -279,25 +286,23 @@ class SessionKeeper:
         assert self._files is not None
         agent_ids = await self._free_ids(session.agent_id, count, agent_ids)
         made = await self.checkpoint(session, asked_for=False)
-        forks = []
-        for agent_id in agent_ids:
-            fork = KernelSession(
-                uuid.uuid4().hex, session.kernel_id, agent_id, parent_id=session.session_id, store=self._store
-            )
-            fork.detach()
-            await self._store.run(
-                History.add_session,
-                fork.session_id,
-                agent_id,
-                owner=None,
-                state="asleep",
-                kernel_id=fork.kernel_id,
-                runtime=session.live_kernel().runtime,
-                parent_id=session.session_id,
-            )
-            await copy(made, fork, self._files)
-            self._asleep[fork.session_id] = fork
-            forks.append(fork)
+        kernel = session.live_kernel()
+        forks = [
+            KernelSession(uuid.uuid4().hex, kernel.kernel_id, agent_id, parent_id=session.session_id, store=self._store)
+            for agent_id in agent_ids
+        ]
+        noted: list[tuple[str, CheckpointRecord]] = []
+        try:
+            for fork in forks:
+                fork.detach()
+                noted.append((fork.agent_id, await copy(made, fork, self._files)))
+            names = {"kernel_id": kernel.kernel_id, "runtime": kernel.runtime}
+            await self._store.run(History.add_forks, session.session_id, noted, **names)
+        except CellblockError:
+            for _, record in noted:
+                await asyncio.to_thread(self._files.remove, record.checkpoint_id)
+            raise
+        self._asleep.update({fork.session_id: fork for fork in forks})
         return forks
 
     async def adopt(self, record: SessionRecord, kernel: Kernel, *, interrupted: bool) -> KernelSession:
@@ -316,7 +321,6 @@ class SessionKeeper:
         resource.acquire()
         self._pool.add_kernel(resource)
         self._inherited.add(session.session_id)
-        await self._note_life(session)
         self._settle_in(session, resource, "")
         session.note(kernel, "session.adopted", cells=record.cells)
         return session
@@ -334,7 +338,7 @@ class SessionKeeper:
         assert self._store is not None
         self._remember_end(record.agent_id, "orchestrator_lost")
         if await self._store.run(History.checkpoints_of, record.session_id):
-            await self._store.run(History.session_sleeps, record.session_id)
+            self._store.submit(History.session_sleeps, record.session_id)
             return True
         await self._forget(record.session_id, "orchestrator_lost")
         return False
@@ -420,8 +424,9 @@ class SessionKeeper:
         resource.served = True  # whatever comes of it, nobody else gets this kernel
         try:
             restored = await load(kernel, self._files, self._files.path(made[0].checkpoint_id), record.agent_id)
+            await self._note_life(record.session_id, kernel)
         except BaseException as error:
-            self._store.submit(History.claim, record.session_id, self._owner, None)
+            self._store.submit(History.session_sleeps, record.session_id)
             if isinstance(error, CheckpointError):
                 error.remedy = f"{error.remedy} {_ANEW}".strip()
             raise
@@ -429,7 +434,6 @@ class SessionKeeper:
         session.restored = restored
         session.previous_end = self._ends.pop(record.agent_id, None) or session.previous_end
         session.notices += _notices(restored, record.cells, session.previous_end)
-        await self._note_life(session)
         session.note(kernel, "session.woken", checkpoint=restored.checkpoint_id, lost=len(restored.lost))
         return session
 
@@ -447,15 +451,10 @@ class SessionKeeper:
         session.attach(kernel)
         return session
 
-    async def _note_life(self, session: KernelSession) -> None:
+    async def _note_life(self, session_id: str, kernel: Kernel) -> None:
         assert self._store is not None
-        kernel = session.live_kernel()
         await self._store.run(
-            History.session_lives,
-            session.session_id,
-            owner=self._owner,
-            kernel_id=kernel.kernel_id,
-            runtime=kernel.runtime,
+            History.session_lives, session_id, owner=self._owner, kernel_id=kernel.kernel_id, runtime=kernel.runtime
         )
 
     def _settle_in(self, session: KernelSession, resource: KernelResource, caller: str) -> None:
@@ -517,9 +516,10 @@ class SessionKeeper:
         """Note a session's end; the checkpoints that nobody asked for go with it."""
         if self._store is None or self._files is None:
             return
-        await self._store.run(History.session_ends, session_id, reason)
-        for checkpoint_id in await self._store.run(History.drop_checkpoints, session_id):
-            await asyncio.to_thread(self._files.remove, checkpoint_id)
+        with _logged():
+            await self._store.run(History.session_ends, session_id, reason)
+            for checkpoint_id in await self._store.run(History.drop_checkpoints, session_id):
+                await asyncio.to_thread(self._files.remove, checkpoint_id)
 
     async def _fall_asleep(self, session: KernelSession, reason: str) -> None:
         """Take a session's kernel away, its state being in a checkpoint."""
@@ -536,7 +536,8 @@ class SessionKeeper:
         self._remember_end(session.agent_id, reason)
         self._telemetry.kernel_ended(reason)
         assert self._store is not None
-        await self._store.run(History.session_sleeps, session.session_id)
+        with _logged():
+            await self._store.run(History.session_sleeps, session.session_id)
         if resource is not None:
             await self._pool.discard(resource)
 
@@ -579,12 +580,15 @@ class SessionKeeper:
         finally:
             self._evicting.discard(session.agent_id)
 
-    def _keep(self, session: KernelSession, why: str) -> None:
-        self._kept[session.session_id] = session.cell_count
-        session.notices.append(f"this session keeps its kernel while it is idle: {why}")
+    def _keep(self, session: KernelSession, why: str, seconds: float = math.inf) -> None:
+        self._kept[session.session_id] = session.cell_count, time.monotonic() + seconds
+        notice = f"this session keeps its kernel while it is idle: {why}"
+        if notice not in session.notices:
+            session.notices.append(notice)
 
     def _is_kept(self, session: KernelSession) -> bool:
-        return self._kept.get(session.session_id) == session.cell_count
+        cell, until = self._kept.get(session.session_id, (-1, 0.0))
+        return cell == session.cell_count and time.monotonic() < until
 
     async def _close_one(self, session: KernelSession, *, keep: bool) -> None:
         keep = keep or session.session_id in self._inherited
@@ -624,6 +628,15 @@ class SessionKeeper:
         self._ends[agent_id] = reason
         while len(self._ends) > _REMEMBERED_ENDS:
             del self._ends[next(iter(self._ends))]
+
+
+@contextlib.contextmanager
+def _logged() -> Iterator[None]:
+    """Log that a session's end cannot be noted: it has come all the same, and is noted with the next thing that can."""
+    try:
+        yield
+    except StoreError as error:
+        _log.warning("what became of a session is not in the history yet: %s", error)
 
 
 def _notices(restored: Restored, cells: int, reason: str | None) -> list[str]:

@@ -23,7 +23,7 @@ from orchestrator.notebook import session_notebook
 from orchestrator.settings import Settings
 from orchestrator.store.checkpointfiles import CheckpointFiles
 from orchestrator.store.history import CellRecord, History, SessionRecord
-from orchestrator.store.wholefile import write_whole
+from orchestrator.store.wholefile import save_whole
 
 app = typer.Typer(
     help="List, show, export and delete the sessions of agents.\n\nExample: cellblock sessions export 3f9a",
@@ -133,10 +133,7 @@ def export(
     if out is None:
         typer.echo(text, nl=False)
         return
-    try:
-        write_whole(out, text)
-    except OSError as error:
-        raise InvalidInputError(f"{out} cannot be written: {error.strerror}.") from error
+    save_whole(out, text)
     console.print(f"{escape(str(out))}: {len(cells)} cells")
 
 

@@ -12,9 +12,9 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar
 
@@ -114,7 +114,7 @@ class History:
         self._engine = _make_engine(url)
         self._payloads = Payloads(folder / "payloads")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cellblock-history")
-        self._unclosed: dict[tuple[str, int], tuple[dict[str, Any], float]] = {}
+        self._owed: list[Callable[[Connection], object]] = []  # what could not be written yet, in order
         self.home = ""
 
     @classmethod
@@ -173,32 +173,55 @@ class History:
     ) -> None:
         """Add a session."""
         now = time.time()
+        added = insert(sessions).values(
+            session_id=session_id,
+            agent_id=agent_id,
+            parent_id=parent_id,
+            home=self.home,
+            owner=owner,
+            state=state,
+            created_at=now,
+            last_used_at=now,
+            kernel_id=kernel_id,
+            runtime=runtime,
+        )
+        self._write(lambda connection: connection.execute(added))
+
+    def add_forks(
+        self, parent_id: str, forks: Sequence[tuple[str, CheckpointRecord]], *, kernel_id: str, runtime: str
+    ) -> None:
+        """Add sleeping sessions, all or none, each with its agent and the checkpoint that it is woken from."""
+        now = time.time()
+        added = [
+            {
+                "session_id": record.session_id,
+                "agent_id": agent_id,
+                "parent_id": parent_id,
+                "home": self.home,
+                "state": "asleep",
+                "created_at": now,
+                "last_used_at": now,
+                "kernel_id": kernel_id,
+                "runtime": runtime,
+            }
+            for agent_id, record in forks
+        ]
+        noted = [_checkpoint_row(record) for _, record in forks]
         with self._writing() as connection:
-            connection.execute(
-                insert(sessions).values(
-                    session_id=session_id,
-                    agent_id=agent_id,
-                    parent_id=parent_id,
-                    home=self.home,
-                    owner=owner,
-                    state=state,
-                    created_at=now,
-                    last_used_at=now,
-                    kernel_id=kernel_id,
-                    runtime=runtime,
-                )
-            )
+            connection.execute(insert(sessions), added)
+            connection.execute(insert(checkpoints), noted)
 
     def session_lives(self, session_id: str, *, owner: str, kernel_id: str, runtime: str) -> None:
         """Note that a session has a kernel."""
-        self._update(session_id, state="live", owner=owner, kernel_id=kernel_id, runtime=runtime)
+        self._write(_updating(session_id, state="live", owner=owner, kernel_id=kernel_id, runtime=runtime))
 
     def session_sleeps(self, session_id: str) -> None:
-        """Note that a session has given up its kernel, and goes on from its newest checkpoint."""
-        self._update(session_id, state="asleep", owner=None)
+        """Note that a session has no kernel, and goes on from its newest checkpoint. Like ``end_cell``."""
+        self._owe(_updating(session_id, state="asleep", owner=None))
 
     def session_ends(self, session_id: str, reason: str) -> None:
-        self._update(session_id, state="ended", owner=None, end_reason=reason[:32])
+        """Note why a session is over. Like ``end_cell``."""
+        self._owe(_updating(session_id, state="ended", owner=None, end_reason=reason[:32]))
 
     def claim(self, session_id: str, owner: str | None, new_owner: str | None) -> bool:
         """Pass a session from ``owner`` on; None is nobody. False when another process was quicker."""
@@ -213,6 +236,8 @@ class History:
     def sessions_of(self, agent_id: str) -> list[SessionRecord]:
         """Return the agent's sessions on this host that have not ended, the last used first."""
         mine = (sessions.c.agent_id == agent_id) & (sessions.c.home == self.home) & (sessions.c.state != "ended")
+        if self._owed:  # what they are may be among it
+            self._write(lambda _connection: None)
         with self._reading() as connection:
             return [_session(row) for row in connection.execute(_with_totals().where(mine).order_by(*_NEWEST))]
 
@@ -301,18 +326,20 @@ class History:
 
     def end_cell(self, session_id: str, number: int, result: dict[str, Any]) -> None:
         """Note a cell's result. One that cannot be written now is written with the next that can."""
-        self._unclosed[session_id, number] = result, time.time()
-        self._write(lambda _connection: None)
+        ended_at = time.time()
+        self._owe(lambda connection: self._close_cell(connection, session_id, number, result, ended_at))
 
-    def end_running_cells(self, session_id: str, result: dict[str, Any]) -> int:
-        """Close the cells that were running when their process ended. Returns how many there were."""
-        with self._writing() as connection:
-            changed = connection.execute(
-                update(cells)
-                .where(cells.c.session_id == session_id, cells.c.outcome == "running")
-                .values(outcome=result["outcome"], result=json.dumps(result))
-            )
-            return changed.rowcount
+    def has_running_cells(self, session_id: str) -> bool:
+        """Whether cells were running when their process ended."""
+        query = select(cells.c.cell_id).where(cells.c.session_id == session_id, cells.c.outcome == "running")
+        with self._reading() as connection:
+            return connection.scalar(query.limit(1)) is not None
+
+    def end_running_cells(self, session_id: str, result: dict[str, Any]) -> None:
+        """Close the cells that were running when their process ended. Like ``end_cell``."""
+        running = (cells.c.session_id == session_id) & (cells.c.outcome == "running")
+        closed = update(cells).where(running).values(outcome=result["outcome"], result=json.dumps(result))
+        self._owe(lambda connection: connection.execute(closed))
 
     def cells(self, session_id: str, *, outputs: bool = True) -> list[CellRecord]:
         """Return a session's cells, in order.
@@ -351,18 +378,9 @@ class History:
                 select(func.max(checkpoints.c.created_at)).where(checkpoints.c.session_id == record.session_id)
             )
             connection.execute(delete(checkpoints).where(checkpoints.c.checkpoint_id.in_(replaced)))
-            connection.execute(
-                insert(checkpoints).values(
-                    checkpoint_id=record.checkpoint_id,
-                    session_id=record.session_id,
-                    # The last one made is the newest, even when the clock was set back since the one before.
-                    created_at=max(record.created_at, (newest or 0.0) + 0.001),
-                    cell=record.cell,
-                    asked_for=record.asked_for,
-                    bytes=record.bytes,
-                    lost=json.dumps(record.lost),
-                )
-            )
+            # The last one made is the newest, even when the clock was set back since the one before.
+            created_at = max(record.created_at, (newest or 0.0) + 0.001)
+            connection.execute(insert(checkpoints), [_checkpoint_row(record) | {"created_at": created_at}])
         return list(replaced)
 
     def checkpoints_of(self, session_id: str) -> list[CheckpointRecord]:
@@ -386,22 +404,23 @@ class History:
 
     # How
 
-    def _update(self, session_id: str, **values: Any) -> None:
-        self._write(
-            lambda connection: connection.execute(
-                update(sessions).where(sessions.c.session_id == session_id).values(last_used_at=time.time(), **values)
-            )
-        )
+    def _owe(self, work: Callable[[Connection], object]) -> None:
+        """Do ``work`` now, or, where that fails, before whatever can be written next.
+
+        Raises:
+            StoreError: it is still to be done.
+        """
+        self._owed.append(work)
+        self._write(lambda _connection: None)
 
     def _write(self, work: Callable[[Connection], T]) -> T:
-        """Do ``work`` in a transaction, together with closing the cells that could not be closed before."""
-        unclosed = dict(self._unclosed)
+        """Do ``work`` in a transaction, after what could not be done before."""
+        owed = list(self._owed)
         with self._writing() as connection:
-            for (session_id, number), (result, ended_at) in unclosed.items():
-                self._close_cell(connection, session_id, number, result, ended_at)
+            for earlier in owed:
+                earlier(connection)
             done = work(connection)
-        for key in unclosed:
-            self._unclosed.pop(key, None)
+        del self._owed[: len(owed)]
         return done
 
     def _close_cell(
@@ -460,6 +479,15 @@ def _with_totals() -> Any:
     ).outerjoin(totals, totals.c.session_id == sessions.c.session_id)
 
 
+def _updating(session_id: str, **values: Any) -> Callable[[Connection], object]:
+    updated = update(sessions).where(sessions.c.session_id == session_id).values(last_used_at=time.time(), **values)
+    return lambda connection: connection.execute(updated)
+
+
+def _checkpoint_row(record: CheckpointRecord) -> dict[str, Any]:
+    return asdict(record) | {"lost": json.dumps(record.lost)}
+
+
 def _session(row: Row[Any]) -> SessionRecord:
     return SessionRecord(**{key: value for key, value in row._mapping.items() if key != "home"})
 
@@ -513,6 +541,8 @@ def _without_password(url: str) -> str:
 def _explained(what: str) -> Iterator[None]:
     try:
         yield
+    except StoreError:
+        raise
     except (SQLAlchemyError, OSError) as error:
         said = str(getattr(error, "orig", None) or getattr(error, "strerror", None) or error).strip().splitlines()
         raise StoreError(

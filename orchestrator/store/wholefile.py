@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from orchestrator.errors import StoreError
+
 
 @contextlib.contextmanager
 def whole_file(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
@@ -38,6 +40,21 @@ def write_whole(path: Path, content: str | bytes, *, mode: int = 0o644) -> None:
     """
     with whole_file(path, mode=mode) as handle:
         handle.write(content.encode() if isinstance(content, str) else content)
+
+
+def save_whole(path: Path, content: str) -> None:
+    """Write a file that somebody has asked for, whole or not at all.
+
+    Raises:
+        StoreError: it cannot be written; an earlier file of this name is untouched.
+    """
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be written: {error.strerror or error}.",
+            remedy="See that its folder is there, can be written to and has room.",
+        ) from error
 
 
 def write_once(path: Path, content: bytes, *, mode: int = 0o600) -> bytes:
