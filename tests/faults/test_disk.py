@@ -1,0 +1,425 @@
+"""The disk that has the sessions is full, by bytes or by inodes: told, never torn, and all goes on when there is room.
+
+What the disk holds does not depend on the runtime; what a kernel makes of a checkpoint that breaks off does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+
+from orchestrator import AgentKernelManager, KernelPoolExhaustedError, KernelResourceLimits, KernelSession
+from orchestrator.container.hostconfig import INSTANCE_LABEL
+from orchestrator.errors import FileTransferError, KernelStartError, SettingsError, StoreError
+from orchestrator.settings import Settings
+from orchestrator.store import auditchain
+from orchestrator.store.history import CellRecord, History
+from tests.conftest import REPOSITORY, make_manager, one_session
+from tests.docker.recovering import program
+from tests.faults.smalldisk import Kind, SmallDisk, small_disk
+
+LARGE = "print('x' * 200_000)"  # its output gets a file of its own
+BALLAST = "import os; ballast = os.urandom(3 * 2**20)"  # a state that needs room
+MOST_CELLS = 200  # that a full disk may still take, in blocks that the database has already
+EXACT_STEPS = 24  # blocks that are given back one by one
+
+both_kinds = pytest.mark.parametrize("kind", ["bytes", "inodes"])
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallDisk]:
+    """A small disk that has the data folder and the audit log."""
+    with small_disk() as made:
+        monkeypatch.setenv("CELLBLOCK_DATA_DIR", str(made.folder / "data"))
+        monkeypatch.setenv("CELLBLOCK_AUDIT_LOG", str(made.folder / "audit.jsonl"))
+        yield made
+
+
+@pytest.fixture
+def state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A state folder of the test's own, elsewhere."""
+    folder = tmp_path_factory.mktemp("s")
+    monkeypatch.setenv("CELLBLOCK_STATE_DIR", str(folder))
+    return folder
+
+
+def containers(instance: str = "") -> list[str]:
+    """Return the names of the containers of one instance."""
+    client = docker.from_env()
+    try:
+        found = client.api.containers(all=True, filters={"label": f"{INSTANCE_LABEL}={instance}"})
+        return [container["Names"][0] for container in found]
+    finally:
+        client.close()
+
+
+def cells_of(session_id: str) -> list[CellRecord]:
+    settings = Settings.load()
+    history = History.open(settings.history_url, settings.data_path)
+    try:
+        return history.cells(session_id)
+    finally:
+        history.close()
+
+
+def assert_whole(disk: SmallDisk) -> None:
+    """Nothing on the disk is half written: no file under another name, no page of the database, no line of the log."""
+    assert not [name for name in disk.files() if name.endswith((".part", ".new"))]
+    if (disk.folder / "data" / "history.db").exists():
+        with contextlib.closing(sqlite3.connect(disk.folder / "data" / "history.db")) as database:
+            assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            assert database.execute("PRAGMA foreign_key_check").fetchall() == []
+    verdict = auditchain.verify(disk.folder / "audit.jsonl")
+    assert verdict.fault is None
+    assert not [note for note in verdict.notes if "killed writer" in note]
+
+
+def assert_checkpoints_are_noted(disk: SmallDisk) -> None:
+    """Every checkpoint's file has its entry, and every entry its file."""
+    with contextlib.closing(sqlite3.connect(disk.folder / "data" / "history.db")) as database:
+        noted = {row[0] for row in database.execute("SELECT checkpoint_id FROM checkpoints")}
+    assert {file.name for file in (disk.folder / "data" / "checkpoints").iterdir()} == noted
+
+
+def assert_gaps_are_told(disk: SmallDisk, session_id: str, cells: int) -> None:
+    """Each cell's beginning and end is in the log once, or was counted as dropped."""
+    entries = list(auditchain.read(disk.folder / "audit.jsonl"))
+    noted = [
+        (entry["event"], entry["cell"])
+        for entry in entries
+        if entry.get("session") == session_id and entry["event"] in ("cell.started", "cell.ended")
+    ]
+    assert len(noted) == len(set(noted))
+    missing = 2 * cells - len(noted)
+    assert missing <= sum(entry.get("dropped_before", 0) for entry in entries)
+
+
+class Told:
+    """Runs cells that count themselves, and keeps what became of each."""
+
+    def __init__(self, manager: AgentKernelManager, session: KernelSession) -> None:
+        self._manager = manager
+        self._session = session
+        self.ran = 0
+        self.results: dict[int, dict[str, Any]] = {}
+
+    async def cell(self, code: str = "") -> StoreError | None:
+        """Run one; return the error where its result could not be kept, or it was not run."""
+        try:
+            result = await self._manager.execute_code(self._session, f"ran += 1\n{code}")
+        except StoreError as error:
+            if error.result is not None:
+                self._note(error.result.as_dict())
+            return error
+        self._note(result)
+        return None
+
+    def _note(self, result: dict[str, Any]) -> None:
+        assert result["status"] == "ok", result
+        self.ran += 1
+        self.results[self._session.cell_count] = result
+
+
+async def count(manager: AgentKernelManager, session: KernelSession) -> int:
+    result = await manager.execute_code(session, "ran")
+    assert result["status"] == "ok", result
+    return int(result["result"])
+
+
+@both_kinds
+async def test_a_session_outlasts_a_full_disk(disk: SmallDisk, runtime: str, kind: Kind) -> None:
+    """Each call says what it could not keep; what it did keep is whole, and what is missing is made up for."""
+    async with make_manager(runtime, max_kernels=2) as manager:
+        async with manager.acquire_kernel("agent", timeout=60) as (_kernel, session):
+            await manager.execute_code(session, f"ran = 0; {BALLAST}")
+            told = Told(manager, session)
+            assert await told.cell() is None
+            disk.fill(kind)
+            error = await told.cell(LARGE)
+            assert error is not None
+            assert "room" in error.remedy
+            for _ in range(MOST_CELLS if kind == "bytes" else 3):
+                if await told.cell() is not None:
+                    break
+            before = disk.files()
+            with pytest.raises(StoreError, match="room"):
+                await manager.checkpoint(session)
+            with pytest.raises(StoreError, match="room"):
+                await manager.fork(session, 2)
+            with pytest.raises(StoreError, match="room"):
+                manager.save_checkpoint(session, disk.folder / "saved.json")
+            with pytest.raises(StoreError, match="room"):
+                manager.save_session_as_notebook(session, disk.folder / "saved.ipynb")
+            with pytest.raises(FileTransferError, match="No space left"):
+                await manager.put_file(session, b"x" * 100_000, "file")
+                await manager.get_file(session, "file", disk.folder / "file")
+            exported = await asyncio.to_thread(export, session, disk.folder / "exported.ipynb")
+            assert exported.returncode == 1
+            assert "room" in " ".join(exported.stderr.split())
+            with contextlib.suppress(StoreError):  # a row or two may fit where the database has room of its own
+                async with manager.acquire_kernel("other", timeout=60):
+                    pass
+            assert disk.files() <= before | {"data/history.db-wal", "data/history.db-shm"}
+            assert_whole(disk)
+            assert_checkpoints_are_noted(disk)
+        with contextlib.suppress(StoreError):
+            await manager.end_session("other")
+        assert not await manager.hibernate("agent")
+        assert_checkpoints_are_noted(disk)
+
+        disk.make_room()
+        async with manager.acquire_kernel("agent", timeout=60) as (_kernel, again):
+            assert again is session
+            assert session.restored is None
+            assert await count(manager, session) == told.ran
+            assert await told.cell(LARGE) is None
+            assert (await manager.checkpoint(session)).complete
+            forks = await manager.fork(session, 2)
+            assert [fork.agent_id for fork in forks] == ["agent~1", "agent~2"]
+            assert await count(manager, forks[1]) == told.ran
+        assert manager.pool.counts()["leased"] <= 2
+    kept = {cell.number: cell for cell in cells_of(session.session_id)}
+    assert not [cell for cell in kept.values() if cell.outcome == "running"]
+    assert {number: kept[number].result for number in told.results} == told.results
+    assert_whole(disk)
+    assert_gaps_are_told(disk, session.session_id, len(kept))
+
+
+def export(session: KernelSession, out: Path) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "orchestrator.cli.app",
+        "sessions",
+        "export",
+        session.session_id,
+        "--out",
+        str(out),
+    ]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+
+
+async def test_a_session_that_cannot_sleep_stays_awake(disk: SmallDisk) -> None:
+    """Neither its time nor somebody else's want takes a kernel whose state cannot be written; later they do."""
+    limits = KernelResourceLimits(idle_timeout_seconds=1)
+    async with make_manager("runc", max_kernels=1, limits=limits) as manager:
+        async with manager.acquire_kernel("agent", timeout=60) as (_kernel, session):
+            await manager.execute_code(session, f"ran = 7; {BALLAST}")
+            disk.fill("bytes")
+        await asyncio.sleep(2)
+        with pytest.raises(KernelPoolExhaustedError):
+            async with manager.acquire_kernel("other", timeout=2):
+                pass
+        assert manager.sessions["agent"] is session
+        assert not session.asleep
+        assert_whole(disk)
+        assert_checkpoints_are_noted(disk)
+        disk.make_room()
+        async with asyncio.timeout(30):
+            while not session.asleep:
+                await asyncio.sleep(0.1)
+            async with manager.acquire_kernel("other"):
+                pass
+        assert await count(manager, session) == 7
+        assert len(session.notices) == len(set(session.notices))
+
+
+async def test_a_kernel_that_dies_on_a_full_disk_frees_its_place(disk: SmallDisk) -> None:
+    """Its session goes on from its checkpoint when there is room, and until then is refused, and nothing is held."""
+    async with make_manager("runc", max_kernels=1) as manager:
+        async with manager.acquire_kernel("agent", timeout=60) as (_kernel, session):
+            await manager.execute_code(session, "ran = 5")
+            await manager.checkpoint(session)
+            disk.fill("bytes")
+            told = Told(manager, session)
+            for _ in range(MOST_CELLS):
+                if await told.cell() is not None:
+                    break
+            os.kill(pid_of(session), signal.SIGKILL)
+            async with asyncio.timeout(10):
+                while session.kernel is not None and session.kernel.is_alive:
+                    await asyncio.sleep(0.05)
+        for _ in range(2):
+            with pytest.raises(StoreError):
+                async with manager.acquire_kernel("agent", timeout=60):
+                    pass
+        async with asyncio.timeout(10):
+            while manager.pool.counts()["leased"]:
+                await asyncio.sleep(0.1)
+        disk.make_room()
+        async with manager.acquire_kernel("agent", timeout=60) as (_kernel, again):
+            assert again.session_id == session.session_id
+            assert again.restored is not None
+            assert await count(manager, again) == 5
+        assert len(manager.pool.kernels) == 1
+    assert_whole(disk)
+
+
+def pid_of(session: KernelSession) -> int:
+    client = docker.from_env()
+    try:
+        name = session.live_kernel().container.name
+        return int(client.api.inspect_container(name)["State"]["Pid"])
+    finally:
+        client.close()
+
+
+async def test_waking_takes_up_where_the_disk_let_it(disk: SmallDisk) -> None:
+    """As room comes back block by block, each attempt fails as a whole: the session that sleeps is never lost."""
+    async with make_manager("runc", max_kernels=1, warm=1) as manager:
+        async with manager.acquire_kernel("agent", timeout=60) as (_kernel, session):
+            await manager.execute_code(session, "ran = 3")
+        assert await manager.hibernate("agent")
+        disk.fill("bytes")
+        refused = 0
+        for _ in range(EXACT_STEPS):
+            try:
+                async with manager.acquire_kernel("agent", timeout=60) as (_kernel, again):
+                    assert again.session_id == session.session_id
+                    break
+            except StoreError:
+                refused += 1
+                disk.give("bytes", 1)
+        assert refused >= 1
+        disk.make_room()
+        assert await count(manager, session) == 3
+    assert_whole(disk)
+
+
+async def test_restoring_leaves_the_session_as_it_was(disk: SmallDisk) -> None:
+    """A restore that cannot be noted changes nothing, and its kernel is given back."""
+    async with one_session("runc", max_kernels=2) as (manager, session):
+        await manager.execute_code(session, "ran = 1")
+        made = await manager.checkpoint(session)
+        await manager.execute_code(session, "ran = 2")
+        disk.fill("bytes")
+        told = Told(manager, session)
+        for _ in range(MOST_CELLS):
+            if await told.cell() is not None:
+                break
+        with pytest.raises(StoreError):
+            await manager.restore(session, made, timeout=60)
+        async with asyncio.timeout(10):
+            while len(manager.pool.kernels) > 1:
+                await asyncio.sleep(0.1)
+        disk.make_room()
+        assert await count(manager, session) == 2 + told.ran
+        await manager.restore(session, made, timeout=60)
+        assert await count(manager, session) == 1
+    assert_whole(disk)
+
+
+async def test_shutting_down_on_a_full_disk(disk: SmallDisk) -> None:
+    """It ends, leaves no container, and the next process finds what could be kept."""
+    manager = make_manager("runc", max_kernels=2)
+    async with manager.acquire_kernel("kept", timeout=60) as (_kernel, session):
+        await manager.execute_code(session, f"ran = 4; {BALLAST}")
+        await manager.checkpoint(session)
+    async with manager.acquire_kernel("other", timeout=60) as (_kernel, other):
+        await manager.execute_code(other, "1")
+    instance = manager.instance_id
+    disk.fill("bytes")
+    async with asyncio.timeout(60):
+        await manager.shutdown()
+    assert containers(instance) == []
+    assert_whole(disk)
+    with pytest.raises(StoreError, match="room"):
+        await make_manager("runc").start()
+    disk.make_room()
+    async with make_manager("runc") as manager, manager.acquire_kernel("kept", timeout=60) as (_kernel, again):
+        assert again.session_id == session.session_id
+        assert await count(manager, again) == 4
+    assert_whole(disk)
+    assert_checkpoints_are_noted(disk)
+
+
+async def test_starting_on_a_full_disk_harms_nothing(disk: SmallDisk, state: Path) -> None:
+    """A process that cannot take over a dead one's sessions leaves their kernels alone, and takes them over later."""
+    with program("runc") as process:
+        process.kill()
+    disk.fill("bytes")
+    manager = make_manager("runc", max_kernels=4)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="room"):
+            await manager.start()
+    assert_whole(disk)
+    disk.make_room()
+    async with asyncio.timeout(60), manager:
+        assert set(manager.sessions) == {"idle", "kept", "busy"}
+        async with manager.acquire_kernel("kept") as (_kernel, session):
+            assert (await manager.execute_code(session, "name, next(numbers)"))["result"] == "('kept', 1)"
+    assert not list(state.rglob("*"))
+    assert_whole(disk)
+
+
+@both_kinds
+async def test_the_very_first_start(disk: SmallDisk, kind: Kind) -> None:
+    """On a disk that was always full nothing is begun, and as room comes back nothing half begun is in the way."""
+    disk.fill(kind)
+    manager = make_manager("runc")
+    for _ in range(10 * EXACT_STEPS):
+        try:
+            await manager.start()
+            break
+        except StoreError:
+            disk.give(kind, 1)
+    disk.make_room()
+    try:
+        async with manager.acquire_kernel("agent", timeout=60) as (_kernel, session):
+            assert (await manager.execute_code(session, "1 + 1"))["result"] == "2"
+    finally:
+        await manager.shutdown()
+    assert_whole(disk)
+
+
+async def test_a_full_state_folder(disk: SmallDisk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A kernel without room for its sockets is not started, and what it had of them is gone."""
+    monkeypatch.setenv("CELLBLOCK_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("CELLBLOCK_STATE_DIR", str(disk.folder / "state"))
+    monkeypatch.setenv("CELLBLOCK_AUDIT_LOG", "off")
+    async with make_manager("runc", max_kernels=1) as manager:
+        empty = disk.files()
+        disk.fill("inodes")
+        refused = 0
+        for _ in range(EXACT_STEPS):
+            error: KernelStartError | None = None
+            try:
+                async with manager.acquire_kernel("agent", timeout=60) as (_kernel, session):
+                    assert (await manager.execute_code(session, "1 + 1"))["result"] == "2"
+            except KernelStartError as caught:
+                error = caught
+            if error is None:
+                break
+            assert error.cause == "host"
+            assert "No space left" in str(error)
+            assert "CELLBLOCK_STATE_DIR" in error.remedy
+            assert disk.files() == empty
+            assert containers(manager.instance_id) == []
+            refused += 1
+            disk.give("inodes", 1)
+        assert 10 < refused < EXACT_STEPS
+        await manager.end_session("agent")
+        disk.make_room()
+        disk.fill("bytes")
+        with pytest.raises(KernelStartError, match="No space left"):
+            async with manager.acquire_kernel("agent", timeout=60):
+                pass
+        assert disk.files() == empty
+    disk.make_room()
+    disk.fill("inodes")
+    for _ in range(3):  # its folder, its control socket
+        with pytest.raises(SettingsError, match="No space left"):
+            await make_manager("runc").start()
+        assert disk.files() <= {"state"}
+        disk.give("inodes", 1)
