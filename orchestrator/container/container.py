@@ -8,7 +8,7 @@ from typing import Any
 
 from docker.errors import APIError, NotFound
 
-from orchestrator.container.engine import Engine, image_missing
+from orchestrator.container.engine import Engine, clock, image_missing
 from orchestrator.container.exits import Exit, classify
 from orchestrator.container.hostconfig import USER_LABEL
 from orchestrator.container.process import ContainerProcess
@@ -157,7 +157,7 @@ class Container:
         api: Any = self._engine.client.api  # typed as if it took whole seconds only
 
         def count() -> int:
-            since, until = "0", f"{time.time():.6f}"  # no time of its start: the clock may have been set since
+            since, until = "0", f"{clock(api):.6f}"  # no time of its start: the clock may have been set since
             filters = {"container": [self.name], "event": ["oom"]}
             return sum(1 for _ in api.events(since=since, until=until, filters=filters, decode=True))
 

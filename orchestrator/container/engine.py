@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import Any, ParamSpec, Self, TypeVar
 
 import docker
@@ -166,6 +167,17 @@ def _forget(future: asyncio.Future[Any]) -> None:
     """Look at a call's end that nobody waits for any more, or asyncio would complain of it."""
     if not future.cancelled():
         future.exception()
+
+
+def clock(api: Any) -> float:
+    """Return the engine's own time, in seconds since the epoch, for what is asked about its past. Blocks.
+
+    This process's clock may be another one, and either may be set at any time.
+
+    Raises:
+        DockerException: the engine does not answer.
+    """
+    return datetime.fromisoformat(api.info()["SystemTime"]).timestamp()
 
 
 def image_missing(image: str) -> ImageMissingError:

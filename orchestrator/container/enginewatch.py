@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from orchestrator.container.engine import FAILURES, Engine
+from orchestrator.container.engine import FAILURES, Engine, clock
 from orchestrator.container.hostconfig import INSTANCE_LABEL
 
 _log = logging.getLogger(__name__)
@@ -50,12 +51,13 @@ class EngineWatch:
                 self._stream.close()
 
     def _listen(self) -> None:
-        since, refused_since, lost = time.time(), 0.0, False
+        since, refused_since, lost = math.inf, 0.0, False
         while not self._closed.is_set():
             try:
-                since = min(since, time.time())  # the clock may have been set back since
+                now = clock(self._api)
+                since = min(since, now)  # the clock may have been set back since
                 self._stream = self._api.events(since=f"{since:.6f}", filters=self._filters, decode=True)
-                since, refused_since, lost = time.time(), 0.0, False
+                since, refused_since, lost = now, 0.0, False
                 for event in self._stream:
                     self._call(self._on_oom, event.get("Actor", {}).get("Attributes", {}).get("name", ""))
             except (*FAILURES, OSError, ValueError) as error:  # ValueError: the stream was closed under the reader

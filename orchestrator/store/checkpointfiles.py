@@ -35,7 +35,7 @@ _KEY = 32  # bytes
 _MAC = 32  # bytes
 _PIECE = 1024 * 1024  # bytes
 _LARGEST_JSON = 4 * 1024 * 1024  # bytes of header or footer
-_GRACE = 3600.0  # seconds in which a file may be without its entry
+_GRACE = 86_400.0  # seconds in which a file may be without its entry; the clock may be set by an hour meanwhile
 _MEGABYTE = 1024 * 1024
 
 
@@ -191,7 +191,7 @@ class CheckpointFiles:
         self.path(checkpoint_id).unlink(missing_ok=True)
 
     def sweep(self, known: set[str]) -> None:
-        """Remove the files that a killed process left behind: those without an entry in the history, after an hour."""
+        """Remove the files that a killed process left behind: those without an entry in the history, after a day."""
         for file in self._folder.iterdir():
             if file.name not in known and time.time() - file.stat().st_mtime > _GRACE:
                 file.unlink(missing_ok=True)

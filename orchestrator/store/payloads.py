@@ -15,8 +15,9 @@ from orchestrator.store.wholefile import write_whole
 
 _LARGE = 32 * 1024  # characters of a text that gets a file of its own
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-# A file may be there before the row that needs it, or be found by one that is about to be written.
-_GRACE = 3600.0  # seconds
+# A file may be there before the row that needs it, or be found by one that is about to be written. A file's age is of
+# the wall clock: longer than the hour by which that is set at once where a time zone is mistaken.
+_GRACE = 86_400.0  # seconds
 
 Path_ = tuple[str | int, ...]
 
@@ -65,7 +66,7 @@ class Payloads:
             target[last] = self._read(digest)
 
     def sweep(self, is_needed: Any) -> int:
-        """Remove the files that no row needs, an hour after they were last written. Returns the bytes.
+        """Remove the files that no row needs, a day after they were last written. Returns the bytes.
 
         Args:
             is_needed: tells for a digest.

@@ -119,7 +119,7 @@ def test_sweep_removes_what_no_cell_needs_and_is_old(history: History, tmp_path:
         history.begin_cell(session, 1, "1", "k1")
         history.end_cell(session, 1, {**OK, "outputs": [{"text": "shared" * 20_000}, {"text": session * 50_000}]})
     assert history.delete("s1") == []
-    assert history.sweep_payloads() == 0, "an hour has not passed"
+    assert history.sweep_payloads() == 0, "a day has not passed"
     for file in (tmp_path / "payloads").rglob("*/*"):
         os.utime(file, (0, 0))
     assert history.sweep_payloads() == 100_000
