@@ -1,0 +1,191 @@
+"""What ``test_clock.py`` runs in a process whose wall clock steps: ``python -m tests.faults.stepping NAME RUNTIME``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+
+from orchestrator import (
+    AgentKernelManager,
+    KernelPoolExhaustedError,
+    KernelResourceLimits,
+    KernelSession,
+    KernelTimeoutError,
+)
+from orchestrator.container.engine import Engine
+from orchestrator.errors import EngineUnavailableError
+from orchestrator.retention import Retention
+from orchestrator.settings import Settings
+from orchestrator.store import auditchain
+from orchestrator.store.checkpointfiles import CheckpointFiles
+from orchestrator.store.history import History
+from orchestrator.store.payloads import Payloads
+from tests.conftest import make_manager
+from tests.faults.fakeclock import HOUR, step_to
+
+LIMIT = 1.5  # seconds of every wait in which the clock steps
+SLACK = 6.0  # seconds that a busy machine may take for what follows a deadline
+STEPS = (HOUR, 0.0)  # an hour forward, and an hour back
+LARGE = "print('x' * 100_000)"  # its output gets a file of its own
+
+
+@contextlib.asynccontextmanager
+async def lasts(seconds: float, offset: float) -> AsyncIterator[None]:
+    """The block takes so long, on the monotonic clock, although the wall clock is set while it waits."""
+    begun = time.monotonic()
+    setting = asyncio.get_running_loop().call_later(seconds / 3, step_to, offset)
+    yield
+    took = time.monotonic() - begun
+    assert setting.when() <= asyncio.get_running_loop().time()
+    assert seconds - 0.1 <= took <= seconds + SLACK, f"it took {took:.1f} s, where {seconds:g} s were due"
+
+
+async def evaluate(manager: AgentKernelManager, session: KernelSession, code: str) -> str:
+    result = await manager.execute_code(session, code)
+    assert result["status"] == "ok", result
+    return str(result["result"])
+
+
+async def deadlines(runtime: str) -> None:
+    """A cell without end, one that ends, a caller at a full pool, and calls to an engine that does not answer."""
+    limits = KernelResourceLimits(max_execution_time=LIMIT)
+    async with (
+        make_manager(runtime, limits=limits) as manager,
+        manager.acquire_kernel("agent", timeout=60) as (_kernel, session),
+        manager.acquire_kernel("brief", timeout=60) as (_other, brief),
+        contextlib.AsyncExitStack() as stack,
+    ):
+        engines = [stack.enter_context(silent_engine(*timeouts)) for timeouts in ((LIMIT, 600), (600, LIMIT))]
+
+        async def endless(offset: float) -> None:
+            async with lasts(LIMIT, offset):
+                with pytest.raises(KernelTimeoutError) as caught:
+                    await manager.execute_code(session, "while True: pass")
+            assert caught.value.result.kernel_state == "idle"
+
+        async def crowded(offset: float) -> None:
+            async with lasts(LIMIT, offset):
+                with pytest.raises(KernelPoolExhaustedError):
+                    async with manager.acquire_kernel("third", timeout=LIMIT):
+                        pass
+
+        async def unanswered(engine: Engine, offset: float) -> None:
+            async with lasts(int(LIMIT), offset):  # docker-py takes whole seconds
+                with pytest.raises(EngineUnavailableError):
+                    await engine.call(engine.client.api.info)
+
+        for offset in STEPS:
+            async with asyncio.TaskGroup() as group:
+                for work in (endless(offset), crowded(offset), *(unanswered(engine, offset) for engine in engines)):
+                    group.create_task(work)
+                assert await evaluate(manager, brief, f"import time; time.sleep({LIMIT / 2}); 6 * 7") == "42"
+            assert await evaluate(manager, session, "1 + 1") == "2"
+
+
+@contextlib.contextmanager
+def silent_engine(own: float, outer: float) -> Iterator[Engine]:
+    """An engine that takes requests and never answers: given up by docker-py's timeout, or by ours around it."""
+    path = Path(Settings.load().data_path, f"silent-{own:g}.sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(100)
+        client = docker.DockerClient(f"unix://{path}", timeout=int(own), version="1.41")
+        engine = Engine(client, outer)
+        yield engine
+        engine.close()
+
+
+async def idleness(runtime: str) -> None:
+    """A session that nobody uses sleeps when its time has come, and not before."""
+    limits = KernelResourceLimits(idle_timeout_seconds=LIMIT)
+    async with make_manager(runtime, limits=limits) as manager:
+        for number, offset in enumerate(STEPS):
+            async with manager.acquire_kernel("agent", timeout=60) as (_kernel, session):
+                assert (session.restored is None) == (number == 0)
+                await evaluate(manager, session, f"number = {number}")
+            async with lasts(LIMIT, offset), asyncio.timeout(60):
+                while not session.asleep:
+                    await asyncio.sleep(0.02)
+
+
+async def order(runtime: str) -> None:
+    """Checkpoints, cells and audit entries are in the order of their making; nothing young is taken for old."""
+    settings = Settings.load()
+    steps = (HOUR, 0.0, -HOUR, HOUR, -HOUR)
+    async with make_manager(runtime) as manager, manager.acquire_kernel("agent", timeout=60) as (_kernel, session):
+        for number, offset in enumerate(steps):
+            step_to(offset)
+            await evaluate(manager, session, f"number = {number}")
+            await manager.checkpoint(session)
+            await evaluate(manager, session, LARGE)
+        async with make_manager(runtime) as other:  # to whom nobody is dead, or his user id free, for a step
+            assert other.sessions == {}
+            async with other.acquire_kernel("another", timeout=60) as (_kernel, another):
+                assert await evaluate(other, another, "import os; os.getuid()") != await evaluate(
+                    manager, session, "import os; os.getuid()"
+                )
+        assert (await manager.execute_code(session, "import os; os._exit(1)"))["outcome"] == "kernel_died"
+        assert await evaluate(manager, session, "number") == str(len(steps) - 1)
+        await asyncio.to_thread(sweep_after_a_step, settings, session.session_id)
+        numbers = [entry["code"] for entry in session.execution_history if "=" in entry["code"]]
+        assert numbers == [f"number = {number}" for number in range(len(steps))]
+    assert settings.audit_path is not None
+    verdict = auditchain.verify(settings.audit_path)
+    assert verdict.fault is None
+    assert not verdict.notes
+
+
+def sweep_after_a_step(settings: Settings, session_id: str) -> None:
+    """Retention finds a store in the middle of its work: files whose rows are about to be written."""
+    history = History.open(settings.history_url, settings.data_path)
+    files = CheckpointFiles(settings.data_path)
+    step_to(0.0)
+    result: dict[str, Any] = {"stdout": "y" * 100_000}
+    taken, found = Payloads(settings.data_path / "payloads").take_out(result)
+    with files.writing("f" * 32, {}, 1000) as writer:
+        writer.write(b"state")
+        writer.finish({})
+    before = len(files.ids())
+    for offset in (HOUR, -HOUR):
+        step_to(offset)
+        assert Retention(history, files, settings).sweep() == 0
+    Payloads(settings.data_path / "payloads").put_back(taken, [(where, digest) for where, digest, _ in found])
+    assert taken == result
+    assert len(files.ids()) == before
+    assert [len(cell.result["stdout"]) for cell in history.cells(session_id) if cell.code == LARGE] == [100_001] * 5
+    history.close()
+
+
+async def memory(runtime: str) -> None:
+    """A cell that runs out of memory is told so, however far the engine's clock is from this process's."""
+    limits = KernelResourceLimits(max_memory_mb=256)
+    async with make_manager(runtime, limits=limits, max_kernels=1) as manager:
+        for offset in (HOUR, -HOUR):
+            async with manager.acquire_kernel("agent", timeout=60) as (_kernel, session):
+                step_to(offset)
+                begun = time.monotonic()
+                result = await manager.execute_code(session, "x = bytearray(600 * 2**20)")
+                assert (result["outcome"], result["kernel_state"]) == ("oom", "dead"), result
+                assert time.monotonic() - begun < 2 * SLACK
+
+
+SCENARIOS: dict[str, Callable[[str], Awaitable[None]]] = {
+    scenario.__name__: scenario for scenario in (deadlines, idleness, order, memory)
+}
+
+
+async def main(name: str, runtime: str) -> None:
+    await SCENARIOS[name](runtime)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
