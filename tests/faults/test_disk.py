@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,43 @@ def export(session: KernelSession, out: Path) -> subprocess.CompletedProcess[str
         str(out),
     ]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+
+
+async def test_checkpoints_and_forks_are_noted_or_gone(disk: SmallDisk) -> None:
+    """As room comes back block by block: neither a file without its entry, nor some of the forks."""
+    async with one_session("runc") as (manager, session):
+        await manager.execute_code(session, "ran = 6")
+        for make in (manager.checkpoint, functools.partial(manager.fork, count=3)):
+            disk.fill("bytes")
+            told = Told(manager, session)
+            for _ in range(MOST_CELLS):
+                if await told.cell() is not None:
+                    break
+            before, refused = sessions_in(disk), 0
+            while await is_refused(make(session)):
+                assert_checkpoints_are_noted(disk)
+                assert sessions_in(disk) == before
+                refused += 1
+                disk.give("bytes", 1 + refused // 2)  # what an attempt notes in the database stays there
+            assert refused > 2
+            disk.make_room()
+        assert sessions_in(disk) == before + 3
+    assert_checkpoints_are_noted(disk)
+    assert_whole(disk)
+
+
+async def is_refused(work: Awaitable[object]) -> bool:
+    """Whether it ends with a StoreError."""
+    try:
+        await work
+    except StoreError:
+        return True
+    return False
+
+
+def sessions_in(disk: SmallDisk) -> int:
+    with contextlib.closing(sqlite3.connect(disk.folder / "data" / "history.db")) as database:
+        return int(database.execute("SELECT count(*) FROM sessions").fetchone()[0])
 
 
 async def test_a_session_that_cannot_sleep_stays_awake(disk: SmallDisk) -> None:
