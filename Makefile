@@ -12,7 +12,7 @@ STAMP := $(VENV)/.complete
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help demo test check lint bench reactions usage screenshots verify fuzz seccomp-record engine engine-stop image venv lock clean FORCE
+.PHONY: help demo test check lint bench reactions usage screenshots state-table verify fuzz seccomp-record engine engine-stop image venv lock clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,9 @@ usage: image ## measure what it costs to watch 100 kernels; about five minutes
 
 screenshots: image ## make the pictures in docs/pictures, of real commands on real kernels
 	@$(BIN)/python -m docs.screenshots
+
+state-table: $(STAMP) ## make docs/state.md of the table of state kinds that the tests try
+	@$(BIN)/python -m docs.statetable
 
 verify: image ## probe every promise on this host, and every probe on containers that must fail it
 	@$(BIN)/cellblock verify --self-test

@@ -2,16 +2,51 @@
 
 import contextlib
 import decimal
+import gc
+import logging
+import os
 import random
+import signal
+import socket
 import sys
 import warnings
 
 from cellblock_session.notrestored import NotRestored
 
 
-def collect():
-    """Return it, by the library's name."""
+def _umask():
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+# What a cell may have set in the interpreter: how to ask for it, and how to set it.
+_INTERPRETER = {
+    "gc.threshold": (gc.get_threshold, lambda value: gc.set_threshold(*value)),
+    "gc.enabled": (gc.isenabled, lambda value: gc.enable() if value else gc.disable()),
+    "sys.int_max_str_digits": (sys.get_int_max_str_digits, sys.set_int_max_str_digits),
+    "sys.switchinterval": (sys.getswitchinterval, sys.setswitchinterval),
+    "socket.defaulttimeout": (socket.getdefaulttimeout, socket.setdefaulttimeout),
+    "os.umask": (_umask, os.umask),
+}
+
+
+def collect(surroundings):
+    """Return it, by the library's name.
+
+    Args:
+        surroundings: as they were before the first cell.
+    """
     found = {"random": random.getstate(), "decimal": decimal.getcontext().copy(), "warnings": list(warnings.filters)}
+    found["interpreter"] = {name: ask() for name, (ask, _) in _INTERPRETER.items()}
+    for number, handler in surroundings.signals.items():
+        if number != signal.SIGINT and (now := signal.getsignal(number)) != handler:
+            found[f"signal {int(number)}"] = now
+    for name, logger in [("", logging.root), *logging.root.manager.loggerDict.items()]:
+        if isinstance(logger, logging.Logger) and name.split(".")[0] not in surroundings.loggers:
+            state = logger.level, logger.handlers, logger.filters, logger.propagate, logger.disabled
+            if state != (0, [], [], True, False):
+                found[f"logger {name}"] = state
     modules = sys.modules
     with contextlib.suppress(Exception):
         if numpy := modules.get("numpy"):
@@ -44,6 +79,13 @@ def apply(found):
             lost.append((name, "settings", "they could not be captured"))
         elif name == "random":
             attempt("random", random.setstate, value)
+        elif name == "interpreter":
+            for key, setting in value.items():
+                attempt(key, _INTERPRETER[key][1], setting)
+        elif name.startswith("signal "):
+            attempt(name, signal.signal, int(name.split()[1]), value)
+        elif name.startswith("logger "):
+            attempt(name, _set_logger, name[len("logger ") :], *value)
         elif name == "decimal":
             attempt("decimal", decimal.setcontext, value)
         elif name == "warnings":
@@ -65,6 +107,13 @@ def apply(found):
             for key, option in value.items():
                 attempt(f"pandas.{key}", pandas.set_option, key, option)
     return lost
+
+
+def _set_logger(name, level, handlers, filters, propagate, disabled):
+    logger = logging.getLogger(name)
+    logger.setLevel(level)
+    logger.handlers[:], logger.filters[:] = handlers, filters
+    logger.propagate, logger.disabled = propagate, disabled
 
 
 def _pandas_options(pandas):

@@ -2,7 +2,15 @@
 
 
 class NotRestoredError(RuntimeError):
-    """Something was used that could not be captured in a checkpoint."""
+    """Something was used that could not be captured in a checkpoint.
+
+    Attributes:
+        lost: its (name, kind, reason).
+    """
+
+    def __init__(self, message, lost=None):
+        super().__init__(message)
+        self.lost = lost
 
 
 def _refuse(method):
@@ -54,5 +62,6 @@ def _error(placeholder):
     name, kind, reason = lost_of(placeholder)
     return NotRestoredError(
         f"{name!r} ({kind}) was not restored: {reason}. It was lost when this session moved to a fresh kernel; "
-        "make it anew."
+        "make it anew.",
+        (name, kind, reason),
     )

@@ -4,8 +4,11 @@ import asyncio
 import collections
 import contextlib
 import copyreg
+import ctypes
 import functools
+import gc
 import io
+import logging
 import os
 import pickle
 import queue
@@ -13,11 +16,14 @@ import subprocess
 import sys
 import threading
 import types
+import typing
 import weakref
 from concurrent import futures
 
 from cloudpickle import cloudpickle
 
+from cellblock_session import arrays
+from cellblock_session.classes import reduce_class
 from cellblock_session.notrestored import NotRestored, lost_of
 
 _LONGEST = 300  # characters of a reason
@@ -39,13 +45,29 @@ def _name(name):
     return name
 
 
-def _make_function(code, closure):
-    """Make a function of the session: its globals are the session's variables."""
-    return types.FunctionType(code, _namespace(), None, None, closure)
+def _make_function(code, closure, module):
+    """Make a function whose globals are the session's variables, or those of a module that a cell made."""
+    return types.FunctionType(code, module.__dict__, None, None, closure)
 
 
-def _namespace():
-    return sys.modules["__main__"].__dict__
+def _main():
+    return sys.modules["__main__"]
+
+
+def _make_cell():
+    return types.CellType()
+
+
+def _fill_cell(cell, content):
+    (cell.cell_contents,) = content
+
+
+def _make_module(name):
+    return sys.modules.setdefault(name, types.ModuleType(name))
+
+
+def _fill_module(module, attributes):
+    vars(module).update(attributes)
 
 
 def _bare(kind):
@@ -62,9 +84,62 @@ def _set_state(target, state):
 
 
 def _make_exception(kind, args):
-    error = kind.__new__(kind)
-    error.args = args
+    """Make it as Python's own class would: an own ``__init__`` may want something else than ``args``."""
+    builtin = next(base for base in kind.__mro__ if base.__module__ == "builtins")
+    error = builtin.__new__(kind, *args)
+    builtin.__init__(error, *args)
     return error
+
+
+def _make_handler(kind):
+    """Make a log handler that has nothing yet but its lock, and that logging will end."""
+    handler = object.__new__(kind)
+    handler.createLock()
+    logging._addHandlerRef(handler)
+    return handler
+
+
+def _reduce_handler(handler):
+    state = {name: value for name, value in vars(handler).items() if name != "lock"}
+    if isinstance(handler, logging.FileHandler):
+        state |= {"stream": None, "mode": handler.mode.replace("w", "a")}  # it opens its file when it is used
+    return _make_handler, (type(handler),), state, None, None, _set_state
+
+
+def _reduce_memory(view):
+    whole = view.obj
+    if view.nbytes != memoryview(whole).nbytes or not view.c_contiguous:
+        raise pickle.PicklingError("it shows a part of another object's memory")
+    return _make_memory, (whole, view.format, view.shape, view.readonly)
+
+
+def _make_memory(whole, layout, shape, readonly):
+    view = memoryview(whole)
+    if (view.format, view.shape) != (layout, shape):
+        view = view.cast("B").cast(layout, shape)
+    return view.toreadonly() if readonly else view
+
+
+def _shown(view):
+    """The mapping itself that a view of it shows."""
+    return gc.get_referents(view)[0]
+
+
+def _reduce_weak(weak):
+    if weak.__callback__ is not None:
+        raise pickle.PicklingError("what it was to call belongs to its kernel")
+    return (_dead_reference, ()) if weak() is None else (weakref.ref, (weak(),))
+
+
+def _reduce_cell(cell):
+    try:
+        return _make_cell, (), (cell.cell_contents,), None, None, _fill_cell  # None would be no state
+    except ValueError:
+        return _make_cell, ()
+
+
+def _dead_reference():
+    return weakref.ref(type("Gone", (), {})())
 
 
 def _make_cached(parameters, function):
@@ -107,8 +182,17 @@ _REFUSED = {
     (asyncio.AbstractEventLoop, asyncio.Future): "it belongs to the event loop of its kernel",
     (queue.Queue, queue.SimpleQueue): "it belongs to the threads of its kernel",
     _LOCKS: "a lock belongs to the threads of its kernel",
+    (weakref.ProxyType, weakref.CallableProxyType): "it follows an object of its kernel",
+    (weakref.finalize,): "it waits for the end of an object of its kernel",
 }  # fmt: skip
 _KINDS = tuple(kind for kinds in _REFUSED for kind in kinds)
+_OWN = {"__module__": "__main__"}
+# What is found by its name, unless a cell made it.
+_BY_VALUE = {
+    typing.NewType: lambda made: (typing.NewType, (made.__name__, made.__supertype__), _OWN),
+    typing.ParamSpec: lambda made: (typing.ParamSpec, (made.__name__,), _OWN),
+    typing.TypeVarTuple: lambda made: (typing.TypeVarTuple, (made.__name__,), _OWN),
+}
 
 
 class Capture(cloudpickle.Pickler):
@@ -116,7 +200,7 @@ class Capture(cloudpickle.Pickler):
 
     Attributes:
         lost: (name, kind, reason) of each thing that was replaced, or left out.
-        taken: ids of the functions that were captured.
+        hooks: (class, name, value) of what must be set once everything is loaded.
     """
 
     dispatch_table = collections.ChainMap(
@@ -126,19 +210,34 @@ class Capture(cloudpickle.Pickler):
             ),
             weakref.WeakValueDictionary: lambda weak: (_weak_values, (dict(weak),)),
             weakref.WeakKeyDictionary: lambda weak: (_weak_keys, (dict(weak),)),
+            weakref.ref: _reduce_weak,
+            memoryview: _reduce_memory,
+            functools.cached_property: lambda cached: (
+                functools.cached_property, (cached.func,), {"attrname": cached.attrname, "__doc__": cached.__doc__}
+            ),
+            types.CellType: _reduce_cell,
+            types.MappingProxyType: lambda proxy: (types.MappingProxyType, (_shown(proxy),)),
+            **{
+                type(getattr(kind(), name)()): lambda view, kind=kind, name=name: (getattr(kind, name), (_shown(view),))
+                for kind in (dict, collections.OrderedDict) for name in ("keys", "values", "items")
+            },
         },
         cloudpickle.Pickler.dispatch_table,
     )  # fmt: skip
 
-    def __init__(self, file, namespace):
+    def __init__(self, file, namespace, modules):
         super().__init__(file, protocol=5)
-        self._namespace = namespace
+        self._spaces = {id(namespace): _main()} | {id(vars(module)): module for module in modules}
+        self._made = {module.__name__: module for module in modules}
+        self._array, self._memmap = arrays.kinds()
+        self._copied = {}
+        self._sentinels = {}
         self._streams = {id(getattr(sys, name)): name for name in ("stdin", "stdout", "stderr")}
         self._current = "?"
         self._lost_ids = {}
         self._kept = []
         self.lost = []
-        self.taken = set()
+        self.hooks = []
 
     def lose(self, name, kind, reason):
         self.lost.append((str(name), str(kind), _short(reason)))
@@ -157,32 +256,75 @@ class Capture(cloudpickle.Pickler):
             self.lost.append(lost_of(target))
             self._lost_ids[id(target)] = (self._current, *lost_of(target)[1:])
             return target.__reduce_ex__(5)
-        if issubclass(type(target), _KINDS):
-            return self._replace(
-                target, next(reason for kinds, reason in _REFUSED.items() if isinstance(target, kinds))
-            )
+        kind = type(target)
+        if issubclass(kind, _KINDS):
+            return self._replace(target, next(reason for kinds, reason in _REFUSED.items() if issubclass(kind, kinds)))
         try:
-            reduced = super().reducer_override(target)
-            return self._reduce(target) if reduced is NotImplemented else reduced
+            if kind is types.FunctionType and id(target.__globals__) in self._spaces:
+                return self._dynamic_function_reduce(target)
+            if issubclass(kind, type) and target.__module__ in self._made:
+                reduced = cloudpickle._dynamic_class_reduce(target)
+            else:
+                reduced = super().reducer_override(target)
+            if reduced is NotImplemented:
+                return self._reduce(target)
+            if issubclass(kind, type) and len(reduced) == 6:
+                reduced, hooks = reduce_class(target, reduced)
+                self.hooks += [(target, name, value) for name, value in hooks.items()]
+            return reduced
         except Exception as error:
             return self._replace(target, f"{type(error).__name__}: {error}")
 
     def _reduce(self, target):
         kind = type(target)
+        if kind is self._array:
+            view = None if id(target) in self._copied else arrays.reduce_view(target)
+            return view or target.__reduce_ex__(5)
         if id(target) in self._streams:
             return _standard_stream, (self._streams[id(target)],)
         if isinstance(target, io.IOBase) and not isinstance(target, (io.StringIO, io.BytesIO)):
             return self._reduce_file(target)
         if issubclass(kind, type) or kind is types.FunctionType:
             return NotImplemented  # by reference
+        if kind is types.ModuleType and self._made.get(target.__name__) is target:
+            own = {name: value for name, value in vars(target).items() if name != "__builtins__"}
+            return _make_module, (target.__name__,), own, None, None, _fill_module
         if reducer := self.dispatch_table.get(kind):
             return reducer(target)
+        if isinstance(target, logging.Handler):
+            return _reduce_handler(target)
+        if kind is self._memmap:
+            raise pickle.PicklingError("an open file belongs to its kernel; its content is kept if it is in /work")
+        if isinstance(target, ctypes.CDLL):
+            return kind, (target._name,)
         reduced = target.__reduce_ex__(5)
         if isinstance(reduced, str):
             if getattr(target, "__module__", None) == "__main__":
+                if kind in _BY_VALUE:
+                    return _BY_VALUE[kind](target)
                 raise pickle.PicklingError("it is found by a name of this session alone")
+            home = sys.modules.get(pickle.whichmodule(target, reduced))
+            if functools.reduce(lambda found, name: getattr(found, name, None), reduced.split("."), home) is not target:
+                raise pickle.PicklingError("it is not what is found under its name")
             return reduced
+        if reduced[:2] == (copyreg.__newobj__, (kind,)) and all(part is None for part in reduced[2:]):
+            if place := self._place(target, kind):
+                return getattr, place
+        elif kind.__module__.startswith("pandas."):
+            # pandas knows which of its own share memory, and copies before it writes.
+            self._copied |= {id(part): part for part in arrays.inside(reduced) if type(part) is self._array}
         return self._made_sure(target, kind, reduced)
+
+    def _place(self, target, kind):
+        """Find (module, name) of a library's mark that is compared by identity, such as ``dataclasses.MISSING``."""
+        if kind not in self._sentinels:
+            modules = sys.modules if kind is object else {kind.__module__: sys.modules.get(kind.__module__)}
+            self._sentinels[kind] = {
+                id(value): (module, name)
+                for key, module in list(modules.items()) if isinstance(module, types.ModuleType) and key != "__main__"
+                for name, value in list(vars(module).items()) if type(value) is kind
+            }  # fmt: skip
+        return self._sentinels[kind].get(id(target))
 
     @staticmethod
     def _made_sure(target, kind, reduced):
@@ -215,19 +357,17 @@ class Capture(cloudpickle.Pickler):
         return _closed_file, (file.name, getattr(file, "mode", "r"), encoding, getattr(file, "errors", None))
 
     def _dynamic_function_reduce(self, function):
-        self.taken.add(id(function))
-        if function.__globals__ is not self._namespace:
-            return super()._dynamic_function_reduce(function)
-        closure = None
-        if function.__closure__ is not None:
-            closure = tuple(cloudpickle._make_empty_cell() for _ in function.__code__.co_freevars)
+        module = self._spaces.get(id(function.__globals__))
+        if module is None:
+            maker, (*args, _closure), (attributes, slots), *rest = super()._dynamic_function_reduce(function)
+            return maker, (*args, function.__closure__), (attributes, slots | {"__closure__": None}), *rest
         names = ("__name__", "__qualname__", "__annotations__", "__kwdefaults__", "__defaults__", "__module__",
-                 "__doc__", "__closure__")  # fmt: skip
+                 "__doc__")  # fmt: skip
         slots = {name: getattr(function, name) for name in names}
-        slots["__globals__"], slots["_cloudpickle_submodules"] = {}, []
+        slots |= {"__globals__": {}, "__closure__": None, "_cloudpickle_submodules": []}
         return (
             _make_function,
-            (function.__code__, closure),
+            (function.__code__, function.__closure__, module),
             (dict(vars(function)), slots),
             None,
             None,
@@ -263,7 +403,8 @@ class Tolerant(pickle._Unpickler):
             return self.replace(f"{module}.{name}", error)
 
     def replace(self, kind, error):
-        lost = (_current, str(kind), _short(f"it could not be loaded: {type(error).__name__}: {error}"))
+        reason = f"it could not be loaded: {type(error).__name__}: {error}"
+        lost = getattr(error, "lost", None) or (_current, str(kind), _short(reason))
         self.lost.append(lost)
         return NotRestored(*lost)
 

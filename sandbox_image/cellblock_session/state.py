@@ -7,7 +7,6 @@ files of the working folder as a tar, what is beside the variables as a pickle, 
 import asyncio
 import builtins
 import contextlib
-import gc
 import importlib
 import linecache
 import os
@@ -15,19 +14,22 @@ import pickle
 import sys
 import tarfile
 import threading
+import time
 import types
 import warnings
 from pathlib import Path
 
 from cellblock_session import libraries
+from cellblock_session import shell as shell_state
 from cellblock_session.notrestored import NotRestored
 from cellblock_session.pickling import Capture, Name, Tolerant
 from cellblock_session.stream import PIECE, Sink, Source, reading, writing
+from cellblock_session.surroundings import ELSEWHERE
 
 MAGIC = b"CELLBLOCK STATE 1 PYTHON %d.%d\n" % sys.version_info[:2]
 WORK = "/work"
 _MOST_LOST = 1000  # that are told one by one
-_RECURSION = 4000  # while pickling: each level takes a few hundred bytes of the main thread's 8 MB
+_RECURSION = 5000  # while pickling: each level takes a few hundred bytes of the main thread's 8 MB
 
 
 class SessionState:
@@ -54,12 +56,14 @@ class SessionState:
         """
         sink = Sink(pipe)
         sink(MAGIC)
-        lost = self._save_files(sink)
+        lost = self._save_files(sink) + list(self._surroundings.hooks())
         names = self._variables()
         with writing(sink) as section:
             pickle.dump(self._collect_surroundings(), section, protocol=5)
-        limit = sys.getrecursionlimit()
+        limit, trace, profile = sys.getrecursionlimit(), sys.gettrace(), sys.getprofile()
         sys.setrecursionlimit(_RECURSION)
+        sys.settrace(None)
+        sys.setprofile(None)
         try:
             capture = self._save_variables(sink, names)
         except Exception:
@@ -68,6 +72,8 @@ class SessionState:
             return {"status": "again"}
         finally:
             sys.setrecursionlimit(limit)
+            sys.settrace(trace)
+            sys.setprofile(profile)
         sink.flush()
         self._left_out = {}
         lost += capture.lost + list(self._ambient())
@@ -87,7 +93,8 @@ class SessionState:
 
     def _save_variables(self, sink, names):
         with writing(sink) as section:
-            capture = Capture(section, self._shell.user_ns)
+            modules = self._surroundings.made_modules()
+            capture = Capture(section, self._shell.user_ns, modules)
             results = {f"Out[{number}]": value for number, value in self._shell.user_ns.get("_oh", {}).items()}
             last = {name: self._shell.user_ns.get(name, "") for name in ("_", "__", "___")}
             patches = [
@@ -98,9 +105,11 @@ class SessionState:
                 ("builtins", Name(f"builtins.{name}"), True, value)
                 for name, value in vars(builtins).items() if name not in self._surroundings.builtins
             ]  # fmt: skip
-            parts = [self._named(part) for part in (names, results, last, libraries.collect())]
+            made = {f"sys.modules[{module.__name__!r}]": module for module in modules}
+            settings = libraries.collect(self._surroundings), shell_state.collect(self._shell)
+            parts = [self._named(part) for part in (made, names, results, last, *settings)]
             capture.dump((*parts, patches))
-            members = self._class_patches(capture.taken)
+            members = [*self._surroundings.class_patches(self._shell.user_ns), *capture.hooks]
             capture.dump([(Name(f"{kind.__qualname__}.{name}"), kind, value) for kind, name, value in members])
         for name, value in names.items():
             capture.name_again(name, value)
@@ -110,35 +119,13 @@ class SessionState:
         """Return names and values in turn, so that what is lost is told under its name."""
         return [part for name, value in values.items() for part in (Name(name), self._left_out.get(name, value))]
 
-    def _class_patches(self, taken):
-        """Yield (class, attribute, value) for what cells have put into classes of libraries."""
-        namespace = self._shell.user_ns
-
-        def strays():
-            return [found for found in gc.get_objects()
-                    if type(found) is types.FunctionType and found.__globals__ is namespace
-                    and id(found) not in taken]  # fmt: skip
-
-        if not strays():
-            return
-        gc.collect()  # a class that was defined again leaves its methods in a cycle
-        wanted = {id(found) for found in strays()}
-        if not wanted:
-            return
-        for kind in gc.get_objects():
-            if isinstance(kind, type) and kind.__module__ != "__main__":
-                for name, value in list(vars(kind).items()):
-                    function = getattr(value, "__func__", None) or getattr(value, "fget", None) or value
-                    if id(function) in wanted and name not in ("__func__",):
-                        yield kind, name, value
-
     def _find_culprits(self, names):
         """Leave out the variables with which the pickling as a whole fails. Returns whether there are any."""
         found = {}
         results = {f"Out[{number}]": value for number, value in self._shell.user_ns.get("_oh", {}).items()}
         for name, value in {**names, **results}.items():
             try:
-                Capture(_Nowhere(), self._shell.user_ns).dump(value)
+                Capture(_Nowhere(), self._shell.user_ns, self._surroundings.made_modules()).dump(value)
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
                 found[name] = NotRestored(name, type(value).__qualname__, reason)
@@ -183,7 +170,7 @@ class SessionState:
         environment = dict(os.environ)
         modules = [name for name, value in self._shell.user_ns.items() if isinstance(value, types.ModuleType)]
         packages = {self._shell.user_ns[name].__name__.split(".")[0] for name in modules}
-        cells = getattr(linecache, "_ipython_cache", {})
+        cells = shell.compile._filename_map
         return {
             "directory": _directory(),
             "environment": {key: value for key, value in environment.items() if before.environment.get(key) != value},
@@ -193,7 +180,10 @@ class SessionState:
             "count": shell.execution_count,
             "inputs": list(shell.user_ns.get("_ih", [])),
             "modules": [name for name in list(sys.modules) if "." in name and name.split(".")[0] in packages],
-            "sources": {name: "".join(entry[2]) for name, entry in cells.items() if len(entry) == 4},
+            "sources": {name: "".join(linecache.cache[name][2]) for name in cells if name in linecache.cache},
+            "cells": dict(cells),
+            "raw_inputs": list(shell.history_manager.input_hist_raw),
+            "flags": shell.compile.flags,
             "extensions": sorted(shell.extension_manager.loaded - {"storemagic"}),
         }
 
@@ -214,6 +204,10 @@ class SessionState:
                 ):
                     command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
                     yield command.strip()[:80] or process.name, "process", "a running process ends with its kernel"
+        for folder in ELSEWHERE:
+            for name in sorted(set(os.listdir(folder)) - self._surroundings.elsewhere):
+                path = os.path.join(folder, name)
+                yield path, "folder" if os.path.isdir(path) else "file", "only what is in /work is kept"
         if _directory() is None:
             yield "the working directory", "folder", "it was removed"
         elif not (_directory() + "/").startswith(WORK + "/") and not os.path.isdir(_directory()):
@@ -244,14 +238,17 @@ class SessionState:
                 if tolerant:
                     raise
                 return {"status": "again"}
-        variables, results, last, settings = (dict(zip(part[::2], part[1::2], strict=True)) for part in parts)
+        _made, variables, results, last, settings, shell = (
+            dict(zip(part[::2], part[1::2], strict=True)) for part in parts
+        )
         lost += getattr(unpickler, "lost", [])
         for module, name, there, value in patches:
             lost += self._apply_patch(module, name, there, value)
         for name, kind, value in members:
             with contextlib.suppress(Exception):
-                setattr(kind, name.rsplit(".")[-1], value)
+                type.__setattr__(kind, name.rsplit(".")[-1], value)
         lost += libraries.apply(settings)
+        lost += shell_state.apply(self._shell, shell)
         namespace = self._shell.user_ns
         namespace.update(variables)
         namespace["__builtins__"] = builtins
@@ -267,16 +264,30 @@ class SessionState:
     def _load_files(source):
         lost = []
         with reading(source) as section, tarfile.open(fileobj=section, mode="r|", bufsize=PIECE) as archive:
+            folders = []
             for member in archive:
+                path = os.path.join(WORK, member.name)
                 try:
-                    archive.extract(member, WORK)
+                    if member.isdir():
+                        folders.append((path, member))
+                        os.makedirs(path, exist_ok=True)
+                        os.chmod(path, 0o700)
+                    else:
+                        with contextlib.suppress(FileNotFoundError):
+                            os.unlink(path)  # from the first attempt
+                        archive.extract(member, WORK)
                 except (OSError, tarfile.TarError) as error:
                     lost.append((member.name, "file", f"it could not be written: {error}"))
+            for path, folder in reversed(folders):  # what is in a folder changes its time, and its rights may forbid it
+                with contextlib.suppress(OSError):
+                    os.utime(path, (folder.mtime, folder.mtime))
+                    os.chmod(path, folder.mode)
         return lost
 
     def _apply_surroundings(self, saved):
         lost = []
         os.environ.update(saved["environment"])
+        time.tzset()
         for key in saved["unset"]:
             os.environ.pop(key, None)
         sys.path[:] = saved["path"]
@@ -297,11 +308,20 @@ class SessionState:
                 self._shell.extension_manager.load_extension(name)
             except Exception as error:
                 lost.append((name, "extension", f"{type(error).__name__}: {error}"))
-        self._shell.user_ns["_ih"][:] = saved["inputs"]
-        cells = getattr(linecache, "_ipython_cache", {})
-        for name, text in saved["sources"].items():
-            cells[name] = linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+        self._apply_history(saved)
         return lost
+
+    def _apply_history(self, saved):
+        shell = self._shell
+        inputs, raw = saved["inputs"], saved["raw_inputs"]
+        shell.user_ns["_ih"][:] = inputs
+        shell.history_manager.input_hist_raw[:] = raw
+        shell.user_ns.update({f"_i{number}": text for number, text in enumerate(raw) if number})
+        shell.history_manager._i, shell.history_manager._ii, shell.history_manager._iii = (["", "", "", *raw])[:-4:-1]
+        shell.compile.flags = saved["flags"]
+        shell.compile._filename_map.update(saved["cells"])
+        for name, text in saved["sources"].items():
+            linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
 
     @staticmethod
     def _apply_patch(module, name, there, value):

@@ -1,12 +1,37 @@
 """What a sandbox is like before its first cell. Imported at every start, so it imports next to nothing itself."""
 
+import atexit
 import builtins
+import contextlib
 import functools
+import gc
+import logging
 import os
+import signal
 import sys
 import threading
 import types
 from importlib import machinery
+
+ELSEWHERE = ("/tmp", "/dev/shm")  # where a sandbox can write besides /work
+# Types of what stands in classes by the ten thousand, and cannot be a session's.
+_PLAIN = frozenset({types.BuiltinFunctionType, types.WrapperDescriptorType, types.MethodDescriptorType,
+                    types.GetSetDescriptorType, types.MemberDescriptorType, types.ClassMethodDescriptorType, str, int,
+                    bool, float, types.NoneType, tuple, dict, list, set, frozenset})  # fmt: skip
+
+
+def _of_session(value, namespace):
+    """Whether a value in a library's class is a function of the session, a class of it, or holds one of these."""
+    kind = type(value)
+    if kind is types.FunctionType:
+        return value.__globals__ is namespace
+    if kind in _PLAIN:
+        return False
+    return any(
+        part.__globals__ is namespace if type(part) is types.FunctionType
+        else isinstance(part, type) and part.__module__ == "__main__" and part is not kind
+        for part in (value, *gc.get_referents(value), *getattr(value, "__dict__", {}).values())
+    )  # fmt: skip
 
 
 class Surroundings:
@@ -25,8 +50,15 @@ class Surroundings:
         self.recursion_limit = sys.getrecursionlimit()
         self.builtins = set(vars(builtins)) | {"_", "display", "get_ipython"}
         self.threads = {thread.ident for thread in threading.enumerate()}
-        self._modules = {name: dict(vars(module)) for name, module in list(sys.modules.items())
-                         if isinstance(module, types.ModuleType)}  # fmt: skip
+        self.elsewhere = {name for folder in ELSEWHERE for name in os.listdir(folder)}
+        self.signals = {number: signal.getsignal(number) for number in signal.valid_signals()}
+        self.loggers = {*self.IGNORED, *logging.root.manager.loggerDict}
+        self._modules, self._classes, self._at_exit = {}, {}, []
+        self._importing, self._by_libraries = False, set()
+        for name, module in list(sys.modules.items()):
+            if isinstance(module, types.ModuleType):
+                self._note(name, module)
+        self._watch_exit()
         for loader in (machinery.SourceFileLoader, machinery.ExtensionFileLoader, machinery.BuiltinImporter,
                        machinery.FrozenImporter):  # fmt: skip
             self._watch(loader)
@@ -37,12 +69,84 @@ class Surroundings:
 
         @functools.wraps(plain)
         def exec_module(*args):
-            done = plain(*args)
+            with self._outermost_import():
+                done = plain(*args)
             module = args[-1]
-            self._modules[module.__name__] = dict(vars(module))
+            self._note(module.__name__, module)
             return done
 
         loader.exec_module = staticmethod(exec_module) if isinstance(execute, staticmethod) else exec_module
+
+    @contextlib.contextmanager
+    def _outermost_import(self):
+        """Tell the modules that libraries make, and no file holds, from those that cells make."""
+        if self._importing:
+            yield
+            return
+        self._importing, before = True, set(sys.modules)
+        try:
+            yield
+        finally:
+            self._importing = False
+            self._by_libraries |= sys.modules.keys() - before
+
+    def _note(self, name, module):
+        self._modules[name] = attributes = dict(vars(module))
+        for value in attributes.values():
+            if type(value) is type and value.__module__ == name:
+                self._classes[value] = len(vars(value))
+
+    def _watch_exit(self):
+        register, unregister = atexit.register, atexit.unregister
+
+        @functools.wraps(register)
+        def watched_register(function, *args, **kwargs):
+            self._at_exit.append(function)
+            return register(function, *args, **kwargs)
+
+        @functools.wraps(unregister)
+        def watched_unregister(function):
+            self._at_exit[:] = [other for other in self._at_exit if other != function]
+            return unregister(function)
+
+        atexit.register, atexit.unregister = watched_register, watched_unregister
+
+    def hooks(self):
+        """Yield what cells have hung into the interpreter, and what ends with it."""
+        for function in self._at_exit:
+            if getattr(function, "__module__", None) == "__main__":
+                yield function.__qualname__, "atexit callback", "a session goes on where its kernel ends"
+        for name, function in (("sys.settrace", sys.gettrace()), ("sys.setprofile", sys.getprofile())):
+            if function is not None:
+                yield name, type(function).__qualname__, "it follows the frames of its kernel"
+
+    def made_modules(self):
+        """Return the modules that cells made, and put where imports find them."""
+        return [module for name, module in list(sys.modules.items())
+                if type(module) is types.ModuleType and name == module.__name__ != "__main__"
+                and name not in self._modules and name not in self._by_libraries
+                and getattr(module, "__spec__", None) is None]  # fmt: skip
+
+    def class_patches(self, namespace):
+        """Yield (class, attribute, value) for what cells have put into classes of libraries and of modules in /work."""
+        seen = set()
+        waiting = [object]
+        while waiting:
+            for kind in type.__subclasses__(waiting.pop()):
+                if kind not in seen:
+                    seen.add(kind)
+                    waiting.append(kind)
+        for kind in seen:
+            module = str(kind.__module__)
+            if module.split(".")[0] in self.IGNORED:
+                continue
+            own = str(getattr(sys.modules.get(module), "__file__", "")).startswith("/work/")
+            before = self._classes.get(kind, len(vars(kind)))
+            for number, (name, value) in enumerate(list(vars(kind).items())):
+                if _of_session(value, namespace) or (
+                    (own or number >= before) and not name.startswith("_") and not hasattr(type(value), "__get__")
+                ):
+                    yield kind, name, value
 
     def patches(self, namespace):
         """Yield (module, attribute, whether it is there, value) for what cells have changed in other modules."""

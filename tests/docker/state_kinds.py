@@ -220,7 +220,7 @@ FUNCTIONS = (
         "(describe(1), describe([]), describe('')) == ('int', 'list', 'any') and Writer().write('') == 'str' and Writer().write(1) == 'any' and describe.register(str, lambda x: 'str') and describe('') == 'str'",
     ),
     StateKind(
-        "typing.overload, functools.total_ordering",
+        "functools.total_ordering",
         "import functools\n@functools.total_ordering\nclass Version:\n    def __init__(self, n): self.n = n\n    def __eq__(self, other): return self.n == other.n\n    def __lt__(self, other): return self.n < other.n\nversions = [Version(2), Version(1)]",
         "max(versions).n == 2 and versions[0] >= versions[1] and Version(1) == versions[1]",
     ),
@@ -576,8 +576,7 @@ LIBRARIES = (
     StateKind(
         "numpy arrays: types, orders, structured, masked",
         "import numpy as np\nmatrix = np.arange(6, dtype='>i2').reshape(2, 3, order='F')\nrecords = np.array([(1, 'a')], dtype=[('n', 'i4'), ('s', 'U3')])\nmasked = np.ma.array([1, 2], mask=[0, 1])\nobjects = np.array([[], {}], dtype=object)\nzero_d = np.float32(1.5)\nfrozen_array = np.ones(2); frozen_array.flags.writeable = False",
-        "bool(matrix.dtype == '>i2' and matrix.flags.f_contiguous and matrix[1, 2] == 5 and records['s'][0] == 'a' and masked.sum() == 1 and objects[1] == {} and type(zero_d) is np.float32 and np.array_equal(frozen_array, [1, 1]))",
-        note="a read-only array can be written to",
+        "bool(matrix.dtype == '>i2' and matrix.flags.f_contiguous and matrix[1, 2] == 5 and records['s'][0] == 'a' and masked.sum() == 1 and objects[1] == {} and type(zero_d) is np.float32 and np.array_equal(frozen_array, [1, 1]) and not frozen_array.flags.writeable)",
     ),
     StateKind(
         "numpy views that share their memory",
@@ -686,7 +685,6 @@ MODULES = (
 )
 
 SESSION = (
-    StateKind("the last result: _", "'the', 'last'", "_ == ('the', 'last')", alone=True),
     StateKind(
         "In, Out and the count of cells",
         "'the answer', 42",
@@ -709,8 +707,8 @@ SESSION = (
     ),
     StateKind(
         "how the shell shows values",
-        "class Money: pass\nmoney = Money()\nget_ipython().display_formatter.formatters['text/plain'].for_type(Money, lambda value, printer, cycle: printer.text('EUR'))\nget_ipython().ast_node_interactivity = 'last_expr_or_assign'\n%precision 3",
-        "plain = get_ipython().display_formatter.formatters['text/plain']\nplain(money) == 'EUR' and plain(1 / 3) == '0.333' and get_ipython().ast_node_interactivity == 'last_expr_or_assign'",
+        "class Money: pass\nmoney = Money()\nget_ipython().display_formatter.formatters['text/plain'].for_type(Money, lambda value, printer, cycle: printer.text('EUR'))\nget_ipython().sphinxify_docstring = True\n_precision = get_ipython().run_line_magic('precision', '3')",
+        "plain = get_ipython().display_formatter.formatters['text/plain']\nplain(money) == 'EUR' and plain(1 / 3) == '0.333' and get_ipython().sphinxify_docstring is True",
         alone=True,
     ),
     StateKind(

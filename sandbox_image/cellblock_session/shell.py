@@ -1,0 +1,86 @@
+"""What cells have changed in IPython's shell itself: magics, aliases, hooks, printers, options."""
+
+import types
+
+from cellblock_session.notrestored import NotRestored
+
+
+def collect(shell):
+    """Return it: by a name that says what it is, (what, where to put it…)."""
+    space = shell.user_ns
+    found = {}
+    manager = shell.magics_manager
+    for kind, magics in manager.magics.items():
+        for name, magic in magics.items():
+            if _is_made(magic, space):
+                found[f"{'%' if kind == 'line' else '%%'}{name}"] = "magic", kind, name, magic
+    for name, magics in manager.registry.items():
+        if _is_own(type(magics), space):
+            found[f"magics of {name}"] = "magics", type(magics)
+    for event, hooks in shell.events.callbacks.items():
+        for hook in hooks:
+            if _is_made(hook, space) or _is_own(type(getattr(hook, "__self__", None)), space):
+                found[f"{event} hook {hook.__name__}"] = "hook", event, hook
+    for form, formatter in shell.display_formatter.formatters.items():
+        for kind, printer in formatter.type_printers.items():
+            if _is_made(printer, space):
+                found[f"{form} of {kind.__qualname__}"] = "printer", form, kind, printer
+    found["aliases"] = "aliases", list(shell.alias_manager.aliases)
+    for name, part in _parts(shell).items():
+        values = {key: getattr(part, key) for key in part.trait_names(config=True) if not key.startswith("_")}
+        simple = {key: value for key, value in values.items() if isinstance(value, (bool, int, float, str))}
+        found[f"options of {name}"] = "options", name, simple
+    return found
+
+
+def apply(shell, found):
+    """Set it again. Returns (name, kind, reason) of what could not be."""
+    lost = []
+    for name, value in found.items():
+        if type(value) is NotRestored:
+            continue  # told already
+        what, *where = value
+        try:
+            _SETTERS[what](shell, *where)
+        except Exception as error:
+            lost.append((name, what, f"{type(error).__name__}: {error}"))
+    return lost
+
+
+def _is_own(kind, space):
+    return kind.__module__ == "__main__" and any(_is_made(value, space) for value in vars(kind).values())
+
+
+def _is_made(function, space):
+    return type(function) is types.FunctionType and function.__globals__ is space
+
+
+def _parts(shell):
+    return {"the shell": shell, "the plain printer": shell.display_formatter.formatters["text/plain"]}
+
+
+def _set_magic(shell, kind, name, magic):
+    shell.magics_manager.magics[kind][name] = magic
+
+
+def _set_aliases(shell, aliases):
+    for name, command in aliases:
+        if (name, command) not in shell.alias_manager.aliases:
+            shell.alias_manager.define_alias(name, command)
+
+
+def _set_options(shell, name, options):
+    part = _parts(shell)[name]
+    for key, value in options.items():
+        if getattr(part, key) != value:
+            setattr(part, key, value)
+
+
+_SETTERS = {
+    "magic": _set_magic,
+    "magics": lambda shell, kind: shell.register_magics(kind),
+    "hook": lambda shell, event, hook: shell.events.register(event, hook),
+    "printer": lambda shell, form, kind, printer: shell.display_formatter.formatters[form].for_type(kind, printer),
+    "aliases": _set_aliases,
+    "options": _set_options,
+}
