@@ -13,9 +13,9 @@ HEAD = """\
 
 <!-- made by `make state-table` from tests/docker/state_kinds.py -->
 
-`tests/docker/test_state_matrix.py` makes all of it in a session, takes a checkpoint, restores it into a fresh kernel, and
-that into another, under each runtime. *Equal*: a check that tells it from a lookalike holds in both. *Reported*: it is in
-the checkpoint's `lost` by name, kind and reason, and its use raises `NotRestoredError`; nothing else is in `lost`.
+`tests/docker/test_state_matrix.py` makes all of it in a session, takes a checkpoint, restores it into a fresh kernel,
+and that into another, under each runtime. *Equal*: a check that tells it from a lookalike holds in both. *Reported*:
+it is in the checkpoint's `lost` by name, kind and reason, and its use raises `NotRestoredError`; nothing else is there.
 
 Of {kinds} kinds, {equal} are restored equal and {reported} are reported.
 """
