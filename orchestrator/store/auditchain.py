@@ -20,9 +20,8 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 GENESIS = "0" * 64  # what the first line has for the hash of the one before it
 RECOVERED, ROTATED = "audit.recovered", "audit.rotated"
@@ -125,13 +124,12 @@ def verify(path: Path, expected: Mark | None = None) -> Verdict:
     Raises:
         OSError: it cannot be read.
     """
-    check = _Check(path, expected)
-    for segment in segments(path):
-        with segment.open("rb") as handle:
-            for number, line in enumerate(iter(partial(handle.readline, _LONGEST_LINE), b""), start=1):
-                check.line(segment, number, line)
-                if check.fault is not None:
-                    return check.verdict()
+    with _between_writes(path) as snapshot:
+        check = _Check(path, expected, snapshot.head)
+        for segment, number, line in snapshot.lines():
+            check.line(segment, number, line)
+            if check.fault is not None:
+                return check.verdict()
     check.end()
     return check.verdict()
 
@@ -148,25 +146,69 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         OSError: it cannot be read.
     """
-    for segment in segments(path):
-        with segment.open("rb") as handle:
-            for line in handle:
-                with contextlib.suppress(ValueError, RecursionError):
-                    entry = json.loads(line)
-                    if isinstance(entry, dict):
-                        yield entry
+    with _between_writes(path) as snapshot:
+        for _segment, _number, line in snapshot.lines():
+            with contextlib.suppress(ValueError, RecursionError):
+                entry = json.loads(line)
+                if isinstance(entry, dict):
+                    yield entry
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """A log as it is between two writes, whatever is written or renamed while it is read.
+
+    Attributes:
+        full: the files that are set aside; they do not change any more.
+        current: the file that is written to, and its bytes; None where there is none.
+        head: what the head file holds; None where there is none.
+    """
+
+    path: Path
+    full: Sequence[Path]
+    current: tuple[BinaryIO, int] | None
+    head: bytes | None
+
+    def lines(self) -> Iterator[tuple[Path, int, bytes]]:
+        """Yield every line, with its file and its number in it."""
+        for segment in self.full:
+            with segment.open("rb") as handle:
+                yield from self._lines_of(segment, handle, segment.stat().st_size)
+        if self.current is not None:
+            yield from self._lines_of(self.path, *self.current)
+
+    @staticmethod
+    def _lines_of(path: Path, handle: BinaryIO, left: int) -> Iterator[tuple[Path, int, bytes]]:
+        number = 0
+        while line := handle.readline(min(left, _LONGEST_LINE)):
+            number, left = number + 1, left - len(line)
+            yield path, number, line
+
+
+@contextlib.contextmanager
+def _between_writes(path: Path) -> Iterator[_Snapshot]:
+    with contextlib.ExitStack() as stack:
+        head, current = None, None
+        with contextlib.ExitStack() as lock:
+            if _head_path(path).exists():
+                head_file = lock.enter_context(_head_path(path).open("rb"))
+                fcntl.flock(head_file, fcntl.LOCK_SH)
+                head = head_file.read()
+            full = [each for each in segments(path) if each != path]
+            if path.exists():
+                handle = stack.enter_context(path.open("rb"))
+                current = handle, os.fstat(handle.fileno()).st_size
+        yield _Snapshot(path, full, current, head)
 
 
 class _Check:
     """Follows a chain line by line, up to its first fault."""
 
-    def __init__(self, path: Path, expected: Mark | None) -> None:
+    def __init__(self, path: Path, expected: Mark | None, head: bytes | None) -> None:
         self._path = path
         self._expected = expected
-        self._head: Mark | None = None
-        self._head_file = _head_path(path)
-        if self._head_file.exists():
-            self._head = _parse_head(self._head_file.read_bytes())
+        self._head = None if head is None else _parse_head(head)
+        self._has_head = head is not None
         self._first = 0
         self._entries = 0
         self._last = Mark(0, GENESIS)
@@ -203,8 +245,8 @@ class _Check:
             self._fail("altered", "the head holds another hash for it")
 
     def end(self) -> None:
-        if self._head is None and self._head_file.exists():
-            self._fail("altered", f"the head {self._head_file.name} is damaged")
+        if self._head is None and self._has_head:
+            self._fail("altered", f"the head {_head_path(self._path).name} is damaged")
         elif self._head is not None and self._head.seq > self._last.seq:
             self._fail("cut", f"the last {self._head.seq - self._last.seq} entries are missing after it")
         elif not self._found:
@@ -219,8 +261,11 @@ class _Check:
         if entry.get("lost_entries") or entry.get("head_differs"):
             lost = entry.get("lost_entries") or "some"
             self._fail("cut", f"before it {lost} entries were gone that had been written whole")
-        else:
-            self._notes.append(f"entry {entry['seq']}: a killed writer left {entry.get('torn_bytes')} bytes of a line")
+            return
+        if entry.get("head_missing"):
+            self._notes.append(f"entry {entry['seq']}: the head was gone: lines cut off before it would not be missed")
+        if entry.get("torn_bytes"):
+            self._notes.append(f"entry {entry['seq']}: a killed writer left {entry['torn_bytes']} bytes of a line")
 
     def _misplaced(self, seq: int) -> None:
         wanted = self._last.seq + 1
@@ -255,10 +300,11 @@ def _recover(path: Path, log: int, head: Mark | None) -> tuple[Mark, list[dict[s
     lost = max(0, head.seq - last.seq) if head is not None else 0
     differs = head is not None and head.seq == last.seq and head != last
     emptied = match is None and head is not None and bool(head.seq)
-    if end == size and not lost and not differs and not emptied:
+    missing = match is not None and head is None
+    if end == size and not (lost or differs or emptied or missing):
         return last, []
     said = {"event": RECOVERED, "torn_bytes": size - end, "lost_entries": lost, "head_differs": differs or emptied}
-    return last, [said]
+    return last, [said | ({"head_missing": True} if missing else {})]
 
 
 def _last_line(log: int, size: int) -> tuple[int, bytes]:

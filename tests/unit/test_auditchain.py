@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
 
-from orchestrator.store.auditchain import Kind, Mark, append, segments, verify
+from orchestrator.store.auditchain import Kind, Mark, append, read, segments, verify
 
 NEVER = 2**40
 LINES = 100_000
@@ -165,6 +168,43 @@ def test_what_is_cut_off_before_the_next_entry_stays_missed(log: Path) -> None:
     assert fault is not None
     assert (fault.kind, fault.line) == ("cut", 8)
     assert "3 entries" in fault.said
+
+
+def test_a_head_that_went_is_told_of(log: Path) -> None:
+    """Who cuts lines off, and takes the head away with them, leaves a trace: the next writer says that it was gone."""
+    edit(log, *range(1, 8))
+    log.with_name("audit.jsonl.head").unlink()
+    write(log, 2)
+    verdict = verify(log)
+    assert (verdict.fault, verdict.entries) == (None, 10)
+    assert verdict.notes == ("entry 8: the head was gone: lines cut off before it would not be missed",)
+
+
+def test_nobody_is_accused_because_a_line_is_just_being_written(log: Path) -> None:
+    """verify takes the log as it is between two writes: it waits for the one that is under way."""
+    with log.with_name("audit.jsonl.head").open("rb+") as head:
+        fcntl.flock(head, fcntl.LOCK_EX)
+        size = log.stat().st_size
+        with log.open("ab") as handle:
+            handle.write(b'{"seq":11,"event":"cell.en')
+        with ThreadPoolExecutor() as pool:
+            verdict = pool.submit(verify, log)
+            assert not wait([verdict], 0.3).done
+            os.truncate(log, size)
+            fcntl.flock(head, fcntl.LOCK_UN)
+            assert verdict.result(10).fault is None
+
+
+def test_a_file_that_is_set_aside_is_read_to_its_end(tmp_path: Path) -> None:
+    """A rotation in the midst of reading neither hides entries nor brings others in."""
+    path = tmp_path / "audit.jsonl"
+    write(path, 30, rotate_at=4000)
+    entries = read(path)
+    numbers = [next(entries)["seq"]]
+    last = verify(path).last
+    write(path, 1, rotate_at=1)
+    numbers += [entry["seq"] for entry in entries]
+    assert numbers == list(range(1, last + 1))
 
 
 def test_an_emptied_log_is_missed_when_it_goes_on(log: Path) -> None:
