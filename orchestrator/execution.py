@@ -19,7 +19,7 @@ from orchestrator.container.usage import Usage
 from orchestrator.errors import EngineError, KernelDiedError, KernelTimeoutError
 from orchestrator.kernel.channel import Message
 from orchestrator.kernel.kernel import Kernel, Stop
-from orchestrator.kernel.translate import OUTPUT_KINDS, Reply, to_event, to_input_request
+from orchestrator.kernel.translate import OUTPUT_KINDS, Reply, left_out, to_event, to_input_request
 from orchestrator.limits import MEGABYTE, KernelResourceLimits, OutputLimits
 from orchestrator.outputcollector import OutputCollector, cost
 from orchestrator.outputs import (
@@ -83,8 +83,10 @@ class Cell:
         self._stopped_after: float | None = None
         self._end: Exit | None = None
         self._started = time.monotonic()
+        self._ended: float | None = None
         self._before = kernel.usage()
         self._after: Usage | None = None
+        self._killed_before = 0 if self._before is None else self._before.oom_kills - kernel.oom_kills_told
         self._loop = asyncio.get_running_loop()
         self._id = ""
         kernel.reset_peak()
@@ -177,6 +179,8 @@ class Cell:
         self._measure()
         for _ in self._collector.finish():
             pass
+        if self._has_ended and self._stopped is None:  # it was its consumer that stopped, once it was over
+            return self._judge()
         return self._make_result(self._stopped or "cancelled", self._error)
 
     def _request(self) -> dict[str, object]:
@@ -213,6 +217,10 @@ class Cell:
             self._idle = self._idle or message.content.get("execution_state") == "idle"
         elif (event := to_event(message.kind, message.content)) is not None:
             self._take(self._allowed(event))
+            if missing := left_out(message.content):
+                self._collector.miss(missing)
+        if self._has_ended:
+            self._note_end()
         if self._has_ended and self._interrupting and self._settling is None:
             self._settling = self._loop.call_later(_STRAY, self._forget_interrupts)
         self._awake()
@@ -255,7 +263,7 @@ class Cell:
             self._kernel.hold_output(held)
 
     def _check_output(self) -> None:
-        if self._kernel.policy.output.past_limit == "stop" and self._collector.truncation is not None:
+        if self._kernel.policy.output.past_limit == "stop" and self._collector.is_past_limit:
             self._stop("output_limit")
 
     def _allowed(self, event: OutputEvent) -> OutputEvent:
@@ -333,17 +341,31 @@ class Cell:
     def _lost(self) -> None:
         """Called once the wire is cut. The cgroup may be gone a moment later."""
         self._measure()
+        self._note_end()
         self._awake()
+
+    def _note_end(self) -> None:
+        """Note when it ended: its consumer may take longer, and so may the engine, to say how it did."""
+        self._ended = self._ended or time.monotonic()
+
+    @property
+    def _duration(self) -> float:
+        return (self._ended or time.monotonic()) - self._started
 
     def _measure(self) -> None:
         self._after = self._kernel.usage() or self._after
+        if self._after is not None:
+            self._kernel.oom_kills_told = self._after.oom_kills
 
     async def _result(self) -> ExecutionResult:
-        """Say how the cell ended: by the host's own evidence first, and only then by what the kernel claims."""
         if self._kernel.is_alive:
             self._measure()
         else:
             self._end = await self._kernel_exit()
+        return self._judge()
+
+    def _judge(self) -> ExecutionResult:
+        """Say how the cell ended: by the host's own evidence first, and only then by what the kernel claims."""
         ended = self._reply is not None and self._idle and not self._kernel.violated
         if self._stopped == "output_limit":
             return self._make_result("output_limit", self._stopped_error())
@@ -427,7 +449,10 @@ class Cell:
                 )
             elif peak >= share * limit:
                 said.append(f"memory: the cell needed up to {peak:.0f} of {limit} MiB; beyond that its kernel is ended")
-        duration, limit_s = time.monotonic() - self._started, self._limits.max_execution_time
+        if self._killed_before > 0:
+            killed = "a process" if self._killed_before == 1 else f"{self._killed_before} processes"
+            said.append(f"memory: before this cell {killed} of earlier ones ran out of it, and was killed")
+        duration, limit_s = self._duration, self._limits.max_execution_time
         if self._stopped is None and duration >= share * limit_s:
             said.append(f"time: the cell took {duration:.1f} of {limit_s:g} s; beyond that it is interrupted")
         return tuple(said)
@@ -441,7 +466,7 @@ class Cell:
             error=error,
             msg_id=self._id,
             execution_count=None if self._reply is None else self._reply.count,
-            duration_s=time.monotonic() - self._started,
+            duration_s=self._duration,
             truncated=self._collector.truncation,
             mime_dropped=tuple(self._mime_dropped),
             kernel_state=state,

@@ -35,6 +35,7 @@ _LARGEST_PIECE = 1024 * 1024  # bytes of one event, once output is being left ou
 _ALWAYS_READ = 512 * 1024  # bytes of one event that is read however low the limit: a kernel's longest piece of text
 _SMALL_PIECE = 4096  # characters; a shorter piece in the tail is joined with the next: each costs as an event
 _TOO_LARGE = "max_output_size_mb"
+_TOO_LARGE_A_MESSAGE = "message_size"
 _SHORT = 100  # characters; the memory of a longer text tells how wide its characters are
 
 StreamName = Literal["stdout", "stderr"]
@@ -119,15 +120,22 @@ class OutputCollector:
         self._updates_cost = 0
         self._split = False
         self._dropped_bytes = self._dropped_messages = self._dropped_unseen = 0
+        self._missed_bytes = self._missed_messages = 0
         self._reason = ""
         self._marked = False
 
     @property
+    def is_past_limit(self) -> bool:
+        """Whether something was left out here."""
+        return bool(self._dropped_bytes or self._dropped_messages)
+
+    @property
     def truncation(self) -> Truncation | None:
         """What is missing from the outputs; None while nothing is."""
-        if not self._dropped_bytes and not self._dropped_messages:
+        if not self.is_past_limit and not self._missed_messages:
             return None
-        return Truncation(self._reason, self._limits.bytes, self._dropped_bytes, self._dropped_messages)
+        size, messages = self._dropped_bytes + self._missed_bytes, self._dropped_messages + self._missed_messages
+        return Truncation(self._reason, self._limits.bytes, size, messages)
 
     def wants(self, size: int) -> bool:
         """Whether an event that takes ``size`` bytes at most is worth reading."""
@@ -141,6 +149,13 @@ class OutputCollector:
         self.messages_seen += 1
         self._part(_TOO_LARGE)
         self._drop(size, seen=False)
+
+    def miss(self, size: int) -> None:
+        """Count what the kernel left out of the event that was added last. The event itself says where."""
+        self.bytes_seen += size
+        self._missed_bytes += size
+        self._missed_messages += 1
+        self._reason = self._reason or _TOO_LARGE_A_MESSAGE
 
     def add(self, event: OutputEvent) -> OutputEvent | None:
         """Take an event.
@@ -170,7 +185,7 @@ class OutputCollector:
 
     def finish(self) -> Iterator[OutputEvent]:
         """End the collecting. Yields what the consumer has not had: how much was left out, and the tail."""
-        if self.truncation is not None and not self._marked:
+        if self.is_past_limit and not self._marked:
             self._marked = True
             self._append(self._mark(), 0)
             if self._dropped_unseen:
@@ -287,7 +302,7 @@ class OutputCollector:
     def _part(self, reason: str) -> None:
         """Split what is there into head and tail, unless that was done, or there is no reason to."""
         if reason and not self._split:
-            self._split, self._reason = True, reason
+            self._split, self._reason = True, self._reason or reason
             self._shorten_head()
             self._fit()
 

@@ -145,7 +145,8 @@ class Truncation:
     """What of a cell's output was left out, and why.
 
     Attributes:
-        reason: the limit that was passed first: "max_output_size_mb", "output.messages" or "output.displays".
+        reason: the limit that was passed first: "max_output_size_mb", "output.messages", "output.displays", or
+            "message_size" (one value, display or error larger than the wire takes: at most 5 MiB; it says so itself).
         limit_bytes: of the cell's outputs.
         dropped_bytes: of text in UTF-8; of other content as it lay in memory.
         dropped_messages: pieces of output, as the kernel sent them; one that lost a part counts too.
@@ -235,7 +236,7 @@ class ExecutionResult:
     @property
     def result(self) -> str | None:
         """The text of the last expression's value, or None."""
-        for output in self.outputs:
+        for output in reversed(self.outputs):
             if isinstance(output, ExecuteResult):
                 return str(output.data.get("text/plain", ""))
         return None

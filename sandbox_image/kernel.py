@@ -196,7 +196,10 @@ def shorten_bundle(data, longest):
 
 
 class BoundedSession(Session):
-    """A Session whose messages stay below the host's bound; past it the host ends the kernel."""
+    """A Session whose messages stay below the host's bound; past it the host ends the kernel.
+
+    A message that was shortened says by how many bytes, in its content's "left_out".
+    """
 
     bound = 2**23  # bytes; replaced from connection.json
 
@@ -206,12 +209,15 @@ class BoundedSession(Session):
         except UnicodeEncodeError:
             msg = {**msg, "content": without_surrogates(msg["content"])}
             frames = super().serialize(msg, ident)
-        if sum(map(len, frames)) <= self.bound:
+        size = sum(map(len, frames))
+        if size <= self.bound:
             return frames
         content = msg["content"]
         if isinstance(content.get("data"), dict):
             content = {**content, "data": shorten_bundle(content["data"], self.bound // 16)}
-        return super().serialize({**msg, "content": shorten(content, self.bound // 16)}, ident)
+        content = shorten(content, self.bound // 16)
+        left_out = size - sum(map(len, super().serialize({**msg, "content": content}, ident)))
+        return super().serialize({**msg, "content": {**content, "left_out": left_out}}, ident)
 
 
 class DiallingHeartbeat(Heartbeat):
@@ -335,6 +341,7 @@ class SandboxKernel(IPythonKernel):
             raise interrupt
 
     async def do_execute(self, *args, **kwargs):
+        self._interrupted = 0.0  # what the last cell was told does not count for this one
         try:
             self._runs_code = True
             try:

@@ -28,7 +28,7 @@ from orchestrator.kernel.guard import Guard
 from orchestrator.kernel.loopshare import KernelShare, LoopShare
 from orchestrator.limits import MEGABYTE, KernelResourceLimits
 from orchestrator.policy import Policy
-from orchestrator.store.audit import AuditLog
+from orchestrator.store.audit import AuditLog, brief
 from orchestrator.telemetry import Phases, Telemetry
 
 _log = logging.getLogger(__name__)
@@ -123,7 +123,10 @@ class Kernel:
     Attributes:
         kernel_id: unique; also in the container's name.
         runtime: the container runtime that it runs under.
+        oom_kills_told: ``Usage.oom_kills`` when a result last had them.
     """
+
+    oom_kills_told = 0
 
     def __init__(self, config: KernelConfig, endpoint: Endpoint, user: UserId, kernel_id: str) -> None:
         self._config = config
@@ -377,7 +380,7 @@ class Kernel:
         """Add an entry on this kernel to the audit log, and without its code to the program's log."""
         self._config.audit.write(event, instance=self._config.instance, kernel=self.kernel_id, **details)
         if _log.isEnabledFor(logging.INFO):
-            fields = {key: value for key, value in details.items() if key != "code"}
+            fields = {key: brief(value) for key, value in details.items() if key != "code"}
             _log.info(event, extra={"fields": {"kernel": self.kernel_id, **fields}})
 
     def description(self) -> dict[str, Any]:

@@ -72,6 +72,11 @@ def to_event(kind: str, content: Mapping[str, Any]) -> OutputEvent | None:
     return None
 
 
+def left_out(content: Mapping[str, Any]) -> int:
+    """Return the bytes that the kernel itself left out of an output, since no message may be so large."""
+    return count(content.get("left_out")) or 0
+
+
 def to_input_request(content: Mapping[str, Any]) -> InputRequest:
     return InputRequest(text(content.get("prompt"))[:_LONGEST_PROMPT], content.get("password") is True)
 

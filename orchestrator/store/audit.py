@@ -23,6 +23,11 @@ _AT_ONCE = 500  # entries that are written, and forced to the disk, together
 _CLOSE = 5.0  # seconds that closing waits for the disk
 
 
+def brief(value: Any) -> Any:
+    """Return a text's first 500 characters; anything else as it is."""
+    return value[:_LONGEST] if isinstance(value, str) else value
+
+
 class AuditLog:
     """Appends entries to one file, which processes may share.
 
@@ -52,7 +57,7 @@ class AuditLog:
             return
         entry: dict[str, Any] = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event}
         for key, value in details.items():
-            entry[key] = value[:_LONGEST] if isinstance(value, str) and key != "code" else value
+            entry[key] = value if key == "code" else brief(value)
         try:
             self._queue.put_nowait(entry)
         except queue.Full:

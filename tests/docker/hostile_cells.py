@@ -91,6 +91,8 @@ CELLS = (
     HostileCell("forged-status-of-another", "k = get_ipython().kernel; k.session.send(k.iopub_socket, 'status', {'execution_state': 'idle'}, parent={'msg_id': 'other'}); print('on')", replace(OK, stdout="on\n")),
     HostileCell("odd-text", "print('\\x00\\x1b[2J\\ud800\\uffff\\u202e')", OK),
     HostileCell("loop-stopped", "import asyncio; asyncio.get_running_loop().call_soon(print, 'ran'); await asyncio.sleep(0.1)", replace(OK, stdout="ran\n")),
+    HostileCell("value-larger-than-a-message", "'x' * 5_000_000", replace(OK, missing=True)),
+    HostileCell("child-that-comes-back-from-a-fork", "import os; os.fork(); None", OK, alone=True),
     HostileCell("unraisable", "class C:\n    def __del__(self): raise ValueError\nC(); None", OK),
     HostileCell("builtins-gone", "import builtins; saved = builtins.print; del builtins.print", OK, alone=True),
     HostileCell("interrupt-ignored-for-a-moment", "import signal; old = signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGINT, old); None", OK),
@@ -108,7 +110,7 @@ CELLS = (
     HostileCell("base-exception", "class E(BaseException): pass\nraise E", _error("E")),
     HostileCell("unprintable-error", "class E(Exception):\n    def __str__(self): raise ValueError\nraise E", _error("ValueError")),
     HostileCell("error-group", "raise ExceptionGroup('several', [ValueError(1), TypeError(2)])", _error("ExceptionGroup")),
-    HostileCell("huge-error", "raise ValueError('x' * 5_000_000)", _error("ValueError")),
+    HostileCell("huge-error", "raise ValueError('x' * 5_000_000)", _error("ValueError", missing=True)),
     HostileCell("failing-repr", "class C:\n    def __repr__(self): raise ValueError\nC()", _error("ValueError")),
     HostileCell("error-after-await", "import asyncio\nawait asyncio.sleep(0.01)\n1 / 0", _error("ZeroDivisionError")),
     HostileCell("cancelled-of-its-own", "import asyncio; raise asyncio.CancelledError", _error("CancelledError")),
@@ -136,6 +138,9 @@ CELLS = (
     HostileCell("select", "import select; select.select([], [], [])", INTERRUPTED_AT_DEADLINE),
     HostileCell("catastrophic-expression", "import re; re.match(r'(a+)+$', 'a' * 64 + 'b')", INTERRUPTED_AT_DEADLINE),
     HostileCell("busy-threads-too", "import threading\ngo_on = True\ndef spin():\n    while go_on: pass\nfor _ in range(3): threading.Thread(target=spin, daemon=True).start()\ntry:\n    while True: x = 1\nfinally: go_on = False", INTERRUPTED_AT_DEADLINE, alone=True),
+    HostileCell("busy-finalizer", "class C:\n    def __del__(self):\n        while True: x = 1\nC(); None", TIMEOUT),
+    HostileCell("waiting-for-a-pool", "import multiprocessing, time\nwith multiprocessing.get_context('fork').Pool(2) as pool: pool.map(time.sleep, [60, 60])", INTERRUPTED_AT_DEADLINE),
+    HostileCell("hook-after-the-cell", "import time\ndef hook(*_):\n    get_ipython().events.unregister('post_run_cell', hook)\n    time.sleep(60)\nget_ipython().events.register('post_run_cell', hook)", INTERRUPTED_AT_DEADLINE),
     HostileCell("slow-clean-up", "import time\ntry: time.sleep(60)\nfinally: time.sleep(0.5)", INTERRUPTED_AT_DEADLINE),
     HostileCell("hung-clean-up", "import time\ntry: time.sleep(60)\nfinally: time.sleep(60)", INTERRUPTED_AT_DEADLINE),
     HostileCell("interrupt-blocked-in-one-thread", "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})\nwhile True: pass", INTERRUPTED_AT_DEADLINE, alone=True),
@@ -147,6 +152,7 @@ CELLS = (
     HostileCell("huge-power", "x = 7 ** 10**9", INTERRUPTED_AT_DEADLINE),
     HostileCell("control-thread-gone", "k = get_ipython().kernel; k.control_thread.io_loop.add_callback(k.control_thread.io_loop.stop)\nimport time; time.sleep(60)", INTERRUPTED_AT_DEADLINE),
     # Past its time, and deaf: the kernel is killed.
+    HostileCell("interrupt-left-to-the-system", "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL)\nwhile True: pass", KILLED_AT_DEADLINE, under={"runsc": replace(KILLED_AT_DEADLINE, exits=(130,), signal="SIGINT")}),
     HostileCell("interrupt-caught-for-ever", "def spin():\n    while True: x = 1\nwhile True:\n    try: spin()\n    except BaseException: pass", KILLED_AT_DEADLINE),
     HostileCell("interrupt-ignored", "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass", KILLED_AT_DEADLINE),
     HostileCell("c-that-sleeps-again", "import ctypes\nwhile True: ctypes.PyDLL(None).sleep(60)", INTERRUPTED_AT_DEADLINE),
@@ -169,5 +175,6 @@ CELLS = (
     HostileCell("descriptors-closed", "import os; os.closerange(3, 1024)\nimport time; time.sleep(60)", Ending("kernel_died", "dead", error="KernelDied"), under={"runsc": _died(134, signal="SIGABRT")}),
     HostileCell("died-while-printing", "import os\nprint('last words', flush=True)\nos._exit(5)", _died(5)),
     # Broke the protocol.
+    HostileCell("forged-idle", "k = get_ipython().kernel; k.session.send(k.iopub_socket, 'status', {'execution_state': 'idle'}, parent=k.get_parent())\nimport time; time.sleep(0.5)", Ending("kernel_died", "dead", error="KernelDied")),
     HostileCell("raw-bytes-on-the-wire", "import os, socket\nfor fd in range(3, 1024):\n    try: name = socket.socket(fileno=os.dup(fd)).getpeername()\n    except OSError: continue\n    if str(name).endswith('k-2'): os.write(fd, b'\\xff' * 1000)\nimport time; time.sleep(60)", Ending("kernel_died", "dead", error="KernelDied")),
 )  # fmt: skip

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 from pathlib import Path
 
 import docker
+import pytest
 
 from orchestrator.isolation.wire_attacks import EXCESS, FORGERY, VIOLATION, cell
+from orchestrator.logs import JsonFormatter
 from orchestrator.store.auditchain import verify
 from tests.conftest import make_manager, one_session
 
@@ -96,3 +99,17 @@ async def test_a_policy_may_have_the_code_itself_written_down(tmp_path: Path) ->
         await manager.execute_code(session, code)
     log = [json.loads(line) for line in path.read_text().splitlines()]
     assert [entry["code"] for entry in log if entry["event"] == "cell.started"] == [code]
+
+
+async def test_the_program_log_has_neither_code_nor_what_a_sandbox_makes_long(
+    runtime: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every event at INFO, with fields of bounded length: an error's name is the sandbox's own choice."""
+    with caplog.at_level(logging.INFO, "orchestrator"):
+        async with one_session(runtime) as (manager, session):
+            code = "kept = 'hidden-7291'; print(kept)\nraise type('N' * 1_000_000, (Exception,), {})(kept)"
+            assert (await manager.execute_code(session, code))["outcome"] == "error"
+    lines = [JsonFormatter().format(record) for record in caplog.records]
+    assert any('"event": "cell.ended"' in line for line in lines)
+    assert "hidden-7291" not in "".join(lines)
+    assert max(map(len, lines)) < 3000

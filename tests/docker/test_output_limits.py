@@ -115,6 +115,20 @@ async def test_messages_and_displays_are_limited_too(
     assert "19" in said if reason == "displays" else "49" in said
 
 
+@pytest.mark.parametrize("code", ["'x' * 8_000_000", "display({'image/png': 'A' * 8_000_000}, raw=True)"])
+async def test_what_no_message_can_hold_is_counted_too(runtime: str, code: str) -> None:
+    """The kernel leaves it out itself; the output says so in its place, the result how much it was."""
+    async with one_session(runtime) as (manager, session):
+        result = await manager.execute_code(session, code)
+    assert result["outcome"] == "ok"
+    (output,) = result["outputs"]
+    assert "left out]" in output["data"]["text/plain"] or "left out ...]" in output["data"]["text/plain"]
+    truncation = result["truncated"]
+    assert (truncation["reason"], truncation["dropped_messages"]) == ("message_size", 1)
+    assert 7_000_000 < truncation["dropped_bytes"] < 8_100_000
+    assert result["evidence"]["output_bytes"] > 7_900_000
+
+
 async def test_a_slow_consumer_costs_no_memory(runtime: str) -> None:
     """While nobody takes the events the kernel has to wait: RSS stays, and nothing is lost below the limit."""
     limits = KernelResourceLimits(max_output_size_mb=64, max_execution_time=120)

@@ -12,9 +12,9 @@ import urllib.request
 import pytest
 
 from benchmarks.reactions import DEAF, REACTIONS, measure
-from orchestrator import AgentKernelManager, KernelResourceLimits, KernelTimeoutError
+from orchestrator import AgentKernelManager, CellFinished, KernelResourceLimits, KernelTimeoutError
 from orchestrator.container.process import ContainerProcess
-from tests.conftest import one_session
+from tests.conftest import make_manager, one_session
 
 
 async def test_reactions_keep_to_their_bounds(runtime: str) -> None:
@@ -36,6 +36,56 @@ async def test_an_interrupt_on_demand_keeps_the_kernel(runtime: str) -> None:
         assert result["error"]["ename"] == "KeyboardInterrupt"
         assert result["evidence"]["interrupts"] == 1
         assert (await manager.execute_code(session, "kept"))["result"] == "7"
+
+
+async def test_every_interrupt_counts(runtime: str) -> None:
+    """The next cell is interrupted as well, however soon after the one before."""
+    async with one_session(runtime) as (manager, session):
+        outcomes = []
+        for _ in range(6):
+            running = asyncio.create_task(manager.execute_code(session, "import time; time.sleep(2)"))
+            await asyncio.sleep(0.2)
+            manager.interrupt(session)
+            outcomes.append((await running)["outcome"])
+    assert outcomes == ["interrupted"] * 6
+
+
+async def test_a_slow_consumer_does_not_make_a_cell_slow(runtime: str) -> None:
+    """Seconds and the warning of the time limit are the cell's own; who leaves once it is over changes no outcome."""
+    limits = KernelResourceLimits(max_execution_time=2)
+    async with one_session(runtime, limits=limits) as (manager, session):
+        async for event in manager.stream_code(session, "print('x')"):
+            if isinstance(event, CellFinished):
+                result = event.result
+            else:
+                await asyncio.sleep(1.8)
+        async with contextlib.aclosing(manager.stream_code(session, "print('x'); 7")) as events:
+            async for _event in events:
+                await asyncio.sleep(0.5)
+                break
+        left = session.execution_history[-1]["result"]
+    assert result.duration_s < 1
+    assert result.warnings == ()
+    assert (left["outcome"], left["result"]) == ("ok", "7")
+
+
+async def test_what_is_killed_between_two_cells_is_told_with_the_next(runtime: str) -> None:
+    """A child that runs out of memory while no cell runs: a warning, once. Under gVisor it is the kernel's end."""
+    limits = KernelResourceLimits(max_memory_mb=256)
+    bomb = "import time; time.sleep(0.5); x = [bytearray(2**20) for _ in range(10**6)]"
+    async with make_manager(runtime, limits=limits) as manager:
+        async with manager.acquire_kernel("agent", timeout=60) as (_kernel, session):
+            code = f"import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', {bomb!r}])"
+            assert (await manager.execute_code(session, code))["outcome"] == "ok"
+            await asyncio.sleep(3)
+            if runtime == "runc":
+                told, after = [await manager.execute_code(session, "1") for _ in range(2)]
+                assert (told["outcome"], told["evidence"]["oom_kills"]) == ("ok", 0)
+                assert "a process of earlier ones ran out of it" in told["warnings"][0]
+                assert after["warnings"] == []
+                return
+        async with manager.acquire_kernel("agent", timeout=60) as (_kernel, session):
+            assert session.previous_end == "oom"
 
 
 async def test_a_cell_that_copes_with_its_interrupt_is_ok(runtime: str) -> None:

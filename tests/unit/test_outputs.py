@@ -62,16 +62,17 @@ def test_the_dict_form_has_the_references_keys_and_is_json() -> None:
     """status, outputs, error and msg_id are there, and the typed result's fields beside them."""
     result = ExecutionResult(
         status="error", outcome="error",
-        outputs=(StreamOutput("stdout", "x"), ExecuteResult({"text/plain": "1"}, {}, 3), ErrorOutput("E", "v")),
+        outputs=(StreamOutput("stdout", "x"), ExecuteResult({"text/plain": "0"}, {}, 3),
+                 ExecuteResult({"text/plain": "1"}, {}, 3), ErrorOutput("E", "v")),
         error=ErrorOutput("E", "v", ("\x1b[31mE\x1b[0m: v",)), msg_id="m", execution_count=3, duration_s=0.1,
         truncated=Truncation("max_output_size_mb", 10, 5, 2), kernel_state="idle", runtime="runc",
     )  # fmt: skip
     form = json.loads(json.dumps(result.as_dict()))
     assert form["status"] == "error"
-    assert [output["type"] for output in form["outputs"]] == ["stream", "execute_result", "error"]
+    assert [output["type"] for output in form["outputs"]] == ["stream", "execute_result", "execute_result", "error"]
     assert form["error"]["traceback_text"] == "E: v"
     assert form["msg_id"] == "m"
-    assert form["result"] == "1"
+    assert form["result"] == "1"  # the last one's, where a cell shows several
     assert form["truncated"] == {
         "reason": "max_output_size_mb",
         "limit_bytes": 10,
