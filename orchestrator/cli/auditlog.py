@@ -128,6 +128,7 @@ def _path(log: Path | None) -> Path:
     path = log or Settings.load().audit_path
     if path is None:
         raise InvalidInputError("there is no audit log: CELLBLOCK_AUDIT_LOG is off.", remedy="Name one with --log.")
+    path = path.absolute()
     if not segments(path):
         raise InvalidInputError(f"there is no audit log {path}.", remedy="It begins with the first kernel.")
     return path

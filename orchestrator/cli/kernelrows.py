@@ -87,8 +87,9 @@ def summary(host: Host) -> str:
     """Return one line on all pools."""
     count = host.pool
     instances = "1 instance" if len(host.overviews) == 1 else f"{len(host.overviews)} instances"
+    silent = f" ({len(host.silent)} more: no answer)" if host.silent else ""
     return (
-        f"{instances}, {len(host.rows)} of {count('max')} kernels: {count('leased')} leased, "
+        f"{instances}{silent}, {len(host.rows)} of {count('max')} kernels: {count('leased')} leased, "
         f"{count('ready')} ready, {count('starting')} starting; {count('waiting')} callers wait"
     )
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from orchestrator.cli.kernelrows import COLUMNS, look, ordered, summary
 from orchestrator.cli.render import console, errors, run_async
@@ -15,7 +15,7 @@ from orchestrator.settings import Settings
 
 def ps(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything known, as JSON.")] = False,
-    sort: Annotated[str, typer.Option(help="By agent, cpu, memory or age.")] = "agent",
+    sort: Annotated[Literal["agent", "cpu", "memory", "age"], typer.Option(help="What comes first.")] = "agent",
 ) -> None:
     """List the kernels of every cellblock that runs on this host: whose they are, what they use, what they run.
 
@@ -26,7 +26,7 @@ def ps(
         typer.echo(json.dumps(list(host.overviews), indent=2))
         return
     if host.rows:
-        table = Table(*COLUMNS)
+        table = Table(*(Column(name, no_wrap=name in ("kernel", "state")) for name in COLUMNS))
         for row in ordered(host.rows, sort):
             table.add_row(*row.cells())
         console.print(table)

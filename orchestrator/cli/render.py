@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import sys
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -15,7 +17,9 @@ from orchestrator.errors import CellblockError
 
 T = TypeVar("T")
 
-console = Console(highlight=False)
+_WIDE = 200  # columns where the output goes to no terminal: one for 80 would cut every cell of a table
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDE)
 errors = Console(stderr=True, highlight=False)
 
 INTERRUPTED = 130

@@ -126,6 +126,9 @@ class Top(App[None]):
         if row is None:
             return
         reply = await row.door.ask({"do": action, "kernel": row.kernel_id}, _ACT)
-        said = "the instance does not answer" if reply is None else reply.get("error", f"{action}: done")
-        self.notify(str(said), severity="warning" if reply is None or "error" in reply else "information", markup=False)
+        done = reply is not None and any(reply.get(result) for result in ("interrupted", "killed"))
+        said = f"{action}: done" if done else "the instance does not answer"
+        if reply is not None and not done:
+            said = str(reply.get("error", "no cell runs there" if action == "interrupt" else "it has ended already"))
+        self.notify(said, severity="information" if done else "warning", markup=False)
         await self._refresh()

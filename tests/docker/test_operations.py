@@ -28,9 +28,12 @@ async def manager(runtime: str, tmp_path: Path) -> AsyncIterator[AgentKernelMana
         yield manager
 
 
-async def cellblock(manager: AgentKernelManager, *arguments: str) -> str:
+async def cellblock(manager: AgentKernelManager, *arguments: str, columns: str = "140") -> str:
+    variables = environment(manager) | {"COLUMNS": columns}
+    if not columns:
+        del variables["COLUMNS"]
     process = await asyncio.create_subprocess_exec(
-        COMMAND, *arguments, env=environment(manager), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        COMMAND, *arguments, env=variables, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
     async with asyncio.timeout(60):
         printed, _ = await process.communicate()
@@ -52,7 +55,7 @@ async def test_ps_tells_of_every_kernel(manager: AgentKernelManager, runtime: st
         running = asyncio.create_task(manager.execute_code(busy, "import time; hush = 1\nwhile True: time.sleep(0.01)"))
         await asyncio.sleep(3)
         (overview,) = json.loads(await cellblock(manager, "ps", "--json"))
-        table = await cellblock(manager, "ps")
+        table, piped = await cellblock(manager, "ps"), await cellblock(manager, "ps", columns="")
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
     assert "hush" not in json.dumps(overview) + table
@@ -68,6 +71,7 @@ async def test_ps_tells_of_every_kernel(manager: AgentKernelManager, runtime: st
         assert 15 < kernel["usage"]["memory_mb"] < 300
     assert overview["pool"] == {"max": 3, "ready": 1, "leased": 2, "starting": 0, "ending": 0, "waiting": 0}
     assert "busy-agent" in table
+    assert all(f" {kernel['kernel_id'][:12]} " in piped and "busy-agent " in piped for kernel in overview["kernels"])
     assert "1 instance, 3 of 3 kernels" in table
 
 
@@ -81,6 +85,8 @@ async def test_top_interrupts_and_kills(manager: AgentKernelManager) -> None:
         result = await asyncio.wait_for(running, 20)
         assert (result["outcome"], result["error"]["ename"]) == ("interrupted", "KeyboardInterrupt")
         await terminal.until(lambda text: "idle" in text)
+        terminal.press("i")
+        await terminal.until(lambda text: "no cell runs there" in text)
         running = asyncio.create_task(manager.execute_code(session, "while True: pass"))
         await terminal.until(lambda text: "#2" in text)
         terminal.press("k")
@@ -93,7 +99,8 @@ async def test_top_interrupts_and_kills(manager: AgentKernelManager) -> None:
     async with manager.acquire_kernel("agent", timeout=60) as (_kernel, session):
         assert session.previous_end == "killed"
     found = await cellblock(manager, "audit", "search", "--event", "operator.", "--json")
-    assert [json.loads(line)["event"] for line in found.splitlines()] == ["operator.interrupt", "operator.kill"]
+    events = [json.loads(line)["event"] for line in found.splitlines()]
+    assert events == ["operator.interrupt", "operator.interrupt", "operator.kill"]
 
 
 async def test_without_any_kernel_both_say_so(manager: AgentKernelManager, tmp_path: Path) -> None:
@@ -105,7 +112,10 @@ async def test_without_any_kernel_both_say_so(manager: AgentKernelManager, tmp_p
     left = socket.socket(socket.AF_UNIX)
     left.bind(str(folder / "control.sock"))
     left.close()
-    assert "0123456789ab does not answer" in await cellblock(manager, "ps")
+    told = await cellblock(manager, "ps")
+    assert "0123456789ab does not answer" in told
+    assert "0 instances (1 more: no answer)" in told
+    assert "is not one of 'agent', 'cpu'" in await cellblock(manager, "ps", "--sort", "colour")
 
 
 @pytest.mark.parametrize(
