@@ -25,6 +25,7 @@ from orchestrator.controlsocket import ControlSocket
 from orchestrator.errors import (
     EngineTimeoutError,
     InvalidInputError,
+    KernelTimeoutError,
     ManagerClosedError,
     UnknownKernelNameError,
 )
@@ -277,13 +278,17 @@ class AgentKernelManager:
         finished: CellFinished | None = None
         async with self._in_use(session):
             with self.telemetry.span("execute_cell", runtime=self.runtime) as span:
-                async with contextlib.aclosing(session.run(code, self.resource_limits, answer)) as events:
-                    async for event in events:
-                        if isinstance(event, CellFinished):
-                            finished = event
-                            span.set_attribute("cellblock.outcome", event.result.outcome)
-                        else:
-                            yield event
+                try:
+                    async with contextlib.aclosing(session.run(code, self.resource_limits, answer)) as events:
+                        async for event in events:
+                            if isinstance(event, CellFinished):
+                                finished = event
+                                span.set_attribute("cellblock.outcome", event.result.outcome)
+                            else:
+                                yield event
+                except KernelTimeoutError:
+                    span.set_attribute("cellblock.outcome", "timeout")
+                    raise
             await self._keeper.checkpoint_if_due(session)
         assert finished is not None
         yield finished

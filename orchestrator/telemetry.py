@@ -28,11 +28,15 @@ class Span(Protocol):
     """What is used of an OpenTelemetry span."""
 
     def set_attribute(self, key: str, value: Any) -> Any: ...
+    def set_status(self, status: Any) -> Any: ...
     def end(self) -> Any: ...
 
 
 class _NoSpan:
     def set_attribute(self, key: str, value: Any) -> None:
+        return
+
+    def set_status(self, status: Any) -> None:
         return
 
     def end(self) -> None:
@@ -146,6 +150,8 @@ class Telemetry:
             yield span
         except BaseException as error:
             span.set_attribute("error.type", type(error).__name__)
+            if otel is not None and isinstance(error, Exception):
+                span.set_status(otel.StatusCode.ERROR)
             raise
         finally:
             span.end()

@@ -85,6 +85,7 @@ def test_spans_go_wherever_the_program_sends_them() -> None:
         {"cellblock.runtime": "runc", "cellblock.outcome": "ok"},
     )
     assert (lease.attributes or {})["error.type"] == "KeyError"
+    assert (cell.status.is_ok, lease.status.is_ok) == (True, False)
     assert cell.parent is not None
     assert outer.context is not None
     assert cell.parent.span_id == outer.context.span_id
