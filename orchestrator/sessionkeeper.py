@@ -498,7 +498,9 @@ class SessionKeeper:
             await self._end(session, reason)
 
     async def _end(self, session: KernelSession, reason: str) -> None:
-        """End a session, and its place in the pool. Whoever holds it finds out."""
+        """End a session, and its place in the pool. Whoever holds it finds out. Once: its kernel may die meanwhile."""
+        if session.ended is not None:
+            return
         if self.sessions.get(session.agent_id) is session:
             del self.sessions[session.agent_id]
         session.ended = reason

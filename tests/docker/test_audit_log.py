@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import json
 import logging
+import re
 from pathlib import Path
 
 import docker
 import pytest
+from prometheus_client import generate_latest
 
 from orchestrator.isolation.wire_attacks import EXCESS, FORGERY, VIOLATION, cell
 from orchestrator.logs import JsonFormatter
@@ -113,3 +116,19 @@ async def test_the_program_log_has_neither_code_nor_what_a_sandbox_makes_long(
     assert any('"event": "cell.ended"' in line for line in lines)
     assert "hidden-7291" not in "".join(lines)
     assert max(map(len, lines)) < 3000
+
+
+async def test_a_session_ends_once(runtime: str, tmp_path: Path) -> None:
+    """Its kernel dies and its agent ends it at the same moment: one entry says that it has ended, and one count."""
+    path = tmp_path / "audit.jsonl"
+    async with make_manager(runtime, max_kernels=1, audit_log=str(path)) as manager:
+        for number in range(3):
+            async with manager.acquire_kernel(f"agent-{number}", timeout=60) as (_kernel, session):
+                await manager.execute_code(session, "import os; os._exit(3)")
+            await manager.end_session(f"agent-{number}")
+        await asyncio.sleep(1)
+        metrics = generate_latest(manager.telemetry.registry).decode()
+    log = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [entry["agent"] for entry in log if entry["event"] == "session.ended"] == ["agent-0", "agent-1", "agent-2"]
+    ends = re.findall(r"^cellblock_kernel_ends_total\{.*\} (.*)$", metrics, re.MULTILINE)
+    assert sum(map(float, ends)) == 3
