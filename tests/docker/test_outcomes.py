@@ -65,7 +65,7 @@ def check(result: ExecutionResult, ending: Ending) -> None:
     assert result.status == ("ok" if ending.outcome == "ok" else "error")
     assert (None if result.error is None else result.error.ename) == ending.error
     assert not ending.exits or evidence.exit_code in ending.exits
-    assert evidence.signal == ending.signal
+    assert evidence.signal == (None if evidence.exit_code is None else ending.signal)
     assert evidence.oom_kills >= ending.killed
     assert bool(evidence.oom_kills) == bool(ending.killed)
     assert (result.truncated is not None) == ending.missing
