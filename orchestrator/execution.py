@@ -170,9 +170,15 @@ class Cell:
         """Raise KeyboardInterrupt in the cell, on somebody's demand. What it makes of it is its own affair."""
         if self._runs:
             self._count_interrupt()
-            self._send_interrupt(self._kernel.interrupt())
+            asked = self._send_interrupt(self._kernel.interrupt())
+            self._loop.call_later(_INTERRUPT_AGAIN, self._insist, asked)
             if not self._busy:  # it has not begun, and would not be hit
                 self._loop.call_later(_INTERRUPT_AGAIN / 4, self.interrupt)
+
+    def _insist(self, asked: asyncio.Task[None]) -> None:
+        """Interrupt from outside, where the kernel has not answered: its control thread cannot run."""
+        if self._runs and not asked.done():
+            self._send_interrupt(self._kernel.interrupt_from_outside())
 
     def partial_result(self) -> ExecutionResult:
         """What is known of a cell that is over, and was cancelled or lost."""
@@ -320,10 +326,11 @@ class Cell:
             self._send_interrupt(self._kernel.interrupt_from_outside())
             self._loop.call_later(_INTERRUPT_AGAIN, self._interrupt_until_done)
 
-    def _send_interrupt(self, interrupt: Coroutine[None, None, None]) -> None:
+    def _send_interrupt(self, interrupt: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(interrupt)
         self._interrupting.add(task)
         task.add_done_callback(self._interrupt_was)
+        return task
 
     def _interrupt_was(self, task: asyncio.Task[None]) -> None:
         self._interrupting.discard(task)

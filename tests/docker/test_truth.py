@@ -50,6 +50,19 @@ async def test_every_interrupt_counts(runtime: str) -> None:
     assert outcomes == ["interrupted"] * 6
 
 
+async def test_an_interrupt_reaches_a_kernel_that_does_not_answer(runtime: str) -> None:
+    """With its control thread stopped a kernel hears of nothing; it is interrupted from outside, a second later."""
+    async with one_session(runtime) as (manager, session):
+        code = "control = get_ipython().kernel.control_thread.io_loop; control.add_callback(control.stop)"
+        await manager.execute_code(session, code)
+        running = asyncio.create_task(manager.execute_code(session, "import time; time.sleep(20)"))
+        await asyncio.sleep(0.3)
+        assert manager.interrupt(session) is True
+        result = await running
+    assert (result["outcome"], result["kernel_state"]) == ("interrupted", "idle")
+    assert result["duration_s"] < 10
+
+
 async def test_a_slow_consumer_does_not_make_a_cell_slow(runtime: str) -> None:
     """Seconds and the warning of the time limit are the cell's own; who leaves once it is over changes no outcome."""
     limits = KernelResourceLimits(max_execution_time=2)
