@@ -385,7 +385,10 @@ class SandboxKernel(IPythonKernel):
         self.io_loop.asyncio_loop.call_soon_threadsafe(int)
 
     def _pipe(self, parent):
-        """Find the pipe of a transfer, which whoever hears of it first makes."""
+        """Find the pipe of a transfer, which whoever hears of it first makes.
+
+        It stays until the next transfer: all of a small state may have come, and its end, before this thread looks.
+        """
         from cellblock_session.stream import Pipe
 
         return self._pipes.setdefault(parent["content"]["transfer"], Pipe())
@@ -393,6 +396,7 @@ class SandboxKernel(IPythonKernel):
     async def _move_state(self, name, stream, ident, parent):
         """Save or load the state. It runs code of the session, and can be interrupted like a cell."""
         pipe = self._pipe(parent)
+        self._pipes = {parent["content"]["transfer"]: pipe}
         try:
             self._runs_code = True
             try:
@@ -416,8 +420,6 @@ class SandboxKernel(IPythonKernel):
     async def _take_state(self, stream, ident, parent):
         pipe = self._pipe(parent)
         piece, last = pipe.poll()
-        if last:
-            self._pipes.pop(parent["content"]["transfer"], None)
         buffers = [] if piece is None else [piece]
         self.session.send(stream, "state_take_reply", {"last": last}, parent, ident=ident, buffers=buffers)
 
@@ -426,7 +428,6 @@ class SandboxKernel(IPythonKernel):
         taken = pipe.offer(bytes(parent["buffers"][0])) if parent["buffers"] else True
         if parent["content"]["last"] and taken:
             pipe.end()
-            self._pipes.pop(parent["content"]["transfer"], None)
         self.session.send(stream, "state_give_reply", {"taken": taken}, parent, ident=ident)
 
     async def _answer(self, name, stream, ident, parent):

@@ -38,8 +38,13 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _LARGEST_MESSAGE = 4 * MEGABYTE
 # What the first real cell would otherwise pay for: the compiler's and the display machinery's first use. Measured: a
 # first cell took 16 ms after one silent cell, 8 ms after these, and 5 ms is what later ones take. The last one takes
-# away what the others left in `_` and `Out`.
-_WARM_UP = [("1", False)] * 3 + [("get_ipython().displayhook.flush(); del _0", True)]
+# away what the others left in `Out` and `_`, and by IPython's own way: a `_` that it finds changed it would leave alone.
+_FORGET = """
+get_ipython().displayhook.flush()
+del _0
+get_ipython().push(dict.fromkeys(("_", "__", "___"), ""), interactive=False)
+"""
+_WARM_UP = [("1", False)] * 3 + [(_FORGET, True)]
 
 _ADOPTION = 15.0  # seconds that a kernel has to dial again, and to be done with what it was doing
 _HEED = 2.0  # seconds in which a cell should heed its interrupt; then it is interrupted once more, in another way

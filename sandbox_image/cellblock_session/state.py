@@ -256,7 +256,7 @@ class SessionState:
             namespace["_oh"][int(name[4:-1])] = namespace[f"_{name[4:-1]}"] = value
         hook = self._shell.displayhook
         hook._, hook.__, hook.___ = last.values()
-        namespace.update(last)
+        self._shell.push(last, interactive=False)  # as IPython does: a `_` that it finds changed it would leave alone
         self._shell.execution_count = surroundings["count"]
         return {"status": "ok", "lost": _told(lost), "has_lost": NotRestored.made > 0}
 

@@ -18,6 +18,7 @@ from orchestrator.errors import (
     CheckpointTooLargeError,
     InvalidInputError,
 )
+from orchestrator.store.checkpointfiles import CheckpointFiles
 from tests.conftest import make_manager, one_session
 
 STATE = """
@@ -255,3 +256,23 @@ async def test_a_restored_session_goes_on_from_what_it_was_restored_to(runtime: 
         await manager.restore(session, old)
         await manager.execute_code(session, "import os; os._exit(1)")
         assert (await run(manager, session, "x"))["result"] == "'old'"
+
+
+async def test_a_state_that_came_before_it_was_asked_for_is_loaded(runtime: str) -> None:
+    """Its pieces and its end travel on another channel than the request, and may all be there first."""
+    async with one_session(runtime) as (manager, session):
+        await run(manager, session, "x = 'here'")
+        made = await manager.checkpoint(session)
+        with CheckpointFiles(made.path.parent.parent).reading(made.path) as reader:
+            pieces = (reader.piece(0),)
+            assert len(pieces[0]) == reader.size
+        async with manager.acquire_kernel("fresh", timeout=60) as (kernel, fresh):
+            for last, buffers in ((False, pieces), (True, ())):
+                given = await kernel.request(
+                    "control", "state_give_request", {"transfer": "t", "last": last}, timeout=10, buffers=buffers
+                )
+                assert given.content["taken"] is True
+            content = {"transfer": "t", "options": {"tolerant": False}}
+            loaded = await kernel.request("shell", "state_load_request", content, timeout=10)
+            assert loaded.content["status"] == "ok"
+            assert (await run(manager, fresh, "x"))["result"] == "'here'"

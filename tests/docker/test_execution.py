@@ -28,7 +28,7 @@ from orchestrator import (
     StreamOutput,
 )
 from orchestrator.outputs import Event
-from tests.conftest import make_manager
+from tests.conftest import make_manager, one_session
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -324,6 +324,19 @@ async def test_kernel_features_that_agents_use(manager: AgentKernelManager, sess
     assert "from the shell" in result["stdout"]
     assert result["result"] == "[1, 2]"
     assert result["duration_s"] > 0
+
+
+async def test_the_last_values_are_there_from_the_first_cell_on(runtime: str) -> None:
+    """`_`, `__`, `Out` and `_N` as in any notebook, in a fresh kernel and after a restore."""
+    async with one_session(runtime) as (manager, session):
+        for restored in (False, True):
+            assert (await manager.execute_code(session, "20"))["result"] == "20"
+            assert (await manager.execute_code(session, "_ + 1"))["result"] == "21"
+            assert (await manager.execute_code(session, "_ * 2, __"))["result"] == "(42, 20)"
+            if not restored:
+                assert (await manager.execute_code(session, "_, Out[1], _2"))["result"] == "((42, 20), 20, 21)"
+                await manager.restore(session, await manager.checkpoint(session))
+                assert (await manager.execute_code(session, "_[0], Out[2]"))["result"] == "((42, 20), 21)"
 
 
 async def test_display_events_are_typed(manager: AgentKernelManager, session: KernelSession) -> None:
