@@ -38,7 +38,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _LARGEST_MESSAGE = 4 * MEGABYTE
 # What the first real cell would otherwise pay for: the compiler's and the display machinery's first use. Measured: a
 # first cell took 16 ms after one silent cell, 8 ms after these, and 5 ms is what later ones take. The last one takes
-# away what the others left in `Out` and `_`, and by IPython's own way: a `_` that it finds changed it would leave alone.
+# away what they left in `Out` and `_`, and by IPython's own way: a `_` that it finds changed it would leave alone.
 _FORGET = """
 get_ipython().displayhook.flush()
 del _0
