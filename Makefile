@@ -41,6 +41,13 @@ reactions: image ## measure how soon a timeout, an interrupt, a cancellation and
 usage: image ## measure what it costs to watch 100 kernels; about five minutes
 	@$(BIN)/python -m benchmarks.usage
 
+# TIMES and SEED say how often, and when
+crashes: image ## kill a working orchestrator 200 times, and look for what is orphaned or lost; about twenty minutes
+	@$(BIN)/python -m tests.faults.crashes --times $(or $(TIMES),200) --seed $(or $(SEED),1)
+
+sessions: image ## 200 sessions over four kernels: does each find its own state, and what does a wake cost
+	@$(BIN)/python -m benchmarks.sessions
+
 screenshots: image ## make the pictures in docs/pictures, of real commands on real kernels
 	@$(BIN)/python -m docs.screenshots
 
