@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from orchestrator.store.wholefile import write_whole
+from orchestrator.store.wholefile import whole_file
 
 _LARGE = 32 * 1024  # characters of a text that gets a file of its own
+_PIECE = 256 * 1024  # characters that are encoded at once: a second copy of a cell's outputs would count as much
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 # A file may be there before the row that needs it, or be found by one that is about to be written. A file's age is of
 # the wall clock: longer than the hour by which that is set at once where a time zone is mistaken.
@@ -86,15 +87,19 @@ class Payloads:
         return (file for file in self._folder.glob("??/*") if _DIGEST.fullmatch(file.name))
 
     def _keep(self, text: str) -> tuple[str, int]:
-        content = text.encode("utf-8", "surrogatepass")
-        digest = hashlib.sha256(content).hexdigest()
+        seal, size = hashlib.sha256(), 0
+        for piece in _encoded(text):
+            seal.update(piece)
+            size += len(piece)
+        digest = seal.hexdigest()
         file = self._path(digest)
         try:
             os.utime(file)
         except FileNotFoundError:
             file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_whole(file, content, mode=0o600)
-        return digest, len(content)
+            with whole_file(file, mode=0o600) as handle:
+                handle.writelines(_encoded(text))
+        return digest, size
 
     def _read(self, digest: str) -> str:
         try:
@@ -104,3 +109,8 @@ class Payloads:
 
     def _path(self, digest: str) -> Path:
         return self._folder / digest[:2] / digest
+
+
+def _encoded(text: str) -> Iterator[bytes]:
+    """Yield a text in UTF-8, in pieces."""
+    return (text[start : start + _PIECE].encode("utf-8", "surrogatepass") for start in range(0, len(text), _PIECE))
