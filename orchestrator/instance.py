@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import hashlib
 import logging
 import os
 import secrets
@@ -99,6 +100,7 @@ class Instance:
             limits=limits,
             instance=instance,
             host=host_identity(),
+            home=home_of(settings),
             folder=folder,
             uid_base=settings.uid_base,
             uid_count=settings.uid_count,
@@ -159,20 +161,27 @@ class Instance:
         self._kernels[kernel.container.name] = kernel
         return kernel
 
-    async def inherit(self, kernel_ids: Collection[str]) -> list[Leftover]:
-        """Find those of these kernels that still run, and whose process is dead. They are this instance's from now on.
+    async def inherit(self, kernel_ids: Collection[str]) -> tuple[list[Leftover], set[str]]:
+        """Find those of these kernels that still run.
+
+        Returns:
+            Those whose process is dead, which are this instance's from now on; and the ids of those that are not to be
+            touched from here: another process was quicker, or they have their folder elsewhere.
 
         Raises:
             EngineError: the engine does not answer.
         """
         engine = self.engine
-        mine = []
+        mine, others = [], set()
         for left in await engine.retry(leftovers, engine.client.api, kernel_ids):
-            if left.instance not in self._inherited and (lease := instance_lease(left.instance)) is not None:
+            here = self._folder_of(left.instance).is_dir()
+            if here and left.instance not in self._inherited and (lease := instance_lease(left.instance)) is not None:
                 self._inherited[left.instance] = lease
-            if left.instance in self._inherited:
+            if here and left.instance in self._inherited:
                 mine.append(left)
-        return mine
+            else:
+                others.add(left.kernel_id)
+        return mine, others
 
     async def adopt(self, left: Leftover) -> Kernel:
         """Take over an inherited kernel.
@@ -195,7 +204,7 @@ class Instance:
         """Remove what dead instances left on this host, but for the kernels that this one has adopted.
 
         Args:
-            everywhere: also kernels that run, and that another state folder's next start could go on with.
+            everywhere: also kernels that run, and that a next start with other folders could go on with.
 
         Returns:
             How many containers that were.
@@ -216,7 +225,7 @@ class Instance:
                 lease.release()
                 del self._inherited[instance]
         folder = self._config.folder.parent
-        return removed + await self.engine.retry(sweep_orphans, api, folder, everywhere=everywhere)
+        return removed + await self.engine.retry(sweep_orphans, api, folder, None if everywhere else self._config.home)
 
     async def keep_clean(self) -> None:
         """Remove what the engine was too late, or unable, to make or remove when it was asked. Runs for ever."""
@@ -309,6 +318,11 @@ class Instance:
         self._config.audit.close()
         for lease in (self._lease, *self._inherited.values()):
             lease.release()
+
+
+def home_of(settings: Settings) -> str:
+    """Return what stands for the folders of state and data, in the labels of containers."""
+    return hashlib.sha256(f"{settings.state_path}\0{settings.data_path}".encode()).hexdigest()[:16]
 
 
 def _speaks_against_runtime(error: KernelStartError | EngineError) -> bool:

@@ -150,12 +150,14 @@ class AgentKernelManager:
                 raise
             try:
                 self._keeper.open(store, files, instance.name)
-                self.recovery = await recover(store, self._keeper, instance, self.max_kernels)
                 await self._control.listen(instance.config.folder)
                 if self.settings.metrics_port:
                     self.telemetry.serve(self.settings.metrics_address, self.settings.metrics_port)
+                self.recovery = await recover(store, self._keeper, instance, self.max_kernels)  # the last that can fail
             except BaseException:
                 instance.disclaim()
+                await self._control.close()
+                await asyncio.to_thread(self.telemetry.close)
                 await instance.close()
                 await asyncio.to_thread(store.close)
                 raise
@@ -184,7 +186,8 @@ class AgentKernelManager:
         if not starting.done():
             starting.add_done_callback(_report_late_start)
             raise EngineTimeoutError(
-                f"the Docker engine did not answer within {timeout:g} s.", remedy="See `cellblock doctor`."
+                f"the manager did not start within {timeout:g} s: the engine or a recovery takes longer.",
+                remedy="It goes on trying; `cellblock doctor` says whether the engine answers.",
             )
         if starting.cancelled():
             self._refuse_when_closed()
@@ -348,6 +351,9 @@ class AgentKernelManager:
 
         Returns:
             Whether the agent had a session.
+
+        Raises:
+            KernelPoolExhaustedError: it has been on its way to its kernel, or to sleep, for a minute.
         """
         return await self._keeper.end(agent_id, reason)
 
@@ -375,7 +381,7 @@ class AgentKernelManager:
 
         Args:
             checkpoint: as ``checkpoint`` returned it, its id, or the path of its file.
-            timeout: seconds to wait for a free kernel; None waits for ever.
+            timeout: seconds to wait for a free kernel; None waits a minute, since this session keeps one meanwhile.
 
         Raises:
             CheckpointMissingError, CheckpointDamagedError, CheckpointFormatError, CheckpointForeignError: it cannot be
@@ -454,7 +460,7 @@ class AgentKernelManager:
         return {"kernel_id": kernel_id, **sample.as_dict(self.resource_limits)}
 
     async def sweep_everywhere(self) -> int:
-        """Remove also the running kernels of dead processes whose state folder is another. Returns how many.
+        """Remove also the running kernels of dead processes with other folders. Returns how many.
 
         Raises:
             EngineError: the engine does not answer.

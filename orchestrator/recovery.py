@@ -59,9 +59,13 @@ async def recover(store: History, keeper: SessionKeeper, instance: Instance, max
         for record in await store.run(History.unended)
         if record.owner is not None and Instance.is_dead(record.owner)
     ]
-    left = {found.kernel_id: found for found in await instance.inherit({record.kernel_id for record in records})}
+    inherited, others = await instance.inherit({record.kernel_id for record in records})
+    left = {found.kernel_id: found for found in inherited}
     mine = [
-        record for record in records if await store.run(History.claim, record.session_id, record.owner, instance.name)
+        record
+        for record in records
+        if record.kernel_id not in others
+        and await store.run(History.claim, record.session_id, record.owner, instance.name)
     ]
     mine.sort(key=lambda record: record.last_used_at, reverse=True)
     places = asyncio.Semaphore(_AT_ONCE)

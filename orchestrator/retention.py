@@ -41,10 +41,14 @@ class Retention:
         Raises:
             StoreError: the history cannot be read or written.
         """
-        gone = self._store.excess(time.time() - self._age, self._size)
-        for session_id in gone:
-            for checkpoint_id in self._store.delete(session_id):
+        gone = 0
+        for session_id in self._store.excess(time.time() - self._age, self._size):
+            files = self._store.delete(session_id)
+            if files is None:  # its agent has just woken it
+                continue
+            gone += 1
+            for checkpoint_id in files:
                 self._files.remove(checkpoint_id)
         self._store.sweep_payloads()
         self._files.sweep(self._store.known_checkpoints())
-        return len(gone)
+        return gone

@@ -74,6 +74,7 @@ class KernelSession:
         cell_count: how many cells it has run.
         caller: on whose behalf its kernel was acquired last.
         users: how many ``acquire_kernel`` contexts are open.
+        closing: whether its manager shuts down: cells that wait for their turn do not get it.
         idle_since: monotonic seconds of the last use.
         ended: why the session is over; None while it lives.
         asleep: whether it has given up its kernel, and goes on from its newest checkpoint when it is wanted.
@@ -101,6 +102,7 @@ class KernelSession:
     store: History | None = field(default=None, repr=False)
     notices: list[str] = field(default_factory=list, repr=False)
     users: int = field(default=0, repr=False)
+    closing: bool = field(default=False, repr=False)
     idle_since: float = field(default_factory=time.monotonic, repr=False)
     _cell: Cell | None = field(default=None, init=False, repr=False)
     _ending: asyncio.Task[None] | None = field(default=None, init=False, repr=False)
@@ -220,6 +222,8 @@ class KernelSession:
         await self._lock.acquire()
         try:
             kernel = self.live_kernel()
+            if self.closing:
+                raise SessionEndedError("the manager shuts down; the cell has not run.", reason="shutdown")
             await self._open_row(code, kernel)
             self._note_start(kernel, code)
             if "execution_history" in vars(self):

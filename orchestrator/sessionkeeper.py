@@ -28,6 +28,7 @@ from orchestrator.errors import (
     CellblockError,
     CheckpointError,
     CheckpointMissingError,
+    CheckpointStateError,
     EngineError,
     InvalidInputError,
     KernelDiedError,
@@ -51,6 +52,8 @@ _log = logging.getLogger(__name__)
 _REMEMBERED_ENDS = 10_000  # agents whose last session's end is remembered until they return
 _LEAST_SWEEP = 0.05  # seconds between two looks for idle sessions
 _SHUTDOWN_GRACE = 5.0  # seconds that a shutdown which keeps sessions gives a running cell before it is interrupted
+_LONGEST_WAIT = 60.0  # seconds of a wait that nobody bounded, and that keeps something from others
+_EVICTION = 5.0  # seconds in which a session should have fallen asleep; then another one's place is looked for too
 _TRY_AGAIN = 5.0  # seconds after which a state that the store would not take is offered again
 _ANEW = "Begin anew with `await manager.end_session(agent_id)`."
 _CHECKPOINT_ID = re.compile(r"[0-9a-f]{32}")
@@ -88,7 +91,7 @@ class SessionKeeper:
         self._ends: dict[str, str] = {}
         # By session: the cell after which it was found to be no candidate for sleep, and until when.
         self._kept: dict[str, tuple[int, float]] = {}
-        self._evicting: set[str] = set()
+        self._evicting: dict[str, float] = {}  # agents, and when in monotonic seconds it began
         self._inherited: set[str] = set()  # sessions of a dead process that no agent of this one has asked for yet
         self._crowded = False  # whether a session had to sleep for want of a place
         self._closed = False
@@ -117,10 +120,7 @@ class SessionKeeper:
             if session is not None and session.kernel is not None and session.kernel.is_alive:
                 self._inherited.discard(session.session_id)
                 return session
-            if session is not None:
-                await self._bury(session)
-            elif agent_id in self._burials:
-                await asyncio.shield(self._burials[agent_id])
+            await self._buried(agent_id, session, deadline)
             if self._closed:
                 raise ManagerClosedError("the manager has been shut down.", remedy="Make a new one.")
             record = await self._sleeper(agent_id)
@@ -129,22 +129,30 @@ class SessionKeeper:
                 if record is not None:
                     session = await self._wake(record, kernel, resource)
                 else:
-                    session = await self._begin(agent_id, kernel, caller)
+                    session = await self._begin(agent_id, kernel, resource, caller)
+                self._settle_in(session, resource, caller)
             except BaseException:
                 self._pool.release(resource)
                 raise
-            self._settle_in(session, resource, caller)
             return session
 
     async def end(self, agent_id: str, reason: str) -> bool:
         """End the agent's session, awake or asleep, and discard its kernel. Returns whether there was one."""
         session = self.sessions.get(agent_id)
-        if session is not None:
-            await self._end(session, reason)
-            return True
+        if session is None:
+            async with self._locked(agent_id, _LONGEST_WAIT):  # it may just be on its way to sleep, or awake
+                session = self.sessions.get(agent_id)
+                if session is None:
+                    return await self._end_sleeper(agent_id, reason)
+        await self._end(session, reason)
+        return True
+
+    async def _end_sleeper(self, agent_id: str, reason: str) -> bool:
         record = None if self._store is None else await self._sleeper(agent_id)
-        if record is None:
+        if self._store is None or record is None:
             return False
+        if not await self._store.run(History.claim, record.session_id, None, self._owner):
+            return False  # another process has just woken it
         if (held := self._asleep.pop(record.session_id, None)) is not None:
             held.ended, held.asleep = reason, False
         await self._forget(record.session_id, reason)
@@ -162,7 +170,7 @@ class SessionKeeper:
         if every and session.cell_count % every == 0 and session.kernel is not None and session.kernel.is_alive:
             try:
                 await self.checkpoint(session, asked_for=False)
-            except (CheckpointError, StoreError) as error:
+            except CellblockError as error:  # the cell has run, whatever became of its kernel since
                 session.notices.append(f"no checkpoint could be made after cell {session.cell_count}: {error.message}")
 
     async def restore(
@@ -178,25 +186,30 @@ class SessionKeeper:
         path = _path_of(checkpoint, self._files)
         async with self._locked(session.agent_id, timeout), session.between_cells():
             session.live_kernel()
-            kernel, resource = await self._lease(None if timeout is None else Deadline(timeout), room_for=session)
+            kernel, resource = await self._lease(
+                Deadline(_LONGEST_WAIT if timeout is None else timeout), room_for=session
+            )
             resource.served = True  # whatever comes of it, nobody else gets this kernel
             try:
                 restored = await load(kernel, self._files, path, session.agent_id)
+                session.live_kernel()  # it may have ended meanwhile, or its own kernel died
                 await self._note_life(session.session_id, kernel)
+                session.live_kernel()
+                old = self._leases.pop(session.kernel_id, None)
+                session.attach(kernel)
+                session.restored = restored
+                self._settle_in(session, resource, session.caller)
             except BaseException:
                 self._pool.release(resource)
                 raise
-            old = self._leases.pop(session.kernel_id, None)
-            session.attach(kernel)
-            session.restored = restored
-            self._settle_in(session, resource, session.caller)
             try:  # else it would be woken from a checkpoint of the state that it has just left
                 await capture(session, self._files, asked_for=False)
-            except (CheckpointError, StoreError) as error:
+            except CellblockError as error:
                 session.notices.append(f"the restored state could not be kept for a later kernel: {error.message}")
+            finally:
+                if old is not None:
+                    await self._pool.discard(old)
         session.note(kernel, "session.restored", checkpoint=restored.checkpoint_id, lost=len(restored.lost))
-        if old is not None:
-            await self._pool.discard(old)
         return restored
 
     async def hibernate(self, session: KernelSession, reason: str) -> bool:
@@ -248,6 +261,7 @@ class SessionKeeper:
             now = time.monotonic()
             for session in list(self.sessions.values()):
                 idle = session.users == 0 and not session.is_busy and now - session.idle_since >= limit
+                idle = idle and _lives(session)
                 if idle and not self._is_kept(session) and session.agent_id not in self._evicting:
                     self._evict(session, "idle")
                     await asyncio.sleep(0)
@@ -284,8 +298,13 @@ class SessionKeeper:
         """
         assert self._store is not None
         assert self._files is not None
-        agent_ids = await self._free_ids(session.agent_id, count, agent_ids)
-        made = await self.checkpoint(session, asked_for=False)
+        async with session.between_cells():  # of two forks at once each finds its own ids, and its own checkpoint
+            return await self._fork(session, await self._free_ids(session.agent_id, count, agent_ids))
+
+    async def _fork(self, session: KernelSession, agent_ids: Sequence[str]) -> list[KernelSession]:
+        assert self._store is not None
+        assert self._files is not None
+        made = await capture(session, self._files, asked_for=False)
         kernel = session.live_kernel()
         forks = [
             KernelSession(uuid.uuid4().hex, kernel.kernel_id, agent_id, parent_id=session.session_id, store=self._store)
@@ -298,7 +317,7 @@ class SessionKeeper:
                 noted.append((fork.agent_id, await copy(made, fork, self._files)))
             names = {"kernel_id": kernel.kernel_id, "runtime": kernel.runtime}
             await self._store.run(History.add_forks, session.session_id, noted, **names)
-        except CellblockError:
+        except BaseException:
             for _, record in noted:
                 await asyncio.to_thread(self._files.remove, record.checkpoint_id)
             raise
@@ -353,7 +372,7 @@ class SessionKeeper:
                 await lock.acquire()
         except TimeoutError:
             raise KernelPoolExhaustedError(
-                f"another call for agent {agent_id!r} is still waiting for its kernel.",
+                f"the session of agent {agent_id!r} is still being woken, or put to sleep, for another call.",
                 max_kernels=self._pool.max_kernels,
                 waited=timeout or 0.0,
             ) from None
@@ -395,19 +414,24 @@ class SessionKeeper:
                 break
         return free
 
-    async def _begin(self, agent_id: str, kernel: Kernel, caller: str) -> KernelSession:
+    async def _begin(self, agent_id: str, kernel: Kernel, resource: KernelResource, caller: str) -> KernelSession:
         session = KernelSession.of(agent_id, kernel, self._store)
         session.caller = caller
         session.previous_end = self._ends.pop(agent_id, None)
+        resource.served = True  # whatever comes of it, nobody else gets this kernel
         assert self._store is not None
-        await self._store.run(
-            History.add_session,
-            session.session_id,
-            agent_id,
-            owner=self._owner,
-            kernel_id=kernel.kernel_id,
-            runtime=kernel.runtime,
-        )
+        try:
+            await self._store.run(
+                History.add_session,
+                session.session_id,
+                agent_id,
+                owner=self._owner,
+                kernel_id=kernel.kernel_id,
+                runtime=kernel.runtime,
+            )
+        except BaseException:
+            self._store.submit(History.session_ends, session.session_id, "never_started")
+            raise
         session.note(kernel, "session.started", previous_end=session.previous_end)
         return session
 
@@ -470,6 +494,26 @@ class SessionKeeper:
         if session.kernel is kernel and not self._closed:
             await self._bury(session)
 
+    async def _buried(self, agent_id: str, session: KernelSession | None, deadline: Deadline | None) -> None:
+        """Wait for the end of the agent's last kernel, if it is coming.
+
+        Raises:
+            KernelPoolExhaustedError: it takes longer than the deadline.
+        """
+        waited = None if deadline is None else deadline.remaining()
+        try:
+            async with asyncio.timeout(waited):
+                if session is not None:
+                    await self._bury(session)
+                elif agent_id in self._burials:
+                    await asyncio.shield(self._burials[agent_id])
+        except TimeoutError:
+            raise KernelPoolExhaustedError(
+                f"the last kernel of agent {agent_id!r} is gone, and the engine has not yet said how.",
+                max_kernels=self._pool.max_kernels,
+                waited=waited or 0.0,
+            ) from None
+
     async def _bury(self, session: KernelSession) -> None:
         """A session's kernel is gone: find out why, and free its place in the pool. Once, whoever asks for it."""
         agent_id = session.agent_id
@@ -479,20 +523,25 @@ class SessionKeeper:
         await asyncio.shield(self._burials[agent_id])
 
     async def _bury_once(self, session: KernelSession) -> None:
-        if self.sessions.get(session.agent_id) is not session or session.kernel is None:
+        kernel = session.kernel
+        if self.sessions.get(session.agent_id) is not session or kernel is None:
             return
         try:
-            reason: str = (await session.kernel.exit()).reason
+            reason: str = (await kernel.exit()).reason
         except EngineError:
             reason = "engine_lost"
-        if self.sessions.get(session.agent_id) is not session:
-            return
         await session.settled()
+        if self.sessions.get(session.agent_id) is not session or session.kernel is not kernel:
+            return
         await self._give_up(session, reason)
 
     async def _give_up(self, session: KernelSession, reason: str) -> None:
         """Take a session's kernel away as it is: it goes on from its newest checkpoint, if there is one."""
-        if await self._has_checkpoint(session):
+        try:
+            goes_on = await self._has_checkpoint(session)
+        except StoreError:  # its place must be free all the same; waking it tells
+            goes_on = True
+        if goes_on:
             await self._fall_asleep(session, reason)
         else:
             await self._end(session, reason)
@@ -509,10 +558,12 @@ class SessionKeeper:
         if session.kernel is not None:
             session.note(session.kernel, "session.ended", reason=reason, cells=session.cell_count)
         resource = self._leases.pop(session.kernel_id, None)
-        if resource is not None:
-            await self._pool.discard(resource)
-        await session.settled()
-        await self._forget(session.session_id, reason)
+        try:
+            if resource is not None:
+                await self._pool.discard(resource)
+            await session.settled()
+        finally:
+            await self._forget(session.session_id, reason)
 
     async def _forget(self, session_id: str, reason: str) -> None:
         """Note a session's end; the checkpoints that nobody asked for go with it."""
@@ -538,10 +589,12 @@ class SessionKeeper:
         self._remember_end(session.agent_id, reason)
         self._telemetry.kernel_ended(reason)
         assert self._store is not None
-        with _logged():
-            await self._store.run(History.session_sleeps, session.session_id)
-        if resource is not None:
-            await self._pool.discard(resource)
+        try:
+            with _logged():
+                await self._store.run(History.session_sleeps, session.session_id)
+        finally:
+            if resource is not None:
+                await self._pool.discard(resource)
 
     def _make_room(self, spare: KernelSession | None = None) -> None:
         """Let the least recently used sessions sleep, as many as kernels are wanted beyond what is coming.
@@ -550,13 +603,16 @@ class SessionKeeper:
         """
         if not self._policy.hibernate or self._closed or self._store is None:
             return
-        for _ in range(self._pool.shortage(with_warm=self._crowded) - len(self._evicting)):
+        now = time.monotonic()
+        coming = sum(1 for begun in self._evicting.values() if now - begun < _EVICTION)
+        for _ in range(self._pool.shortage(with_warm=self._crowded) - coming):
             candidates = [
                 session
                 for session in self.sessions.values()
                 if session.users == 0
                 and not session.is_busy
                 and session is not spare
+                and _lives(session)
                 and session.agent_id not in self._evicting
                 and not self._is_kept(session)
                 and not ((lock := self._agents.get(session.agent_id)) is not None and lock.locked())
@@ -567,7 +623,8 @@ class SessionKeeper:
             self._evict(min(candidates, key=lambda session: session.idle_since), "evicted")
 
     def _evict(self, session: KernelSession, reason: str) -> None:
-        self._evicting.add(session.agent_id)
+        self._evicting[session.agent_id] = time.monotonic()
+        asyncio.get_running_loop().call_later(_EVICTION, self._make_room)
         self._spawn(self._evict_now(session, reason))
 
     async def _evict_now(self, session: KernelSession, reason: str) -> None:
@@ -575,12 +632,12 @@ class SessionKeeper:
             if self._policy.hibernate:
                 slept = await self.hibernate(session, reason)
                 if not slept and self.sessions.get(session.agent_id) is session and session.users == 0:
-                    self._evicting.discard(session.agent_id)
+                    self._evicting.pop(session.agent_id, None)
                     self._make_room()  # another one, perhaps
             elif self.sessions.get(session.agent_id) is session and session.users == 0:
                 await self._end(session, reason)
         finally:
-            self._evicting.discard(session.agent_id)
+            self._evicting.pop(session.agent_id, None)
 
     def _keep(self, session: KernelSession, why: str, seconds: float = math.inf) -> None:
         self._kept[session.session_id] = session.cell_count, time.monotonic() + seconds
@@ -594,12 +651,9 @@ class SessionKeeper:
 
     async def _close_one(self, session: KernelSession, *, keep: bool) -> None:
         keep = keep or session.session_id in self._inherited
-        if session.kernel is not None and session.kernel.is_alive and (keep or await self._has_checkpoint(session)):
-            if keep and session.is_busy:
-                await self._end_cell(session)
+        if _lives(session) and (keep or (not session.is_busy and await self._has_checkpoint(session))):
             try:
-                if not session.is_busy:
-                    await self.checkpoint(session, asked_for=False)
+                await self._capture_last(session)
             except CellblockError as error:
                 _log.warning("the newest state of agent %s's session is lost: %s", session.agent_id, error)
         if await self._has_checkpoint(session):
@@ -607,13 +661,27 @@ class SessionKeeper:
         else:
             await self._end_without_pool(session)
 
-    async def _end_cell(self, session: KernelSession) -> None:
-        """Let a running cell end within the grace period, or interrupt it."""
+    async def _capture_last(self, session: KernelSession) -> None:
+        """Capture a session's state once its running cell has ended, within the grace period, or was interrupted.
+
+        Cells that wait for their turn do not get it any more.
+
+        Raises:
+            CheckpointError, StoreError, KernelDiedError: see ``checkpoint.capture``.
+            CheckpointStateError: the cell does not end.
+        """
+        assert self._files is not None
+        session.closing = True
         for patience in (_SHUTDOWN_GRACE, INTERRUPT_GRACE):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience), session.between_cells():
+            try:
+                async with contextlib.AsyncExitStack() as held:
+                    async with asyncio.timeout(patience):
+                        await held.enter_async_context(session.between_cells())
+                    await capture(session, self._files, asked_for=False)
                     return
-            session.interrupt()
+            except TimeoutError:
+                session.interrupt()
+        raise CheckpointStateError("its cell did not heed its interrupt.")
 
     async def _has_checkpoint(self, session: KernelSession) -> bool:
         return self._store is not None and bool(await self._store.run(History.checkpoints_of, session.session_id))
@@ -630,6 +698,10 @@ class SessionKeeper:
         self._ends[agent_id] = reason
         while len(self._ends) > _REMEMBERED_ENDS:
             del self._ends[next(iter(self._ends))]
+
+
+def _lives(session: KernelSession) -> bool:
+    return session.kernel is not None and session.kernel.is_alive
 
 
 @contextlib.contextmanager

@@ -154,7 +154,9 @@ def _settings(policy: Policy) -> dict[str, Any]:
 def _specimen(policy: Policy) -> dict[str, Any]:
     """The request for a container of this policy, as the engine would get it."""
     runtime = "runsc" if policy.choose_runtime("") in ("auto", "runsc") else "runc"
-    spec = ContainerSpec("cellblock-…", "…", runtime, Path("/…/wire"), Settings.load().uid_base, "…", "…", ("…", "…"))
+    spec = ContainerSpec(
+        "cellblock-…", "…", runtime, Path("/…/wire"), Settings.load().uid_base, "…", "…", ("…", "…"), "…"
+    )
     return create_request(spec, policy, policy.resource_limits())
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from orchestrator.cli.render import console, plain, run_async
 from orchestrator.container.engine import Engine
 from orchestrator.container.reaper import orphaned_folders, orphans
-from orchestrator.instance import Instance
+from orchestrator.instance import Instance, home_of
 from orchestrator.manager import AgentKernelManager
 from orchestrator.settings import Settings
 from orchestrator.store.history import History, SessionRecord
@@ -21,7 +21,7 @@ from orchestrator.store.history import History, SessionRecord
 def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is, and leave it.")] = False,
     everywhere: Annotated[
-        bool, typer.Option("--all", help="Also running kernels of other users and state folders: they are lost then.")
+        bool, typer.Option("--all", help="Also running kernels of other users and folders: they are lost then.")
     ] = False,
 ) -> None:
     """Remove containers and folders of processes that have died, and sessions beyond the retention's limits.
@@ -38,7 +38,7 @@ async def _look(everywhere: bool) -> None:
     settings = Settings.load()
     engine = await Engine.connect(settings.engine_timeout)
     try:
-        containers = await engine.retry(orphans, engine.client.api, None if everywhere else settings.state_path)
+        containers = await engine.retry(orphans, engine.client.api, None if everywhere else home_of(settings))
     finally:
         engine.close()
     folders = orphaned_folders(settings.state_path)

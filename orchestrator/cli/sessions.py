@@ -155,7 +155,12 @@ def delete(
             )
         if not yes and not typer.confirm(f"Delete {record.cells} cells of agent {plain(record.agent_id)}?"):
             raise typer.Exit(1)
-        for checkpoint_id in history.delete(record.session_id):
+        removed = history.delete(record.session_id, record.owner)
+        if removed is None:
+            raise InvalidInputError(
+                f"session {record.session_id[:12]} is another host's, or its agent has just come back; it is as it was."
+            )
+        for checkpoint_id in removed:
             files.remove(checkpoint_id)
         history.sweep_payloads()
     console.print(f"deleted {record.session_id}")

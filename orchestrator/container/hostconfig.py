@@ -19,6 +19,7 @@ BOOT_LABEL = f"{LABEL}.boot"
 USER_LABEL = f"{LABEL}.user"
 NAMESPACE_LABEL = f"{LABEL}.network-namespace"
 LOCK_LABEL = f"{LABEL}.lock"
+HOME_LABEL = f"{LABEL}.home"
 
 KERNEL_MOUNT = "/run/kernel"
 DATA_MOUNT = "/data"
@@ -35,6 +36,7 @@ class ContainerSpec:
         name: unique on this engine; creating it twice fails, so that a lost reply makes no duplicate.
         wire: host folder of the kernel's sockets, mounted read-only.
         uid: user and group id inside, and outside.
+        home: stands for the folders of state and data: the next start with the same may go on with the kernel.
         host: what ``lease.host_identity`` says, so that only a neighbour who can judge removes it as an orphan.
     """
 
@@ -46,6 +48,7 @@ class ContainerSpec:
     instance: str
     kernel_id: str
     host: tuple[str, str]
+    home: str
 
 
 def create_request(spec: ContainerSpec, policy: Policy, limits: KernelResourceLimits) -> dict[str, Any]:
@@ -66,6 +69,7 @@ def create_request(spec: ContainerSpec, policy: Policy, limits: KernelResourceLi
             USER_LABEL: str(spec.uid),
             BOOT_LABEL: spec.host[0],
             NAMESPACE_LABEL: spec.host[1],
+            HOME_LABEL: spec.home,
         },
         "NetworkDisabled": True,
         "StopSignal": "SIGKILL",

@@ -11,6 +11,7 @@ from typing import Any
 from orchestrator.container.container import remove_by_name
 from orchestrator.container.hostconfig import (
     BOOT_LABEL,
+    HOME_LABEL,
     INSTANCE_LABEL,
     KERNEL_LABEL,
     LOCK_LABEL,
@@ -54,13 +55,13 @@ def leftovers(api: Any, kernel_ids: Collection[str]) -> list[Leftover]:
     return found
 
 
-def sweep_orphans(api: Any, folder: Path, *, everywhere: bool = False) -> int:
+def sweep_orphans(api: Any, folder: Path, home: str | None) -> int:
     """Remove the containers and folders of all instances that are dead. Blocks.
 
     Args:
         api: docker-py's low-level client.
         folder: where instances have their folders.
-        everywhere: see ``orphans``.
+        home: see ``orphans``.
 
     Returns:
         The number of containers that were removed.
@@ -68,11 +69,13 @@ def sweep_orphans(api: Any, folder: Path, *, everywhere: bool = False) -> int:
     Raises:
         DockerException: the engine does not answer.
     """
-    found = orphans(api, None if everywhere else folder)
+    found, spared = _divide(api, home)
     for container in found:
         remove_by_name(api, container["Id"])
+    kept = {f"i-{container['Labels'][INSTANCE_LABEL]}" for container in spared}
     for entry in orphaned_folders(folder):
-        shutil.rmtree(entry, ignore_errors=True)
+        if entry.name not in kept:
+            shutil.rmtree(entry, ignore_errors=True)
     return len(found)
 
 
@@ -93,18 +96,30 @@ def sweep_late(api: Any) -> int:
     return len(found)
 
 
-def orphans(api: Any, folder: Path | None) -> list[dict[str, Any]]:
+def orphans(api: Any, home: str | None) -> list[dict[str, Any]]:
     """Find the containers of dead instances, as the engine lists them. Blocks.
 
     Args:
-        folder: where instances have their folders. A kernel that runs and has its own elsewhere is left out: the next
-            start there may go on with it. None: nothing is left out.
+        home: see ``ContainerSpec``. A kernel that runs and has another is left out, as long as its wire is there: the
+            next start there may go on with it. None: nothing is left out.
 
     Raises:
         DockerException: the engine does not answer.
     """
+    return _divide(api, home)[0]
+
+
+def _divide(api: Any, home: str | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     every = api.containers(all=True, filters={"label": INSTANCE_LABEL})
-    return [found for found in every if _is_orphan(found) and (folder is None or not _runs_elsewhere(found, folder))]
+    orphaned = [container for container in every if _is_orphan(container)]
+    spared = [container for container in orphaned if home is not None and _may_be_adopted_elsewhere(container, home)]
+    return [container for container in orphaned if container not in spared], spared
+
+
+def _may_be_adopted_elsewhere(container: dict[str, Any], home: str) -> bool:
+    """Whether it runs, and another's next start finds its wire: a folder that is gone comes back for nobody."""
+    there = any(Path(mount["Source"]).exists() for mount in container["Mounts"])
+    return container["State"] == "running" and there and container["Labels"].get(HOME_LABEL) != home
 
 
 def orphaned_folders(folder: Path) -> list[Path]:
@@ -139,11 +154,6 @@ def _clear(folder: Path, keep: Collection[str]) -> None:
             shutil.rmtree(entry, ignore_errors=True)
         elif not entry.is_dir():
             entry.unlink(missing_ok=True)
-
-
-def _runs_elsewhere(container: dict[str, Any], folder: Path) -> bool:
-    wires = (Path(mount["Source"]) for mount in container["Mounts"])
-    return container["State"] == "running" and not any(wire.is_relative_to(folder) for wire in wires)
 
 
 def _is_orphan(container: dict[str, Any]) -> bool:

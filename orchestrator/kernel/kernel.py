@@ -79,6 +79,7 @@ class KernelConfig:
     limits: KernelResourceLimits
     instance: str
     host: tuple[str, str]
+    home: str
     folder: Path
     uid_base: int
     uid_count: int
@@ -106,6 +107,7 @@ class KernelConfig:
             instance=self.instance,
             kernel_id=kernel_id,
             host=self.host,
+            home=self.home,
         )
         return self.lock(spec, self.policy, self.limits)
 
@@ -192,7 +194,7 @@ class Kernel:
             config: with the instance and the folder that it was started with.
 
         Raises:
-            KernelStartError: it is not whole, or does not heed the interrupt; nothing of it is left.
+            KernelStartError: it is not whole, or does not heed the interrupt; it is removed, or left for the sweep.
             EngineError: the engine does not answer.
         """
         user = UserId.take_over(left.uid)

@@ -7,6 +7,7 @@ The MAC is HMAC-SHA-256 over all before it. Nothing but the magic and the sizes 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -34,7 +35,6 @@ MAGIC = _KIND + b"1\n"
 _KEY = 32  # bytes
 _MAC = 32  # bytes
 _PIECE = 1024 * 1024  # bytes
-_LARGEST_JSON = 4 * 1024 * 1024  # bytes of header or footer
 _GRACE = 86_400.0  # seconds in which a file may be without its entry; the clock may be set by an hour meanwhile
 _MEGABYTE = 1024 * 1024
 
@@ -193,8 +193,9 @@ class CheckpointFiles:
     def sweep(self, known: set[str]) -> None:
         """Remove the files that a killed process left behind: those without an entry in the history, after a day."""
         for file in self._folder.iterdir():
-            if file.name not in known and time.time() - file.stat().st_mtime > _GRACE:
-                file.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another process was quicker
+                if file.name not in known and time.time() - file.stat().st_mtime > _GRACE:
+                    file.unlink()
 
     def _check(self, descriptor: int, path: Path) -> int:
         info = os.fstat(descriptor)

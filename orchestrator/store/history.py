@@ -25,7 +25,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from orchestrator.errors import StoreError
 from orchestrator.store import schema
 from orchestrator.store.payloads import Payloads
-from orchestrator.store.schema import cells, checkpoints, payloads, sessions
+from orchestrator.store.schema import cells, checkpoints, identity, payloads, sessions
 from orchestrator.store.wholefile import write_once
 
 _log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class SessionRecord:
         state: "live" (it has, or at its owner's death had, a kernel), "asleep" (only a checkpoint) or "ended".
         end_reason: why it ended.
         created_at, last_used_at: seconds since the epoch.
-        cells: how many it has run.
+        cells: the number of its last one.
     """
 
     session_id: str
@@ -122,7 +122,8 @@ class History:
         """Open it, and bring it to the newest schema.
 
         Raises:
-            StoreError: it cannot be reached, read or written, or a newer Cellblock has written it.
+            StoreError: it cannot be reached, read or written, a newer Cellblock has written it, or the folder's files
+                belong to another database.
         """
         with _explained(f"the history {_without_password(url)}"):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -131,6 +132,7 @@ class History:
                 history.home = _home(folder)
                 with history._writing() as connection:
                     schema.migrate(connection)
+                    _refuse_foreign_files(folder, connection.execute(select(identity.c.database_id)).scalar_one())
             except BaseException:
                 history.close()
                 raise
@@ -212,7 +214,7 @@ class History:
             connection.execute(insert(checkpoints), noted)
 
     def session_lives(self, session_id: str, *, owner: str, kernel_id: str, runtime: str) -> None:
-        """Note that a session has a kernel."""
+        """Note that a session that has not ended has a kernel."""
         self._write(_updating(session_id, state="live", owner=owner, kernel_id=kernel_id, runtime=runtime))
 
     def session_sleeps(self, session_id: str) -> None:
@@ -261,41 +263,46 @@ class History:
         with self._reading() as connection:
             return [_session(row) for row in connection.execute(query.limit(10))]
 
-    def delete(self, session_id: str) -> list[str]:
-        """Delete a session with its cells.
+    def delete(self, session_id: str, owner: str | None = None) -> list[str] | None:
+        """Delete a session of this host with its cells.
+
+        Args:
+            owner: who had it when it was looked at.
 
         Returns:
-            The ids of its checkpoints, whose files are the caller's to remove.
+            The ids of its checkpoints, whose files are the caller's to remove; None where somebody has it now, or it is
+            another host's: then it is as it was.
         """
+        mine = (sessions.c.session_id == session_id) & (sessions.c.home == self.home)
+        unchanged = sessions.c.owner.is_(None) if owner is None else sessions.c.owner == owner
         with self._writing() as connection:
             files = connection.scalars(
                 select(checkpoints.c.checkpoint_id).where(checkpoints.c.session_id == session_id)
             ).all()
-            connection.execute(delete(sessions).where(sessions.c.session_id == session_id))
-        return list(files)
+            deleted = connection.execute(delete(sessions).where(mine & unchanged)).rowcount
+        return list(files) if deleted else None
 
     def excess(self, older_than: float, most_bytes: int) -> list[str]:
         """Return the ids of the sessions that are to go: unused since ``older_than``, and the oldest beyond a size.
 
         Args:
             older_than: seconds since the epoch.
-            most_bytes: of cells, outputs and checkpoints together. Sessions that have ended go first; one that a
-                process has is never named.
+            most_bytes: of this host's cells, outputs and checkpoints together. Only sessions that have ended go for
+                it: what one agent keeps writing must not cost another its state. One that a process has is never named.
         """
         with self._reading() as connection:
-            rows = connection.execute(
-                _with_totals().where(sessions.c.owner.is_(None), sessions.c.home == self.home)
-            ).all()
+            rows = connection.execute(_with_totals().where(sessions.c.home == self.home)).all()
             of_session = select(checkpoints.c.session_id, func.sum(checkpoints.c.bytes))
             sizes: dict[str, int] = {
                 session: int(size)
                 for session, size in connection.execute(of_session.group_by(checkpoints.c.session_id))
             }
-            total = connection.scalar(select(func.coalesce(func.sum(cells.c.bytes), 0))) or 0
-        total += sum(sizes.values())
+        records = sorted(map(_session, rows), key=lambda found: found.last_used_at)
+        total = sum(record.bytes + sizes.get(record.session_id, 0) for record in records)
         gone = []
-        for record in sorted(map(_session, rows), key=lambda found: (found.state != "ended", found.last_used_at)):
-            if record.last_used_at < older_than or total > most_bytes:
+        for record in records:
+            too_much = record.state == "ended" and total > most_bytes
+            if record.owner is None and (record.last_used_at < older_than or too_much):
                 gone.append(record.session_id)
                 total -= record.bytes + sizes.get(record.session_id, 0)
         return gone
@@ -368,7 +375,7 @@ class History:
             The ids of those that it replaces, whose files are the caller's to remove: the session's earlier ones that
             nobody had asked for.
         """
-        with self._writing() as connection:
+        with self._writing(durable=True) as connection:
             replaced = connection.scalars(
                 select(checkpoints.c.checkpoint_id).where(
                     checkpoints.c.session_id == record.session_id, checkpoints.c.asked_for.is_(False)
@@ -450,8 +457,17 @@ class History:
         return CellRecord(row.number, row.kernel_id, row.code, row.started_at, row.ended_at, row.outcome, result)
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        with _explained("the history"), self._engine.begin() as connection:
+    def _writing(self, *, durable: bool = False) -> Iterator[Connection]:
+        """Write in one transaction.
+
+        Args:
+            durable: whether it, and all before it, must outlive a loss of power too; else only the end of the process.
+        """
+        with (
+            _explained("the history"),
+            self._engine.connect() as connection,
+            connection.execution_options(durable=durable).begin(),
+        ):
             yield connection
 
     @contextlib.contextmanager
@@ -470,7 +486,7 @@ _NEWEST = (sessions.c.last_used_at.desc(), sessions.c.session_id)
 
 def _with_totals() -> Any:
     totals = (
-        select(cells.c.session_id, func.count().label("cells"), func.sum(cells.c.bytes).label("bytes"))
+        select(cells.c.session_id, func.max(cells.c.number).label("cells"), func.sum(cells.c.bytes).label("bytes"))
         .group_by(cells.c.session_id)
         .subquery()
     )
@@ -480,7 +496,9 @@ def _with_totals() -> Any:
 
 
 def _updating(session_id: str, **values: Any) -> Callable[[Connection], object]:
-    updated = update(sessions).where(sessions.c.session_id == session_id).values(last_used_at=time.time(), **values)
+    """Change a session that has not ended: an end is for good."""
+    unended = (sessions.c.session_id == session_id) & (sessions.c.state != "ended")
+    updated = update(sessions).where(unended).values(last_used_at=time.time(), **values)
     return lambda connection: connection.execute(updated)
 
 
@@ -515,19 +533,29 @@ def _make_engine(url: str) -> Engine:
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # transactions are begun below, not by the driver
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+    for pragma in ("journal_mode=WAL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 
 def _begin_sqlite(connection: Connection) -> None:
     """A writer takes the lock when it begins: one that read first would have to fail where another has written."""
-    reading = connection.get_execution_options().get("reading", False)
-    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+    options = connection.get_execution_options()
+    connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if options.get('durable', False) else 'NORMAL'}")
+    connection.exec_driver_sql("BEGIN" if options.get("reading", False) else "BEGIN IMMEDIATE")
 
 
 def _home(folder: Path) -> str:
     """Return the id of a data folder, so that hosts that share a database know whose files are whose."""
     return write_once(folder / "id", secrets.token_hex(16).encode()).decode("ascii", "replace")[:32]
+
+
+def _refuse_foreign_files(folder: Path, database_id: str) -> None:
+    """Compare a database with the one that a data folder's files belong to: to any other they would look unneeded."""
+    if write_once(folder / "database", database_id.encode()) != database_id.encode():
+        raise StoreError(
+            f"the files in {folder} belong to another database than CELLBLOCK_STORE_URL names.",
+            remedy="Set CELLBLOCK_STORE_URL to that one, or CELLBLOCK_DATA_DIR to another folder.",
+        )
 
 
 def _without_password(url: str) -> str:

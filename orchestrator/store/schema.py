@@ -5,6 +5,7 @@ A step is never changed once it was released: add another.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 
 from sqlalchemy import (
@@ -85,11 +86,14 @@ checkpoints = Table(
     Column("lost", Text, nullable=False),  # JSON
 )
 
+identity = Table("identity", metadata, Column("database_id", String(32), primary_key=True))  # one row
+
 _version = Table("schema_version", metadata, Column("version", Integer, primary_key=True))
 
 
 def _first(connection: Connection) -> None:
-    metadata.create_all(connection, tables=[sessions, cells, payloads, checkpoints])
+    metadata.create_all(connection, tables=[sessions, cells, payloads, checkpoints, identity])
+    connection.execute(insert(identity).values(database_id=secrets.token_hex(16)))
 
 
 STEPS: tuple[Callable[[Connection], None], ...] = (_first,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 
 import pytest
@@ -65,7 +66,7 @@ def check(result: ExecutionResult, ending: Ending) -> None:
     assert result.status == ("ok" if ending.outcome == "ok" else "error")
     assert (None if result.error is None else result.error.ename) == ending.error
     assert not ending.exits or evidence.exit_code in ending.exits
-    assert evidence.signal == (None if evidence.exit_code is None else ending.signal)
+    assert evidence.signal == (ending.signal if ending.exits and evidence.exit_code else _signal_of(evidence.exit_code))
     assert evidence.oom_kills >= ending.killed
     assert bool(evidence.oom_kills) == bool(ending.killed)
     assert (result.truncated is not None) == ending.missing
@@ -76,3 +77,7 @@ def check(result: ExecutionResult, ending: Ending) -> None:
         assert evidence.peak_memory_mb is not None
     assert evidence.cpu_s is None or 0 <= evidence.cpu_s < 2 * result.duration_s
     assert evidence.peak_memory_mb is None or 20 < evidence.peak_memory_mb < 257
+
+
+def _signal_of(exit_code: int | None) -> str | None:
+    return None if exit_code is None or exit_code <= 128 else signal.Signals(exit_code - 128).name

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 from orchestrator import AgentKernelManager, KernelSession
 from orchestrator.container.hostconfig import INSTANCE_LABEL, KERNEL_LABEL
+from orchestrator.errors import SettingsError
 from orchestrator.settings import Settings
 from orchestrator.store.history import History
 from tests.conftest import REPOSITORY, make_manager
@@ -144,6 +146,36 @@ async def test_a_live_process_keeps_its_own(runtime: str, own_state: Path) -> No
         assert kernels(own_state) >= before
         process.kill()
         process.wait()
+    async with make_manager(runtime, max_kernels=4) as manager:
+        assert set(manager.sessions) == {"idle", "kept", "busy"}
+
+
+async def test_two_starts_at_once_lose_nothing(runtime: str, own_state: Path) -> None:
+    """Whichever has the dead process's kernels goes on with all of its sessions; the other leaves them alone."""
+    with program(runtime) as process:
+        process.kill()
+    managers = [make_manager(runtime, max_kernels=4) for _ in range(2)]
+    await asyncio.gather(*(manager.start() for manager in managers))
+    try:
+        assert sorted(agent for manager in managers for agent in manager.sessions) == ["busy", "idle", "kept"]
+        assert len(kernels(own_state)) == 3
+    finally:
+        await asyncio.gather(*(manager.shutdown() for manager in managers))
+
+
+async def test_a_start_that_fails_and_one_with_other_folders_leave_all_to_the_next(
+    runtime: str, own_state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its port is taken; or its data folder is another: neither touches kernels that run."""
+    monkeypatch.setenv("CELLBLOCK_WARM_KERNELS", "0")  # none that is just being made when its process dies
+    with program(runtime) as process:
+        process.kill()
+    before = kernels(own_state)
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SettingsError, match="metrics"):
+        await make_manager(runtime, metrics_port=taken.getsockname()[1]).start()
+    async with make_manager(runtime, data_dir=str(tmp_path)) as other:
+        assert other.sessions == {}
+        assert kernels(own_state) >= before
     async with make_manager(runtime, max_kernels=4) as manager:
         assert set(manager.sessions) == {"idle", "kept", "busy"}
 

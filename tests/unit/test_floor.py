@@ -19,7 +19,7 @@ from orchestrator.container.hostconfig import ContainerSpec, create_request
 from orchestrator.errors import PolicyError, SandboxFloorError
 from orchestrator.policy import Policy
 
-SPEC = ContainerSpec("cellblock-x", "image", "runc", Path("/run/cellblock/x/wire"), 200001, "i", "k", ("b", "n"))
+SPEC = ContainerSpec("cellblock-x", "image", "runc", Path("/run/cellblock/x/wire"), 200001, "i", "k", ("b", "n"), "h")
 
 
 def request_of(policy: Policy, spec: ContainerSpec = SPEC) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def test_sweep_removes_what_no_cell_needs_and_is_old(history: History, tmp_path:
         begin(history, session)
         history.begin_cell(session, 1, "1", "k1")
         history.end_cell(session, 1, {**OK, "outputs": [{"text": "shared" * 20_000}, {"text": session * 50_000}]})
-    assert history.delete("s1") == []
+    assert history.delete("s1", "me") == []
     assert history.sweep_payloads() == 0, "a day has not passed"
     for file in (tmp_path / "payloads").rglob("*/*"):
         os.utime(file, (0, 0))
@@ -190,7 +190,8 @@ def test_checkpoint_replaces_those_that_nobody_asked_for(history: History) -> No
     assert add("c4", True) == ["c3"]
     assert [found.checkpoint_id for found in history.checkpoints_of("s1")] == ["c4", "c1"]
     assert history.checkpoints_of("s1")[0].lost[0]["name"] == "g"
-    assert history.delete("s1") == ["c4", "c1"] or history.delete("s1") == []
+    assert history.delete("s1") is None, "it is somebody's"
+    assert set(history.delete("s1", "me") or ()) == {"c4", "c1"}
     assert history.known_checkpoints() == set()
 
 
@@ -206,9 +207,49 @@ def test_retention_names_the_old_then_the_oldest_and_never_one_in_use(history: H
                 schema.sessions.update().where(schema.sessions.c.session_id == name).values(last_used_at=float(number))
             )
     assert history.excess(older_than=0.5, most_bytes=10**9) == ["old"]
-    assert history.excess(older_than=0, most_bytes=2500) == ["old", "ended"]
-    assert history.excess(older_than=0, most_bytes=0) == ["old", "ended", "asleep"]
+    assert history.excess(older_than=0, most_bytes=3500) == ["old"]
+    assert history.excess(older_than=0, most_bytes=0) == ["old", "ended"], "size costs nobody its state"
     assert history.excess(older_than=100, most_bytes=10**9) == ["old", "ended", "asleep"]
+
+
+def test_retention_weighs_and_deletes_what_is_this_hosts_alone(history: History, url: str, tmp_path: Path) -> None:
+    """Two hosts in one database; in SQLite too, where they are two data folders."""
+    other = History.open(url, tmp_path / "other")
+    begin(other, "theirs")
+    other.begin_cell("theirs", 1, "x" * 100_000, "k1")
+    other.session_ends("theirs", "idle")
+    begin(history, "mine")
+    history.begin_cell("mine", 1, "x", "k1")
+    history.session_ends("mine", "idle")
+    assert history.excess(older_than=0, most_bytes=1000) == []
+    assert history.delete("theirs") is None
+    assert other.excess(older_than=0, most_bytes=1000) == ["theirs"]
+    assert other.delete("theirs") == []
+    other.close()
+
+
+def test_a_folders_files_belong_to_one_database(history: History, tmp_path: Path) -> None:
+    """Another one knows nothing of them: its retention would delete every checkpoint."""
+    with pytest.raises(StoreError, match="belong to another database"):
+        History.open(f"sqlite:///{tmp_path}/another.db", tmp_path)
+    History.open(f"sqlite:///{tmp_path}/another.db", tmp_path / "another").close()
+
+
+def test_a_number_that_never_ran_does_not_stop_the_next(history: History) -> None:
+    """A gap in the numbers, as a caller that was cancelled on a full disk leaves one."""
+    begin(history)
+    history.begin_cell("s1", 1, "1", "k1")
+    history.begin_cell("s1", 3, "3", "k1")
+    assert history.sessions_of("agent")[0].cells == 3
+
+
+def test_an_end_is_for_good(history: History) -> None:
+    begin(history)
+    history.session_ends("s1", "idle")
+    history.session_lives("s1", owner="me", kernel_id="k2", runtime="runc")
+    history.session_sleeps("s1")
+    (found,) = history.sessions("agent")
+    assert (found.state, found.owner, found.end_reason) == ("ended", None, "idle")
 
 
 def test_newer_schema_is_refused_and_untouched(history: History, url: str, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def refusal(tmp_path: Path, text: str) -> PolicyError:
 def test_every_shipped_policy_is_sound(name: str) -> None:
     """Each loads, and a container can be made of it."""
     policy = Policy.load(name)
-    spec = ContainerSpec("c", "i", "runc", Path("/run/x/wire"), 200000, "i", "k", ("b", "n"))
+    spec = ContainerSpec("c", "i", "runc", Path("/run/x/wire"), 200000, "i", "k", ("b", "n"), "h")
     create_request(spec, policy, policy.resource_limits())
 
 
