@@ -92,11 +92,15 @@ _version = Table("schema_version", metadata, Column("version", Integer, primary_
 
 
 def _first(connection: Connection) -> None:
-    metadata.create_all(connection, tables=[sessions, cells, payloads, checkpoints, identity])
+    metadata.create_all(connection, tables=[sessions, cells, payloads, checkpoints])
+
+
+def _second(connection: Connection) -> None:
+    identity.create(connection)
     connection.execute(insert(identity).values(database_id=secrets.token_hex(16)))
 
 
-STEPS: tuple[Callable[[Connection], None], ...] = (_first,)
+STEPS: tuple[Callable[[Connection], None], ...] = (_first, _second)
 
 
 def migrate(connection: Connection) -> None:
