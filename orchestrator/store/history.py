@@ -209,7 +209,7 @@ class History:
             for agent_id, record in forks
         ]
         noted = [_checkpoint_row(record) for _, record in forks]
-        with self._writing() as connection:
+        with self._writing(durable=True) as connection:
             connection.execute(insert(sessions), added)
             connection.execute(insert(checkpoints), noted)
 
