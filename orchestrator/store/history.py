@@ -132,7 +132,8 @@ class History:
                 history.home = _home(folder)
                 with history._writing() as connection:
                     schema.migrate(connection)
-                    _refuse_foreign_files(folder, connection.execute(select(identity.c.database_id)).scalar_one())
+                    database_id = connection.execute(select(identity.c.database_id)).scalar_one()
+                _refuse_foreign_files(folder, database_id)  # only now: what is not committed has no id
             except BaseException:
                 history.close()
                 raise

@@ -143,6 +143,8 @@ class Crashes:
             assert process.stdin is not None
             process.stdin.write("go\n")
             process.stdin.flush()
+            if not self._journal.stat().st_size or self._chance.random() < 0.5:
+                self._wait_for_work()
             time.sleep(self._chance.uniform(0.0, LONGEST))
             if process.poll() is not None:
                 raise AssertionError(process.communicate()[1][-3000:])
@@ -150,6 +152,12 @@ class Crashes:
             process.kill()
             process.communicate()
             self.found.kills += 1
+
+    def _wait_for_work(self) -> None:
+        """Wait until something more was done, however slow the machine is."""
+        before, end = self._journal.stat().st_size, time.monotonic() + CLEANED
+        while self._journal.stat().st_size == before and time.monotonic() < end:
+            time.sleep(0.02)
 
     def _look(self, process: subprocess.Popen[str], begun: float) -> None:
         assert process.stdout is not None
