@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from orchestrator import AgentKernelManager, KernelResourceLimits, KernelSession, Settings
@@ -17,6 +18,9 @@ from orchestrator.container.engine import connect, gvisor_fault
 # A shell that starts something in the background has it ignore SIGINT, and whatever that starts too: the programs that
 # these tests interrupt would be deaf.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+hypothesis.settings.register_profile("any machine", deadline=None)  # how long an example takes is no promise
+hypothesis.settings.load_profile("any machine")
 
 os.environ.setdefault("CELLBLOCK_AUDIT_LOG", "off")  # the tests of it say where
 
