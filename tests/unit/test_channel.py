@@ -240,3 +240,10 @@ async def test_what_is_not_accepted_is_not_parsed(wire: Wire) -> None:
             await asyncio.sleep(0.01)
     assert asked == [("stream", 1000), ("stream", 2000), ("stream", 4000), ("stream", 4000)]
     assert wire.got == []
+
+
+async def test_a_requests_id_tells_nothing_of_the_next(wire: Wire) -> None:
+    """A kernel that could guess it would answer before it has read the question, and be sent more all the while."""
+    ids = [wire.client.send("control", "interrupt_request", {}, wire.got.append) for _ in range(20)]
+    for place in range(0, 32, 8):
+        assert len({message_id[place : place + 8] for message_id in ids}) == len(ids)
