@@ -43,14 +43,20 @@ class _NoSpan:
         return
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Phases:
-    """The phases of one kernel's start, observed one after another."""
+    """The phases of one kernel's start, observed one after another.
+
+    Attributes:
+        current: the one that was begun last.
+    """
 
     observe: Callable[[str, float], None]
+    current: str = ""
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
+        self.current = name
         begun = time.monotonic()
         yield
         self.observe(name, time.monotonic() - begun)

@@ -479,6 +479,7 @@ class SandboxApp(IPKernelApp):
         if s.type == zmq.XPUB:
             s.setsockopt(zmq.SNDHWM, IOPUB_HIGH_WATER)
             s.setsockopt(zmq.XPUB_NODROP, 1)
+        s.setsockopt(zmq.HANDSHAKE_IVL, 0)  # the host takes one connection, and may have been stopped for a while
         s.connect(f"ipc://{self.ip}-{port}")
         return port
 

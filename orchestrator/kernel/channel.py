@@ -89,6 +89,8 @@ class KernelClient:
             socket.linger = 0
             # No high-water mark: at it, libzmq drops iopub messages, an `idle` among them. The guard bounds bytes.
             socket.rcvhwm = socket.sndhwm = 0
+            # None: the guard takes one connection, and the kernel's end of it may come later than libzmq's 30 s.
+            socket.handshake_ivl = 0
             if kind == zmq.SUB:
                 socket.subscribe(b"")
             else:

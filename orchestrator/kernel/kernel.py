@@ -453,15 +453,24 @@ class Kernel:
 
     async def _boot_in_time(self) -> None:
         seconds = self._config.start_timeout
+        phases = self._config.telemetry.kernel_phases(self.runtime)
         try:
             async with asyncio.timeout(seconds):
-                await self._boot()
+                await self._boot(phases)
         except TimeoutError:
             raise KernelStartError(
-                f"a kernel was not ready within {seconds:g} s under {self.runtime}.",
+                f"a kernel was not ready within {seconds:g} s under {self.runtime} (phase: {phases.current}).",
                 cause="timeout",
                 log=await self._log(),
             ) from None
+        except KernelDiedError as error:
+            await self._refuse_ended()
+            raise KernelStartError(
+                f"the kernel was lost while it started under {self.runtime} (phase: {phases.current}): "
+                f"{self.cut_reason}.",
+                cause="container",
+                log=await self._log(),
+            ) from error
 
     async def _listen(self) -> None:
         try:
@@ -521,8 +530,7 @@ class Kernel:
         content = {"code": code, "silent": silent, "store_history": False, "allow_stdin": False}
         await self.request("shell", "execute_request", content, timeout=None)
 
-    async def _boot(self) -> None:
-        phases = self._config.telemetry.kernel_phases(self.runtime)
+    async def _boot(self, phases: Phases) -> None:
         with phases.phase("sockets"):
             await self._listen()
         with phases.phase("container"):
@@ -541,25 +549,42 @@ class Kernel:
 
     async def _ready(self, phases: Phases) -> None:
         """Wait for the subscription to be in place, before which outputs would be lost, and run the first cells."""
-        assert self._client is not None
         with phases.phase("dial_in"):
-            await self._client.welcome
+            await self._welcomed()
         with phases.phase("first_cells"):
             for code, silent in _WARM_UP:
                 await self._run_silently(code, silent=silent)
 
+    async def _welcomed(self) -> None:
+        """Wait for the kernel's welcome, or raise when the wire is cut before it."""
+        assert self._client is not None
+        welcome = self._client.welcome
+
+        def lost() -> None:
+            if not welcome.done():
+                welcome.set_exception(self.died_error("kernel_died"))
+
+        call_off = self.when_lost(lost)
+        try:
+            await welcome
+        finally:
+            call_off()
+
     async def _watch_boot(self) -> None:
-        """Raise when the container ends before the kernel is ready."""
+        """Raise when the container ends before the kernel is ready: one that has not dialled has no wire to be cut."""
         while True:
             await asyncio.sleep(1.0)
-            state = await self.container.state()
-            if not state["Running"]:
-                raise KernelStartError(
-                    f"the kernel's container ended while it started (exit code {state['ExitCode']}, "
-                    f"runtime {self.runtime}).",
-                    cause="container",
-                    log=await self._log(),
-                )
+            await self._refuse_ended()
+
+    async def _refuse_ended(self) -> None:
+        state = await self.container.state()
+        if not state["Running"]:
+            raise KernelStartError(
+                f"the kernel's container ended while it started (exit code {state['ExitCode']}, "
+                f"runtime {self.runtime}).",
+                cause="container",
+                log=await self._log(),
+            )
 
     async def _find_exit(self) -> Exit:
         if self._engine_lost:

@@ -247,3 +247,12 @@ async def test_a_requests_id_tells_nothing_of_the_next(wire: Wire) -> None:
     ids = [wire.client.send("control", "interrupt_request", {}, wire.got.append) for _ in range(20)]
     for place in range(0, 32, 8):
         assert len({message_id[place : place + 8] for message_id in ids}) == len(ids)
+
+
+async def test_a_kernel_may_dial_however_late(wire: Wire) -> None:
+    """libzmq gives up a connection after 30 s without a greeting, and the guard takes no second one.
+
+    Measured: a kernel that dialled after 35 s found its wire cut. Here the sockets are asked, and nobody waits.
+    """
+    waits = {channel: watched._socket.handshake_ivl for channel, watched in wire.client._sockets.items()}
+    assert waits == dict.fromkeys(("shell", "control", "iopub", "stdin"), 0)
