@@ -12,7 +12,7 @@ STAMP := $(VENV)/.complete
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help demo test check lint bench reactions usage screenshots state-table verify fuzz seccomp-record engine engine-stop image venv lock clean FORCE
+.PHONY: help demo test check lint bench soak reactions usage crashes sessions screenshots state-table verify fuzz seccomp-record engine engine-stop image venv lock clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -32,8 +32,11 @@ lint: $(STAMP) ## lint, format, types and import rules
 	@$(BIN)/mypy --strict
 	@$(BIN)/lint-imports
 
-bench: image ## measure latency beside a plain local kernel
-	@$(BIN)/python -m benchmarks.latency
+bench: image ## measure latency, cold start, throughput and memory beside a plain local kernel
+	@$(BIN)/python -m benchmarks.latency --json out/bench.json --plot docs/pictures/bench.svg
+
+soak: image ## 2,000 leases and 20,000 cells with random faults: does anything grow; about forty minutes
+	@$(BIN)/python -m benchmarks.soak
 
 reactions: image ## measure how soon a timeout, an interrupt, a cancellation and a killed kernel are reported
 	@$(BIN)/python -m benchmarks.reactions

@@ -1,168 +1,273 @@
-"""What isolation costs: a trivial cell, and the lease of a warm kernel, beside a plain local ipykernel over ipc.
+"""What isolation costs: a cell, a lease, a cold start, outputs, agents at once and memory, beside a stock local kernel.
 
 Run it with ``make bench``. All subjects take turns in one run, so that a noisy machine is noisy for all of them; the
-figures to quote are the ratios of the medians.
+figures to quote are the ratios of the medians. ``--only`` measures one thing.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import statistics
+import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
-from jupyter_client.manager import AsyncKernelManager
-from rich.console import Console
+import psutil
 from rich.progress import track
-from rich.table import Table
 
-from orchestrator import AgentKernelManager, KernelResourceLimits, Settings
-from orchestrator.container.engine import connect, gvisor_fault
+from benchmarks.figures import Report, console
+from benchmarks.plot import draw
+from benchmarks.subjects import (
+    BASELINE,
+    READY,
+    Run,
+    engine_runtimes,
+    manager_on,
+    runner,
+    sandboxed_kernel,
+    stock_kernel,
+)
 
-BASELINE = "local ipykernel (ipc)"
 CODE = "1 + 1"
 WARM_UP = 20  # executes of each subject that are not counted
 SETTLE = 1.0  # seconds of quiet before each lease, in which the pool has refilled
+AGENTS = 8
+BATCH = 25  # executes of each agent between two turns
+OUTPUTS = {
+    "1 MB of output": "print(('x' * 99 + chr(10)) * 10_000)",
+    "10 MB of output": "print(('x' * 99 + chr(10)) * 100_000)",
+    "10,000 prints": "for n in range(10_000): print(n)",
+    "100 displays": "from IPython.display import HTML, display\nfor n in range(100): display(HTML(f'<b>{n}</b>'))",
+}
+IDLE_KERNELS = 4  # whose memory is measured together: what they share is shared out among them
+IMPORT = "import time; begun = time.perf_counter()\nimport pandas\ntime.perf_counter() - begun"
 
-Execute = Callable[[], Awaitable[None]]
-console = Console()
-
-
-@asynccontextmanager
-async def local_kernel() -> AsyncIterator[Execute]:
-    """A stock ipykernel and a stock client, as ``jupyter_client`` starts them. Done means: idle and reply."""
-    manager = AsyncKernelManager(transport="ipc")
-    await manager.start_kernel()
-    client = manager.client()
-    client.start_channels()
-    await client.wait_for_ready(timeout=60)
-
-    async def execute() -> None:
-        request = client.execute(CODE)
-        while True:
-            message = await client.get_iopub_msg(timeout=30)
-            mine = message["parent_header"].get("msg_id") == request
-            if mine and message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
-                break
-        await client.get_shell_msg(timeout=30)
-
-    try:
-        yield execute
-    finally:
-        client.stop_channels()
-        await manager.shutdown_kernel(now=True)
-        manager.cleanup_connection_file()
+Subjects = dict[str, Run]
 
 
-@asynccontextmanager
-async def sandboxed_kernel(runtime: str) -> AsyncIterator[Execute]:
-    async with (
-        manager_on(runtime, warm=0) as manager,
-        manager.acquire_kernel("bench", timeout=60) as (_kernel, session),
-    ):
-
-        async def execute() -> None:
-            assert (await manager.execute_code(session, CODE))["result"] == "2"
-
-        yield execute
+async def timed(run: Awaitable[object]) -> float:
+    """Milliseconds."""
+    begun = time.perf_counter()
+    await run
+    return 1000 * (time.perf_counter() - begun)
 
 
-def manager_on(runtime: str, *, warm: int) -> AgentKernelManager:
-    """A manager with the CPU share of a whole core: the baseline has no limit at all."""
-    settings = Settings.load().model_copy(update={"runtime": runtime, "warm_kernels": warm})
-    return AgentKernelManager(
-        max_kernels=2, settings=settings, resource_limits=KernelResourceLimits(max_cpu_percent=100)
+async def open_subjects(stack: AsyncExitStack, runtimes: list[str], *, output_mb: float = 10) -> Subjects:
+    subjects: Subjects = {BASELINE: (await stack.enter_async_context(stock_kernel())).run}
+    for runtime in runtimes:
+        subjects[runtime] = await stack.enter_async_context(sandboxed_kernel(runtime, output_mb=output_mb))
+    return subjects
+
+
+async def measure_executes(report: Report, runtimes: list[str], rounds: int) -> None:
+    """A trivial cell, again and again."""
+    async with AsyncExitStack() as stack:
+        subjects = await open_subjects(stack, runtimes)
+        samples: dict[str, list[float]] = {name: [] for name in subjects}
+        for number in track(range(WARM_UP + rounds), "executes", console=console):
+            for name, run in subjects.items():
+                taken = await timed(run(CODE))
+                if number >= WARM_UP:
+                    samples[name].append(taken)
+    report.add("trivial execute", samples, baseline=BASELINE, bounds={"runc": 0.8, "runsc": 2.0})
+
+
+async def measure_leases(report: Report, runtimes: list[str], rounds: int) -> None:
+    """From asking for a warm kernel to its first result; beside the same cell in a stock kernel that runs already."""
+    async with AsyncExitStack() as stack:
+        stock = await stack.enter_async_context(stock_kernel())
+        managers = {
+            runtime: await stack.enter_async_context(manager_on(runtime, warm=1, kernels=3)) for runtime in runtimes
+        }
+        samples: dict[str, list[float]] = {BASELINE: [], **{runtime: [] for runtime in runtimes}}
+        later: dict[str, list[float]] = {f"{runtime}: a later execute": [] for runtime in runtimes}
+        for number in track(range(rounds), "leases", console=console):
+            for runtime, manager in managers.items():
+                while manager.pool.available_count < 1:
+                    await asyncio.sleep(0.05)
+                await asyncio.sleep(SETTLE)
+                begun = time.perf_counter()
+                async with manager.acquire_kernel(f"agent-{number}", timeout=READY) as (_kernel, session):
+                    await runner(manager, session)(CODE)
+                    samples[runtime].append(1000 * (time.perf_counter() - begun))
+                    later[f"{runtime}: a later execute"].append(await timed(runner(manager, session)(CODE)))
+                await manager.end_session(f"agent-{number}")
+            await asyncio.sleep(SETTLE)
+            samples[BASELINE].append(await timed(stock.run(CODE)))
+    report.add(
+        "lease of a warm kernel and first result, beside an execute that comes as late",
+        samples | later,
+        baseline=BASELINE,
+        bounds=dict.fromkeys(runtimes, 1.3),
     )
 
 
-async def measure_executes(runtimes: list[str], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every execute, by subject."""
+async def measure_preload(report: Report, runtimes: list[str], rounds: int) -> None:
+    """``import pandas`` in an agent's first cell, inside the cell; the baseline is a policy without ``preload``."""
+    for runtime in runtimes:
+        samples: dict[str, list[float]] = {"default": [], "data-science": []}
+        for policy in track(list(samples) * rounds, f"imports under {runtime}", console=console):
+            async with (
+                manager_on(runtime, policy=policy) as manager,
+                manager.acquire_kernel("agent", timeout=READY) as (_kernel, session),
+            ):
+                result = await manager.execute_code(session, IMPORT)
+                samples[policy].append(1000 * float(result["result"]))
+        named = {f"{runtime}, policy {policy}": values for policy, values in samples.items()}
+        report.add(f"import pandas under {runtime}", named, baseline=f"{runtime}, policy default")
+
+
+async def measure_cold_starts(report: Report, runtimes: list[str], rounds: int) -> None:
+    """From nothing to the first result; of the baseline ``start_kernel``, ``wait_for_ready`` and the same cell."""
     async with AsyncExitStack() as stack:
-        subjects = {BASELINE: await stack.enter_async_context(local_kernel())}
-        for runtime in runtimes:
-            subjects[runtime] = await stack.enter_async_context(sandboxed_kernel(runtime))
-        seconds: dict[str, list[float]] = {name: [] for name in subjects}
-        for number in track(range(WARM_UP + rounds), "executes", console=console):
-            for name, execute in subjects.items():
-                begun = time.perf_counter()
-                await execute()
-                if number >= WARM_UP:
-                    seconds[name].append(time.perf_counter() - begun)
-    return seconds
-
-
-async def measure_leases(runtime: str, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of: lease of a warm kernel and its first result; and, right after it, a later execute on it."""
-    leases, executes = [], []
-    async with manager_on(runtime, warm=1) as manager:
-        for number in track(range(rounds), f"leases under {runtime}", console=console):
-            while manager.pool.available_count < 1:
-                await asyncio.sleep(0.05)
-            await asyncio.sleep(SETTLE)
-            agent = f"agent-{number}"
+        managers = {runtime: await stack.enter_async_context(manager_on(runtime)) for runtime in runtimes}
+        samples: dict[str, list[float]] = {BASELINE: [], **{runtime: [] for runtime in runtimes}}
+        for number in track(range(rounds), "cold starts", console=console):
             begun = time.perf_counter()
-            async with manager.acquire_kernel(agent, timeout=60) as (_kernel, session):
-                await manager.execute_code(session, CODE)
-                leases.append(time.perf_counter() - begun)
-                for _ in range(5):
-                    begun = time.perf_counter()
-                    await manager.execute_code(session, CODE)
-                    executes.append(time.perf_counter() - begun)
-            await manager.end_session(agent)
-    return leases, executes
+            async with stock_kernel() as stock:
+                await stock.run(CODE)
+                samples[BASELINE].append(1000 * (time.perf_counter() - begun))
+            for runtime, manager in managers.items():
+                begun = time.perf_counter()
+                async with manager.acquire_kernel(f"agent-{number}", timeout=READY) as (_kernel, session):
+                    await runner(manager, session)(CODE)
+                    samples[runtime].append(1000 * (time.perf_counter() - begun))
+                await manager.end_session(f"agent-{number}")
+                await asyncio.sleep(SETTLE / 2)  # its removal is nobody's to pay for
+    report.add("cold start to first result", samples, baseline=BASELINE, bounds={"runc": 1.3, "runsc": 3.0})
 
 
-def report(executes: dict[str, list[float]], leases: dict[str, tuple[list[float], list[float]]]) -> dict[str, object]:
-    """Print the tables, and return the figures."""
-    base = statistics.median(executes[BASELINE])
-    figures: dict[str, object] = {}
-    table = Table("trivial execute", "p50 ms", "p90 ms", "p99 ms", "p50 ratio to baseline", title_justify="left")
-    for name, seconds in executes.items():
-        p50, p90, p99 = (1000 * quantile(seconds, share) for share in (0.5, 0.9, 0.99))
-        ratio = p50 / (1000 * base)
-        table.add_row(name, f"{p50:.2f}", f"{p90:.2f}", f"{p99:.2f}", f"{ratio:.2f}")
-        figures[f"execute {name}"] = {"p50_ms": p50, "p90_ms": p90, "p99_ms": p99, "ratio": ratio}
-    console.print(table)
-    table = Table("lease of a warm kernel and first result", "p50 ms", "p90 ms", "ratio to an execute on it")
-    for name, (lease, execute) in leases.items():
-        p50, p90 = 1000 * quantile(lease, 0.5), 1000 * quantile(lease, 0.9)
-        ratio = p50 / (1000 * statistics.median(execute))
-        table.add_row(name, f"{p50:.2f}", f"{p90:.2f}", f"{ratio:.2f}")
-        figures[f"lease {name}"] = {"p50_ms": p50, "p90_ms": p90, "ratio": ratio}
-    console.print(table)
-    return figures
+async def measure_agents(report: Report, runtimes: list[str], rounds: int) -> None:
+    """Executes a second of eight agents at once, each in a loop of its own."""
+    async with AsyncExitStack() as stack:
+        groups: dict[str, list[Run]] = {BASELINE: []}
+        groups[BASELINE] = [(await stack.enter_async_context(stock_kernel())).run for _ in range(AGENTS)]
+        for runtime in runtimes:
+            manager = await stack.enter_async_context(manager_on(runtime, kernels=AGENTS))
+            groups[runtime] = []
+            for number in range(AGENTS):
+                _kernel, session = await stack.enter_async_context(manager.acquire_kernel(f"agent-{number}", READY))
+                groups[runtime].append(runner(manager, session))
+        samples: dict[str, list[float]] = {name: [] for name in groups}
+        for number in track(range(1 + rounds), f"{AGENTS} agents at once", console=console):
+            for name, runs in groups.items():
+                taken = await timed(asyncio.gather(*(_batch(run) for run in runs)))
+                if number:
+                    samples[name].append(1000 * AGENTS * BATCH / taken)
+    report.add(
+        f"executes of {AGENTS} agents at once",
+        samples,
+        baseline=BASELINE,
+        unit="1/s",
+        bounds={"runc": 1.0},
+        more_is_better=True,
+    )
 
 
-def quantile(values: list[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+async def _batch(run: Run) -> None:
+    for _ in range(BATCH):
+        await run(CODE)
 
 
-def engine_runtimes() -> list[str]:
+async def measure_outputs(report: Report, runtimes: list[str], rounds: int) -> None:
+    """Cells that put out much: cells a second."""
+    for title, code in OUTPUTS.items():
+        async with AsyncExitStack() as stack:
+            subjects = await open_subjects(stack, runtimes, output_mb=64)
+            samples: dict[str, list[float]] = {name: [] for name in subjects}
+            for number in track(range(2 + rounds), title, console=console):
+                for name, run in subjects.items():
+                    taken = await timed(run(code))
+                    if number >= 2:
+                        samples[name].append(1000 / taken)
+        report.add(
+            title,
+            samples,
+            baseline=BASELINE,
+            unit="1/s",
+            bounds=dict.fromkeys(runtimes, 0.8),
+            more_is_better=True,
+        )
+
+
+async def measure_memory(report: Report, runtimes: list[str], _rounds: int) -> None:
+    """What an idle kernel that has run one cell holds: MiB of proportional set size; of runsc the cgroup's figure."""
+    async with AsyncExitStack() as stack:
+        stocks = [await stack.enter_async_context(stock_kernel()) for _ in range(IDLE_KERNELS)]
+        for stock in stocks:
+            await stock.run(CODE)
+        samples = {BASELINE: _shares(stock.process.pid for stock in stocks)}
+    for runtime in runtimes:
+        async with AsyncExitStack() as stack:
+            manager = await stack.enter_async_context(manager_on(runtime, kernels=IDLE_KERNELS))
+            samples[f"{runtime}, cgroup"] = []
+            processes = []
+            for number in range(IDLE_KERNELS):
+                _kernel, session = await stack.enter_async_context(manager.acquire_kernel(f"agent-{number}", READY))
+                await runner(manager, session)(CODE)
+                usage = await manager.get_kernel_resource_usage(session.kernel_id)
+                samples[f"{runtime}, cgroup"].append(usage["memory_mb"])
+                processes.append(session.kernel_id)
+            if runtime == "runc":
+                samples["runc, PSS"] = _shares(_first_process(kernel_id) for kernel_id in processes)
+    report.add("memory of an idle kernel", samples, baseline=BASELINE, unit="MiB")
+    ours, theirs = statistics.median(samples["runc, PSS"]), statistics.median(samples[BASELINE])
+    console.print(f"runc, PSS: {ours - theirs:+.1f} MiB beside a stock kernel (at most +10)\n")
+
+
+def _shares(pids: Iterable[int]) -> list[float]:
+    return [psutil.Process(pid).memory_full_info().pss / 2**20 for pid in list(pids)]
+
+
+def _first_process(kernel_id: str) -> int:
+    from orchestrator.container.engine import connect
+
     client = connect(30)
     try:
-        return ["runc"] if gvisor_fault(client.info()["Runtimes"]) else ["runc", "runsc"]
+        return int(client.containers.get(f"cellblock-{kernel_id}").attrs["State"]["Pid"])
     finally:
         client.close()
 
 
-async def main() -> None:
-    """Measure, print and, if asked to, save."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=200, help="executes of each subject")
-    parser.add_argument("--leases", type=int, default=20, help="leases under each runtime")
+MEASURES: dict[str, tuple[Callable[[Report, list[str], int], Coroutine[Any, Any, None]], int]] = {
+    "executes": (measure_executes, 500),
+    "leases": (measure_leases, 30),
+    "preload": (measure_preload, 3),
+    "starts": (measure_cold_starts, 15),
+    "agents": (measure_agents, 10),
+    "outputs": (measure_outputs, 10),
+    "memory": (measure_memory, 1),
+}
+
+
+def main() -> int:
+    """Measure, print, draw and save. The exit code is 1 when a bound was missed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="example: python -m benchmarks.latency --only executes --rounds 200"
+    )
+    parser.add_argument("--only", choices=list(MEASURES), action="append", help="measure this alone; may be repeated")
+    parser.add_argument("--rounds", type=int, help="of every measure, instead of its own number")
+    parser.add_argument("--runtime", action="append", help="measure under this alone; default: all of the engine's")
     parser.add_argument("--json", type=Path, help="a file for the figures")
+    parser.add_argument("--plot", type=Path, help="an SVG file for the ratios")
     options = parser.parse_args()
-    runtimes = engine_runtimes()
-    executes = await measure_executes(runtimes, options.rounds)
-    leases = {runtime: await measure_leases(runtime, options.leases) for runtime in runtimes}
-    figures = report(executes, leases)
+    report = Report()
+    runtimes = options.runtime or engine_runtimes()
+    for name in options.only or MEASURES:
+        measure, rounds = MEASURES[name]
+        asyncio.run(measure(report, runtimes, options.rounds or rounds))
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        report.save(options.json)
+    if options.plot:
+        draw(report, options.plot)
+    for figure in report.missed:
+        console.print(f"[red]missed[/] {figure.measure}, {figure.subject}: {figure.ratio:.2f}, bound {figure.bound:g}")
+    return 1 if report.missed else 0
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    sys.exit(main())

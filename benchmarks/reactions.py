@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.subjects import engine_runtimes
 from orchestrator import AgentKernelManager, KernelResourceLimits, KernelTimeoutError, Settings
-from orchestrator.container.engine import connect, gvisor_fault
 from orchestrator.session import KernelSession
 
 LIMIT = 2.0  # seconds a cell has
@@ -111,9 +111,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=10)
     rounds = parser.parse_args().rounds
-    client = connect(30)
-    runtimes = ["runc"] if gvisor_fault(client.info()["Runtimes"]) else ["runc", "runsc"]
-    client.close()
+    runtimes = engine_runtimes()
     table = Table("reaction", "runtime", "median", "worst", "bound", title=f"{rounds} rounds, in milliseconds")
     late = False
     with Progress(console=console, transient=True) as shown:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.latency import engine_runtimes
+from benchmarks.subjects import engine_runtimes
 from orchestrator import AgentKernelManager, Settings
 
 BOUND = 1.5  # times the lease of a warm kernel and the time to load the state

@@ -195,12 +195,12 @@ class KernelStartError(KernelError):
 
     Attributes:
         cause: "container" when its container ended, "timeout" when it took too long, "host" when this host could not
-            provide for it.
+            provide for it, "policy" when a module that the policy preloads cannot be imported.
         log: the last lines that the container wrote while it started; may be empty.
     """
 
     def __init__(
-        self, message: str, *, cause: Literal["container", "timeout", "host"], log: str = "", remedy: str = ""
+        self, message: str, *, cause: Literal["container", "timeout", "host", "policy"], log: str = "", remedy: str = ""
     ) -> None:
         said = f"Its last words: {log.strip()[-500:]}" if log.strip() else "Run `cellblock doctor`."
         super().__init__(message, remedy=remedy or said)

@@ -43,6 +43,8 @@ _MOST_MIMES = 20  # names of dropped mime types that a result keeps
 _LONGEST_MIME = 100  # characters of each
 _INTERRUPT_AGAIN = 1.0  # seconds
 _STRAY = 2.0  # seconds that a cell which has ended waits for the last interrupt to have been, lest it hit the next
+_AT_ONCE = 0.05  # seconds between a cell's idle and its reply, beyond which the idle may be forged
+_SECOND_END = 0.25  # seconds in which the true idle follows its reply; the forger's kernel is cut then
 _BEHIND = 1024 * 1024  # bytes of events that may wait for the consumer before the kernel has to
 INTERRUPT_GRACE = 3.0  # seconds between interrupting a cell and killing its kernel; an interrupt took 0.02-0.23 s
 
@@ -69,6 +71,8 @@ class Cell:
         self._wake: asyncio.Future[None] | None = None
         self._reply: Reply | None = None
         self._idle = self._busy = False
+        self._idle_since = 0.0
+        self._doubt: asyncio.TimerHandle | None = None  # while an end that may be forged is not believed
         self._error: ErrorOutput | None = None
         self._channels = policy.channels
         self._answer = answer if self._channels.stdin else None
@@ -137,11 +141,12 @@ class Cell:
 
     @property
     def is_over(self) -> bool:
-        """Whether reply and idle have come, and no interrupt is on its way any more.
+        """Whether reply and idle have come, are to be believed, and no interrupt is on its way any more.
 
         Or the kernel is gone, or the cell could not be sent.
         """
-        return (self._has_ended and not self._interrupting) or not self._kernel.is_alive or not self._id
+        ended = self._has_ended and self._doubt is None and not self._interrupting
+        return ended or not self._kernel.is_alive or not self._id
 
     @property
     def _has_ended(self) -> bool:
@@ -154,8 +159,9 @@ class Cell:
     def _tidy(self) -> None:
         if self._answering is not None:
             self._answering.cancel()
-        if self._settling is not None:
-            self._settling.cancel()
+        for timer in (self._settling, self._doubt):
+            if timer is not None:
+                timer.cancel()
         self._forget_interrupts()
         self._timer.cancel()
         self._call_off()
@@ -215,12 +221,14 @@ class Cell:
         if message.channel == "shell":
             if message.kind == "execute_reply" and self._reply is None:
                 self._reply = Reply.of(message.content)
+                self._weigh_end()
         elif message.channel == "stdin":
             if self._answer is not None and message.kind == "input_request":
                 self._answering = self._loop.create_task(self._ask(self._answer, to_input_request(message.content)))
         elif message.kind == "status":
             self._busy = True
-            self._idle = self._idle or message.content.get("execution_state") == "idle"
+            if message.content.get("execution_state") == "idle" and not self._idle:
+                self._idle, self._idle_since = True, time.monotonic()
         elif (event := to_event(message.kind, message.content)) is not None:
             self._take(self._allowed(event))
             if missing := left_out(message.content):
@@ -229,6 +237,15 @@ class Cell:
             self._note_end()
         if self._has_ended and self._interrupting and self._settling is None:
             self._settling = self._loop.call_later(_STRAY, self._forget_interrupts)
+        self._awake()
+
+    def _weigh_end(self) -> None:
+        """Wait for a second end where the idle came long before its reply: an honest kernel sends both at once."""
+        if self._idle and time.monotonic() - self._idle_since > _AT_ONCE:
+            self._doubt = self._loop.call_later(_SECOND_END, self._believe)
+
+    def _believe(self) -> None:
+        self._doubt = None
         self._awake()
 
     async def _ask(self, answer: Answer, request: InputRequest) -> None:

@@ -70,6 +70,7 @@ VariableName = Annotated[
 ]
 Variable = Annotated[str, AfterValidator(_fits)]
 DataFolder = Annotated[Path, Field(strict=False), AfterValidator(_resolve)]
+ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$", max_length=200)]
 DataName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 
 
@@ -144,12 +145,14 @@ class Policy(_Section):
             setting may choose another.
         seccomp: a profile in ``policies/seccomp/``, or the path of a JSON file. Applies under runc; gVisor answers
             system calls itself.
+        preload: modules that every kernel has imported when an agent gets it.
         environment: variables of every kernel.
         data: folders of the host that every kernel sees, read-only, at ``/data/NAME``.
     """
 
     runtime: Runtime = "auto"
     seccomp: str = Field(default="cellblock", min_length=1, max_length=4096)
+    preload: tuple[ModuleName, ...] = Field(default=(), strict=False, max_length=100)
     limits: Limits = Limits()
     tmpfs: Tmpfs = Tmpfs()
     output: Output = Output()

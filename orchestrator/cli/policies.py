@@ -41,6 +41,7 @@ class Meaning:
 MEANINGS = {
     "runtime": Meaning(("HostConfig.Runtime",), "H5", "bugs of the host's kernel in reach: runsc is in between"),
     "seccomp": Meaning(("HostConfig.SecurityOpt.1",), "H5", "calls that data work never needs and escapes are made of"),
+    "preload": Meaning((), "H4", "a first cell that waits for its imports: every kernel pays for them, in memory too"),
     "limits.cpu_percent": Meaning(("HostConfig.CpuQuota", "HostConfig.CpuPeriod"), "H3", "a busy loop"),
     "limits.memory_mb": Meaning(("HostConfig.Memory", "HostConfig.MemorySwap"), "H4", "a memory bomb; no swap on top"),
     "limits.pids": Meaning(("HostConfig.PidsLimit", "HostConfig.Ulimits.nproc"), "H3", "fork and thread bombs"),

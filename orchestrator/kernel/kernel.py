@@ -49,6 +49,7 @@ _WARM_UP = [("1", False)] * 3 + [(_FORGET, True)]
 _ADOPTION = 15.0  # seconds that a kernel has to dial again, and to be done with what it was doing
 _HEED = 2.0  # seconds in which a cell should heed its interrupt; then it is interrupted once more, in another way
 _LOOKS = 2  # an engine that hung may still make a container after it was first asked, again, to remove it
+_LONGEST_REASON = 500  # characters of an error that a kernel names
 _USER_IDS = 5  # that are tried before a kernel is given up
 
 Stop = Literal["timeout", "cancelled", "output_limit"]  # why the host stops a cell
@@ -525,10 +526,25 @@ class Kernel:
             call_off()
             self.forget(message_id)
 
-    async def _run_silently(self, code: str, *, silent: bool = True) -> None:
+    async def _run_silently(self, code: str, *, silent: bool = True) -> Message:
         """Run code of our own that leaves no trace in the history; the caller bounds the wait."""
         content = {"code": code, "silent": silent, "store_history": False, "allow_stdin": False}
-        await self.request("shell", "execute_request", content, timeout=None)
+        return await self.request("shell", "execute_request", content, timeout=None)
+
+    async def _preload(self, module: str) -> None:
+        """Import a module where no name of it is left behind; the caller bounds the wait.
+
+        Raises:
+            KernelStartError: it cannot be imported.
+        """
+        reply = await self._run_silently(f"__import__('importlib').import_module({module!r});")
+        if reply.content.get("status") != "ok":
+            error = f"{reply.content.get('ename')}: {reply.content.get('evalue')}"[:_LONGEST_REASON]
+            raise KernelStartError(
+                f"the policy preloads {module!r}, which this image cannot import: {_CONTROL.sub('?', error)}.",
+                cause="policy",
+                remedy="Take it from the policy's `preload`, or add it to the image.",
+            )
 
     async def _boot(self, phases: Phases) -> None:
         with phases.phase("sockets"):
@@ -551,6 +567,9 @@ class Kernel:
         """Wait for the subscription to be in place, before which outputs would be lost, and run the first cells."""
         with phases.phase("dial_in"):
             await self._welcomed()
+        with phases.phase("preload"):
+            for module in self.policy.preload:
+                await self._preload(module)
         with phases.phase("first_cells"):
             for code, silent in _WARM_UP:
                 await self._run_silently(code, silent=silent)

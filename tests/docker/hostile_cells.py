@@ -168,7 +168,7 @@ CELLS = (
     HostileCell("exit-3", "import os; os._exit(3)", _died(3)),
     HostileCell("exit-137", "import os; os._exit(137)", _died(137, signal="SIGKILL")),
     HostileCell("segfault", "import ctypes; ctypes.string_at(0)", _died(139, signal="SIGSEGV")),
-    HostileCell("stack-overflow", "import sys; sys.setrecursionlimit(10**9)\nx = []\nfor _ in range(10**6): x = [x]\nrepr(x)", _died(139, signal="SIGSEGV")),
+    HostileCell("stack-overflow", "import sys; sys.setrecursionlimit(10**9)\nx = []\nfor _ in range(2 * 10**5): x = [x]\nrepr(x)", _died(139, signal="SIGSEGV")),
     HostileCell("another-program", "import os; os.execv('/bin/true', ['true'])", _died(0)),
     HostileCell("exit-in-a-thread", "import os, threading, time; threading.Timer(0.2, os._exit, [4]).start(); time.sleep(60)", _died(4)),
     HostileCell("descriptors-closed", "import os; os.closerange(3, 1024)\nimport time; time.sleep(60)", Ending("kernel_died", "dead", error="KernelDied"), under={"runsc": _died(134, signal="SIGABRT")}),

@@ -1,0 +1,106 @@
+"""Figures: medians and their spread, ratios to a baseline of the same run, as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.isolation.measure import quantile
+
+console = Console()
+
+
+@dataclass
+class Figure:
+    """One measure of one subject.
+
+    Attributes:
+        measure, subject, unit: what was measured, of whom, and in what.
+        p10, p50, p90, p99: quantiles of the samples.
+        ratio: of the median to the baseline's in the same run; None for the baseline itself.
+        spread: the ratio's 10th and 90th percentile over the rounds, each beside the baseline of its own round; None
+            where rounds are not paired.
+        bound: what the ratio should be at most (at least, where ``more_is_better``); None where nothing is promised.
+    """
+
+    measure: str
+    subject: str
+    unit: str
+    p10: float
+    p50: float
+    p90: float
+    p99: float
+    samples: int
+    ratio: float | None = None
+    spread: tuple[float, float] | None = None
+    bound: float | None = None
+    more_is_better: bool = False
+
+    @property
+    def is_met(self) -> bool:
+        if self.bound is None or self.ratio is None:
+            return True
+        return self.ratio >= self.bound if self.more_is_better else self.ratio <= self.bound
+
+
+@dataclass
+class Report:
+    """All figures of one run."""
+
+    figures: list[Figure] = field(default_factory=list)
+
+    def add(
+        self,
+        measure: str,
+        samples: Mapping[str, list[float]],
+        *,
+        baseline: str,
+        unit: str = "ms",
+        bounds: Mapping[str, float] | None = None,
+        more_is_better: bool = False,
+    ) -> None:
+        """Take a measure: the samples of each subject, in rounds, and what is promised of some subjects' ratios."""
+        base = samples[baseline]
+        for subject, values in samples.items():
+            p10, p50, p90, p99 = (quantile(values, share) for share in (0.1, 0.5, 0.9, 0.99))
+            figure = Figure(measure, subject, unit, p10, p50, p90, p99, len(values), more_is_better=more_is_better)
+            figure.bound = (bounds or {}).get(subject)
+            if subject != baseline:
+                figure.ratio = statistics.median(values) / statistics.median(base)
+                if len(values) == len(base):
+                    ratios = [value / beside for value, beside in zip(values, base, strict=True)]
+                    figure.spread = quantile(ratios, 0.1), quantile(ratios, 0.9)
+            self.figures.append(figure)
+        self._show(measure)
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps([asdict(figure) for figure in self.figures], indent=2) + "\n")
+
+    @property
+    def missed(self) -> list[Figure]:
+        return [figure for figure in self.figures if not figure.is_met]
+
+    def _show(self, measure: str) -> None:
+        table = Table(title=measure, title_justify="left")
+        for column in ("subject", "p10", "p50", "p90", "p99", "unit", "ratio of medians", "of rounds", "bound"):
+            table.add_column(column, justify="left" if column == "subject" else "right", no_wrap=True)
+        for figure in self.figures:
+            if figure.measure == measure:
+                table.add_row(*_row(figure))
+        console.print(table)
+
+
+def _row(figure: Figure) -> list[str]:
+    quantiles = (f"{value:.3g}" for value in (figure.p10, figure.p50, figure.p90, figure.p99))
+    ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
+    spread = "" if figure.spread is None else f"{figure.spread[0]:.2f}-{figure.spread[1]:.2f}"
+    sign, colour = "≥" if figure.more_is_better else "≤", "green" if figure.is_met else "red"
+    bound = "" if figure.bound is None else f"[{colour}]{sign} {figure.bound:g}[/]"
+    return [figure.subject, *quantiles, figure.unit, ratio, spread, bound]
