@@ -88,19 +88,23 @@ class Report:
         return [figure for figure in self.figures if not figure.is_met]
 
     def _show(self, measure: str) -> None:
-        table = Table(title=measure, title_justify="left")
-        for column in ("subject", "p10", "p50", "p90", "p99", "unit", "ratio of medians", "of rounds", "bound"):
+        shown = [figure for figure in self.figures if figure.measure == measure]
+        table = Table(title=f"{measure}, in {shown[0].unit}", title_justify="left")
+        for column in ("subject", "p50", "p10-p90", "p99", "ratio", "of rounds", "bound"):
             table.add_column(column, justify="left" if column == "subject" else "right", no_wrap=True)
-        for figure in self.figures:
-            if figure.measure == measure:
-                table.add_row(*_row(figure))
+        for figure in shown:
+            table.add_row(*_row(figure))
         console.print(table)
 
 
 def _row(figure: Figure) -> list[str]:
-    quantiles = (f"{value:.3g}" for value in (figure.p10, figure.p50, figure.p90, figure.p99))
     ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
     spread = "" if figure.spread is None else f"{figure.spread[0]:.2f}-{figure.spread[1]:.2f}"
     sign, colour = "≥" if figure.more_is_better else "≤", "green" if figure.is_met else "red"
     bound = "" if figure.bound is None else f"[{colour}]{sign} {figure.bound:g}[/]"
-    return [figure.subject, *quantiles, figure.unit, ratio, spread, bound]
+    middle = f"{_short(figure.p10)}-{_short(figure.p90)}"
+    return [figure.subject, _short(figure.p50), middle, _short(figure.p99), ratio, spread, bound]
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"

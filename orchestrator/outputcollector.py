@@ -383,10 +383,7 @@ class OutputCollector:
 
     def _final(self, output: _Run | _Shown) -> Output:
         if isinstance(output, _Run):
-            text = ""
-            for piece in output.text.pieces():
-                text += piece  # in place: no second copy of the whole
-            return StreamOutput(output.name, text)
+            return StreamOutput(output.name, "".join(output.text.pieces()))
         shown = output.output
         if not isinstance(shown, DisplayData) or shown.display_id not in self._updates:
             return shown

@@ -24,6 +24,7 @@ import traceback
 from functools import partial
 from pathlib import Path
 
+import cellblock_session.ondemand  # noqa: F401 - before ipykernel
 import zmq
 from cellblock_session.surroundings import Surroundings
 from ipykernel.control import ControlThread
@@ -474,6 +475,8 @@ class SandboxKernel(IPythonKernel):
 
 class SandboxApp(IPKernelApp):
     """IPKernelApp with dialling sockets, and without what no host asks for (debugger, connection-file writing)."""
+
+    blocking_class = None  # in place of a trait whose default would import all of jupyter_client
 
     def _try_bind_socket(self, s, port):
         if s.type == zmq.XPUB:

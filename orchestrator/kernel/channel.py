@@ -24,10 +24,10 @@ from orchestrator.kernel.loopshare import KernelShare
 from orchestrator.kernel.meter import weigh
 
 _LONGEST_HEADER = 64 * 1024  # bytes
-# Commas in one message's JSON, a bracket counting for five. Measured: parsing and cleaning takes 11 ms for 30,000
-# numbers, and 15 ms for 6,000 objects. An honest plot of more points than that is better sent as a picture.
+# Commas in one message's JSON, brackets weighed. Measured: parsing and cleaning takes 11 ms for 30,000 numbers, and
+# 15 ms for 6,000 objects. An honest plot of more points than that is better sent as a picture.
 _MOST_ITEMS = 30_000
-_BRACKET = 5
+_WEIGHTS = ((b",", 1), (b"[", 5), (b"{", 5))
 _SMALL = 16 * 1024  # bytes of JSON that need no counting first
 _REJECTS = 1000  # malformed messages after which the kernel is cut off; an honest one sends none
 _REMEMBERED = 1000  # finished requests whose second end would be noticed
@@ -284,14 +284,19 @@ def _items(part: bytes) -> int:
 
 
 def _marks(part: bytes) -> int:
-    return part.count(b",") + _BRACKET * (part.count(b"[") + part.count(b"{"))
+    """Looks first whether there are any: counting takes ten times as long, and most text has few kinds."""
+    inner = part[1:]  # all that is sent begins with a bracket
+    return sum(weight * inner.count(mark) for mark, weight in _WEIGHTS if mark in inner)
 
 
 def _memory(content: bytes) -> int:
     """Return the bytes that a JSON text's strings take at most: one wide character widens all of its string."""
-    if any(mark in content for mark in (*_FOUR_BYTES, *_SURROGATES)):
+    escapes = b"\\u" in content
+    if content.isascii() and not escapes:
+        return len(content)
+    if any(lead in content for lead in _FOUR_BYTES) or (escapes and any(mark in content for mark in _SURROGATES)):
         return 4 * len(content)
-    return len(content) if content.isascii() and b"\\u" not in content else 2 * len(content)
+    return 2 * len(content)
 
 
 def _nobody(_kind: str, _size: int) -> bool:

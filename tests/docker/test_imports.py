@@ -1,4 +1,4 @@
-"""Modules that a policy has imported before any agent gets a kernel: there, unseen, and said when they cannot be."""
+"""What a kernel has imported before its first cell: little, and what its policy preloads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def test_what_is_preloaded_is_there_and_unseen(runtime: str, tmp_path: Pat
         assert (first["result"], first["execution_count"]) == (bare["result"], 1)
         loaded = await manager.execute_code(session, "import sys; {'pandas', 'matplotlib.pyplot'} <= set(sys.modules)")
         assert loaded["result"] == "True"
-        assert (await manager.execute_code(session, "_1 + str(Out.keys())"))["result"].endswith("dict_keys([1, 2])'\"")
+        assert (await manager.execute_code(session, "sorted(Out)"))["result"] == "[1, 2]"
         drawn = await manager.execute_code(session, PLOT)
         assert any("image/png" in output.get("data", {}) for output in drawn["outputs"])
 
@@ -50,3 +50,16 @@ async def test_a_module_that_cannot_be_imported_is_named(runtime: str, tmp_path:
         async with manager, manager.acquire_kernel("agent", timeout=60):
             pass
     assert caught.value.cause == "policy"
+
+
+async def test_what_no_cell_needs_is_imported_when_it_is_asked_for(runtime: str) -> None:
+    """Of jupyter_client a kernel has the session alone; a cell that wants the rest gets it."""
+    async with one_session(runtime) as (manager, session):
+        lean = await manager.execute_code(session, "import sys; 'jupyter_client.manager' in sys.modules")
+        assert lean["result"] == "False"
+        asked = await manager.execute_code(session, "import jupyter_client; jupyter_client.KernelManager.__name__")
+        assert asked["result"] == "'KernelManager'"
+        taken = await manager.execute_code(session, "from jupyter_client import AsyncKernelClient; AsyncKernelClient()")
+        assert taken["status"] == "ok"
+        missing = await manager.execute_code(session, "jupyter_client.no_such_name")
+        assert missing["error"]["ename"] == "AttributeError"
