@@ -12,7 +12,7 @@ STAMP := $(VENV)/.complete
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help demo test check lint bench soak reactions usage crashes sessions screenshots state-table verify fuzz seccomp-record engine engine-stop image venv lock clean FORCE
+.PHONY: help demo test check lint bench soak reactions usage schedule service-times crashes sessions screenshots state-table verify fuzz seccomp-record engine engine-stop image venv lock clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +50,12 @@ crashes: image ## kill a working orchestrator 200 times, and look for what is or
 
 sessions: image ## 200 sessions over four kernels: does each find its own state, and what does a wake cost
 	@$(BIN)/python -m benchmarks.sessions
+
+schedule: $(STAMP) ## simulate 10,000 agents over 1,000 kernels: who waits how long, beside first come first served
+	@$(BIN)/python -m benchmarks.scheduling
+
+service-times: image ## measure on real kernels what the simulation is made of
+	@$(BIN)/python -m benchmarks.servicetimes
 
 screenshots: image ## make the pictures in docs/pictures, of real commands on real kernels
 	@$(BIN)/python -m docs.screenshots

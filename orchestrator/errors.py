@@ -253,18 +253,43 @@ class KernelTimeoutError(KernelError, TimeoutError):
         self.result = result
 
 
+Scarcity = Literal["max_kernels", "memory", "cpu", "quota", "queue", "starting", "session"]
+
+
 class KernelPoolExhaustedError(KernelError, TimeoutError):
-    """No kernel became free in time. Nothing was taken.
+    """No kernel became free in time, or could. Nothing was taken.
 
     Attributes:
         max_kernels: the pool's size.
-        waited: seconds.
+        waited: seconds; 0 where the caller was refused at once.
+        reason: what there was too little of: "max_kernels": all belong to agents; "memory", "cpu": the host has no room
+            for as many; "quota": the group has all that it may have; "queue": too many callers wait already;
+            "starting": one was being started; "session": the agent's own session was busy.
+        expected_wait: seconds that one more caller of the group would wait, from the pace at which kernels came free;
+            None where nothing tells.
+        needed_bytes, free_bytes: memory that one more kernel is promised, and that was not yet promised; None where
+            memory is not the reason.
     """
 
-    def __init__(self, message: str, *, max_kernels: int, waited: float, remedy: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        max_kernels: int,
+        waited: float,
+        reason: Scarcity = "session",
+        expected_wait: float | None = None,
+        needed_bytes: int | None = None,
+        free_bytes: int | None = None,
+        remedy: str = "",
+    ) -> None:
         super().__init__(message, remedy=remedy)
         self.max_kernels = max_kernels
         self.waited = waited
+        self.reason = reason
+        self.expected_wait = expected_wait
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
 
 
 class SessionEndedError(CellblockError, LookupError):

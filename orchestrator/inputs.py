@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from orchestrator.errors import InvalidAgentIdError, InvalidCodeError
+from orchestrator.errors import InvalidAgentIdError, InvalidCodeError, InvalidInputError
 from orchestrator.limits import MEGABYTE
 
 LONGEST_AGENT_ID = 200  # characters
+LONGEST_GROUP = 200  # characters
+HIGHEST_PRIORITY = 100
 LONGEST_CODE = MEGABYTE  # bytes of UTF-8 in one cell
 _FORBIDDEN_IN_AGENT_ID = set("/\\")
 
@@ -24,6 +26,18 @@ def check_agent_id(agent_id: str) -> None:
         raise InvalidAgentIdError(
             f"the agent id {agent_id[:40]!r} holds slashes, or characters that cannot be printed."
         )
+
+
+def check_claim(group: str | None, priority: int) -> None:
+    """A group's name is empty, or up to 200 printable characters; a priority is a whole number from -100 to 100.
+
+    Raises:
+        InvalidInputError: it is not.
+    """
+    if group is not None and (not isinstance(group, str) or len(group) > LONGEST_GROUP or not group.isprintable()):
+        raise InvalidInputError(f"a group is a string of at most {LONGEST_GROUP} printable characters.")
+    if not isinstance(priority, int) or abs(priority) > HIGHEST_PRIORITY:
+        raise InvalidInputError(f"a priority is a whole number from -{HIGHEST_PRIORITY} to {HIGHEST_PRIORITY}.")
 
 
 def check_code(code: str) -> None:

@@ -29,7 +29,8 @@ from orchestrator.errors import (
     ManagerClosedError,
     UnknownKernelNameError,
 )
-from orchestrator.inputs import check_agent_id, check_code
+from orchestrator.hostload import HostLoad
+from orchestrator.inputs import check_agent_id, check_claim, check_code
 from orchestrator.instance import Instance
 from orchestrator.kernel import transfer
 from orchestrator.kernel.kernel import Kernel
@@ -41,6 +42,7 @@ from orchestrator.policy import Policy
 from orchestrator.pool import KernelPool
 from orchestrator.recovery import Recovery, recover
 from orchestrator.retention import Retention
+from orchestrator.scheduler import Admission, Scheduler
 from orchestrator.session import KernelSession, Restored
 from orchestrator.sessionkeeper import SessionKeeper
 from orchestrator.settings import Settings
@@ -97,9 +99,9 @@ class AgentKernelManager:
         self.max_kernels = max_kernels
         self.kernel_name = kernel_name
         self.resource_limits = resource_limits or self.policy.resource_limits()
-        self.pool = KernelPool(max_kernels, start=self._start_kernel, warm=self.settings.warm_kernels)
-        self.monitor = Monitor(self._live_kernels)
         self.telemetry = Telemetry()
+        self.monitor = Monitor(self._live_kernels)
+        self.pool = self._make_pool()
         self._keeper = SessionKeeper(self.pool, self.resource_limits, self.policy, self.telemetry, self._spawn)
         self.sessions = self._keeper.sessions
         self.telemetry.watch_pool(self.pool.counts)
@@ -168,6 +170,7 @@ class AgentKernelManager:
             self._retention = Retention(store, files, self.settings)
             self._spawn(self._retention.run())
             self._spawn(self.monitor.run())
+            self._spawn(self.pool.run())
             self.pool.prewarm()
 
     async def _start_in_time(self, timeout: float | None) -> None:
@@ -209,7 +212,13 @@ class AgentKernelManager:
 
     @contextlib.asynccontextmanager
     async def acquire_kernel(
-        self, agent_id: str, timeout: float | None = None, *, caller: str = ""
+        self,
+        agent_id: str,
+        timeout: float | None = None,
+        *,
+        caller: str = "",
+        group: str | None = None,
+        priority: int = 0,
     ) -> AsyncIterator[tuple[Kernel, KernelSession]]:
         """Give the agent its kernel: the one that it has, with its variables, or a fresh one.
 
@@ -221,16 +230,21 @@ class AgentKernelManager:
             timeout: seconds to wait for a free kernel, and for the engine; None waits for ever, and for the engine as
                 long as CELLBLOCK_ENGINE_TIMEOUT says.
             caller: on whose behalf, for the audit log; default: this process's user and number.
+            group: whose share and quota the kernel counts against (``[groups]`` in the policy); default: that of the
+                agent's session, or the one of all agents without a group.
+            priority: where agents of a group wait, one step goes as far as ``scheduling.aging_s`` seconds of waiting.
 
         Raises:
-            InvalidAgentIdError: see ``check_agent_id``.
-            KernelPoolExhaustedError: all kernels belonged to other agents for so long.
+            InvalidInputError: see ``check_agent_id`` and ``check_claim``.
+            KernelPoolExhaustedError: there was no kernel for so long, or the policy lets nobody wait; it says what is
+                scarce, and how long one more would wait.
             KernelStartError, EngineError: no kernel could be started.
             CheckpointError: the session sleeps, and cannot be woken; it is asleep as before.
             StoreError: the history cannot be read or written.
             ManagerClosedError: the manager was shut down.
         """
         check_agent_id(agent_id)
+        check_claim(group, priority)
         if timeout is not None and not timeout >= 0:
             raise InvalidInputError("the timeout must be a number of seconds, 0 or more.")
         asked = time.monotonic()
@@ -239,7 +253,7 @@ class AgentKernelManager:
         caller = caller or f"uid {os.getuid()}, pid {os.getpid()}"
         with self.telemetry.span("acquire_kernel"):
             session = await self._keeper.session_of(
-                agent_id, None if deadline is None else deadline.remaining(), caller
+                agent_id, None if deadline is None else deadline.remaining(), caller, group, priority
             )
         self.telemetry.leased(time.monotonic() - asked)
         session.caller = caller
@@ -541,6 +555,25 @@ class AgentKernelManager:
             "policy": self.settings.policy,
         }
 
+    def _make_pool(self) -> KernelPool:
+        policy, warm = self.policy, self.settings.warm_kernels
+        host = HostLoad(self._memory_of_kernels)
+        admission = Admission(self.resource_limits, policy.scheduling)
+        return KernelPool(
+            self.max_kernels,
+            start=self._start_kernel,
+            warm=policy.pool.warm if warm is None else warm,
+            rules=policy.pool,
+            scheduler=Scheduler(policy.scheduling, policy.groups),
+            room=lambda kernels, starting: admission.room(host.read(), kernels, starting),
+            telemetry=self.telemetry,
+        )
+
+    def _memory_of_kernels(self) -> int:
+        """Bytes that the pool's kernels used when they were sampled last."""
+        latest = self.monitor.latest
+        return sum(latest[kernel_id].usage.memory for kernel_id in self.pool.kernels if kernel_id in latest)
+
     def _live_kernels(self) -> list[Kernel]:
         kernels = (resource.kernel for resource in self.pool.kernels.values())
         return [kernel for kernel in kernels if kernel is not None and kernel.is_alive]
@@ -565,7 +598,9 @@ class AgentKernelManager:
             await self._keeper.look_after(session)
             if session.asleep and session.ended is None:
                 self._refuse_when_closed()
-                await self._keeper.session_of(session.agent_id, None, session.caller)
+                await self._keeper.session_of(
+                    session.agent_id, None, session.caller, session.claim.group, session.claim.priority
+                )
             yield
         finally:
             session.users -= 1

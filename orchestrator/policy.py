@@ -71,6 +71,7 @@ VariableName = Annotated[
 Variable = Annotated[str, AfterValidator(_fits)]
 DataFolder = Annotated[Path, Field(strict=False), AfterValidator(_resolve)]
 ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$", max_length=200)]
+GroupName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 DataName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 
 
@@ -130,6 +131,36 @@ class Sessions(_Section):
     checkpoint_time_s: float = Field(default=60.0, gt=0, le=3600)
 
 
+class Pool(_Section):
+    """``[pool]``: kernels that are ready before they are asked for, and what becomes of callers when there are none."""
+
+    warm: int = Field(default=1, ge=0, le=1000)
+    max_age_s: float = Field(default=3600.0, ge=1, le=30 * 86400)
+    check_every_s: float = Field(default=30.0, ge=1, le=86400)
+    exhausted: Literal["wait", "fail"] = "wait"
+    queue: int = Field(default=10_000, ge=1, le=10**6)
+
+
+class Scheduling(_Section):
+    """``[scheduling]``: in what order callers get kernels, and how many kernels the host has room for."""
+
+    aging_s: float = Field(default=60.0, gt=0, le=86400)
+    group_quota: int = Field(default=0, ge=0, le=10**6)
+    memory_reserve_mb: int = Field(default=512, ge=0, le=2**24)
+    memory_overcommit: float = Field(default=1.0, gt=0, le=100)
+    cpu_overcommit: float = Field(default=50.0, gt=0, le=1000)
+
+
+class Group(_Section):
+    """``[groups.NAME]``: a group of agents; without a quota, ``scheduling.group_quota`` is its own. 0: no bound."""
+
+    weight: float = Field(default=1.0, ge=0.001, le=1000)
+    quota: int | None = Field(default=None, ge=0, le=10**6)
+
+    def __str__(self) -> str:
+        return f"weight {self.weight:g}" + ("" if self.quota is None else f", quota {self.quota}")
+
+
 class Audit(_Section):
     """``[audit]``: what the audit log holds of a cell, and whether it is forced to the disk."""
 
@@ -146,6 +177,7 @@ class Policy(_Section):
         seccomp: a profile in ``policies/seccomp/``, or the path of a JSON file. Applies under runc; gVisor answers
             system calls itself.
         preload: modules that every kernel has imported when an agent gets it.
+        groups: shares and quotas of groups of agents, by the name that callers give.
         environment: variables of every kernel.
         data: folders of the host that every kernel sees, read-only, at ``/data/NAME``.
     """
@@ -158,7 +190,10 @@ class Policy(_Section):
     output: Output = Output()
     channels: Channels = Channels()
     sessions: Sessions = Sessions()
+    pool: Pool = Pool()
+    scheduling: Scheduling = Scheduling()
     audit: Audit = Audit()
+    groups: dict[GroupName, Group] = Field(default_factory=dict, max_length=1000)
     environment: dict[VariableName, Variable] = Field(default_factory=dict, max_length=_MOST_VARIABLES)
     data: dict[DataName, DataFolder] = Field(default_factory=dict, max_length=100)
 
@@ -208,6 +243,12 @@ class Policy(_Section):
     def digest(self) -> str:
         """SHA-256 of all settings, whatever file and order they came in."""
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def lock_digest(self) -> str:
+        """SHA-256 of the settings that a container's locks can depend on: who gets a kernel, and when, is none."""
+        settings = self.model_dump(mode="json", exclude={"pool", "scheduling", "groups"})
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def seccomp_json(self) -> str:

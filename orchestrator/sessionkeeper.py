@@ -18,6 +18,7 @@ import math
 import re
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import Deadline, KernelResourceLimits
 from orchestrator.policy import Policy
 from orchestrator.pool import KernelPool, KernelResource
+from orchestrator.scheduler import Claim
 from orchestrator.session import KernelSession, Restored
 from orchestrator.store.checkpointfiles import CheckpointFiles
 from orchestrator.store.history import CheckpointRecord, History, SessionRecord
@@ -91,13 +93,14 @@ class SessionKeeper:
         self._ends: dict[str, str] = {}
         # By session: the cell after which it was found to be no candidate for sleep, and until when.
         self._kept: dict[str, tuple[int, float]] = {}
-        self._evicting: dict[str, float] = {}  # agents, and when in monotonic seconds it began
+        self._evicting: dict[str, tuple[float, str]] = {}  # agents: when in monotonic seconds it began, and their group
         self._inherited: set[str] = set()  # sessions of a dead process that no agent of this one has asked for yet
         self._crowded = False  # whether a session had to sleep for want of a place
         self._closed = False
         self._store: History | None = None
         self._files: CheckpointFiles | None = None
         self._owner = ""
+        pool.reclaim_with(self._make_room)
 
     def open(self, store: History, files: CheckpointFiles, owner: str) -> None:
         """Begin, with what outlives this process.
@@ -107,8 +110,13 @@ class SessionKeeper:
         """
         self._store, self._files, self._owner = store, files, owner
 
-    async def session_of(self, agent_id: str, timeout: float | None, caller: str) -> KernelSession:
+    async def session_of(
+        self, agent_id: str, timeout: float | None, caller: str, group: str | None = None, priority: int = 0
+    ) -> KernelSession:
         """Find the agent's session, wake it, or make one; one at a time for each agent.
+
+        Args:
+            group: whose kernel it is; None: as before.
 
         Raises:
             KernelPoolExhaustedError, KernelStartError, EngineError: there is no kernel for it.
@@ -119,17 +127,20 @@ class SessionKeeper:
             session = self.sessions.get(agent_id)
             if session is not None and session.kernel is not None and session.kernel.is_alive:
                 self._inherited.discard(session.session_id)
+                self._charge(session, Claim(session.claim.group if group is None else group, priority))
                 return session
             await self._buried(agent_id, session, deadline)
             if self._closed:
                 raise ManagerClosedError("the manager has been shut down.", remedy="Make a new one.")
             record = await self._sleeper(agent_id)
-            kernel, resource = await self._lease(deadline)
+            claim = self._claim(record, group, priority)
+            kernel, resource = await self._lease(deadline, claim)
             try:
                 if record is not None:
                     session = await self._wake(record, kernel, resource)
                 else:
                     session = await self._begin(agent_id, kernel, resource, caller)
+                session.claim = claim
                 self._settle_in(session, resource, caller)
             except BaseException:
                 self._pool.release(resource)
@@ -187,7 +198,7 @@ class SessionKeeper:
         async with self._locked(session.agent_id, timeout), session.between_cells():
             session.live_kernel()
             kernel, resource = await self._lease(
-                Deadline(_LONGEST_WAIT if timeout is None else timeout), room_for=session
+                Deadline(_LONGEST_WAIT if timeout is None else timeout), session.claim, room_for=session
             )
             resource.served = True  # whatever comes of it, nobody else gets this kernel
             try:
@@ -313,6 +324,7 @@ class SessionKeeper:
         noted: list[tuple[str, CheckpointRecord]] = []
         try:
             for fork in forks:
+                fork.claim = session.claim
                 fork.detach()
                 noted.append((fork.agent_id, await copy(made, fork, self._files)))
             names = {"kernel_id": kernel.kernel_id, "runtime": kernel.runtime}
@@ -387,11 +399,23 @@ class SessionKeeper:
         found = await self._store.run(History.sessions_of, agent_id)
         return next((record for record in found if record.state == "asleep" and record.owner is None), None)
 
+    def _claim(self, record: SessionRecord | None, group: str | None, priority: int) -> Claim:
+        """For whom a kernel is asked; a sleeping session's group is known as long as somebody holds the session."""
+        held = None if record is None else self._asleep.get(record.session_id)
+        known = "" if held is None else held.claim.group
+        return Claim(known if group is None else group, priority)
+
+    def _charge(self, session: KernelSession, claim: Claim) -> None:
+        session.claim = claim
+        if (resource := self._leases.get(session.kernel_id)) is not None:
+            self._pool.charge(resource, claim.group)
+
     async def _lease(
-        self, deadline: Deadline | None, room_for: KernelSession | None = None
+        self, deadline: Deadline | None, claim: Claim, room_for: KernelSession | None = None
     ) -> tuple[Kernel, KernelResource]:
         while True:
-            taking = asyncio.ensure_future(self._pool.acquire(None if deadline is None else deadline.remaining()))
+            remaining = None if deadline is None else deadline.remaining()
+            taking = asyncio.ensure_future(self._pool.acquire(remaining, claim=claim))
             await asyncio.sleep(0)  # it takes its place in the queue
             self._make_room(spare=room_for)
             resource = await _or_cancel(taking)
@@ -596,34 +620,55 @@ class SessionKeeper:
             if resource is not None:
                 await self._pool.discard(resource)
 
-    def _make_room(self, spare: KernelSession | None = None) -> None:
+    def _make_room(self, spare: KernelSession | None = None) -> Counter[str]:
         """Let the least recently used sessions sleep, as many as kernels are wanted beyond what is coming.
 
-        Where there are more sessions than kernels, also ahead of need, so that those that the pool keeps warm can be.
+        Where a group is at its quota, one of its own. Where there are more sessions than kernels, also ahead of need,
+        so that those that the pool keeps warm can be.
+
+        Returns:
+            How many kernels are being given up, by group.
         """
         if not self._policy.hibernate or self._closed or self._store is None:
-            return
+            return Counter()
+        for group in self._wanted_of():
+            candidates = [session for session in self._candidates(spare) if group in (None, session.claim.group)]
+            if candidates:
+                self._crowded = True
+                self._evict(min(candidates, key=lambda session: session.idle_since), "evicted")
+        return self._coming()
+
+    def _wanted_of(self) -> list[str | None]:
+        """Of which group a kernel is wanted, for each that has to be given up; None: of any."""
+        coming, wanted = self._coming(), list[str | None]()
+        for group, short in self._pool.quota_shortages().items():
+            own = min(short, coming[group])
+            coming[group] -= own
+            wanted += [group] * (short - own)
+        return wanted + [None] * (self._pool.shortage(with_warm=self._crowded) - coming.total())
+
+    def _coming(self) -> Counter[str]:
+        """How many sessions are on their way to sleep, by group."""
         now = time.monotonic()
-        coming = sum(1 for begun in self._evicting.values() if now - begun < _EVICTION)
-        for _ in range(self._pool.shortage(with_warm=self._crowded) - coming):
-            candidates = [
-                session
-                for session in self.sessions.values()
-                if session.users == 0
+        return Counter(group for begun, group in self._evicting.values() if now - begun < _EVICTION)
+
+    def _candidates(self, spare: KernelSession | None) -> Iterator[KernelSession]:
+        """The sessions that may be put to sleep."""
+        for session in self.sessions.values():
+            lock = self._agents.get(session.agent_id)
+            if (
+                session.users == 0
                 and not session.is_busy
                 and session is not spare
                 and _lives(session)
                 and session.agent_id not in self._evicting
                 and not self._is_kept(session)
-                and not ((lock := self._agents.get(session.agent_id)) is not None and lock.locked())
-            ]
-            if not candidates:
-                return
-            self._crowded = True
-            self._evict(min(candidates, key=lambda session: session.idle_since), "evicted")
+                and not (lock is not None and lock.locked())
+            ):
+                yield session
 
     def _evict(self, session: KernelSession, reason: str) -> None:
-        self._evicting[session.agent_id] = time.monotonic()
+        self._evicting[session.agent_id] = time.monotonic(), session.claim.group
         asyncio.get_running_loop().call_later(_EVICTION, self._make_room)
         self._spawn(self._evict_now(session, reason))
 

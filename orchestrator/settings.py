@@ -34,7 +34,8 @@ class Settings(BaseSettings):
         image: the sandbox image; empty: the one whose tag is the digest of ``sandbox_image/``.
         base_image: what ``cellblock image build`` builds on; empty: a base is made from this host's own Debian
             packages where it can be, and the usual slim Python is taken where a registry answers.
-        warm_kernels: kernels kept ready beyond those in use, as far as ``max_kernels`` allows.
+        warm_kernels: kernels kept ready beyond those in use, as far as ``max_kernels`` allows; None: as the policy
+            says.
         state_dir: where the sockets of the kernels live; empty: ``/run/cellblock`` for root, else
             ``$XDG_RUNTIME_DIR/cellblock``. A short path: unix socket paths end at 107 bytes.
         data_dir: where sessions are kept: history, large outputs, checkpoints and the key that signs them; empty:
@@ -60,7 +61,7 @@ class Settings(BaseSettings):
     policy: str = "default"
     image: str = ""
     base_image: str = ""
-    warm_kernels: int = Field(default=1, ge=0, le=1000)
+    warm_kernels: int | None = Field(default=None, ge=0, le=1000)
     state_dir: str = ""
     data_dir: str = ""
     store_url: str = ""

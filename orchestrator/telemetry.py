@@ -81,6 +81,23 @@ class Telemetry:
             buckets=_SECONDS,
             registry=registry,
         )
+        self._leases = Counter(
+            "cellblock_leases",
+            "Kernels that were handed out: was one ready when it was asked for.",
+            ["ready"],
+            registry=registry,
+        )
+        self._refused = Counter(
+            "cellblock_leases_refused", "Callers that got no kernel, by what was scarce.", ["reason"], registry=registry
+        )
+        self._replaced = Counter(
+            "cellblock_ready_kernels_replaced",
+            "Kernels that were ended while nobody had them, by why.",
+            ["reason"],
+            registry=registry,
+        )
+        for ready in ("yes", "no"):  # a rate can be told before both have happened
+            self._leases.labels(ready)
         self._start = Histogram(
             "cellblock_kernel_start_seconds", "A kernel's cold start, by phase.", ["phase", "runtime"],
             buckets=_SECONDS, registry=registry,
@@ -133,6 +150,15 @@ class Telemetry:
 
     def leased(self, seconds: float) -> None:
         self._lease.observe(seconds)
+
+    def handed_out(self, *, ready: bool) -> None:
+        self._leases.labels("yes" if ready else "no").inc()
+
+    def refused(self, reason: str) -> None:
+        self._refused.labels(reason).inc()
+
+    def replaced(self, reason: str) -> None:
+        self._replaced.labels(reason).inc()
 
     def cell_ended(self, result: ExecutionResult) -> None:
         self._cells.labels(result.outcome, result.runtime).inc()

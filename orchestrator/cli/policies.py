@@ -66,6 +66,17 @@ MEANINGS = {
     "sessions.checkpoint_every": Meaning((), "H4", "work lost with a kernel that dies"),
     "sessions.checkpoint_mb": Meaning((), "H2", "a full disk: the largest file of one checkpoint"),
     "sessions.checkpoint_time_s": Meaning((), "O6", "a kernel that never ends capturing or loading its state"),
+    "pool.warm": Meaning((), "H3", "the wait for a start: as many are ready before they are asked for"),
+    "pool.max_age_s": Meaning((), "H3", "kernels that wait for days: older ones are replaced"),
+    "pool.check_every_s": Meaning((), "H3", "an agent that is handed a kernel which does not answer"),
+    "pool.exhausted": Meaning((), "H3", "callers that wait for others' kernels: fail refuses them at once"),
+    "pool.queue": Meaning((), "H4", "callers without end: more than so many are refused"),
+    "scheduling.aging_s": Meaning((), "H3", "low priority for ever: so much waiting is worth one step of it"),
+    "scheduling.group_quota": Meaning((), "H3", "one group of agents that takes every kernel"),
+    "scheduling.memory_reserve_mb": Meaning((), "H4", "a host without memory for its own processes"),
+    "scheduling.memory_overcommit": Meaning((), "H4", "memory promised to more kernels than the host has it for"),
+    "scheduling.cpu_overcommit": Meaning((), "H3", "more kernels than cores can serve"),
+    "groups": Meaning((), "H3", "one group of agents at another's cost: weight and quota of each"),
     "environment": Meaning(("Env",), "X2", "names of the host: what stands here is all that a kernel is told"),
     "data": Meaning(("HostConfig.Mounts",), "O5", "changed data: read-only, never followed out of its folder"),
 }  # fmt: skip
@@ -128,7 +139,7 @@ def explain(name: Named) -> None:
     columns = (Column(name, overflow="fold") for name in ("setting", "in Docker", "row", "stops"))
     table = Table(*columns, title=f"under {request['HostConfig']['Runtime']}", title_justify="left")
     for key, value in _settings(policy).items():
-        meaning = MEANINGS[key.split(".")[0] if key.startswith(("environment.", "data.")) else key]
+        meaning = MEANINGS[key.split(".")[0] if key.startswith(("environment.", "data.", "groups.")) else key]
         setting = f"{escape(key)}\n[bold]{_text(value)}[/]"
         table.add_row(setting, _in_docker(request, key, meaning), meaning.row, meaning.stops)
     console.print(table)

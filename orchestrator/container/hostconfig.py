@@ -83,7 +83,8 @@ def create_request(spec: ContainerSpec, policy: Policy, limits: KernelResourceLi
 
 def _digest(request: dict[str, Any], policy: Policy, limits: KernelResourceLimits) -> str:
     """Sum up all that a container is locked by, so that a later process knows whether it would lock it the same way."""
-    return hashlib.sha256(json.dumps([request, policy.digest, asdict(limits)], sort_keys=True).encode()).hexdigest()
+    locks = [request, policy.lock_digest, asdict(limits)]
+    return hashlib.sha256(json.dumps(locks, sort_keys=True).encode()).hexdigest()
 
 
 def _environment() -> dict[str, str]:

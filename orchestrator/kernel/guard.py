@@ -132,12 +132,15 @@ class _Splice:
         self._closed = False
 
     async def listen(self, endpoint: Endpoint) -> None:
-        loop = asyncio.get_running_loop()
-        self._servers[_KernelEnd] = await loop.create_unix_server(
-            lambda: self._kernel_end(self), endpoint.wire_path(self._channel)
-        )
+        await self._serve(_KernelEnd, lambda: self._kernel_end(self), endpoint.wire_path(self._channel))
         _open_to_all(endpoint.wire_path(self._channel))
-        self._servers[_End] = await loop.create_unix_server(lambda: _End(self), endpoint.client_path(self._channel))
+        await self._serve(_End, lambda: _End(self), endpoint.client_path(self._channel))
+
+    async def _serve(self, kind: type[_End], make: Callable[[], _End], path: Path) -> None:
+        """Listen; the server is known before anything is awaited, so that whoever is cancelled here can close it."""
+        loop = asyncio.get_running_loop()
+        server = self._servers[kind] = await loop.create_unix_server(make, path, start_serving=False)
+        await server.start_serving()
 
     def joined(self, end: _End) -> None:
         kind = type(end)

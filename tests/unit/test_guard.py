@@ -211,3 +211,20 @@ async def test_a_closed_connection_is_a_loss_but_no_violation(guarded: tuple[Gua
     client.transport.abort()
     assert guard.reason == "the control connection closed"
     assert not guard.violated
+
+
+async def test_a_guard_that_is_cancelled_while_it_begins_to_listen_leaves_no_socket() -> None:
+    """Whichever of its first steps it had come to: once it is cut nobody can dial."""
+    for steps in range(12):
+        folder = Path("/tmp") / f"cbg-{random.randrange(10**9)}"  # noqa: S311 - as above
+        endpoint, guard = Endpoint.create(folder, BOUND), Guard(BOUND)
+        listening = asyncio.create_task(guard.listen(endpoint))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+        guard.cut("it was stopped")
+        for path in (side(channel) for channel in CHANNELS for side in (endpoint.wire_path, endpoint.client_path)):
+            with pytest.raises(OSError):
+                await asyncio.open_unix_connection(path)
+        endpoint.remove()

@@ -32,6 +32,9 @@ def test_what_happened_is_in_the_metrics() -> None:
     telemetry.watch_pool(lambda: {"ready": 2, "leased": 3, "starting": 1, "ending": 0, "waiting": 4, "max": 10})
     telemetry.cell_ended(RESULT)
     telemetry.leased(0.02)
+    telemetry.handed_out(ready=True)
+    telemetry.refused("memory")
+    telemetry.replaced("age")
     telemetry.kernel_ended("oom")
     telemetry.kernel_failed()
     with telemetry.kernel_phases("runc").phase("container"):
@@ -43,6 +46,10 @@ def test_what_happened_is_in_the_metrics() -> None:
         'cellblock_cells_total{outcome="oom",runtime="runsc"} 1.0',
         'cellblock_cell_duration_seconds_count{runtime="runsc"} 1.0',
         "cellblock_lease_wait_seconds_count 1.0",
+        'cellblock_leases_total{ready="yes"} 1.0',
+        'cellblock_leases_total{ready="no"} 0.0',
+        'cellblock_leases_refused_total{reason="memory"} 1.0',
+        'cellblock_ready_kernels_replaced_total{reason="age"} 1.0',
         'cellblock_kernel_ends_total{reason="oom"} 1.0',
         "cellblock_kernel_start_failures_total 1.0",
         'cellblock_kernel_start_seconds_count{phase="container",runtime="runc"} 1.0',
