@@ -455,9 +455,20 @@ class KernelPool:
         """Start a kernel, which from its very end on is not counted as starting: whoever gets it may look at once."""
         assert self._start is not None
         try:
-            return await self._start()
+            kernel = await self._start()
+            if not self._scheduler.eligible:
+                await self._warm_up(kernel)
+            return kernel
         finally:
             self._starting.discard(asyncio.current_task())
+
+    @staticmethod
+    async def _warm_up(kernel: Kernel) -> None:
+        try:
+            await kernel.warm_up()
+        except BaseException:
+            await kernel.stop()
+            raise
 
     def _tell(self, error: Exception) -> None:
         """Tell whose turn it is of a failed start, unless enough others are under way for all who wait."""

@@ -37,8 +37,9 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 # reading a message of 5 MB takes 50 ms at worst, and three times its size.
 _LARGEST_MESSAGE = 4 * MEGABYTE
 # What the first real cell would otherwise pay for: the compiler's and the display machinery's first use. Measured: a
-# first cell took 16 ms after one silent cell, 8 ms after these, and 5 ms is what later ones take. The last one takes
-# away what they left in `Out` and `_`, and by IPython's own way: a `_` that it finds changed it would leave alone.
+# first cell took 16 ms after one silent cell, 8 ms after these, and 5 ms is what later ones take; these take 90 ms. The
+# last one takes away what they left in `Out` and `_`, and by IPython's own way: a `_` that it finds changed it would
+# leave alone.
 _FORGET = """
 get_ipython().displayhook.flush()
 del _0
@@ -186,6 +187,19 @@ class Kernel:
         kernel.note("kernel.started", **kernel.description(), uid=user.uid)
         kernel.when_lost(kernel._note_end)
         return kernel
+
+    async def warm_up(self) -> None:
+        """Run first cells, which leave no trace. The pool calls it for a kernel that nobody waits for.
+
+        Raises:
+            KernelDiedError: the kernel went away.
+            TimeoutError: they did not end in time.
+        """
+        phases = self._config.telemetry.kernel_phases(self.runtime)
+        with phases.phase("first_cells"):
+            async with asyncio.timeout(self._config.start_timeout):
+                for code, silent in _WARM_UP:
+                    await self._run_silently(code, silent=silent)
 
     @classmethod
     async def adopt(cls, config: KernelConfig, left: Leftover) -> Self:
@@ -564,15 +578,12 @@ class Kernel:
             await asyncio.gather(ready, watch, return_exceptions=True)
 
     async def _ready(self, phases: Phases) -> None:
-        """Wait for the subscription to be in place, before which outputs would be lost, and run the first cells."""
+        """Wait for the subscription to be in place, before which outputs would be lost, and import what is to be."""
         with phases.phase("dial_in"):
             await self._welcomed()
         with phases.phase("preload"):
             for module in self.policy.preload:
                 await self._preload(module)
-        with phases.phase("first_cells"):
-            for code, silent in _WARM_UP:
-                await self._run_silently(code, silent=silent)
 
     async def _welcomed(self) -> None:
         """Wait for the kernel's welcome, or raise when the wire is cut before it."""

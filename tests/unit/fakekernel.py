@@ -18,7 +18,7 @@ class FakeKernel(Kernel):
         self.kernel_id = f"kernel-{number}"
         self.answers = True
         self.asked = 0
-        self.stopped = False
+        self.stopped = self.warmed = False
         self._lives = True
         self._callbacks: list[Callable[[], None]] = []
 
@@ -34,6 +34,11 @@ class FakeKernel(Kernel):
         self._lives = False
         for callback in self._callbacks:
             callback()
+
+    async def warm_up(self) -> None:
+        if not self.answers:
+            raise TimeoutError
+        self.warmed = True
 
     async def stop(self) -> None:
         self._lives = False
@@ -62,7 +67,10 @@ class Factory:
         made: all of them, in order.
         starting, most: how many starts are under way, and were at once.
         failure: what the next starts raise.
+        answers: whether the kernels do.
     """
+
+    answers = True
 
     def __init__(self, seconds: float = 0.0) -> None:
         self._seconds = seconds
@@ -81,6 +89,7 @@ class Factory:
         if self.failure is not None:
             raise self.failure
         self.made.append(FakeKernel(next(self._numbers)))
+        self.made[-1].answers = self.answers
         return self.made[-1]
 
     @property

@@ -214,6 +214,27 @@ async def test_starts_are_bounded_and_refills_more_than_starts_for_callers() -> 
         await until(lambda: pool.available_count == 3)
 
 
+async def test_first_cells_are_run_while_nobody_waits() -> None:
+    """They cost a caller that waits more than they would spare it."""
+    start = Factory()
+    async with running(start=start, warm=1) as pool:
+        await until(lambda: pool.available_count == 1)
+        assert [kernel.warmed for kernel in start.made] == [True]
+        await asyncio.gather(lease(pool), lease(pool))
+        assert [kernel.warmed for kernel in start.made][:2] == [True, False]
+
+
+async def test_a_kernel_that_does_not_survive_its_first_cells_is_ended() -> None:
+    start = Factory()
+    start.answers = False
+    async with running(start=start, warm=1) as pool:
+        await until(lambda: len(start.made) >= 2)
+        assert pool.available_count == 0
+        start.answers = True
+        await until(lambda: pool.available_count == 1)
+        assert all(kernel.stopped for kernel in start.made[:-1])
+
+
 async def test_failing_refills_are_tried_less_and_less_often_and_a_caller_is_told() -> None:
     start = Factory()
     start.failure = KernelStartError("broken", cause="host")
