@@ -29,6 +29,7 @@ from orchestrator.errors import (
     ManagerClosedError,
     UnknownKernelNameError,
 )
+from orchestrator.hibernation import Hibernation
 from orchestrator.hostload import HostLoad
 from orchestrator.inputs import check_agent_id, check_claim, check_code
 from orchestrator.instance import Instance
@@ -42,6 +43,7 @@ from orchestrator.policy import Policy
 from orchestrator.pool import KernelPool
 from orchestrator.recovery import Recovery, recover
 from orchestrator.retention import Retention
+from orchestrator.roster import Roster
 from orchestrator.scheduler import Admission, Scheduler
 from orchestrator.session import KernelSession, Restored
 from orchestrator.sessionkeeper import SessionKeeper
@@ -102,8 +104,10 @@ class AgentKernelManager:
         self.telemetry = Telemetry()
         self.monitor = Monitor(self._live_kernels)
         self.pool = self._make_pool()
-        self._keeper = SessionKeeper(self.pool, self.resource_limits, self.policy, self.telemetry, self._spawn)
-        self.sessions = self._keeper.sessions
+        self._roster = Roster(self.pool, self.telemetry, self._spawn)
+        self._hibernation = Hibernation(self._roster, self.pool, self.resource_limits, self.policy, self._spawn)
+        self._keeper = SessionKeeper(self._roster, self._hibernation, self.pool, self.policy)
+        self.sessions = self._roster.sessions
         self.telemetry.watch_pool(self.pool.counts)
         self._operations = Operations(
             pool=self.pool,
@@ -151,7 +155,7 @@ class AgentKernelManager:
                 await asyncio.to_thread(store.close)
                 raise
             try:
-                self._keeper.open(store, files, instance.name)
+                self._roster.open(store, files, instance.name)
                 await self._control.listen(instance.config.folder)
                 if self.settings.metrics_port:
                     self.telemetry.serve(self.settings.metrics_address, self.settings.metrics_port)
@@ -166,7 +170,7 @@ class AgentKernelManager:
             self._instance, self._store = instance, store
             self._call_off = Termination.call_first(partial(self.shutdown, keep_sessions=True))
             self._spawn(instance.keep_clean())
-            self._spawn(self._keeper.sleep_when_idle())
+            self._spawn(self._hibernation.sleep_when_idle())
             self._retention = Retention(store, files, self.settings)
             self._spawn(self._retention.run())
             self._spawn(self.monitor.run())
@@ -432,7 +436,7 @@ class AgentKernelManager:
             Whether it sleeps. Not when it is in use, or the policy keeps what no checkpoint can hold.
         """
         session = self.sessions.get(agent_id)
-        return session is not None and await self._keeper.hibernate(session, "hibernate")
+        return session is not None and await self._hibernation.hibernate(session, "hibernate")
 
     def save_checkpoint(self, session: KernelSession, file_path: str | Path | None = None) -> dict[str, Any]:
         """See ``checkpoint.save_checkpoint``."""
@@ -524,7 +528,7 @@ class AgentKernelManager:
         async with self._opening:
             await self._cancel_tasks()
             sessions = list(self.sessions.values())
-            await self._keeper.close(keep=keep_sessions)
+            await self._hibernation.close(keep=keep_sessions)
             await self._control.close()
             await asyncio.to_thread(self.telemetry.close)
             await self.pool.close()
@@ -595,7 +599,7 @@ class AgentKernelManager:
         """Keep a session awake, having woken it, whether or not its agent is inside ``acquire_kernel``."""
         session.users += 1
         try:
-            await self._keeper.look_after(session)
+            await self._roster.look_after(session)
             if session.asleep and session.ended is None:
                 self._refuse_when_closed()
                 await self._keeper.session_of(
@@ -605,7 +609,7 @@ class AgentKernelManager:
         finally:
             session.users -= 1
             session.touch()
-            self._keeper.released()
+            self._hibernation.make_room()
 
     def _refuse_when_closed(self) -> None:
         if self._closing is not None:

@@ -12,7 +12,7 @@ import hashlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from orchestrator.store.history import History
 
 _log = logging.getLogger(__name__)
 _CANCELLED = 0.4  # seconds that a cancelled consumer waits for its cell: an interrupt took 0.02-0.23 s
+_NAMED = 5  # lost variables that a notice names
 _NEVER_RAN: dict[str, Any] = {"status": "error", "outcome": "cancelled", "outputs": [], "error": None}
 DEATHS = ("oom", "kernel_died", "timeout", "cancelled", "engine_lost")  # ends of a session that were its kernel's
 
@@ -43,6 +44,13 @@ class Lost:
     name: str
     kind: str
     reason: str
+
+
+def names_of(lost: Sequence[Lost]) -> str:
+    """Name what was lost to an agent, the first few of it."""
+    named = ", ".join(f"{loss.name} ({loss.kind}: {loss.reason})" for loss in lost[:_NAMED])
+    more = len(lost) - _NAMED
+    return named + (f" and {more} more" if more > 0 else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +175,11 @@ class KernelSession:
         """Note that the session is in use now."""
         self.last_used_at = time.time()
         self.idle_since = time.monotonic()
+
+    @property
+    def is_awake(self) -> bool:
+        """Whether it has a kernel, and that one lives."""
+        return self.kernel is not None and self.kernel.is_alive
 
     @property
     def is_busy(self) -> bool:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import docker
@@ -16,11 +17,13 @@ import pytest
 
 from orchestrator import AgentKernelManager, KernelSession
 from orchestrator.container.hostconfig import INSTANCE_LABEL, KERNEL_LABEL
+from orchestrator.container.lease import Lease, instance_lease
 from orchestrator.errors import SettingsError
 from orchestrator.settings import Settings
 from orchestrator.store.history import History
 from tests.conftest import REPOSITORY, make_manager
 from tests.docker.recovering import DEAF, program
+from tests.faults.engineproxy import EngineProxy, engine_proxy
 
 BEGUN = 1.0  # seconds in which the program's last cell has begun
 
@@ -34,6 +37,13 @@ def own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("CELLBLOCK_STATE_DIR", str(folder))
     monkeypatch.setenv("CELLBLOCK_POLICY", str(policy))
     return folder
+
+
+@pytest.fixture
+def proxy(tmp_path: Path) -> Iterator[EngineProxy]:
+    """A proxy before the engine. A start that goes through it says so with DOCKER_HOST."""
+    with engine_proxy(os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock"), tmp_path) as proxy:
+        yield proxy
 
 
 async def value(manager: AgentKernelManager, session: KernelSession, code: str) -> str:
@@ -161,6 +171,33 @@ async def test_two_starts_at_once_lose_nothing(runtime: str, own_state: Path) ->
         assert len(kernels(own_state)) == 3
     finally:
         await asyncio.gather(*(manager.shutdown() for manager in managers))
+
+
+async def test_a_start_leaves_alone_what_another_has_just_taken(
+    runtime: str, own_state: Path, proxy: EngineProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has read whose sessions they were when another start takes a dead process's lease: it claims none of them."""
+    with program(runtime) as process:
+        process.kill()
+    (folder,) = own_state.glob("i-*")
+    taken: list[Lease | None] = []
+
+    def take(_number: int, request: str) -> None:
+        if request == "GET /containers/json" and not taken:  # it looks for the kernels of the sessions that it read
+            taken.append(instance_lease(folder.name.removeprefix("i-")))
+
+    proxy.before = take
+    with monkeypatch.context() as patch:
+        patch.setenv("DOCKER_HOST", proxy.url)
+        async with make_manager(runtime, max_kernels=4) as manager:
+            assert manager.sessions == {}
+    (lease,) = taken
+    assert lease is not None
+    lease.release()
+    async with make_manager(runtime, max_kernels=4) as manager:
+        assert set(manager.sessions) == {"idle", "kept", "busy"}
+        async with manager.acquire_kernel("kept") as (_kernel, session):
+            assert await value(manager, session, "name, next(numbers)") == "('kept', 1)"
 
 
 async def test_a_start_that_fails_and_one_with_other_folders_leave_all_to_the_next(
