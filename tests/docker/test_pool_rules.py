@@ -65,14 +65,14 @@ async def test_with_the_strategy_fail_an_idle_session_makes_room_and_a_busy_one_
 
 
 async def test_a_waiting_kernel_that_is_stuck_is_replaced(runtime: str, tmp_path: Path) -> None:
-    """Its container is paused: the wire stands, and nothing answers. The next agent gets one that works."""
+    """Its process is stopped: the wire stands, and nothing answers. The next agent gets one that works."""
     rules = policy(tmp_path, "[pool]\ncheck_every_s = 1\n")
     async with make_manager(runtime, warm=1, policy=rules) as manager:
         await until(lambda: manager.pool.available_count == 1)
         stuck = next(iter(manager.pool.kernels))
         client = docker.from_env()
         try:
-            client.api.pause(f"cellblock-{stuck}")
+            client.api.kill(f"cellblock-{stuck}", "SIGSTOP")
         finally:
             client.close()
         await until(lambda: stuck not in manager.pool.kernels)
