@@ -158,7 +158,9 @@ class AgentKernelManager:
                 if self.settings.metrics_port:
                     self.telemetry.serve(self.settings.metrics_address, self.settings.metrics_port)
                 self.recovery = await recover(store, self._keeper, instance, self.max_kernels)  # the last that can fail
-            except BaseException:
+            except BaseException:  # what was taken over by then is left to the next start
+                for session in list(self.sessions.values()):
+                    self._roster.leave(session)
                 instance.disclaim()
                 await self._control.close()
                 await asyncio.to_thread(self.telemetry.close)

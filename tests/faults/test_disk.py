@@ -413,6 +413,31 @@ async def test_starting_on_a_full_disk_harms_nothing(disk: SmallDisk, state: Pat
     assert_whole(disk)
 
 
+async def test_a_start_takes_no_kernel_whose_state_cannot_be_written(disk: SmallDisk, state: Path) -> None:
+    """Two of three sessions have to give way. As room comes back, each start that fails leaves them to the next."""
+    with program("runc") as process:
+        process.kill()
+    disk.fill("bytes")
+    manager = make_manager("runc", max_kernels=1)
+    adopted = 0
+    for _ in range(10 * EXACT_STEPS):
+        try:
+            await manager.start()
+            break
+        except StoreError as error:
+            adopted += "checkpoint" in error.message
+            assert manager.sessions == {}
+            disk.give("bytes", 2)
+    assert adopted >= 1
+    disk.make_room()
+    async with asyncio.timeout(60), manager:
+        for agent in ("idle", "kept", "busy"):
+            async with manager.acquire_kernel(agent) as (_kernel, session):
+                assert (await manager.execute_code(session, "name"))["result"] == repr(agent)
+    assert not list(state.rglob("*"))
+    assert_whole(disk)
+
+
 @both_kinds
 async def test_the_very_first_start(disk: SmallDisk, kind: Kind) -> None:
     """On a disk that was always full nothing is begun, and as room comes back nothing half begun is in the way."""
