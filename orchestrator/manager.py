@@ -494,7 +494,8 @@ class AgentKernelManager:
         whatever process.
 
         Args:
-            keep_sessions: every session is kept so. A running cell has 5 s to end, and is interrupted then.
+            keep_sessions: every session is kept so. A running cell has 5 s to end, and is interrupted then. A kernel
+                whose state cannot be written runs on, as after a kill, and the next start goes on with it.
 
         Raises:
             EngineError: the engine does not answer; what is left is removed by the next start on this host.

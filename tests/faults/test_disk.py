@@ -22,7 +22,7 @@ import pytest
 
 from orchestrator import AgentKernelManager, KernelPoolExhaustedError, KernelResourceLimits, KernelSession
 from orchestrator.container.hostconfig import INSTANCE_LABEL
-from orchestrator.errors import FileTransferError, KernelStartError, SettingsError, StoreError
+from orchestrator.errors import FileTransferError, KernelStartError, ManagerClosedError, SettingsError, StoreError
 from orchestrator.settings import Settings
 from orchestrator.store import auditchain
 from orchestrator.store.history import CellRecord, History
@@ -390,6 +390,38 @@ async def test_shutting_down_on_a_full_disk(disk: SmallDisk) -> None:
     async with make_manager("runc") as manager, manager.acquire_kernel("kept", timeout=60) as (_kernel, again):
         assert again.session_id == session.session_id
         assert await count(manager, again) == 4
+    assert_whole(disk)
+    assert_checkpoints_are_noted(disk)
+
+
+async def test_a_shutdown_that_keeps_sessions_leaves_to_their_kernels_what_it_cannot_write(
+    disk: SmallDisk, state: Path, runtime: str
+) -> None:
+    """Of one session a checkpoint has an older state, of the other there is none: the next start has both kernels."""
+    manager = make_manager(runtime, max_kernels=3, warm=1)
+    for agent in ("kept", "other"):
+        async with manager.acquire_kernel(agent, timeout=60) as (_kernel, session):
+            await manager.execute_code(session, f"ran = 4; {BALLAST}")
+            if agent == "kept":
+                await manager.checkpoint(session)
+            await manager.execute_code(session, "ran = 5; numbers = (n for n in range(9)); next(numbers)")
+    instance = manager.instance_id
+    left = {f"/cellblock-{session.kernel_id}" for session in manager.sessions.values()}
+    disk.fill("bytes")
+    async with asyncio.timeout(60):
+        await manager.shutdown(keep_sessions=True)
+    with pytest.raises(ManagerClosedError):
+        await manager.execute_code(session, "ran")
+    assert set(containers(instance)) == left
+    assert_whole(disk)
+    disk.make_room()
+    async with make_manager(runtime, max_kernels=3) as manager:
+        assert {f"/cellblock-{session.kernel_id}" for session in manager.sessions.values()} == left
+        for agent in ("kept", "other"):
+            async with manager.acquire_kernel(agent, timeout=60) as (_kernel, session):
+                assert (await manager.execute_code(session, "ran, next(numbers)"))["result"] == "(5, 1)"
+    assert containers(instance) == []
+    assert not list(state.rglob("*"))
     assert_whole(disk)
     assert_checkpoints_are_noted(disk)
 
