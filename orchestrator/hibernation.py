@@ -137,7 +137,8 @@ class Hibernation:
     async def close(self, *, keep: bool) -> None:
         """End every session, but let those sleep that have a checkpoint already, or all with ``keep``.
 
-        The kernels that are left are the pool's to end.
+        One that is to be kept, and whose state the store does not take, is left to the next start with its kernel. The
+        other kernels are the pool's to end.
         """
         self._roster.closed = True
         sessions = list(self._roster.sessions.values())
@@ -219,6 +220,10 @@ class Hibernation:
             try:
                 await self._capture_last(session)
             except CellblockError as error:
+                if keep and isinstance(error, StoreError) and session.is_awake:
+                    _log.warning("agent %s's kernel is left running for the next start: %s", session.agent_id, error)
+                    self._roster.leave(session)
+                    return
                 _log.warning("the newest state of agent %s's session is lost: %s", session.agent_id, error)
         if await self._roster.has_checkpoint(session.session_id):
             await self._roster.fall_asleep(session, "shutdown")

@@ -9,7 +9,6 @@ import hashlib
 import logging
 import os
 import secrets
-import shutil
 import signal
 from collections.abc import Collection
 from dataclasses import replace
@@ -24,7 +23,7 @@ from orchestrator.container.engine import FAILURES, Engine
 from orchestrator.container.enginewatch import EngineWatch
 from orchestrator.container.hostconfig import LOCK_LABEL
 from orchestrator.container.lease import Lease, host_identity, instance_lease, is_dead
-from orchestrator.container.reaper import Leftover, leftovers, sweep_instance, sweep_late, sweep_orphans
+from orchestrator.container.reaper import Leftover, clear_folder, leftovers, sweep_instance, sweep_late, sweep_orphans
 from orchestrator.errors import (
     CellblockError,
     EngineError,
@@ -243,17 +242,16 @@ class Instance:
                 _log.debug("the engine does not let itself be swept: %s", error)
 
     def disclaim(self) -> None:
-        """Let go of the dead instances that no kernel was adopted of: what is theirs stays for the next start."""
-        adopted = {kernel.instance for kernel in self._kernels.values()}
-        for instance in self._inherited.keys() - adopted:
-            self._inherited.pop(instance).release()
+        """Let go of the dead instances: what is theirs stays for the next start. The kernels must have been left."""
+        while self._inherited:
+            self._inherited.popitem()[1].release()
 
     def _folder_of(self, instance: str) -> Path:
         return self._config.folder.parent / f"i-{instance}"
 
     def _sweep_own(self) -> None:
         for instance in (self.id, *self._inherited):
-            sweep_instance(self._config.engine.client.api, instance, self._folder_of(instance))
+            sweep_instance(self._config.engine.client.api, instance, self._folder_of(instance), self._config.left)
 
     async def _start_or_fall_back(self) -> Kernel:
         config = self._config
@@ -281,7 +279,7 @@ class Instance:
             kernel.lose_engine()
 
     async def close(self) -> None:
-        """Remove whatever is left of this instance, and let go of the engine.
+        """Remove whatever there is of this instance, but for kernels that were left, and let go of the engine.
 
         Raises:
             EngineError: the engine does not answer; the next start of any instance here sweeps up.
@@ -309,7 +307,7 @@ class Instance:
     def _let_go(self) -> None:
         self._watch.close()
         for instance in (self.id, *self._inherited):
-            shutil.rmtree(self._folder_of(instance), ignore_errors=True)
+            clear_folder(self._folder_of(instance), self._config.left)
         with contextlib.suppress(OSError):
             self._config.folder.parent.rmdir()  # only when no other instance has a folder there
         self._config.context.destroy(linger=0)

@@ -160,7 +160,9 @@ class AgentKernelManager:
                 if self.settings.metrics_port:
                     self.telemetry.serve(self.settings.metrics_address, self.settings.metrics_port)
                 self.recovery = await recover(store, self._keeper, instance, self.max_kernels)  # the last that can fail
-            except BaseException:
+            except BaseException:  # what was taken over by then is left to the next start
+                for session in list(self.sessions.values()):
+                    self._roster.leave(session)
                 instance.disclaim()
                 await self._control.close()
                 await asyncio.to_thread(self.telemetry.close)
@@ -506,7 +508,8 @@ class AgentKernelManager:
         whatever process.
 
         Args:
-            keep_sessions: every session is kept so. A running cell has 5 s to end, and is interrupted then.
+            keep_sessions: every session is kept so. A running cell has 5 s to end, and is interrupted then. A kernel
+                whose state cannot be written runs on, as after a kill, and the next start goes on with it.
 
         Raises:
             EngineError: the engine does not answer; what is left is removed by the next start on this host.

@@ -257,6 +257,12 @@ class KernelPool:
             self._hand_out()
             self._balance()
 
+    def leave(self, resource: KernelResource) -> None:
+        """Forget a kernel, which runs on for the next start."""
+        self.kernels.pop(resource.kernel_id, None)
+        if resource.kernel is not None:
+            resource.kernel.leave()
+
     def prewarm(self) -> None:
         """Begin to fill the pool up to ``warm`` ready kernels."""
         self._balance()

@@ -2,6 +2,9 @@
 
 A kernel that is whole is adopted, with its variables. Where there is none, the session sleeps, to be woken from its
 newest checkpoint; without one it has ended. A cell that ran is noted as interrupted, and never run again.
+
+A kernel that answers no more costs its own session only. What concerns them all (a store that cannot be written, a
+start that is called off) costs none: the caller leaves those that were adopted by then to the next start.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import logging
 from dataclasses import dataclass
 
 from orchestrator.container.reaper import Leftover
-from orchestrator.errors import EngineError, KernelStartError
+from orchestrator.errors import EngineError, KernelDiedError, KernelStartError
 from orchestrator.instance import Instance
 from orchestrator.sessionkeeper import SessionKeeper
 from orchestrator.store.history import History, SessionRecord
@@ -51,7 +54,7 @@ async def recover(store: History, keeper: SessionKeeper, instance: Instance, max
         max_kernels: sessions beyond that, those used least recently, sleep.
 
     Raises:
-        StoreError: the history cannot be read or written.
+        StoreError: the history, or the state of a kernel that cannot stay, cannot be read or written.
         EngineError: the engine does not answer.
     """
     records = [
@@ -78,8 +81,7 @@ async def recover(store: History, keeper: SessionKeeper, instance: Instance, max
     for failure in await asyncio.gather(*work, return_exceptions=True):
         if failure is not None:
             raise failure
-    swept = await instance.sweep()
-    return Recovery(tuple(record.session_id for record in mine), len(left) + swept)
+    return Recovery(tuple(record.session_id for record in mine), len(left) + await _sweep(instance))
 
 
 async def _take(
@@ -98,13 +100,21 @@ async def _take(
         await keeper.inherit(record)
         return
     try:
-        kernel = await instance.adopt(left)
-    except (KernelStartError, EngineError) as error:
+        session = keeper.adopt(record, await instance.adopt(left), interrupted=interrupted)
+    except (KernelStartError, KernelDiedError, EngineError) as error:
         _log.warning("the kernel of agent %s could not be adopted: %s", record.agent_id, error)
         await keeper.inherit(record)
         return
-    session = await keeper.adopt(record, kernel, interrupted=interrupted)
     if not instance.would_lock_alike(left):  # its variables go on in a kernel that is locked as one is now
         await keeper.hand_over(session, "reconfigured")
     elif not stays:
         await keeper.hand_over(session, "evicted")
+
+
+async def _sweep(instance: Instance) -> int:
+    """Remove what nobody goes on with; what the engine refuses is the next start's. Returns how many containers."""
+    try:
+        return await instance.sweep()
+    except EngineError as error:
+        _log.warning("what dead processes left is not all removed yet: %s", error)
+        return 0

@@ -1,4 +1,4 @@
-"""Roster: which sessions have a kernel, and how one loses it: it falls asleep, or it ends.
+"""Roster: which sessions have a kernel, and how one loses it: it falls asleep, ends, or is left to the next start.
 
 It never finds a kernel for a session, and never chooses the one that has to go.
 
@@ -242,6 +242,16 @@ class Roster:
         finally:
             if resource is not None:
                 await self._pool.discard(resource)
+
+    def leave(self, session: KernelSession) -> None:
+        """Let go of a session and its kernel as they are, as the end of this process would: the next start goes on."""
+        del self.sessions[session.agent_id]
+        if session.kernel is not None:
+            session.note(session.kernel, "session.left", cells=session.cell_count)
+        resource = self.take_lease(session)
+        session.detach()
+        if resource is not None:
+            self._pool.leave(resource)
 
     async def end(self, session: KernelSession, reason: str) -> None:
         """End a session, and its place in the pool. Whoever holds it finds out. Once: its kernel may die meanwhile."""

@@ -20,7 +20,9 @@ from orchestrator.errors import (
     CheckpointError,
     CheckpointMissingError,
     InvalidInputError,
+    KernelDiedError,
     ManagerClosedError,
+    SessionEndedError,
 )
 from orchestrator.hibernation import Hibernation
 from orchestrator.inputs import LONGEST_AGENT_ID, check_agent_id
@@ -199,11 +201,14 @@ class SessionKeeper:
         self._roster.asleep.update({fork.session_id: fork for fork in forks})
         return forks
 
-    async def adopt(self, record: SessionRecord, kernel: Kernel, *, interrupted: bool) -> KernelSession:
+    def adopt(self, record: SessionRecord, kernel: Kernel, *, interrupted: bool) -> KernelSession:
         """Go on with a session of a process that has died, in the kernel that it had.
 
         Args:
             interrupted: whether one of its cells ran.
+
+        Raises:
+            KernelDiedError: it has just ended.
         """
         session = self._roster.recall(record, kernel)
         if interrupted:
@@ -214,16 +219,24 @@ class SessionKeeper:
         resource = KernelResource(kernel.kernel_id, kernel)
         resource.acquire()
         self._pool.add_kernel(resource)
+        try:
+            self._settle_in(session, resource, "")
+        except KernelDiedError:
+            self._pool.release(resource)
+            raise
         self._roster.inherited.add(session.session_id)
-        self._settle_in(session, resource, "")
         session.note(kernel, "session.adopted", cells=record.cells)
         return session
 
     async def hand_over(self, session: KernelSession, reason: str) -> None:
-        """Take a session's kernel away; its state, as far as it can be captured, goes on in another one."""
+        """Take a session's kernel away; its state, as far as it can be captured, goes on in another one.
+
+        Raises:
+            StoreError: the state cannot be written; the session keeps its kernel.
+        """
         try:
             await self.checkpoint(session, asked_for=False)
-        except CellblockError as error:
+        except (CheckpointError, KernelDiedError, SessionEndedError) as error:
             _log.warning("the newest state of agent %s's session is lost: %s", session.agent_id, error)
         await self._roster.give_up(session, reason)
 

@@ -58,8 +58,9 @@ async def _prune(everywhere: bool) -> None:
             removed = recovery.containers + (await manager.sweep_everywhere() if everywhere else 0)
             deleted = await manager.apply_retention()
     console.print(f"removed: {removed} containers and {folders} folders of dead processes, {deleted} old sessions")
-    kept = {record.session_id: record for record in await _unended(settings)}
-    _show([kept[session] for session in recovery.sessions if session in kept], "asleep")
+    kept = {record.session_id: record for record in await _unended(settings) if record.session_id in recovery.sessions}
+    _show([record for record in kept.values() if record.state == "asleep"], "asleep")
+    _show([record for record in kept.values() if record.state == "live"], "left in its kernel: it cannot be written")
     if ended := [session for session in recovery.sessions if session not in kept]:
         console.print(f"ended, having neither a kernel that answers nor a checkpoint: {', '.join(ended)}")
 

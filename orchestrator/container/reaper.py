@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -141,19 +142,20 @@ def sweep_instance(api: Any, instance: str, folder: Path, keep: Collection[str] 
     found = [container for container in every if container["Labels"].get(KERNEL_LABEL) not in keep]
     for container in found:
         remove_by_name(api, container["Id"])
-    _clear(folder, {kernel_id[:12] for kernel_id in keep})
+    clear_folder(folder, keep)
     return len(found)
 
 
-def _clear(folder: Path, keep: Collection[str]) -> None:
-    """Remove an instance's folder, but for what is to be kept in it."""
-    if not keep:
-        shutil.rmtree(folder, ignore_errors=True)
-    for entry in folder.glob("*") if keep else ():
-        if entry.is_dir() and entry.name not in keep:
-            shutil.rmtree(entry, ignore_errors=True)
-        elif not entry.is_dir():
+def clear_folder(folder: Path, keep: Collection[str] = ()) -> None:
+    """Remove an instance's folder, but for those of the kernels in it that stay."""
+    kept = {kernel_id[:12] for kernel_id in keep}
+    for entry in folder.glob("*"):
+        if not entry.is_dir():
             entry.unlink(missing_ok=True)
+        elif entry.name not in kept:
+            shutil.rmtree(entry, ignore_errors=True)
+    with contextlib.suppress(OSError):  # what stays is in it
+        folder.rmdir()
 
 
 def _is_orphan(container: dict[str, Any]) -> bool:

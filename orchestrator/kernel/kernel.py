@@ -68,6 +68,7 @@ class KernelConfig:
         loop_share: what the kernels divide among them.
         unremoved: names of the containers that should be gone, and that the engine did not remove when it was asked;
             for each, how many looks must find it gone.
+        left: ids of the kernels that run on when their host has let go of them.
         telemetry: observes each start.
         lock, guard: make the request for each container, and its guard. Only the negative controls of ``isolation/``
             have their own.
@@ -91,6 +92,7 @@ class KernelConfig:
     audit: AuditLog = field(default_factory=lambda: AuditLog(None))
     loop_share: LoopShare = field(default_factory=LoopShare)
     unremoved: dict[str, int] = field(default_factory=dict)
+    left: set[str] = field(default_factory=set)
     telemetry: Telemetry = field(default_factory=Telemetry)
 
     @property
@@ -211,6 +213,7 @@ class Kernel:
         Raises:
             KernelStartError: it is not whole, or does not heed the interrupt; it is removed, or left for the sweep.
             EngineError: the engine does not answer.
+            CancelledError: it is left as it is.
         """
         user = UserId.take_over(left.uid)
         if user is None:
@@ -224,6 +227,9 @@ class Kernel:
         try:
             async with asyncio.timeout(_ADOPTION):
                 await kernel._take_over()
+        except asyncio.CancelledError:
+            kernel.leave()
+            raise
         except BaseException as error:
             await kernel.stop()
             if isinstance(error, TimeoutError | KernelDiedError | OSError):
@@ -447,12 +453,22 @@ class Kernel:
             self._stopping = asyncio.create_task(self._remove())
         await asyncio.shield(self._stopping)
 
+    def leave(self) -> None:
+        """Let go of the kernel and its folder as they are, as this process's end would: the next start may adopt it."""
+        self._config.left.add(self.kernel_id)
+        self._guard.cut("its host has let go of it")
+        if self._client is not None:
+            self._client.close()
+        self.container.forget_process()
+        self._user.release()
+
     def _note_reject(self, number: int) -> None:
         if str(number).strip("0") == "1":  # at 1, 10, 100: a hostile kernel must not fill the disk
             self.note("wire.rejected", malformed_messages=number)
 
     def _note_end(self) -> None:
-        event = "kernel.cut" if self._guard.violated else "kernel.ended"
+        left = self.kernel_id in self._config.left
+        event = "kernel.left" if left else "kernel.cut" if self._guard.violated else "kernel.ended"
         self.note(event, reason=self._guard.reason)
 
     async def _remove(self) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,11 +53,11 @@ async def value(manager: AgentKernelManager, session: KernelSession, code: str) 
     return str(result["result"])
 
 
-def kernels(state: Path) -> set[str]:
-    """Return the ids of all kernels whose wire lies in the state folder."""
+def kernels(state: Path, *, running: bool = False) -> set[str]:
+    """Return the ids of all kernels whose wire lies in the state folder, or of those whose container runs already."""
     client = docker.from_env()
     try:
-        found = client.api.containers(all=True, filters={"label": INSTANCE_LABEL})
+        found = client.api.containers(all=not running, filters={"label": INSTANCE_LABEL})
         return {
             container["Labels"][KERNEL_LABEL]
             for container in found
@@ -198,6 +199,70 @@ async def test_a_start_leaves_alone_what_another_has_just_taken(
         assert set(manager.sessions) == {"idle", "kept", "busy"}
         async with manager.acquire_kernel("kept") as (_kernel, session):
             assert await value(manager, session, "name, next(numbers)") == "('kept', 1)"
+
+
+async def test_a_start_that_is_called_off_leaves_what_it_had_adopted(
+    runtime: str, own_state: Path, proxy: EngineProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two kernels are adopted, the third is just being, when the caller is cancelled: the next start has all three."""
+    monkeypatch.setenv("CELLBLOCK_WARM_KERNELS", "0")  # none that is just being made when its process dies
+    with program(runtime) as process:
+        process.kill()
+    before = kernels(own_state)
+    held, released = threading.Event(), threading.Event()
+
+    def hold_third(_number: int, request: str) -> None:
+        if request == "GET /containers//json" and proxy.seen.count(request) == 3:
+            held.set()
+            released.wait(30)
+
+    proxy.before = hold_third
+    with monkeypatch.context() as patch:
+        patch.setenv("DOCKER_HOST", proxy.url)
+        manager = make_manager(runtime, max_kernels=4)
+        starting = asyncio.create_task(manager.start())
+        assert await asyncio.to_thread(held.wait, 30)
+        async with asyncio.timeout(30):
+            while len(manager.sessions) < 2:
+                await asyncio.sleep(0.05)
+        starting.cancel()
+        released.set()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+    assert not manager.sessions
+    assert not manager.pool.kernels
+    assert kernels(own_state) == before
+    async with manager:
+        assert {session.kernel_id for session in manager.sessions.values()} == before
+        async with manager.acquire_kernel("kept") as (_kernel, session):
+            assert await value(manager, session, "name, next(numbers)") == "('kept', 1)"
+    assert kernels(own_state) == set()
+    assert not list(own_state.rglob("*"))
+
+
+async def test_what_cannot_be_removed_costs_no_session(
+    runtime: str, own_state: Path, proxy: EngineProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine does not remove the warm kernel while a process starts: it goes on, and removes that one later."""
+    with program(runtime) as process:
+        async with asyncio.timeout(30):
+            while len(kernels(own_state, running=True)) < 4:
+                await asyncio.sleep(0.1)
+        process.kill()
+    before = kernels(own_state)
+
+    def refuse(_number: int, request: str) -> None:
+        if request == "DELETE /containers/":
+            raise ConnectionResetError
+
+    proxy.before = refuse
+    monkeypatch.setenv("DOCKER_HOST", proxy.url)
+    async with make_manager(runtime, max_kernels=4) as manager:
+        assert kernels(own_state) == before
+        proxy.before = lambda _number, _request: None
+        async with manager.acquire_kernel("kept") as (_kernel, session):
+            assert await value(manager, session, "name, next(numbers)") == "('kept', 1)"
+    assert kernels(own_state) == set()
 
 
 async def test_a_start_that_fails_and_one_with_other_folders_leave_all_to_the_next(

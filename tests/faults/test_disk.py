@@ -22,7 +22,7 @@ import pytest
 
 from orchestrator import AgentKernelManager, KernelPoolExhaustedError, KernelResourceLimits, KernelSession
 from orchestrator.container.hostconfig import INSTANCE_LABEL
-from orchestrator.errors import FileTransferError, KernelStartError, SettingsError, StoreError
+from orchestrator.errors import FileTransferError, KernelStartError, ManagerClosedError, SettingsError, StoreError
 from orchestrator.settings import Settings
 from orchestrator.store import auditchain
 from orchestrator.store.history import CellRecord, History
@@ -394,6 +394,38 @@ async def test_shutting_down_on_a_full_disk(disk: SmallDisk) -> None:
     assert_checkpoints_are_noted(disk)
 
 
+async def test_a_shutdown_that_keeps_sessions_leaves_to_their_kernels_what_it_cannot_write(
+    disk: SmallDisk, state: Path, runtime: str
+) -> None:
+    """Of one session a checkpoint has an older state, of the other there is none: the next start has both kernels."""
+    manager = make_manager(runtime, max_kernels=3, warm=1)
+    for agent in ("kept", "other"):
+        async with manager.acquire_kernel(agent, timeout=60) as (_kernel, session):
+            await manager.execute_code(session, f"ran = 4; {BALLAST}")
+            if agent == "kept":
+                await manager.checkpoint(session)
+            await manager.execute_code(session, "ran = 5; numbers = (n for n in range(9)); next(numbers)")
+    instance = manager.instance_id
+    left = {f"/cellblock-{session.kernel_id}" for session in manager.sessions.values()}
+    disk.fill("bytes")
+    async with asyncio.timeout(60):
+        await manager.shutdown(keep_sessions=True)
+    with pytest.raises(ManagerClosedError):
+        await manager.execute_code(session, "ran")
+    assert set(containers(instance)) == left
+    assert_whole(disk)
+    disk.make_room()
+    async with make_manager(runtime, max_kernels=3) as manager:
+        assert {f"/cellblock-{session.kernel_id}" for session in manager.sessions.values()} == left
+        for agent in ("kept", "other"):
+            async with manager.acquire_kernel(agent, timeout=60) as (_kernel, session):
+                assert (await manager.execute_code(session, "ran, next(numbers)"))["result"] == "(5, 1)"
+    assert containers(instance) == []
+    assert not list(state.rglob("*"))
+    assert_whole(disk)
+    assert_checkpoints_are_noted(disk)
+
+
 async def test_starting_on_a_full_disk_harms_nothing(disk: SmallDisk, state: Path) -> None:
     """A process that cannot take over a dead one's sessions leaves their kernels alone, and takes them over later."""
     with program("runc") as process:
@@ -409,6 +441,31 @@ async def test_starting_on_a_full_disk_harms_nothing(disk: SmallDisk, state: Pat
         assert set(manager.sessions) == {"idle", "kept", "busy"}
         async with manager.acquire_kernel("kept") as (_kernel, session):
             assert (await manager.execute_code(session, "name, next(numbers)"))["result"] == "('kept', 1)"
+    assert not list(state.rglob("*"))
+    assert_whole(disk)
+
+
+async def test_a_start_takes_no_kernel_whose_state_cannot_be_written(disk: SmallDisk, state: Path) -> None:
+    """Two of three sessions have to give way. As room comes back, each start that fails leaves them to the next."""
+    with program("runc") as process:
+        process.kill()
+    disk.fill("bytes")
+    manager = make_manager("runc", max_kernels=1)
+    adopted = 0
+    for _ in range(10 * EXACT_STEPS):
+        try:
+            await manager.start()
+            break
+        except StoreError as error:
+            adopted += "checkpoint" in error.message
+            assert manager.sessions == {}
+            disk.give("bytes", 2)
+    assert adopted >= 1
+    disk.make_room()
+    async with asyncio.timeout(60), manager:
+        for agent in ("idle", "kept", "busy"):
+            async with manager.acquire_kernel(agent) as (_kernel, session):
+                assert (await manager.execute_code(session, "name"))["result"] == repr(agent)
     assert not list(state.rglob("*"))
     assert_whole(disk)
 
