@@ -32,7 +32,7 @@ def arguments() -> argparse.Namespace:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--executes", type=int, default=60, help="rounds of executes (default: %(default)s)")
+    parser.add_argument("--executes", type=int, default=30, help="rounds of executes (default: %(default)s)")
     parser.add_argument("--leases", type=int, default=12, help="rounds of leases (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=240, help="most for either of the two (default: %(default)s)")
     parser.add_argument("--only", metavar="PART", default="", help="the peers whose name has this in it")

@@ -90,11 +90,18 @@ PEERS = (
         "a DockerJupyterCodeExecutor for each agent, all in one container: no sandbox between agents",
     ),
     Peer(
-        "gateway_provisioners, Docker",
+        "gateway_provisioners, defaults",
         "gateway_provisioners",
         "gateway-provisioners",
-        "",
-        "under jupyter_client, no web server; GP_POLL_INTERVAL 0.02, GP_SOCKET_TIMEOUT 0.0001, no encryption",
-        "with these settings, and no web server, its client speaks straight to a stock ipykernel over TCP",
+        "defaults",
+        "DockerProvisioner under jupyter_client, no web server, no encryption",
+    ),
+    Peer(
+        "gateway_provisioners, tuned",
+        "gateway_provisioners",
+        "gateway-provisioners",
+        "tuned",
+        "the same with GP_POLL_INTERVAL 0.02 and GP_SOCKET_TIMEOUT 0.0001, for which its event loop takes a core",
+        "no web server and no polling in the way: its client speaks straight to a stock ipykernel over TCP",
     ),
 )

@@ -19,8 +19,9 @@ from benchmarks.peers.preparation import Place
 from benchmarks.peers.subjects import Subject
 from orchestrator.errors import CellblockError
 
-WARM_UP = 5  # executes of each subject that are not counted
-QUIET = 0.05  # seconds before each execute, in which what the last one left behind has ended
+WARM_UP = 2  # rounds of executes that are not counted
+BURST = 5  # executes in a turn, one right after the other
+QUIET = 0.2  # seconds before each turn, in which what the last one left behind has ended
 _ORDER = random.Random(1)  # noqa: S311 - the same turns in every run
 
 
@@ -29,8 +30,8 @@ class Bounds:
     """How much is measured.
 
     Attributes:
-        executes: rounds.
-        leases: rounds.
+        executes: rounds, each with a turn of BURST executes of every subject.
+        leases: rounds, each with one of every subject.
         seconds: for each of the two; a round that has begun is finished.
     """
 
@@ -60,7 +61,7 @@ async def measure(
             await _rounds(repeated, _execute, WARM_UP + bounds.executes, bounds.seconds, progress, "executes")
         await _rounds(everyone, _lease, bounds.leases, bounds.seconds, progress, "leases")
         for subject in everyone:
-            del subject.executes[:WARM_UP]
+            del subject.executes[: WARM_UP * BURST]
     return everyone
 
 
@@ -100,7 +101,8 @@ async def _rounds(
 
 async def _execute(subject: Subject) -> None:
     await asyncio.sleep(QUIET)
-    subject.executes.append(await subject.orders.execute())
+    for _ in range(BURST):
+        subject.executes.append(await subject.orders.execute())
 
 
 async def _lease(subject: Subject) -> None:

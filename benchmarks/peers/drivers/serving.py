@@ -16,7 +16,6 @@ The end of the input ends the driver, which gives everything back.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
@@ -72,13 +71,16 @@ class Server:
 
 
 async def serve(sandbox: Sandbox) -> None:
-    """Answer until the input ends. What the peer itself prints goes to standard error."""
+    """Answer until the input ends. What the peer itself prints goes to standard error.
+
+    Waiting for an order blocks the event loop: a peer that polls would take the time of those whose turn it is.
+    """
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     server = Server(sandbox)
     orders = {"open": server.open, "execute": server.execute, "shut": server.shut, "lease": server.lease}
     try:
-        while line := await asyncio.to_thread(sys.stdin.readline):
+        while line := sys.stdin.readline():
             answers.write(json.dumps(await _answer(orders[json.loads(line)["do"]])) + "\n")
     finally:
         await server.shut()
