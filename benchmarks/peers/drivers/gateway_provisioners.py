@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from benchmarks.peers.drivers.jupyter import executing
 from benchmarks.peers.drivers.serving import GATEWAY, IMAGE, NETWORK, Execute, serve
 
-SPEC = "cellblock_peers"
+SPEC = f"cellblock_peers_{sys.argv[-1]}"  # each mode its own: their drivers start at the same time
 MODES = {
     "defaults": {},
     "tuned": {
