@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -55,6 +56,7 @@ def run(options: argparse.Namespace) -> report.Figures:
 
 def main() -> int:
     options = arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: everything is given back
     try:
         figures = run(options)
     except (CellblockError, RuntimeError) as error:

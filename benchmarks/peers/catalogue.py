@@ -46,6 +46,12 @@ class Peer:
         return pinned[1]
 
 
+# Measured with TCP_NODELAY on the gateway's end: 23 ms instead of 56 ms, on a busy machine.
+_NAGLE = (
+    "it keeps a kernel alive, too; more than half of its time it waits for a delayed TCP acknowledgement, which a busy "
+    "machine does not lengthen, as it does all else"
+)
+
 PEERS = (
     Peer(
         "llm-sandbox, one-shot",
@@ -74,6 +80,7 @@ PEERS = (
         "smolagents",
         "",
         "DockerExecutor on an image that is there; nothing to install",
+        _NAGLE,
     ),
     Peer(
         "autogen-ext, Jupyter in Docker",
@@ -81,6 +88,7 @@ PEERS = (
         "autogen-ext",
         "container",
         "a DockerJupyterServer and a DockerJupyterCodeExecutor for each agent, on an image that is there",
+        _NAGLE,
     ),
     Peer(
         "autogen-ext, shared container",
@@ -88,6 +96,7 @@ PEERS = (
         "autogen-ext",
         "kernel",
         "a DockerJupyterCodeExecutor for each agent, all in one container: no sandbox between agents",
+        _NAGLE,
     ),
     Peer(
         "gateway_provisioners, defaults",
