@@ -12,7 +12,7 @@ STAMP := $(VENV)/.complete
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help demo test check lint bench soak reactions usage schedule service-times crashes sessions screenshots state-table verify fuzz seccomp-record engine engine-stop image venv lock clean FORCE
+.PHONY: help demo test check lint bench bench-peers soak reactions usage schedule service-times crashes sessions screenshots state-table verify fuzz seccomp-record engine engine-stop image venv lock clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +37,9 @@ bench: image ## measure latency, cold start, throughput and memory beside a plai
 
 soak: image ## 2,000 leases and 20,000 cells with random faults: does anything grow; about forty minutes
 	@$(BIN)/python -m benchmarks.soak
+
+bench-peers: image ## measure Cellblock beside llm-sandbox, smolagents, autogen-ext and gateway_provisioners; about ten minutes
+	@$(BIN)/python -m benchmarks.peers --json out/peers/figures.json --svg docs/pictures/peers.svg
 
 reactions: image ## measure how soon a timeout, an interrupt, a cancellation and a killed kernel are reported
 	@$(BIN)/python -m benchmarks.reactions
@@ -100,9 +103,13 @@ $(STAMP): requirements-dev.txt pyproject.toml $(if $(shell $(BIN)/python --versi
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-lock: $(STAMP) ## renew both lock files to the newest versions
+lock: $(STAMP) ## renew every lock file to the newest versions
 	@$(UV_COMPILE) --python-platform linux --no-emit-package debugpy -o sandbox_image/requirements.txt sandbox_image/requirements.in
 	@$(UV_COMPILE) --universal --group dev -o requirements-dev.txt pyproject.toml
+	@$(UV_COMPILE) --python-platform linux --constraint sandbox_image/requirements.txt --no-emit-package debugpy \
+		-o benchmarks/peers/image/requirements.txt benchmarks/peers/image/requirements.in
+	@for peer in llm_sandbox smolagents autogen gateway_provisioners; do $(UV_COMPILE) --universal \
+		-o benchmarks/peers/drivers/$$peer.txt benchmarks/peers/drivers/$$peer.in || exit 1; done
 
 clean: ## remove the virtual environment and every cache; engine and image stay
 	@rm -rf $(VENV) dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,120 @@
+"""The turns: every subject once in each round, in an order drawn anew, so that a noisy machine is noisy for all."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import Progress
+
+from benchmarks.peers import subjects
+from benchmarks.peers.catalogue import Peer
+from benchmarks.peers.preparation import Place
+from benchmarks.peers.subjects import Subject
+from benchmarks.subjects import engine_runtimes
+from orchestrator.errors import CellblockError
+
+WARM_UP = 2  # rounds of executes that are not counted
+BURST = 5  # executes in a turn, one right after the other
+QUIET = 0.2  # seconds before each turn, in which what the last one left behind has ended
+_ORDER = random.Random(1)  # noqa: S311 - the same turns in every run
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How much is measured.
+
+    Attributes:
+        executes: rounds, each with a turn of BURST executes of every subject.
+        leases: rounds, each with one of every subject.
+        seconds: for each of the two; a round that has begun is finished.
+    """
+
+    executes: int
+    leases: int
+    seconds: float
+
+
+async def measure(
+    peers: dict[Peer, Path], place: Place, logs: Path, bounds: Bounds, progress: Progress
+) -> list[Subject]:
+    """Return all subjects with what they took, ours first.
+
+    Args:
+        peers: the Python of each one's environment.
+        logs: a folder for what the drivers say.
+    """
+    async with AsyncExitStack() as stack:
+        everyone = [subjects.local()]
+        contexts = [
+            *(subjects.cellblock(runtime, warm=1) for runtime in engine_runtimes()),
+            subjects.cellblock("runc", warm=0),
+            *(subjects.driven(peer, python, place, logs) for peer, python in peers.items()),
+        ]
+        everyone += [await stack.enter_async_context(context) for context in contexts]
+        async with opened([subject for subject in everyone if subject.repeated], progress) as repeated:
+            await _rounds(repeated, _execute, WARM_UP + bounds.executes, bounds.seconds, progress, "executes")
+        await _rounds(everyone, _lease, bounds.leases, bounds.seconds, progress, "leases")
+        for subject in everyone:
+            del subject.executes[: WARM_UP * BURST]
+    return everyone
+
+
+@asynccontextmanager
+async def opened(chosen: list[Subject], progress: Progress) -> AsyncIterator[list[Subject]]:
+    """Each subject with a sandbox open, given back in the end."""
+    task = progress.add_task("opening a sandbox of each", total=len(chosen))
+    try:
+        for subject in chosen:
+            await _attempt(subject, subject.orders.open)
+            progress.advance(task)
+        yield chosen
+    finally:
+        for subject in chosen:
+            await _attempt(subject, subject.orders.shut)
+
+
+async def _rounds(
+    chosen: Sequence[Subject],
+    turn: Callable[[Subject], Awaitable[None]],
+    rounds: int,
+    seconds: float,
+    progress: Progress,
+    name: str,
+) -> None:
+    end = time.monotonic() + seconds
+    task = progress.add_task(name, total=rounds)
+    for _ in range(rounds):
+        if time.monotonic() > end:
+            break
+        for subject in _ORDER.sample(chosen, len(chosen)):
+            progress.update(task, description=f"{name}: {subject.name}")
+            await _attempt(subject, lambda subject=subject: turn(subject))  # type: ignore[misc]
+        progress.advance(task)
+    progress.update(task, description=name, total=progress.tasks[task].completed)
+
+
+async def _execute(subject: Subject) -> None:
+    await asyncio.sleep(QUIET)
+    for _ in range(BURST):
+        subject.executes.append(await subject.orders.execute())
+
+
+async def _lease(subject: Subject) -> None:
+    await subject.ready()
+    subject.leases.append(await subject.orders.lease())
+
+
+async def _attempt(subject: Subject, turn: Callable[[], Awaitable[object]]) -> None:
+    """Give a subject its turn. One that failed has none any more: the table says why."""
+    if subject.failure:
+        return
+    try:
+        await turn()
+    except (subjects.PeerError, CellblockError, RuntimeError, TimeoutError) as error:
+        subject.failure = str(error) or type(error).__name__

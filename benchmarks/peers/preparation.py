@@ -1,0 +1,140 @@
+"""What the peers need: an environment each, an image, a network. All of it blocks.
+
+Environments, wheels and the image are kept for the next run; what a run makes of them ends with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import docker
+from docker.errors import DockerException, ImageNotFound
+
+from orchestrator.container.engine import connect
+from orchestrator.errors import ImageMissingError
+from orchestrator.host import hostcommand, imagebuild, wheels
+from orchestrator.settings import Settings
+
+REPOSITORY = Path(__file__).parents[2]
+CACHE = REPOSITORY / "out" / "peers"
+IMAGE = Path(__file__).with_name("image")
+LABEL = "org.cellblock.peers"  # its value tells the run; each peer's containers have it from their image
+_NAME = "cellblock-peers"
+_INSTALL_SECONDS = 900.0
+_ENGINE_SECONDS = 600.0
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the peers of this run make their containers.
+
+    Attributes:
+        image: an image with all that any of them needs.
+        network: a bridge of Docker's.
+        gateway: this host's address on it.
+        engine: the engine's version.
+    """
+
+    image: str
+    network: str
+    gateway: str
+    engine: str
+
+
+def environment(lock: Path, report: Report) -> Path:
+    """Return the Python of an environment with what a lock file pins, making it where it is not whole.
+
+    Raises:
+        RuntimeError: pip could not install it.
+    """
+    folder = CACHE / "environments" / f"{lock.stem}-{_digest(lock)}"
+    python, whole = folder / "bin" / "python", folder / ".complete"
+    if not whole.exists():
+        report(f"{lock.stem}: making its environment")
+        shutil.rmtree(folder, ignore_errors=True)
+        _run([sys.executable, "-m", "venv", str(folder)])
+        pip = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        _run([*pip, "--require-hashes", "-r", str(lock)])
+        whole.touch()
+    return python
+
+
+@contextlib.contextmanager
+def place(report: Report) -> Iterator[Place]:
+    """Give the peers an image and a network; remove both in the end, and every container that is left of them.
+
+    Raises:
+        EngineError: no engine answers, or it has no sandbox image.
+    """
+    run = f"{os.getpid()}"
+    name = f"{_NAME}-{run}"
+    with contextlib.closing(connect(_ENGINE_SECONDS)) as client, contextlib.ExitStack() as stack:
+        base = _image(client, report)
+        image = f"{_NAME}:run-{run}"
+        stack.callback(_ignoring, client.images.remove, image, force=True)
+        client.images.build(fileobj=io.BytesIO(f"FROM {base}".encode()), labels={LABEL: run}, tag=image, rm=True)
+        network = client.networks.create(name, driver="bridge", labels={LABEL: run})
+        stack.callback(_ignoring, network.remove)
+        stack.callback(_remove_containers, client, run)
+        network.reload()
+        gateway = network.attrs["IPAM"]["Config"][0]["Gateway"]
+        yield Place(image, name, gateway, client.version()["Version"])
+
+
+def _image(client: docker.DockerClient, report: Report) -> str:
+    """Return the image of all peers, building it on the sandbox image where it is not there."""
+    settings = Settings.load()
+    sandbox = imagebuild.find_current(client, settings)
+    if sandbox is None:
+        raise ImageMissingError(
+            "the engine has no sandbox image of this checkout.",
+            image=imagebuild.image_name(settings),
+            remedy="`make image` builds it.",
+        )
+    lock = IMAGE / "requirements.txt"
+    name = f"{_NAME}:{_digest(lock, IMAGE / 'Dockerfile', salt=sandbox.image_id)}"
+    try:
+        client.images.get(name)
+    except ImageNotFound:
+        report("building the peers' image")
+        fetched = wheels.fetch(lock, client.version()["Arch"], CACHE, lambda done, total, _name: None)
+        with tempfile.TemporaryDirectory() as context:
+            shutil.copytree(fetched[0].parent, Path(context, "wheels"))
+            shutil.copy(IMAGE / "Dockerfile", context)
+            arguments = {"SANDBOX": sandbox.name}
+            client.images.build(path=context, buildargs=arguments, tag=name, network_mode="none", rm=True, forcerm=True)
+    return name
+
+
+def _remove_containers(client: docker.DockerClient, run: str) -> None:
+    for container in client.containers.list(all=True, filters={"label": f"{LABEL}={run}"}):
+        _ignoring(container.remove, force=True)
+
+
+def _ignoring(call: Callable[..., Any], *arguments: object, **options: object) -> None:
+    """Clean up: what is already gone, or does not go, keeps nobody from the rest."""
+    with contextlib.suppress(DockerException):
+        call(*arguments, **options)
+
+
+def _run(command: list[str]) -> None:
+    finished = hostcommand.run(command, seconds=_INSTALL_SECONDS)
+    if finished.code != 0:
+        raise RuntimeError(f"{command[2:4]} ended with {finished.code}:\n{finished.tail}")
+
+
+def _digest(*files: Path, salt: str = "") -> str:
+    content = salt.encode() + b"".join(file.read_bytes() for file in files)
+    return hashlib.sha256(content).hexdigest()[:12]
