@@ -145,9 +145,9 @@ class Soak:
     untrue: list[str] = field(default_factory=list)
 
 
-async def lease(manager: AgentKernelManager, number: int, chance: random.Random, soak: Soak) -> None:
+async def lease(manager: AgentKernelManager, number: int, chance: random.Random, faults: int, soak: Soak) -> None:
     agent, kind = f"agent-{number}", ""
-    if chance.randrange(FAULTS) == 0:
+    if chance.randrange(faults) == 0:
         kind = chance.choice(list(KINDS))
     async with manager.acquire_kernel(agent, timeout=READY) as (_kernel, session):
         for value in range(CELLS - bool(kind)):
@@ -199,13 +199,18 @@ def look(leases: int, instance: str, folder: Path) -> Sample:
     )
 
 
-async def soak(runtime: str, leases: int, seed: int, folder: Path) -> Soak:
-    """Open and close so many leases, and look in between."""
+async def soak(runtime: str, leases: int, seed: int, folder: Path, *, faults: int = FAULTS, parts: int = 20) -> Soak:
+    """Open and close so many leases, and look in between.
+
+    Args:
+        folder: for the sessions' history and checkpoints.
+        faults: one lease in so many has one.
+        parts: how often to look.
+    """
     seen, chance = Soak(), random.Random(seed)  # noqa: S311 - moments, not secrets
     settings = Settings.load().model_copy(
         update={"runtime": runtime, "warm_kernels": WARM, "data_dir": str(folder / "data"), "audit_log": "off"}
     )
-    rounds = min(20, leases)
     async with AgentKernelManager(max_kernels=KERNELS, resource_limits=LIMITS, settings=settings) as manager:
         with Progress(console=console, transient=True) as shown:
             task = shown.add_task(f"leases under {runtime}", total=leases)
@@ -213,13 +218,13 @@ async def soak(runtime: str, leases: int, seed: int, folder: Path) -> Soak:
 
             async def work(until: int) -> None:
                 for number in numbers:
-                    await lease(manager, number, chance, seen)
+                    await lease(manager, number, chance, faults, seen)
                     shown.advance(task)
                     if number >= until:
                         return
 
-            for part in range(rounds):
-                until = (part + 1) * leases // rounds - AGENTS
+            for part in range(parts):
+                until = (part + 1) * leases // parts - AGENTS
                 await asyncio.gather(*(work(until) for _ in range(AGENTS)))
                 await quiet(manager)
                 done, instance = int(shown.tasks[0].completed), manager.instance_id
@@ -229,14 +234,16 @@ async def soak(runtime: str, leases: int, seed: int, folder: Path) -> Soak:
     return seen
 
 
+def growth(seen: Soak) -> list[str]:
+    """Say of what there is more after the last lease than after the first ones."""
+    first, last = asdict(seen.samples[0]), asdict(seen.samples[-1])
+    counted = ("containers", "shims", "descriptors", "threads", "tasks", "folders")
+    return [f"{name} grew from {first[name]} to {last[name]}" for name in counted if last[name] > first[name]]
+
+
 def judge(seen: Soak) -> list[str]:
     """Say what has grown, and what was untrue; nothing when all is well."""
-    first, last = seen.samples[0], seen.samples[-1]
-    wrong = list(seen.untrue)
-    for name in ("containers", "shims", "descriptors", "threads", "tasks", "folders"):
-        before, after = getattr(first, name), getattr(last, name)
-        if after > before:
-            wrong.append(f"{name} grew from {before} to {after}")
+    wrong = seen.untrue + growth(seen)
     if (slope := memory_slope(seen.samples)) > SLOPE:
         wrong.append(f"memory grew by {slope:.2f} MiB in a thousand leases")
     if (late := lateness(seen)) > LATE:

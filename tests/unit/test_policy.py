@@ -55,6 +55,7 @@ FAULTS = [
     ("[data]\nok = '/nowhere/at/all'\n", 2, "data.ok", "cannot be used"),
     ("seccomp = 'none'\n", 1, "seccomp", "known ones: cellblock"),
     ("[limits]\npids = 64\n[limits]\npids = 65\n", 3, "", "not TOML"),
+    ("preload = ['os', 'x; import os']\n", 1, "preload.1", "pattern"),
     ("limits = 3\n", 1, "limits", "Limits"),
     ("[limits\n", 1, "", "not TOML"),
 ]

@@ -1,0 +1,18 @@
+"""A short version of ``make soak``: leases with random faults leave nothing behind, and each is told as what it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.soak import KINDS, growth, soak
+
+LEASES = {"runc": 40, "runsc": 16}
+
+
+async def test_nothing_grows(runtime: str, tmp_path: Path) -> None:
+    """Containers, shims, descriptors, threads, tasks and folders are no more in the end than after the first third."""
+    seen = await soak(runtime, LEASES[runtime], seed=5, folder=tmp_path, faults=2, parts=3)
+    assert seen.untrue == []
+    assert growth(seen) == []
+    assert len(seen.samples) == 3
+    assert len(seen.faults) >= min(6, len(KINDS))
