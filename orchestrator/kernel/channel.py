@@ -274,7 +274,7 @@ def _integer(digits: str) -> int | float:
 
 def _items(part: bytes) -> int:
     """Weigh the structure of a JSON text; what its strings have of it does not count if there is much of it."""
-    marks = _marks(part)
+    marks = _marks(part[1:])  # it begins with a bracket, and most text has no other
     if marks <= _MOST_ITEMS:
         return marks
     bare = part.replace(b"\\\\", b"").replace(b'\\"', b"")
@@ -284,9 +284,8 @@ def _items(part: bytes) -> int:
 
 
 def _marks(part: bytes) -> int:
-    """Looks first whether there are any: counting takes ten times as long, and most text has few kinds."""
-    inner = part[1:]  # all that is sent begins with a bracket
-    return sum(weight * inner.count(mark) for mark, weight in _WEIGHTS if mark in inner)
+    """Looks first whether there are any: counting takes ten times as long."""
+    return sum(weight * part.count(mark) for mark, weight in _WEIGHTS if mark in part)
 
 
 def _memory(content: bytes) -> int:

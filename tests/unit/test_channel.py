@@ -156,13 +156,14 @@ async def test_intricate_json_is_dropped_unparsed(wire: Wire) -> None:
     header, parent = b'{"msg_type": "display_data"}', json.dumps({"msg_id": wire.request}).encode()
     lists = b'{"data": {"a": [' + b"[]," * 300_000 + b"1]}}"
     escapes = b'{"data": {"a": "' + b'\\"' * 300_000 + b'", "b": [' + b"[]," * 100_000 + b"1]}}"
+    words = b'{"data": {"a": [' + b'"a",' * 40_000 + b"1]}}"
     honest = json.dumps({"data": {"text/html": "<td>1, 2</td>" * 70_000}}).encode()
     begun = time.monotonic()
-    for content in (lists, escapes, honest):
+    for content in (lists, escapes, words, honest):
         await wire.publish(wire.signed(header, parent, b"{}", content))
     await wire.settle()
     assert time.monotonic() - begun < 2
-    assert wire.client.rejected == 2
+    assert wire.client.rejected == 3
     assert [len(message.content["data"]["text/html"]) for message in wire.got] == [13 * 70_000]
 
 
