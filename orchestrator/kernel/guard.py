@@ -165,6 +165,10 @@ class _Splice:
             self.close()
             self._on_lost(reason, violated, excess)
 
+    @property
+    def dialled(self) -> bool:
+        return _KernelEnd in self._ends
+
     def consumed(self, size: int) -> None:
         kernel = self._ends.get(_KernelEnd)
         if isinstance(kernel, _KernelEnd):
@@ -220,6 +224,11 @@ class Guard:
         """
         for splice in self._splices.values():
             await splice.listen(endpoint)
+
+    @property
+    def dialled(self) -> int:
+        """How many channels the kernel has connected."""
+        return sum(splice.dialled for splice in self._splices.values())
 
     def when_lost(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Have ``callback`` called once the wire is cut; at once when it is. Returns what calls that off."""

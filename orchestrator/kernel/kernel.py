@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import re
 import uuid
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from orchestrator.kernel.channel import Accept, Channel, Handler, KernelClient, 
 from orchestrator.kernel.endpoint import Endpoint
 from orchestrator.kernel.guard import Guard
 from orchestrator.kernel.loopshare import KernelShare, LoopShare
-from orchestrator.limits import MEGABYTE, KernelResourceLimits
+from orchestrator.limits import MEGABYTE, Deadline, KernelResourceLimits
 from orchestrator.policy import Policy
 from orchestrator.store.audit import AuditLog, brief
 from orchestrator.telemetry import Phases, Telemetry
@@ -50,6 +51,9 @@ _WARM_UP = [("1", False)] * 3 + [(_FORGET, True)]
 _ADOPTION = 15.0  # seconds that a kernel has to dial again, and to be done with what it was doing
 _HEED = 2.0  # seconds in which a cell should heed its interrupt; then it is interrupted once more, in another way
 _LOOKS = 2  # an engine that hung may still make a container after it was first asked, again, to remove it
+# Share of its time after which a kernel that has not dialled in is given up and started anew. Rarely, on a loaded
+# machine, one never does under gVisor: seen with 12 tasks for two cores. Of those that do the slowest took 9 s.
+_PATIENCE = 0.5
 _LONGEST_REASON = 500  # characters of an error that a kernel names
 _USER_IDS = 5  # that are tried before a kernel is given up
 
@@ -128,6 +132,16 @@ def _container_name(kernel_id: str) -> str:
     return f"cellblock-{kernel_id}"
 
 
+class _SilentError(Exception):
+    """A kernel has been started, and has not dialled in for long."""
+
+    def __init__(self, kernel: Kernel, seconds: float) -> None:
+        super().__init__(
+            f"kernel {kernel.kernel_id[:12]} has not dialled in within {seconds:g} s "
+            f"({kernel._guard.dialled} of 5 channels connected)"
+        )
+
+
 class Kernel:
     """A running kernel in a container of its own. It serves one agent, and is discarded after.
 
@@ -163,17 +177,21 @@ class Kernel:
             EngineError: the engine refused, or does not answer.
         """
         taken: set[int] = set()
+        deadline, patience = Deadline(config.start_timeout), config.start_timeout * _PATIENCE
         while True:
             user = UserId.take(config.uid_base, config.uid_count, avoid=taken)
             try:
-                return await cls._start_as(config, user)
+                return await cls._start_as(config, user, deadline, patience)
             except UserIdTakenError:
                 taken.add(user.uid)
                 if len(taken) == _USER_IDS:
                     raise
+            except _SilentError as silent:
+                _log.warning("%s; it is started anew.", silent)
+                patience = math.inf
 
     @classmethod
-    async def _start_as(cls, config: KernelConfig, user: UserId) -> Self:
+    async def _start_as(cls, config: KernelConfig, user: UserId, deadline: Deadline, patience: float) -> Self:
         kernel_id = uuid.uuid4().hex
         try:
             endpoint = Endpoint.create(config.folder / kernel_id[:12], config.message_bound)
@@ -182,7 +200,7 @@ class Kernel:
             raise _no_sockets(error) from error
         kernel = cls(config, endpoint, user, kernel_id)
         try:
-            await kernel._boot_in_time()
+            await kernel._boot_in_time(deadline, patience)
         except BaseException:
             await kernel.stop()
             raise
@@ -482,15 +500,15 @@ class Kernel:
             self._endpoint.remove()
             self._user.release()  # even of a container that may still live: no other is started beside it as its user
 
-    async def _boot_in_time(self) -> None:
-        seconds = self._config.start_timeout
+    async def _boot_in_time(self, deadline: Deadline, patience: float) -> None:
         phases = self._config.telemetry.kernel_phases(self.runtime)
         try:
-            async with asyncio.timeout(seconds):
-                await self._boot(phases)
+            async with asyncio.timeout(deadline.remaining()):
+                await self._boot(phases, patience)
         except TimeoutError:
             raise KernelStartError(
-                f"a kernel was not ready within {seconds:g} s under {self.runtime} (phase: {phases.current}).",
+                f"a kernel was not ready within {self._config.start_timeout:g} s under {self.runtime} "
+                f"(phase: {phases.current}; {self._guard.dialled} of 5 channels connected).",
                 cause="timeout",
                 log=await self._log(),
             ) from None
@@ -576,12 +594,12 @@ class Kernel:
                 remedy="Take it from the policy's `preload`, or add it to the image.",
             )
 
-    async def _boot(self, phases: Phases) -> None:
+    async def _boot(self, phases: Phases, patience: float) -> None:
         with phases.phase("sockets"):
             await self._listen()
         with phases.phase("container"):
             await self.container.start(self._config.request(self.kernel_id, self.wire, self._user.uid))
-        ready = asyncio.create_task(self._ready(phases))
+        ready = asyncio.create_task(self._ready(phases, patience))
         watch = asyncio.create_task(self._watch_boot())
         try:
             await self.container.find_process()
@@ -593,10 +611,14 @@ class Kernel:
             watch.cancel()
             await asyncio.gather(ready, watch, return_exceptions=True)
 
-    async def _ready(self, phases: Phases) -> None:
+    async def _ready(self, phases: Phases, patience: float) -> None:
         """Wait for the subscription to be in place, before which outputs would be lost, and import what is to be."""
         with phases.phase("dial_in"):
-            await self._welcomed()
+            try:
+                async with asyncio.timeout(None if patience == math.inf else patience):
+                    await self._welcomed()
+            except TimeoutError:
+                raise _SilentError(self, patience) from None
         with phases.phase("preload"):
             for module in self.policy.preload:
                 await self._preload(module)
