@@ -95,7 +95,7 @@ async def cellblock(runtime: str, *, warm: int) -> AsyncIterator[Subject]:
 
         @asynccontextmanager
         async def sandbox() -> AsyncIterator[Execute]:
-            agent = f"agent-{next(numbers)}"
+            agent = f"peers-{os.getpid()}-{runtime}-{warm}-{next(numbers)}"  # nobody has a session under this name
             async with manager.acquire_kernel(agent, timeout=60) as (_kernel, session):
 
                 async def execute() -> None:
