@@ -23,6 +23,7 @@ from orchestrator.errors import CellblockError
 
 WARM_UP = 2  # rounds of executes that are not counted
 BURST = 5  # executes in a turn, one right after the other
+FAILURES = 3  # turns of a subject that may fail
 QUIET = 0.3  # seconds before each turn, in which the machine did little
 BUSY = 25.0  # percent of all cores; a quiet machine is below
 PATIENCE = 2.0  # seconds to wait for that
@@ -129,10 +130,10 @@ async def _quiet() -> None:
 
 
 async def _attempt(subject: Subject, turn: Callable[[], Awaitable[object]]) -> None:
-    """Give a subject its turn. One that failed has none any more: the table says why."""
-    if subject.failure:
+    """Give a subject its turn. One that failed too often has none any more: the table says why."""
+    if len(subject.failures) >= FAILURES:
         return
     try:
         await turn()
     except (subjects.PeerError, CellblockError, RuntimeError, TimeoutError) as error:
-        subject.failure = str(error) or type(error).__name__
+        subject.failures.append(str(error) or type(error).__name__)

@@ -52,7 +52,7 @@ class Subject:
         ready: waits until its pool, if it has one here, has refilled.
         executes: seconds of each execute.
         leases: seconds of each lease.
-        failure: why it takes no part any more.
+        failures: what went wrong in its turns, in its own words.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Subject:
     ready: Callable[[], Awaitable[None]] = field(default=lambda: asyncio.sleep(0))
     executes: list[float] = field(default_factory=list)
     leases: list[float] = field(default_factory=list)
-    failure: str = ""
+    failures: list[str] = field(default_factory=list)
 
 
 @asynccontextmanager
