@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -10,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from rich.progress import Progress
 
 from benchmarks.peers import subjects
@@ -21,7 +23,10 @@ from orchestrator.errors import CellblockError
 
 WARM_UP = 2  # rounds of executes that are not counted
 BURST = 5  # executes in a turn, one right after the other
-QUIET = 0.2  # seconds before each turn, in which what the last one left behind has ended
+FAILURES = 3  # turns of a subject that may fail
+QUIET = 0.3  # seconds before each turn, in which the machine did little
+BUSY = 25.0  # percent of all cores; a quiet machine is below
+PATIENCE = 2.0  # seconds to wait for that
 _ORDER = random.Random(1)  # noqa: S311 - the same turns in every run
 
 
@@ -81,7 +86,7 @@ async def opened(chosen: list[Subject], progress: Progress) -> AsyncIterator[lis
 
 async def _rounds(
     chosen: Sequence[Subject],
-    turn: Callable[[Subject], Awaitable[None]],
+    measured: Callable[[Subject], Awaitable[None]],
     rounds: int,
     seconds: float,
     progress: Progress,
@@ -94,27 +99,41 @@ async def _rounds(
             break
         for subject in _ORDER.sample(chosen, len(chosen)):
             progress.update(task, description=f"{name}: {subject.name}")
-            await _attempt(subject, lambda subject=subject: turn(subject))  # type: ignore[misc]
+            await _attempt(subject, functools.partial(_turn, subject, measured))
         progress.advance(task)
     progress.update(task, description=name, total=progress.tasks[task].completed)
 
 
+async def _turn(subject: Subject, measured: Callable[[Subject], Awaitable[None]]) -> None:
+    await subject.ready()
+    await _quiet()
+    await measured(subject)
+
+
 async def _execute(subject: Subject) -> None:
-    await asyncio.sleep(QUIET)
     for _ in range(BURST):
         subject.executes.append(await subject.orders.execute())
 
 
 async def _lease(subject: Subject) -> None:
-    await subject.ready()
     subject.leases.append(await subject.orders.lease())
 
 
+async def _quiet() -> None:
+    """Wait until the machine has done little for a while: what the last turn left behind has ended, and others rest."""
+    end = time.monotonic() + PATIENCE
+    psutil.cpu_percent()
+    while time.monotonic() < end:
+        await asyncio.sleep(QUIET)
+        if psutil.cpu_percent() < BUSY:
+            return
+
+
 async def _attempt(subject: Subject, turn: Callable[[], Awaitable[object]]) -> None:
-    """Give a subject its turn. One that failed has none any more: the table says why."""
-    if subject.failure:
+    """Give a subject its turn. One that failed too often has none any more: the table says why."""
+    if len(subject.failures) >= FAILURES:
         return
     try:
         await turn()
     except (subjects.PeerError, CellblockError, RuntimeError, TimeoutError) as error:
-        subject.failure = str(error) or type(error).__name__
+        subject.failures.append(str(error) or type(error).__name__)

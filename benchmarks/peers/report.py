@@ -41,7 +41,7 @@ def figures_of(subjects: Sequence[Subject], engine: str) -> Figures:
                 "version": subject.version,
                 "settings": subject.settings,
                 "close": subject.close,
-                "failure": subject.failure,
+                "failures": subject.failures,
                 "execute": _summary(subject.executes, base.executes),
                 "lease": _summary(subject.leases, base.leases),
             }
@@ -68,7 +68,7 @@ def show(figures: Figures, console: Console) -> None:
     for measure, title in MEASURES.items():
         table = Table(title, "p50 ms", "p10-p90 ms", f"ratio to {BASELINE}")
         for subject in figures["subjects"]:
-            if subject[measure] or subject["failure"]:
+            if subject[measure] or subject["failures"]:
                 table.add_row(_title(subject), *_cells(subject[measure]))
         console.print(table)
     for subject in figures["subjects"]:
@@ -92,8 +92,8 @@ def verdicts(figures: Figures) -> list[str]:
     """Return a line for each peer that failed or is less than BEHIND times behind, or one that says that none is."""
     lines = []
     for peer in (subject for subject in figures["subjects"] if subject["version"]):
-        if peer["failure"]:
-            lines.append(f"{peer['name']} took no part to the end: {peer['failure']}")
+        if failures := peer["failures"]:
+            lines.append(f"{peer['name']} failed in {len(failures)} of its turns, the last time: {failures[-1]}")
         for measure, title in MEASURES.items():
             summary = peer[measure]
             if summary and summary["ratio"] < BEHIND:

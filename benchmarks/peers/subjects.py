@@ -14,16 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Protocol
 
-from jupyter_client.manager import AsyncKernelManager
-
 from benchmarks.peers.catalogue import Peer
 from benchmarks.peers.drivers.jupyter import executing
 from benchmarks.peers.drivers.serving import CODE, Execute, Server, check
 from benchmarks.peers.preparation import REPOSITORY, Place
-from benchmarks.subjects import manager_on
-from orchestrator import AgentKernelManager
+from benchmarks.subjects import manager_on, stock_kernel
 
-SETTLE = 1.0  # seconds of quiet before each lease, in which pools have refilled
 _ANSWER = 120.0  # seconds a driver has for one order
 _END = 60.0  # seconds a driver has to give everything back
 _PASSED_ON = ("PATH", "HOME", "LANG", "DOCKER_HOST", "TMPDIR")  # of the environment: a peer copies it into sandboxes
@@ -51,10 +47,10 @@ class Subject:
         version: of the peer, or "".
         close: why it may be less far behind than others, or "".
         repeated: its repeated execute is measured, too.
-        ready: waits until it is prepared for a lease as it would like to be.
+        ready: waits until its pool, if it has one here, has refilled.
         executes: seconds of each execute.
         leases: seconds of each lease.
-        failure: why it takes no part any more.
+        failures: what went wrong in its turns, in its own words.
     """
 
     name: str
@@ -63,26 +59,17 @@ class Subject:
     version: str = ""
     close: str = ""
     repeated: bool = True
-    ready: Callable[[], Awaitable[None]] = field(default=lambda: asyncio.sleep(SETTLE))
+    ready: Callable[[], Awaitable[None]] = field(default=lambda: asyncio.sleep(0))
     executes: list[float] = field(default_factory=list)
     leases: list[float] = field(default_factory=list)
-    failure: str = ""
+    failures: list[str] = field(default_factory=list)
 
 
 @asynccontextmanager
 async def local_sandbox() -> AsyncIterator[Execute]:
     """A stock ipykernel over ipc, as ``jupyter_client`` starts it: no sandbox at all."""
-    manager = AsyncKernelManager(transport="ipc")
-    await manager.start_kernel()
-    client = manager.client()
-    client.start_channels()
-    try:
-        await client.wait_for_ready(timeout=60)
-        yield executing(client)
-    finally:
-        client.stop_channels()
-        await manager.shutdown_kernel(now=True)
-        manager.cleanup_connection_file()
+    async with stock_kernel() as stock:
+        yield executing(stock.client)
 
 
 def local() -> Subject:
@@ -97,7 +84,7 @@ async def cellblock(runtime: str, *, warm: int) -> AsyncIterator[Subject]:
 
         @asynccontextmanager
         async def sandbox() -> AsyncIterator[Execute]:
-            agent = f"agent-{next(numbers)}"
+            agent = f"peers-{os.getpid()}-{runtime}-{warm}-{next(numbers)}"  # nobody has a session under this name
             async with manager.acquire_kernel(agent, timeout=60) as (_kernel, session):
 
                 async def execute() -> None:
@@ -107,18 +94,13 @@ async def cellblock(runtime: str, *, warm: int) -> AsyncIterator[Subject]:
             await manager.end_session(agent)
 
         async def ready() -> None:
-            await _until_warm(manager, warm)
-            await asyncio.sleep(SETTLE)
+            async with asyncio.timeout(120):
+                while (counts := manager.pool.counts())["ready"] < warm or counts["starting"] or counts["ending"]:
+                    await asyncio.sleep(0.05)
 
         name = f"Cellblock, {runtime}" if warm else f"Cellblock, {runtime}, cold"
         settings = "one warm kernel in its pool" if warm else "no warm kernel: a container for each lease"
         yield Subject(name, Server(sandbox), settings, repeated=warm > 0, ready=ready)
-
-
-async def _until_warm(manager: AgentKernelManager, warm: int) -> None:
-    async with asyncio.timeout(120):
-        while (counts := manager.pool.counts())["ready"] < warm or counts["starting"] or counts["ending"]:
-            await asyncio.sleep(0.05)
 
 
 class Driver:

@@ -145,7 +145,7 @@ class _Splice:
     def joined(self, end: _End) -> None:
         kind = type(end)
         # One connection a side, and the door is shut behind it: a sandbox cannot dial again and again.
-        if kind in self._ends:
+        if kind in self._ends or self._closed:
             self._abort(end)
             return
         self._ends[kind] = end

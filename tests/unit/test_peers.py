@@ -116,9 +116,9 @@ def test_who_is_close_is_told_with_the_reason() -> None:
 def test_a_peer_without_figures_stands_in_the_table_and_not_in_the_picture() -> None:
     """Nothing is drawn of what was not measured."""
     ours, broken = subject(report.BASELINE, 0.005, 0.010), subject("broken", 0.0, 0.0, "1.0")
-    broken.executes, broken.leases, broken.failure = [], [], "it could not start"
+    broken.executes, broken.leases, broken.failures = [], [], ["it could not start"]
     figures = report.figures_of([ours, broken], "20.10")
-    assert report.verdicts(figures) == ["broken took no part to the end: it could not start"]
+    assert report.verdicts(figures) == ["broken failed in 1 of its turns, the last time: it could not start"]
     picture = chart.draw(json.loads(json.dumps(figures)))
     ET.fromstring(picture)  # noqa: S314 - of our own making
     assert report.BASELINE in picture
