@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from orchestrator.kernel.endpoint import CHANNELS, Endpoint
 from orchestrator.kernel.loopshare import KernelShare, LoopShare
@@ -127,29 +129,50 @@ class _Splice:
         self._channel = channel
         self._kernel_end = kernel_end
         self._on_lost = on_lost
-        self._servers: dict[type[_End], asyncio.Server] = {}
+        self._loop = asyncio.get_running_loop()
+        self._doors: dict[type[_End], socket.socket] = {}
+        self._joining: set[asyncio.Task[Any]] = set()
         self._ends: dict[type[_End], _End] = {}
         self._closed = False
 
-    async def listen(self, endpoint: Endpoint) -> None:
-        await self._serve(_KernelEnd, lambda: self._kernel_end(self), endpoint.wire_path(self._channel))
+    def listen(self, endpoint: Endpoint) -> None:
+        self._open(_KernelEnd, lambda: self._kernel_end(self), endpoint.wire_path(self._channel))
         _open_to_all(endpoint.wire_path(self._channel))
-        await self._serve(_End, lambda: _End(self), endpoint.client_path(self._channel))
+        self._open(_End, lambda: _End(self), endpoint.client_path(self._channel))
 
-    async def _serve(self, kind: type[_End], make: Callable[[], _End], path: Path) -> None:
-        """Listen; the server is known before anything is awaited, so that whoever is cancelled here can close it."""
-        loop = asyncio.get_running_loop()
-        server = self._servers[kind] = await loop.create_unix_server(make, path, start_serving=False)
-        await server.start_serving()
+    def _open(self, kind: type[_End], make: Callable[[], _End], path: Path) -> None:
+        """Listen for one connection.
+
+        Not with an asyncio server: one that is closed between accepting a connection and making its transport leaves
+        both to the garbage collector.
+        """
+        door = self._doors[kind] = socket.socket(socket.AF_UNIX)
+        door.setblocking(False)
+        door.bind(str(path))
+        door.listen(1)
+        self._loop.add_reader(door, self._admit, kind, make)
+
+    def _admit(self, kind: type[_End], make: Callable[[], _End]) -> None:
+        """Take a connection, and shut the door behind it: a sandbox cannot dial again and again."""
+        try:
+            connection, _ = self._doors[kind].accept()
+        except OSError:  # it has hung up again
+            return
+        self._shut(kind)
+        joining = self._loop.create_task(self._loop.connect_accepted_socket(make, connection))
+        self._joining.add(joining)
+        joining.add_done_callback(self._joining.discard)
+
+    def _shut(self, kind: type[_End]) -> None:
+        if (door := self._doors.pop(kind, None)) is not None:
+            self._loop.remove_reader(door)
+            door.close()
 
     def joined(self, end: _End) -> None:
-        kind = type(end)
-        # One connection a side, and the door is shut behind it: a sandbox cannot dial again and again.
-        if kind in self._ends or self._closed:
+        if self._closed:
             self._abort(end)
             return
-        self._ends[kind] = end
-        self._servers[kind].close()
+        self._ends[type(end)] = end
         if len(self._ends) == 2:
             kernel, client = self._ends[_KernelEnd], self._ends[_End]
             kernel.peer, client.peer = client, kernel
@@ -176,8 +199,8 @@ class _Splice:
 
     def close(self) -> None:
         self._closed = True
-        for server in self._servers.values():
-            server.close()
+        for kind in list(self._doors):
+            self._shut(kind)
         for end in self._ends.values():
             self._abort(end)
 
@@ -216,14 +239,14 @@ class Guard:
 
         self._splices = {channel: _Splice(channel, kernel_end, self.cut) for channel in CHANNELS}
 
-    async def listen(self, endpoint: Endpoint) -> None:
+    def listen(self, endpoint: Endpoint) -> None:
         """Listen on both sides of all channels.
 
         Raises:
             OSError: a socket could not be made.
         """
         for splice in self._splices.values():
-            await splice.listen(endpoint)
+            splice.listen(endpoint)
 
     @property
     def dialled(self) -> int:

@@ -521,9 +521,9 @@ class Kernel:
                 log=await self._log(),
             ) from error
 
-    async def _listen(self) -> None:
+    def _listen(self) -> None:
         try:
-            await self._guard.listen(self._endpoint)
+            self._guard.listen(self._endpoint)
         except OSError as error:
             raise _no_sockets(error) from error
         self._client = KernelClient(self._config.context, self._endpoint, self._guard, self._note_reject)
@@ -531,7 +531,7 @@ class Kernel:
     async def _take_over(self) -> None:
         """Wait until the kernel has dialled again, until no cell runs, and until no interrupt is on its way."""
         await self.container.find_process()
-        await self._listen()
+        self._listen()
         idle = asyncio.create_task(self._idle())
         asking = asyncio.create_task(self.interrupt())
         try:
@@ -596,7 +596,7 @@ class Kernel:
 
     async def _boot(self, phases: Phases, patience: float) -> None:
         with phases.phase("sockets"):
-            await self._listen()
+            self._listen()
         with phases.phase("container"):
             await self.container.start(self._config.request(self.kernel_id, self.wire, self._user.uid))
         ready = asyncio.create_task(self._ready(phases, patience))

@@ -24,16 +24,16 @@ from orchestrator.settings import Settings
 class CutWire(Guard):
     """A guard whose wire is cut before any kernel can have dialled."""
 
-    async def listen(self, endpoint: Endpoint) -> None:
-        await super().listen(endpoint)
+    def listen(self, endpoint: Endpoint) -> None:
+        super().listen(endpoint)
         asyncio.get_running_loop().call_later(0.05, self.cut, "the test cut it")
 
 
 class Deaf(Guard):
     """A guard that no kernel can dial, as one sees it whose kernel hangs before it dials."""
 
-    async def listen(self, endpoint: Endpoint) -> None:
-        await super().listen(endpoint)
+    def listen(self, endpoint: Endpoint) -> None:
+        super().listen(endpoint)
         for channel in CHANNELS:
             endpoint.wire_path(channel).unlink()
 

@@ -59,7 +59,7 @@ class Wire:
 async def wire() -> AsyncIterator[Wire]:
     folder = Path("/tmp") / f"cbc-{random.randrange(10**9)}"  # noqa: S311 - a short path
     endpoint, guard = Endpoint.create(folder, 2**20), Guard(2**20)
-    await guard.listen(endpoint)
+    guard.listen(endpoint)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     kernel_context = zmq.asyncio.Context()
     client = KernelClient(context, endpoint, guard)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
+import socket
 import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -117,7 +119,7 @@ def test_random_streams_end_in_a_violation_or_a_count_never_in_anything_else() -
 async def guarded(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Guard, Endpoint]]:
     folder = Path("/tmp") / f"cbg-{random.randrange(10**9)}"  # noqa: S311 - a short path: socket paths end at 107 bytes
     endpoint, guard = Endpoint.create(folder, BOUND), Guard(10 * 1024 * 1024)
-    await guard.listen(endpoint)
+    guard.listen(endpoint)
     yield guard, endpoint
     guard.cut("the test is over")
     endpoint.remove()
@@ -213,17 +215,21 @@ async def test_a_closed_connection_is_a_loss_but_no_violation(guarded: tuple[Gua
     assert not guard.violated
 
 
-async def test_a_guard_that_is_cancelled_while_it_begins_to_listen_leaves_no_socket() -> None:
-    """Whichever of its first steps it had come to: once it is cut nobody can dial."""
-    for steps in range(12):
+async def test_who_dials_while_the_wire_is_cut_is_hung_up_on() -> None:
+    """Whichever step of being accepted it had come to."""
+    for steps in range(8):
         folder = Path("/tmp") / f"cbg-{random.randrange(10**9)}"  # noqa: S311 - as above
         endpoint, guard = Endpoint.create(folder, BOUND), Guard(BOUND)
-        listening = asyncio.create_task(guard.listen(endpoint))
-        for _ in range(steps):
-            await asyncio.sleep(0)
-        listening.cancel()
-        await asyncio.gather(listening, return_exceptions=True)
-        guard.cut("it was stopped")
+        guard.listen(endpoint)
+        with socket.socket(socket.AF_UNIX) as kernel:
+            kernel.connect(str(endpoint.wire_path("shell")))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            guard.cut("the test cut it")
+            await asyncio.sleep(0.05)
+            kernel.settimeout(0)
+            with contextlib.suppress(ConnectionResetError):
+                assert kernel.recv(1) == b""
         for path in (side(channel) for channel in CHANNELS for side in (endpoint.wire_path, endpoint.client_path)):
             with pytest.raises(OSError):
                 await asyncio.open_unix_connection(path)
