@@ -9,7 +9,7 @@ import psutil
 
 from orchestrator.scheduler import Host
 
-_FRESH = 0.02  # seconds that a reading is good for
+_FRESH = 0.2  # seconds that a reading is good for: each cell asks for one
 _SPAN = 0.2  # seconds over which idle cores are computed at least
 
 
@@ -29,7 +29,7 @@ class HostLoad:
         self._at = 0.0
 
     def read(self) -> Host:
-        """Return the machine as it is, or was 20 ms ago; ``cpus_idle`` since 0.2 s ago, or since the reading before."""
+        """Return the machine as it is, or was 0.2 s ago; ``cpus_idle`` since the reading before."""
         now = time.monotonic()
         if self._last is None or now - self._at >= _FRESH:
             self._at = now

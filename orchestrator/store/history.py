@@ -18,7 +18,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar
 
-from sqlalchemy import Connection, Engine, Row, create_engine, delete, event, func, insert, select, update
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Row,
+    bindparam,
+    create_engine,
+    delete,
+    event,
+    func,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
@@ -99,6 +111,22 @@ class CheckpointRecord:
     asked_for: bool
     bytes: int
     lost: list[dict[str, str]]
+
+
+# Made once: making them anew for every cell took as long as carrying them out.
+_BEGIN_CELL = insert(cells)
+_USE_SESSION = update(sessions).where(sessions.c.session_id == bindparam("of")).values(last_used_at=bindparam("now"))
+_END_CELL = (
+    update(cells)
+    .where(cells.c.session_id == bindparam("of"), cells.c.number == bindparam("cell"))
+    .values(
+        outcome=bindparam("how"),
+        result=bindparam("what"),
+        ended_at=bindparam("at"),
+        bytes=func.length(cells.c.code) + bindparam("more"),
+    )
+    .returning(cells.c.cell_id)
+)
 
 
 class History:
@@ -319,18 +347,18 @@ class History:
     def begin_cell(self, session_id: str, number: int, code: str, kernel_id: str) -> None:
         """Note that a cell is about to run."""
         now = time.time()
-        begun = insert(cells).values(
-            session_id=session_id,
-            number=number,
-            kernel_id=kernel_id,
-            code=code,
-            started_at=now,
-            outcome="running",
-            result='{"status": "running"}',
-            bytes=len(code),
-        )
-        used = update(sessions).where(sessions.c.session_id == session_id).values(last_used_at=now)
-        self._write(lambda connection: (connection.execute(begun), connection.execute(used)))
+        begun = {
+            "session_id": session_id,
+            "number": number,
+            "kernel_id": kernel_id,
+            "code": code,
+            "started_at": now,
+            "outcome": "running",
+            "result": '{"status": "running"}',
+            "bytes": len(code),
+        }
+        used = {"of": session_id, "now": now}
+        self._write(lambda connection: (connection.execute(_BEGIN_CELL, begun), connection.execute(_USE_SESSION, used)))
 
     def end_cell(self, session_id: str, number: int, result: dict[str, Any]) -> None:
         """Note a cell's result. One that cannot be written now is written with the next that can."""
@@ -436,17 +464,15 @@ class History:
     ) -> None:
         kept, found = self._payloads.take_out(result)
         encoded = json.dumps(kept)
-        cell_id = connection.scalar(
-            update(cells)
-            .where(cells.c.session_id == session_id, cells.c.number == number)
-            .values(
-                outcome=result["outcome"],
-                result=encoded,
-                ended_at=ended_at,
-                bytes=func.length(cells.c.code) + len(encoded) + sum(size for _, _, size in found),
-            )
-            .returning(cells.c.cell_id)
-        )
+        ended = {
+            "of": session_id,
+            "cell": number,
+            "how": result["outcome"],
+            "what": encoded,
+            "at": ended_at,
+            "more": len(encoded) + sum(size for _, _, size in found),
+        }
+        cell_id = connection.scalar(_END_CELL, ended)
         if cell_id is not None and found:  # a session may have been deleted meanwhile
             rows = [{"cell_id": cell_id, "path": path, "digest": digest, "bytes": size} for path, digest, size in found]
             connection.execute(insert(payloads), rows)

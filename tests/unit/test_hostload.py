@@ -29,10 +29,10 @@ def test_a_core_that_works_is_not_idle() -> None:
     assert 0 <= host.cpus_idle <= host.cpus - 0.5
 
 
-def test_readings_are_bought_at_most_every_20_ms() -> None:
+def test_readings_are_bought_five_times_a_second_at_most() -> None:
     """A burst of ten thousand callers would else cost a second of readings."""
     readings = itertools.count()
     load = HostLoad(lambda: next(readings))
     assert [load.read().memory_of_kernels for _ in range(3)] == [0, 0, 0]
-    time.sleep(0.03)
+    time.sleep(0.25)
     assert load.read().memory_of_kernels == 1
