@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -61,11 +65,21 @@ async def stock_kernel() -> AsyncIterator[Stock]:
         manager.cleanup_connection_file()
 
 
+@functools.cache
+def _data_folder() -> Path:
+    """Of this run alone: else a session that another has left asleep under the same name would be woken."""
+    folder = tempfile.TemporaryDirectory(prefix="cellblock-bench-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
 def manager_on(
     runtime: str, *, warm: int = 0, kernels: int = 2, output_mb: float = 10, policy: str = "default"
 ) -> AgentKernelManager:
     """Make a manager whose kernels have a whole core each, which is all of one that the baseline can use."""
-    settings = Settings.load().model_copy(update={"runtime": runtime, "warm_kernels": warm, "policy": policy})
+    data = str(_data_folder() / runtime)
+    chosen = {"runtime": runtime, "warm_kernels": warm, "policy": policy, "data_dir": data}
+    settings = Settings.load().model_copy(update=chosen)
     limits = KernelResourceLimits(max_cpu_percent=100, max_output_size_mb=output_mb, max_execution_time=300)
     return AgentKernelManager(max_kernels=kernels, settings=settings, resource_limits=limits)
 
