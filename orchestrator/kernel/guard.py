@@ -23,6 +23,7 @@ from orchestrator.kernel.meter import Meter, Violation
 
 _READ = 64 * 1024  # bytes taken at once, of a frame's body or from a client
 _HEADS = 2 * 1024  # bytes taken at once where heads of frames may come: full of two-byte ones it takes 1 ms to meter
+_ACCEPT_AGAIN = 1.0  # seconds until a connection that could not be taken is tried again
 _WINDOW = 2 * 1024 * 1024  # bytes of whole messages that may wait for the client in libzmq
 
 
@@ -150,13 +151,21 @@ class _Splice:
         door.setblocking(False)
         door.bind(str(path))
         door.listen(1)
-        self._loop.add_reader(door, self._admit, kind, make)
+        self._watch(kind, make)
+
+    def _watch(self, kind: type[_End], make: Callable[[], _End]) -> None:
+        if kind in self._doors:
+            self._loop.add_reader(self._doors[kind], self._admit, kind, make)
 
     def _admit(self, kind: type[_End], make: Callable[[], _End]) -> None:
         """Take a connection, and shut the door behind it: a sandbox cannot dial again and again."""
         try:
             connection, _ = self._doors[kind].accept()
-        except OSError:  # it has hung up again
+        except (BlockingIOError, ConnectionError):  # it has hung up again
+            return
+        except OSError:  # this process has no descriptor left; whoever dials waits, and so does the loop not spin
+            self._loop.remove_reader(self._doors[kind])
+            self._loop.call_later(_ACCEPT_AGAIN, self._watch, kind, make)
             return
         self._shut(kind)
         joining = self._loop.create_task(self._loop.connect_accepted_socket(make, connection))

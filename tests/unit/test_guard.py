@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import resource
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -234,3 +236,23 @@ async def test_who_dials_while_the_wire_is_cut_is_hung_up_on() -> None:
             with pytest.raises(OSError):
                 await asyncio.open_unix_connection(path)
         endpoint.remove()
+
+
+async def test_without_descriptors_a_dial_waits_and_the_loop_goes_on(guarded: tuple[Guard, Endpoint]) -> None:
+    """A process at its limit takes the connection once it can; until then it does not spin on it."""
+    guard, endpoint = guarded
+    kernel = socket.socket(socket.AF_UNIX)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    begun = time.thread_time()
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (kernel.fileno() + 1, hard))
+        kernel.connect(str(endpoint.wire_path("shell")))
+        await asyncio.sleep(0.5)
+        assert guard.dialled == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert time.thread_time() - begun < 0.25
+    async with asyncio.timeout(10):
+        while not guard.dialled:
+            await asyncio.sleep(0.05)
+    kernel.close()
