@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fnmatch
-import re
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Coroutine
@@ -78,7 +76,6 @@ class Cell:
         self._answer = answer if self._channels.stdin else None
         self._answering: asyncio.Task[None] | None = None
         self._unanswered: Exception | None = None
-        self._mime_types = re.compile("|".join(map(fnmatch.translate, policy.output.mime_types)), re.IGNORECASE)
         self._mime_dropped: dict[str, None] = {}
         self._stopped: Stop | None = None
         self._interrupts = 0
@@ -293,7 +290,8 @@ class Cell:
         """Leave out what the policy's mime types do not name; text/plain always stays."""
         if not isinstance(event, DisplayData | UpdateDisplayData | ExecuteResult):
             return event
-        dropped = [mime for mime in event.data if mime != "text/plain" and not self._mime_types.fullmatch(mime)]
+        passes = self._kernel.policy.output.passes
+        dropped = [mime for mime in event.data if mime != "text/plain" and not passes(mime)]
         if not dropped:
             return event
         for mime in dropped[: _MOST_MIMES - len(self._mime_dropped)]:

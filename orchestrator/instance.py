@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Self
 from weakref import WeakValueDictionary
 
-import zmq
-
 from orchestrator.container.container import remove_by_name
 from orchestrator.container.engine import FAILURES, Engine
 from orchestrator.container.enginewatch import EngineWatch
@@ -92,7 +90,6 @@ class Instance:
             raise
         config = KernelConfig(
             engine=engine,
-            context=zmq.Context(),
             image=image,
             runtime=runtime,
             policy=policy,
@@ -310,7 +307,6 @@ class Instance:
             clear_folder(self._folder_of(instance), self._config.left)
         with contextlib.suppress(OSError):
             self._config.folder.parent.rmdir()  # only when no other instance has a folder there
-        self._config.context.destroy(linger=0)
         self._config.engine.close()
         self._config.audit.write("instance.closed", instance=self.id)
         self._config.audit.close()

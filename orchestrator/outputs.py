@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
@@ -157,6 +157,9 @@ class Truncation:
     dropped_bytes: int
     dropped_messages: int
 
+    def as_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
@@ -183,6 +186,9 @@ class Evidence:
     output_messages: int = 0
     cpu_s: float | None = None
     peak_memory_mb: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 Output = StreamOutput | DisplayData | ExecuteResult | ErrorOutput
@@ -267,12 +273,12 @@ class ExecutionResult:
             "stderr": self.stderr,
             "result": self.result,
             "duration_s": self.duration_s,
-            "truncated": None if self.truncated is None else asdict(self.truncated),
+            "truncated": None if self.truncated is None else self.truncated.as_dict(),
             "mime_dropped": list(self.mime_dropped),
             "interrupted": self.interrupted,
             "kernel_state": self.kernel_state,
             "runtime": self.runtime,
-            "evidence": asdict(self.evidence),
+            "evidence": self.evidence.as_dict(),
             "warnings": list(self.warnings),
         }
 

@@ -6,6 +6,7 @@ No key of a policy lifts a lock: what every container gets, whatever its policy,
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import hashlib
 import json
 import re
@@ -112,6 +113,14 @@ class Output(_Section):
     messages: int = Field(default=100_000, ge=10, le=10**7)
     displays: int = Field(default=200, ge=2, le=10**5)
     past_limit: Literal["continue", "stop"] = "continue"
+
+    def passes(self, mime_type: str) -> bool:
+        """Whether content of that type reaches the agent."""
+        return self._pattern.fullmatch(mime_type) is not None
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(fnmatch.translate, self.mime_types)), re.IGNORECASE)
 
 
 class Channels(_Section):

@@ -13,7 +13,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.errors import SessionEndedError, StoreError
@@ -341,8 +341,8 @@ class KernelSession:
             error=None if result.error is None else result.error.ename,
             kernel_state=result.kernel_state,
             duration_s=round(result.duration_s, 6),
-            evidence=asdict(result.evidence),
-            truncated=None if result.truncated is None else asdict(result.truncated),
+            evidence=result.evidence.as_dict(),
+            truncated=None if result.truncated is None else result.truncated.as_dict(),
             mime_dropped=list(result.mime_dropped),
         )
 

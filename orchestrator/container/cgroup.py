@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,9 +28,11 @@ def _number(content: bytes) -> int:
 def _field(*names: bytes) -> _Parse:
     """Read the first of these fields that a file of "name value" lines has; 0 for none."""
 
+    patterns = [re.compile(rb"^%s (\d+)$" % name, re.MULTILINE) for name in names]
+
     def parse(content: bytes) -> int:
-        fields = dict(line.split(b" ", 1) for line in content.splitlines() if b" " in line)
-        return next((int(fields[name]) for name in names if name in fields), 0)
+        found = next((match for pattern in patterns if (match := pattern.search(content))), None)
+        return 0 if found is None else int(found[1])
 
     return parse
 

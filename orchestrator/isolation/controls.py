@@ -253,7 +253,7 @@ class _Unguarded(Guard):
     """A guard that lets everything wait, gives its kernel all of the loop, and ends nobody for what it sends."""
 
     def __init__(self, message_bound: int, share: KernelShare) -> None:
-        super().__init__(2**62, _Restless(LoopShare()), window=2**62)
+        super().__init__(2**62, _Restless(LoopShare()))
 
     def cut(self, reason: str, violated: bool = False, excess: bool = False) -> None:
         if not violated:

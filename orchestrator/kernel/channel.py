@@ -1,8 +1,4 @@
-"""The client's end of a kernel's wire: requests out, messages of the kernel in.
-
-Sockets are raw pyzmq ones, watched by the event loop. zmq.asyncio would give a future, and a finished one without a
-pass through the loop while messages wait, so that a flooding kernel would hold the loop for as long as it likes.
-"""
+"""Jupyter's messages on a kernel's wire: requests out, messages of the kernel in."""
 
 from __future__ import annotations
 
@@ -15,13 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import zmq
 from jupyter_client.session import DELIM, Session
 
-from orchestrator.kernel.endpoint import Endpoint
 from orchestrator.kernel.guard import Guard
-from orchestrator.kernel.loopshare import KernelShare
-from orchestrator.kernel.meter import weigh
 
 _LONGEST_HEADER = 64 * 1024  # bytes
 # Commas in one message's JSON, brackets weighed. Measured: parsing and cleaning takes 11 ms for 30,000 numbers, and
@@ -36,20 +28,13 @@ _FOUR_BYTES = tuple(bytes([lead]) for lead in range(0xF0, 0xF5))  # first bytes 
 _SURROGATES = (b"\\ud8", b"\\ud9", b"\\uda", b"\\udb", b"\\uD")  # how JSON may spell them instead
 
 Channel = Literal["shell", "control", "iopub", "stdin"]
-_SOCKET_TYPES: dict[Channel, int] = {
-    "shell": zmq.DEALER,
-    "control": zmq.DEALER,
-    "iopub": zmq.SUB,
-    "stdin": zmq.DEALER,
-}
-_IDENTITY = b"host"  # one for all channels: a kernel asks whoever sent the request for input
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
     """One message of the kernel, with a genuine signature. All of it is a claim of hostile code."""
 
-    channel: Channel
+    channel: str
     kind: str
     parent_id: str
     content: dict[str, Any]
@@ -61,42 +46,22 @@ Accept = Callable[[str, int], bool]
 
 
 class KernelClient:
-    """Talks to one kernel over the guard's private sockets.
+    """Talks to one kernel: signs requests, and checks what comes of whom.
 
     Args:
         on_reject: called with the number of messages so far that were dropped because they were malformed or wrongly
             signed, at each of them.
     """
 
-    def __init__(
-        self,
-        context: zmq.Context[zmq.Socket[bytes]],
-        endpoint: Endpoint,
-        guard: Guard,
-        on_reject: Callable[[int], None] = lambda _count: None,
-    ) -> None:
+    def __init__(self, key: bytes, guard: Guard, on_reject: Callable[[int], None] = lambda _count: None) -> None:
         # The packer is pinned: jupyter_client can be configured to unpickle what a kernel sends.
-        self._session = Session(key=endpoint.key, packer="json", unpacker="json", username="host")
+        self._session = Session(key=key, packer="json", unpacker="json", username="host")
         self._guard = guard
         self._on_reject = on_reject
         self._handlers: dict[str, tuple[Handler, Accept]] = {}
         self._ends: OrderedDict[str, set[str]] = OrderedDict()
-        self._sockets: dict[Channel, _WatchedSocket] = {}
         self.rejected = 0
         self.welcome = asyncio.get_running_loop().create_future()
-        for channel, kind in _SOCKET_TYPES.items():
-            socket = context.socket(kind)
-            socket.linger = 0
-            # No high-water mark: at it, libzmq drops iopub messages, an `idle` among them. The guard bounds bytes.
-            socket.rcvhwm = socket.sndhwm = 0
-            # None: the guard takes one connection, and the kernel's end of it may come later than libzmq's 30 s.
-            socket.handshake_ivl = 0
-            if kind == zmq.SUB:
-                socket.subscribe(b"")
-            else:
-                socket.routing_id = _IDENTITY
-            socket.connect(f"ipc://{endpoint.client_path(channel)}")
-            self._sockets[channel] = _WatchedSocket(socket, self._receiver(channel), guard.share)
 
     def send(
         self,
@@ -124,37 +89,28 @@ class KernelClient:
             self._ends[message_id] = set()
             if len(self._ends) > _REMEMBERED:
                 self._ends.popitem(last=False)
-        self._sockets[channel].send([*self._session.serialize(message), *buffers])
+        self._guard.send(channel, [*self._session.serialize(message), *buffers])
         return message_id
 
     def forget(self, message_id: str) -> None:
         """Drop whatever else comes for this request."""
         self._handlers.pop(message_id, None)
 
-    def hold(self, channel: Channel, held: bool) -> None:
-        """Leave a channel's messages in its socket, as far as the guard lets any come; or take them again."""
-        self._sockets[channel].hold(held)
-
     def close(self) -> None:
         self.welcome.cancel()
         self._handlers.clear()
-        for socket in self._sockets.values():
-            socket.close()
 
-    def _receiver(self, channel: Channel) -> Callable[[list[bytes]], None]:
-        def receive(frames: list[bytes]) -> None:
-            self._guard.consumed(channel, weigh(frames))
-            try:
-                self._dispatch(channel, frames)
-            except _MalformedError:
-                self.rejected += 1
-                self._on_reject(self.rejected)
-                if self.rejected >= _REJECTS:
-                    self._guard.cut(f"it sent {_REJECTS} malformed messages", violated=True)
+    def receive(self, channel: str, frames: list[bytes]) -> None:
+        """Take a message of the kernel: see ``Guard.listen``."""
+        try:
+            self._dispatch(channel, frames)
+        except _MalformedError:
+            self.rejected += 1
+            self._on_reject(self.rejected)
+            if self.rejected >= _REJECTS:
+                self._guard.cut(f"it sent {_REJECTS} malformed messages", violated=True)
 
-        return receive
-
-    def _dispatch(self, channel: Channel, frames: list[bytes]) -> None:
+    def _dispatch(self, channel: str, frames: list[bytes]) -> None:
         """Check frame count, signature and shape, and hand the message to whoever asked for it.
 
         The content is parsed last, and only for a handler that accepts it: what nobody waits for costs a header.
@@ -187,7 +143,7 @@ class KernelClient:
         parts.clear()
         handler(Message(channel, kind, parent_id, _load(content), buffers))
 
-    def _is_second_end(self, channel: Channel, kind: str, parent_id: str, content: bytes) -> bool:
+    def _is_second_end(self, channel: str, kind: str, parent_id: str, content: bytes) -> bool:
         """Notice a request that ends twice: one of the two was forged, to have the host believe that a cell is over."""
         ends = self._ends.get(parent_id)
         if ends is None or (kind == "execute_reply") != (channel == "shell"):
@@ -198,57 +154,6 @@ class KernelClient:
             return True
         ends.add(kind)
         return False
-
-
-class _WatchedSocket:
-    """A ZMQ socket whose descriptor the loop watches.
-
-    The descriptor is edge-triggered for both directions, so after every send, and until receiving says EAGAIN, the
-    socket has to be looked at again.
-    """
-
-    def __init__(self, socket: zmq.Socket[bytes], receive: Callable[[list[bytes]], None], share: KernelShare) -> None:
-        self._socket = socket
-        self._receive = receive
-        self._share = share
-        self._loop = asyncio.get_running_loop()
-        self._descriptor: int = socket.FD
-        self._turn: asyncio.Handle | None = None
-        self._held = False
-        self._loop.add_reader(self._descriptor, self._look)
-        self._look()
-
-    def send(self, frames: Sequence[bytes]) -> None:
-        self._socket.send_multipart(frames, zmq.NOBLOCK)
-        self._look()
-
-    def hold(self, held: bool) -> None:
-        self._held = held
-        if not held:
-            self._look()
-
-    def close(self) -> None:
-        if not self._socket.closed:
-            self._loop.remove_reader(self._descriptor)
-            self._socket.close(linger=0)
-
-    def _look(self) -> None:
-        """Look at the socket in the loop's next pass, unless that is settled already."""
-        if self._turn is None:
-            self._turn = self._loop.call_soon(self._drain)
-
-    def _drain(self) -> None:
-        self._turn = None
-        while not (self._socket.closed or self._held):
-            self._share.begin()
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            self._receive(frames)
-            if (rest := self._share.end()) and not self._socket.closed:
-                self._turn = self._loop.call_later(rest, self._drain)
-                return
 
 
 class _MalformedError(Exception):

@@ -1,4 +1,4 @@
-"""Where one kernel's two wires meet: the folder that its sandbox sees, and the private one beside it."""
+"""Where one kernel's wire begins: the folder that its sandbox sees."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ _LONGEST_PATH = 107  # bytes of a unix socket's path, on Linux
 class Endpoint:
     """The folders, socket paths and key of one kernel.
 
-    ``wire/`` is mounted read-only into the sandbox; the kernel dials its sockets. ``client/`` is seen by no sandbox;
-    Jupyter clients connect there. Both follow Jupyter's naming for ipc: ``PREFIX-PORT``, ports 1 to 5.
+    ``wire/`` is mounted read-only into the sandbox; the kernel dials its sockets. They follow Jupyter's naming for ipc:
+    ``PREFIX-PORT``, ports 1 to 5.
     """
 
     def __init__(self, folder: Path, key: bytes) -> None:
         self.folder = folder
         self.key = key
         self.wire = folder / "wire"
-        self.client = folder / "client"
 
     @classmethod
     def create(cls, folder: Path, message_bound: int) -> Self:
@@ -37,7 +36,7 @@ class Endpoint:
                 left.
         """
         endpoint = cls(folder, secrets.token_hex(32).encode())
-        longest = max(len(str(endpoint.client_path(channel)).encode()) for channel in CHANNELS)
+        longest = max(len(str(endpoint.wire_path(channel)).encode()) for channel in CHANNELS)
         if longest > _LONGEST_PATH:
             raise OSError(f"{folder} is too long a path for unix sockets: set CELLBLOCK_STATE_DIR to a shorter one")
         folder.mkdir(parents=True, mode=0o700)
@@ -60,14 +59,10 @@ class Endpoint:
         endpoint = cls(folder, str(connection["key"]).encode())
         for channel in CHANNELS:
             endpoint.wire_path(channel).unlink(missing_ok=True)
-            endpoint.client_path(channel).unlink(missing_ok=True)
         return endpoint
 
     def wire_path(self, channel: str) -> Path:
         return self.wire / f"k-{CHANNELS.index(channel) + 1}"
-
-    def client_path(self, channel: str) -> Path:
-        return self.client / f"k-{CHANNELS.index(channel) + 1}"
 
     def remove(self) -> None:
         """Remove the folders and all in them; nothing but this process ever wrote there."""
@@ -76,7 +71,6 @@ class Endpoint:
     def _furnish(self, message_bound: int) -> None:
         # The sandbox's user is nobody on this host, so what it must reach is open to all, inside a closed folder.
         self.wire.mkdir(mode=0o755)
-        self.client.mkdir(mode=0o700)
         connection = self.wire / "connection.json"
         connection.write_text(json.dumps(self._connection_info() | {"message_bound": message_bound}))
         connection.chmod(0o444)

@@ -1,9 +1,8 @@
-"""The splice between a sandbox and the clients of its kernel: every byte from a sandbox passes here first.
+"""The wire between a sandbox and the host: it listens for the kernel, and bounds whatever comes of it.
 
-Per channel the guard listens twice, and joins one connection of the kernel with one of a client, byte for byte
-(ZMTP is symmetric, so two dialling ends understand each other). What comes from the kernel is metered on the way:
-libzmq's own limits count whole messages (RCVHWM) and single frames (MAXMSGSIZE), so an endless multipart message
-would pass both.
+Per channel the guard listens on a unix socket and takes one connection. It speaks ZMTP itself (``zmtp.py``): libzmq's
+own limits count whole messages (RCVHWM) and single frames (MAXMSGSIZE), so an endless multipart message would pass
+both; and a message that passes another socket and another thread costs the host three times as much.
 
 The guard ends nothing itself. It cuts the wire, and says why through ``Guard.reason``.
 """
@@ -11,216 +10,196 @@ The guard ends nothing itself. It cuts the wire, and says why through ``Guard.re
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.kernel import zmtp
 from orchestrator.kernel.endpoint import CHANNELS, Endpoint
 from orchestrator.kernel.loopshare import KernelShare, LoopShare
-from orchestrator.kernel.meter import Meter, Violation
 
-_READ = 64 * 1024  # bytes taken at once, of a frame's body or from a client
-_HEADS = 2 * 1024  # bytes taken at once where heads of frames may come: full of two-byte ones it takes 1 ms to meter
+_READ = 256 * 1024  # bytes taken at once: all that a unix socket of Linux holds by default
 _ACCEPT_AGAIN = 1.0  # seconds until a connection that could not be taken is tried again
-_WINDOW = 2 * 1024 * 1024  # bytes of whole messages that may wait for the client in libzmq
+_IDENTITY = b"host"  # one for all channels: a kernel asks whoever sent the request for input
+_TYPES = dict.fromkeys(CHANNELS, "DEALER") | {"iopub": "SUB"}
+
+Receive = Callable[[str, list[bytes]], None]
 
 
-class _End(asyncio.BufferedProtocol):
-    """One of the two connections of a splice. Reads only while its peer is there and can take more."""
-
-    peer: _End | None = None
-
-    def __init__(self, splice: _Splice) -> None:
-        self._splice = splice
-        self._buffer = bytearray(_READ)
-        self.transport: asyncio.Transport | None = None
-        self._stops = {"alone"}
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        # Not at once: until Python 3.11.4 a transport begins to read after this call, paused or not.
-        asyncio.get_running_loop().call_soon(self._hold)
-        self._splice.joined(self)
-
-    def _hold(self) -> None:
-        if self._stops and self.transport is not None and self.transport.is_reading():
-            self.transport.pause_reading()
-
-    def get_buffer(self, sizehint: int) -> bytearray | memoryview:
-        return self._buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self.take(bytes(memoryview(self._buffer)[:nbytes]))
-
-    def take(self, data: bytes) -> None:
-        if self.peer is not None and self.peer.transport is not None:
-            self.peer.transport.write(data)
-
-    def pause_writing(self) -> None:
-        if self.peer is not None:
-            self.peer.stop("peer is full")
-
-    def resume_writing(self) -> None:
-        if self.peer is not None:
-            self.peer.go("peer is full")
-
-    def stop(self, reason: str) -> None:
-        self._stops.add(reason)
-        if self.transport is not None and self.transport.is_reading():
-            self.transport.pause_reading()
-
-    def go(self, reason: str) -> None:
-        self._stops.discard(reason)
-        if not self._stops and self.transport is not None and not self.transport.is_closing():
-            self.transport.resume_reading()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._splice.left(self)
-
-
-class _KernelEnd(_End):
-    """The sandbox's connection: metered, and stopped while too much waits for the client, or its share is spent."""
-
-    def __init__(self, splice: _Splice, bound: int, window: int, share: KernelShare) -> None:
-        super().__init__(splice)
-        self._meter = Meter(bound)
-        self._window = window
-        self._share = share
-        self._consumed = 0
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return memoryview(self._buffer)[: min(_READ, self._meter.missing + _HEADS)]
-
-    def take(self, data: bytes) -> None:
-        self._share.begin()
-        try:
-            self._meter.feed(data)
-        except Violation as violation:
-            self._splice.cut(str(violation), violated=True, excess=violation.excess)
-            return
-        super().take(data)
-        self._weigh()
-        if rest := self._share.end():
-            self.stop("its share is spent")
-            asyncio.get_running_loop().call_later(rest, self.go, "its share is spent")
-
-    def consumed(self, size: int) -> None:
-        self._consumed += size
-        self._weigh()
-
-    def _weigh(self) -> None:
-        if self._meter.completed - self._consumed > self._window:
-            self.stop("client is behind")
-        elif "client is behind" in self._stops:
-            self.go("client is behind")
-
-
-class _Splice:
-    """One channel: the kernel's connection and the client's."""
+class _Line(asyncio.BufferedProtocol):
+    """One channel: a listening socket, and then the one connection that it took."""
 
     def __init__(
         self,
         channel: str,
-        kernel_end: Callable[[_Splice], _KernelEnd],
-        on_lost: Callable[[str, bool, bool], None],
+        parser: zmtp.Parser,
+        share: KernelShare,
+        buffer: bytearray,
+        cut: Callable[[str, bool, bool], None],
     ) -> None:
         self._channel = channel
-        self._kernel_end = kernel_end
-        self._on_lost = on_lost
+        self._parser = parser
+        self._share = share
+        self._buffer = buffer
+        self._cut = cut
         self._loop = asyncio.get_running_loop()
-        self._doors: dict[type[_End], socket.socket] = {}
-        self._joining: set[asyncio.Task[Any]] = set()
-        self._ends: dict[type[_End], _End] = {}
+        self._receive: Receive = _nobody
+        self._door: socket.socket | None = None
+        self._joining: asyncio.Task[Any] | None = None
+        self._connection: socket.socket | None = None
+        self._transport: asyncio.Transport | None = None
+        self._turn: asyncio.TimerHandle | None = None
+        self._early: list[Sequence[bytes]] | None = []  # what is sent before the kernel is ready for it
+        self._held = False
         self._closed = False
 
-    def listen(self, endpoint: Endpoint) -> None:
-        self._open(_KernelEnd, lambda: self._kernel_end(self), endpoint.wire_path(self._channel))
-        _open_to_all(endpoint.wire_path(self._channel))
-        self._open(_End, lambda: _End(self), endpoint.client_path(self._channel))
-
-    def _open(self, kind: type[_End], make: Callable[[], _End], path: Path) -> None:
+    def listen(self, path: Path, receive: Receive) -> None:
         """Listen for one connection.
 
         Not with an asyncio server: one that is closed between accepting a connection and making its transport leaves
         both to the garbage collector.
         """
-        door = self._doors[kind] = socket.socket(socket.AF_UNIX)
-        door.setblocking(False)
-        door.bind(str(path))
-        door.listen(1)
-        self._watch(kind, make)
+        self._receive = receive
+        self._door = socket.socket(socket.AF_UNIX)
+        self._door.setblocking(False)
+        self._door.bind(str(path))
+        os.chmod(path, 0o666)  # noqa: S103 - the folder above it is closed; dialling a unix socket takes write permission
+        self._door.listen(1)
+        self._watch()
 
-    def _watch(self, kind: type[_End], make: Callable[[], _End]) -> None:
-        if kind in self._doors:
-            self._loop.add_reader(self._doors[kind], self._admit, kind, make)
+    def _watch(self) -> None:
+        if self._door is not None:
+            self._loop.add_reader(self._door, self._admit)
 
-    def _admit(self, kind: type[_End], make: Callable[[], _End]) -> None:
+    def _admit(self) -> None:
         """Take a connection, and shut the door behind it: a sandbox cannot dial again and again."""
+        assert self._door is not None
         try:
-            connection, _ = self._doors[kind].accept()
+            connection, _ = self._door.accept()
         except (BlockingIOError, ConnectionError):  # it has hung up again
             return
         except OSError:  # this process has no descriptor left; whoever dials waits, and so does the loop not spin
-            self._loop.remove_reader(self._doors[kind])
-            self._loop.call_later(_ACCEPT_AGAIN, self._watch, kind, make)
+            self._loop.remove_reader(self._door)
+            self._loop.call_later(_ACCEPT_AGAIN, self._watch)
             return
-        self._shut(kind)
-        joining = self._loop.create_task(self._loop.connect_accepted_socket(make, connection))
-        self._joining.add(joining)
-        joining.add_done_callback(self._joining.discard)
+        connection.setblocking(False)
+        self._shut()
+        self._connection = connection
+        self._joining = self._loop.create_task(self._loop.connect_accepted_socket(lambda: self, connection))
 
-    def _shut(self, kind: type[_End]) -> None:
-        if (door := self._doors.pop(kind, None)) is not None:
-            self._loop.remove_reader(door)
-            door.close()
-
-    def joined(self, end: _End) -> None:
-        if self._closed:
-            self._abort(end)
-            return
-        self._ends[type(end)] = end
-        if len(self._ends) == 2:
-            kernel, client = self._ends[_KernelEnd], self._ends[_End]
-            kernel.peer, client.peer = client, kernel
-            kernel.go("alone")
-            client.go("alone")
-
-    def left(self, end: _End) -> None:
-        if self._ends.get(type(end)) is end:
-            self.cut(f"the {self._channel} connection closed")
-
-    def cut(self, reason: str, *, violated: bool = False, excess: bool = False) -> None:
-        if not self._closed:
-            self.close()
-            self._on_lost(reason, violated, excess)
+    def _shut(self) -> None:
+        if self._door is not None:
+            self._loop.remove_reader(self._door)
+            self._door.close()
+            self._door = None
 
     @property
     def dialled(self) -> bool:
-        return _KernelEnd in self._ends
+        return self._transport is not None
 
-    def consumed(self, size: int) -> None:
-        kernel = self._ends.get(_KernelEnd)
-        if isinstance(kernel, _KernelEnd):
-            kernel.consumed(size)
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        if self._closed:
+            transport.abort()
+            return
+        transport.write(zmtp.GREETING)
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._parser.feed(memoryview(self._buffer)[:nbytes])
+        if self._turn is None:
+            self._work()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._closed:
+            self._cut(f"the {self._channel} connection closed", False, False)
+
+    def send(self, frames: Sequence[bytes]) -> None:
+        if self._early is not None:
+            self._early.append(frames)
+        elif self._transport is not None:
+            self._transport.write(zmtp.encode(frames))
+
+    def hold(self, held: bool) -> None:
+        self._held = held
+        if not held and self._turn is None:
+            self._turn = self._loop.call_later(0, self._work)
+
+    def finish(self) -> None:
+        """Hand on what has been sent so far, as far as the socket holds it; whoever sends on is not followed."""
+        if self._closed:
+            return
+        if self._connection is not None:
+            with contextlib.suppress(OSError):
+                self._parser.feed(memoryview(self._buffer)[: self._connection.recv_into(self._buffer)])
+        while not self._closed and self._step():
+            pass
 
     def close(self) -> None:
         self._closed = True
-        for kind in list(self._doors):
-            self._shut(kind)
-        for end in self._ends.values():
-            self._abort(end)
+        self._shut()
+        if self._turn is not None:
+            self._turn.cancel()
+        if self._transport is not None:
+            self._transport.abort()
 
-    @staticmethod
-    def _abort(end: _End) -> None:
-        if end.transport is not None:
-            end.transport.abort()
+    def _work(self) -> None:
+        """Hand on whole messages until there is none, or this kernel's share is spent, or the channel is held."""
+        self._turn = None
+        while not (self._closed or self._held):
+            self._share.begin()
+            more = self._step()
+            rest = self._share.end()
+            if self._closed:
+                return
+            if rest:
+                self._turn = self._loop.call_later(rest, self._work)
+                break
+            if not more:
+                break
+        self._read(self._turn is None and not self._held)
+
+    def _step(self) -> bool:
+        """Hand on the next message, if it is there."""
+        try:
+            frames = self._parser.next()
+        except zmtp.Violation as violation:
+            self.close()
+            self._cut(str(violation), True, violation.excess)
+            return False
+        if self._early is not None and self._parser.ready:
+            self._shake_hands()
+        if frames is None:
+            return False
+        self._receive(self._channel, frames)
+        return True
+
+    def _shake_hands(self) -> None:
+        assert self._transport is not None
+        early, self._early = self._early or [], None
+        self._transport.write(zmtp.ready(_TYPES[self._channel], _IDENTITY))
+        for frames in ([zmtp.SUBSCRIBE_TO_ALL] if self._channel == "iopub" else []) + early:
+            self.send(frames)
+
+    def _read(self, reading: bool) -> None:
+        """Let more come, or leave it in the socket, so that the kernel has to wait."""
+        transport = self._transport
+        if self._closed or transport is None or transport.is_reading() == reading:
+            return
+        if reading:
+            transport.resume_reading()
+        else:
+            transport.pause_reading()
 
 
 class Guard:
-    """The five splices of one kernel.
+    """The five channels of one kernel.
 
     Attributes:
         lost: set once the wire is cut, whoever cut it. The kernel's death always shows here first; whether it died
@@ -232,35 +211,44 @@ class Guard:
     Args:
         message_bound: bytes that one message may weigh.
         share: this kernel's part of the event loop.
-        window: bytes of whole messages that may wait for the client.
     """
 
-    def __init__(self, message_bound: int, share: KernelShare | None = None, window: int = _WINDOW) -> None:
+    def __init__(self, message_bound: int, share: KernelShare | None = None) -> None:
         self.lost = asyncio.Event()
         self.reason = ""
         self.violated = False
         self.excess = False
-        self.share = own = share or LoopShare().of_kernel()
+        self._share = share or LoopShare().of_kernel()
         self._callbacks: list[Callable[[], None]] = []
+        buffer = bytearray(_READ)  # one for all: what was read is taken out of it at once
+        self._lines = {
+            channel: _Line(channel, zmtp.Parser(message_bound), self._share, buffer, self.cut) for channel in CHANNELS
+        }
 
-        def kernel_end(splice: _Splice) -> _KernelEnd:
-            return _KernelEnd(splice, message_bound, window, own)
+    def listen(self, endpoint: Endpoint, receive: Receive) -> None:
+        """Listen on all channels.
 
-        self._splices = {channel: _Splice(channel, kernel_end, self.cut) for channel in CHANNELS}
-
-    def listen(self, endpoint: Endpoint) -> None:
-        """Listen on both sides of all channels.
+        Args:
+            receive: called with the channel and the frames of each message that comes.
 
         Raises:
             OSError: a socket could not be made.
         """
-        for splice in self._splices.values():
-            splice.listen(endpoint)
+        for channel, line in self._lines.items():
+            line.listen(endpoint.wire_path(channel), receive)
 
     @property
     def dialled(self) -> int:
         """How many channels the kernel has connected."""
-        return sum(splice.dialled for splice in self._splices.values())
+        return sum(line.dialled for line in self._lines.values())
+
+    def send(self, channel: str, frames: Sequence[bytes]) -> None:
+        """Send a message, once the kernel is ready for it; after the cut it goes nowhere."""
+        self._lines[channel].send(frames)
+
+    def hold(self, channel: str, held: bool) -> None:
+        """Leave a channel's messages in its socket, so that the kernel has to wait; or take them again."""
+        self._lines[channel].hold(held)
 
     def when_lost(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Have ``callback`` called once the wire is cut; at once when it is. Returns what calls that off."""
@@ -270,25 +258,24 @@ class Guard:
             self._callbacks.append(callback)
         return lambda: self._callbacks.remove(callback) if callback in self._callbacks else None
 
-    def consumed(self, channel: str, size: int) -> None:
-        """Called by the client's side for each message it has taken: ``size``, as ``weigh`` says, no longer waits."""
-        self._splices[channel].consumed(size)
-
     def cut(self, reason: str, violated: bool = False, excess: bool = False) -> None:
-        """Cut the wire, unless it is cut."""
+        """Cut the wire, unless it is cut. What the kernel had sent before is handed on, unless it broke a rule."""
+        if not violated:
+            for line in self._lines.values():
+                line.finish()
         if self.lost.is_set():
             return
         self.reason = reason
         self.violated = violated
         self.excess = excess
-        self.share.close()
+        self._share.close()
         self.lost.set()
-        for splice in self._splices.values():
-            splice.close()
+        for line in self._lines.values():
+            line.close()
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             callback()
 
 
-def _open_to_all(path: Path) -> None:
-    os.chmod(path, 0o666)  # noqa: S103 - the folder above it is closed; dialling a unix socket takes write permission
+def _nobody(_channel: str, _frames: list[bytes]) -> None:
+    """Before ``listen`` there is no connection."""

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import zmq
-
 from orchestrator.container.container import Container
 from orchestrator.container.engine import Engine
 from orchestrator.container.exits import Exit
@@ -79,7 +77,6 @@ class KernelConfig:
     """
 
     engine: Engine
-    context: zmq.Context[zmq.Socket[bytes]]
     image: str
     runtime: str
     policy: Policy
@@ -161,7 +158,7 @@ class Kernel:
         self.runtime = config.runtime
         self.container = Container(config.engine, _container_name(kernel_id), config.runtime)
         self._guard = config.guard(config.message_bound, config.loop_share.of_kernel())
-        self._client: KernelClient | None = None
+        self._client = KernelClient(endpoint.key, self._guard, self._note_reject)
         self._exit: asyncio.Task[Exit] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._condemned: Stop | None = None
@@ -278,13 +275,12 @@ class Kernel:
         Raises:
             KernelDiedError: the kernel is gone.
         """
-        if self._client is None or not self.is_alive:
+        if not self.is_alive:
             raise self.died_error("kernel_died")
         return self._client.send(channel, kind, content, handler, buffers, accept)
 
     def forget(self, message_id: str) -> None:
-        if self._client is not None:
-            self._client.forget(message_id)
+        self._client.forget(message_id)
 
     def when_lost(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Have ``callback`` called once the kernel is gone; at once when it is. Returns what calls that off."""
@@ -372,8 +368,7 @@ class Kernel:
 
     def hold_output(self, held: bool) -> None:
         """Leave outputs where they are, so that the kernel has to wait once little room is left; or take them again."""
-        if self._client is not None:
-            self._client.hold("iopub", held)
+        self._guard.hold("iopub", held)
 
     async def exit(self) -> Exit:
         """Say how the kernel ended, once its wire is cut. Whatever still runs of it is killed then.
@@ -466,8 +461,7 @@ class Kernel:
         """
         if self._stopping is None:
             self._guard.cut("it was stopped")
-            if self._client is not None:
-                self._client.close()
+            self._client.close()
             self._stopping = asyncio.create_task(self._remove())
         await asyncio.shield(self._stopping)
 
@@ -475,8 +469,7 @@ class Kernel:
         """Let go of the kernel and its folder as they are, as this process's end would: the next start may adopt it."""
         self._config.left.add(self.kernel_id)
         self._guard.cut("its host has let go of it")
-        if self._client is not None:
-            self._client.close()
+        self._client.close()
         self.container.forget_process()
         self._user.release()
 
@@ -523,10 +516,9 @@ class Kernel:
 
     def _listen(self) -> None:
         try:
-            self._guard.listen(self._endpoint)
+            self._guard.listen(self._endpoint, self._client.receive)
         except OSError as error:
             raise _no_sockets(error) from error
-        self._client = KernelClient(self._config.context, self._endpoint, self._guard, self._note_reject)
 
     async def _take_over(self) -> None:
         """Wait until the kernel has dialled again, until no cell runs, and until no interrupt is on its way."""
@@ -625,7 +617,6 @@ class Kernel:
 
     async def _welcomed(self) -> None:
         """Wait for the kernel's welcome, or raise when the wire is cut before it."""
-        assert self._client is not None
         welcome = self._client.welcome
 
         def lost() -> None:

@@ -291,8 +291,7 @@ def _recover(path: Path, log: int, head: Mark | None) -> tuple[Mark, list[dict[s
     end, line = _last_line(log, size)
     if end < size:
         os.ftruncate(log, end)
-    older = [each for each in segments(path) if each != path]
-    if not end and older:  # killed between two files
+    if not end and (older := [each for each in segments(path) if each != path]):  # killed between two files
         with _opened(older[-1]) as segment:
             _, line = _last_line(segment, os.fstat(segment).st_size)
     match = _LINE.fullmatch(line)

@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import secrets
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,10 +34,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_random
 
 from orchestrator.errors import StoreError
 from orchestrator.store import schema
 from orchestrator.store.payloads import Payloads
+from orchestrator.store.prepared import Prepared
 from orchestrator.store.schema import cells, checkpoints, identity, payloads, sessions
 from orchestrator.store.wholefile import write_once
 
@@ -113,8 +116,10 @@ class CheckpointRecord:
     lost: list[dict[str, str]]
 
 
-# Made once: making them anew for every cell took as long as carrying them out.
-_BEGIN_CELL = insert(cells)
+_BEGIN_CELL = insert(cells).values(
+    {name: bindparam(name) for name in ("session_id", "number", "kernel_id", "code", "started_at", "bytes")}
+    | {"outcome": "running", "result": '{"status": "running"}'}
+)
 _USE_SESSION = update(sessions).where(sessions.c.session_id == bindparam("of")).values(last_used_at=bindparam("now"))
 _END_CELL = (
     update(cells)
@@ -144,6 +149,10 @@ class History:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cellblock-history")
         self._owed: list[Callable[[Connection], object]] = []  # what could not be written yet, in order
         self.home = ""
+        dialect = self._engine.dialect
+        self._begin_cell = Prepared(_BEGIN_CELL, dialect)
+        self._use_session = Prepared(_USE_SESSION, dialect)
+        self._end_cell = Prepared(_END_CELL, dialect)
 
     @classmethod
     def open(cls, url: str, folder: Path) -> Self:
@@ -353,12 +362,10 @@ class History:
             "kernel_id": kernel_id,
             "code": code,
             "started_at": now,
-            "outcome": "running",
-            "result": '{"status": "running"}',
             "bytes": len(code),
         }
         used = {"of": session_id, "now": now}
-        self._write(lambda connection: (connection.execute(_BEGIN_CELL, begun), connection.execute(_USE_SESSION, used)))
+        self._write(lambda connection: (self._begin_cell.on(connection, begun), self._use_session.on(connection, used)))
 
     def end_cell(self, session_id: str, number: int, result: dict[str, Any]) -> None:
         """Note a cell's result. One that cannot be written now is written with the next that can."""
@@ -472,9 +479,11 @@ class History:
             "at": ended_at,
             "more": len(encoded) + sum(size for _, _, size in found),
         }
-        cell_id = connection.scalar(_END_CELL, ended)
-        if cell_id is not None and found:  # a session may have been deleted meanwhile
-            rows = [{"cell_id": cell_id, "path": path, "digest": digest, "bytes": size} for path, digest, size in found]
+        closed = self._end_cell.on(connection, ended)
+        if closed is not None and found:  # a session may have been deleted meanwhile
+            rows = [
+                {"cell_id": closed[0], "path": path, "digest": digest, "bytes": size} for path, digest, size in found
+            ]
             connection.execute(insert(payloads), rows)
 
     def _cell(self, row: Row[Any], places: list[tuple[str, str]]) -> CellRecord:
@@ -491,7 +500,7 @@ class History:
             durable: whether it, and all before it, must outlive a loss of power too; else only the end of the process.
         """
         with (
-            _explained("the history"),
+            self._explained(),
             self._engine.connect() as connection,
             connection.execution_options(durable=durable).begin(),
         ):
@@ -499,8 +508,11 @@ class History:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Connection]:
-        with _explained("the history"), self._engine.connect() as connection:
+        with self._explained(), self._engine.connect() as connection:
             yield connection.execution_options(reading=True)
+
+    def _explained(self) -> contextlib.AbstractContextManager[None]:
+        return _explained("the history", self._engine.dialect.loaded_dbapi.Error)
 
 
 def _log_failure(done: Future[Any]) -> None:
@@ -560,15 +572,30 @@ def _make_engine(url: str) -> Engine:
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # transactions are begun below, not by the driver
-    for pragma in ("journal_mode=WAL", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}")
+    _keep_a_log(connection)
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+# SQLite waits for every lock but this one, which a new database needs once: seen with four that opened one at once.
+@retry(
+    retry=retry_if_exception_type(sqlite3.OperationalError),
+    stop=stop_after_delay(_BUSY / 1000),
+    wait=wait_random(0.005, 0.05),
+    reraise=True,
+)
+def _keep_a_log(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
 
 
 def _begin_sqlite(connection: Connection) -> None:
     """A writer takes the lock when it begins: one that read first would have to fail where another has written."""
     options = connection.get_execution_options()
-    connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if options.get('durable', False) else 'NORMAL'}")
-    connection.exec_driver_sql("BEGIN" if options.get("reading", False) else "BEGIN IMMEDIATE")
+    wanted = "FULL" if options.get("durable", False) else "NORMAL"
+    driver: Any = connection.connection.driver_connection
+    if connection.info.get("synchronous") != wanted:
+        driver.execute(f"PRAGMA synchronous={wanted}")
+        connection.info["synchronous"] = wanted
+    driver.execute("BEGIN" if options.get("reading", False) else "BEGIN IMMEDIATE")
 
 
 def _home(folder: Path) -> str:
@@ -593,12 +620,12 @@ def _without_password(url: str) -> str:
 
 
 @contextlib.contextmanager
-def _explained(what: str) -> Iterator[None]:
+def _explained(what: str, driver: type[Exception] = SQLAlchemyError) -> Iterator[None]:
     try:
         yield
     except StoreError:
         raise
-    except (SQLAlchemyError, OSError) as error:
+    except (SQLAlchemyError, OSError, driver) as error:
         said = str(getattr(error, "orig", None) or getattr(error, "strerror", None) or error).strip().splitlines()
         raise StoreError(
             f"{what} cannot be read or written: {said[0] if said else type(error).__name__}.",

@@ -15,7 +15,7 @@ from orchestrator.container.hostconfig import INSTANCE_LABEL
 from orchestrator.errors import KernelStartError
 from orchestrator.instance import Instance
 from orchestrator.kernel.endpoint import CHANNELS, Endpoint
-from orchestrator.kernel.guard import Guard
+from orchestrator.kernel.guard import Guard, Receive
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.policy import Policy
 from orchestrator.settings import Settings
@@ -24,16 +24,16 @@ from orchestrator.settings import Settings
 class CutWire(Guard):
     """A guard whose wire is cut before any kernel can have dialled."""
 
-    def listen(self, endpoint: Endpoint) -> None:
-        super().listen(endpoint)
+    def listen(self, endpoint: Endpoint, receive: Receive) -> None:
+        super().listen(endpoint, receive)
         asyncio.get_running_loop().call_later(0.05, self.cut, "the test cut it")
 
 
 class Deaf(Guard):
     """A guard that no kernel can dial, as one sees it whose kernel hangs before it dials."""
 
-    def listen(self, endpoint: Endpoint) -> None:
-        super().listen(endpoint)
+    def listen(self, endpoint: Endpoint, receive: Receive) -> None:
+        super().listen(endpoint, receive)
         for channel in CHANNELS:
             endpoint.wire_path(channel).unlink()
 

@@ -1,0 +1,136 @@
+"""ZMTP 3.0 with the NULL mechanism, the host's end of it: no byte of a sandbox is parsed by C code. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_SIGNATURE_START, _SIGNATURE_END, _MAJOR = 0xFF, 0x7F, 3
+_MECHANISM = b"NULL".ljust(20, b"\0")
+# Version 3.0 and not 3.1: there a subscription is an ordinary message, and no command comes after READY.
+GREETING = bytes([_SIGNATURE_START, *bytes(8), _SIGNATURE_END, _MAJOR, 0]) + _MECHANISM + bytes(32)
+SUBSCRIBE_TO_ALL = [b"\x01"]
+_MORE, _LONG, _COMMAND = 0x01, 0x02, 0x04
+_SHORT_HEAD, _LONG_HEAD = 2, 9  # bytes: flags, and a length of one or of eight
+_SHORT_MOST = 255  # bytes that a short frame can have
+_COMMAND_BOUND = 8192  # bytes; READY carries the socket type and an identity
+_FRAME_COST = 64  # bytes that a frame takes in memory beside its body; an empty one is not free
+_FRAMES_BOUND = 64  # per message; Jupyter's have six or seven, file transfers one more
+
+
+class Violation(Exception):
+    """The kernel broke the protocol, or with ``excess`` the bounds of what it may send."""
+
+    def __init__(self, reason: str, *, excess: bool = False) -> None:
+        super().__init__(reason)
+        self.excess = excess
+
+
+class Parser:
+    """Parses what a peer sends: ``feed`` takes bytes as they come, ``next`` gives one whole message at a time.
+
+    A call of ``next`` does the work of one message at most, whatever was fed: who calls decides how long it goes on.
+
+    Attributes:
+        ready: whether the handshake is over on the peer's side.
+
+    Args:
+        bound: what one message may weigh: the bytes of its frames, and 64 for each.
+    """
+
+    def __init__(self, bound: int) -> None:
+        self.ready = False
+        self._bound = bound
+        self._greeted = False
+        self._buffer = bytearray()
+        self._at = 0
+        self._frames: list[bytes] = []
+        self._weight = 0
+
+    def feed(self, data: bytes | memoryview) -> None:
+        del self._buffer[: self._at]
+        self._at = 0
+        self._buffer += data
+
+    def next(self) -> list[bytes] | None:
+        """Return the frames of the next whole message; None until more is fed.
+
+        Raises:
+            Violation: it is not ZMTP 3 with the NULL mechanism, or a message exceeds its bounds: as its heads announce
+                it, before its bytes are there.
+        """
+        if not self._greeted and not self._greet():
+            return None
+        while (head := self._head()) is not None:
+            flags, size, start = head
+            self._check(flags, size)
+            end = start + size
+            if end > len(self._buffer):
+                return None
+            self._at = end
+            if flags & _COMMAND:
+                self.ready = True
+                continue
+            with memoryview(self._buffer) as view:
+                self._frames.append(bytes(view[start:end]))
+            self._weight += size + _FRAME_COST
+            if not flags & _MORE:
+                frames, self._frames, self._weight = self._frames, [], 0
+                return frames
+        return None
+
+    def _greet(self) -> bool:
+        if len(self._buffer) < len(GREETING):
+            return False
+        head = self._buffer
+        genuine = head[0] == _SIGNATURE_START and head[9] == _SIGNATURE_END and head[10] == _MAJOR
+        if not genuine or head[12:32] != _MECHANISM:
+            raise Violation("the peer does not greet as ZMTP 3 with the NULL mechanism")
+        self._at = len(GREETING)
+        self._greeted = True
+        return True
+
+    def _head(self) -> tuple[int, int, int] | None:
+        """Return flags and length of the frame that begins here, and where its body does."""
+        buffer, at = self._buffer, self._at
+        present = len(buffer) - at
+        if present < 1:
+            return None
+        flags = buffer[at]
+        if flags > _MORE | _LONG | _COMMAND:
+            raise Violation("a frame has unknown flags")
+        if flags & _LONG:
+            if present < _LONG_HEAD:
+                return None
+            return flags, int.from_bytes(buffer[at + 1 : at + _LONG_HEAD], "big"), at + _LONG_HEAD
+        if present < _SHORT_HEAD:
+            return None
+        return flags, buffer[at + 1], at + _SHORT_HEAD
+
+    def _check(self, flags: int, size: int) -> None:
+        if bool(flags & _COMMAND) == self.ready or (flags & _COMMAND and size > _COMMAND_BOUND):
+            raise Violation("a command that is not the handshake's" if flags & _COMMAND else "no handshake")
+        if self._weight + size + _FRAME_COST > self._bound:
+            raise Violation(f"a message exceeds {self._bound} bytes", excess=True)
+        if len(self._frames) == _FRAMES_BOUND:
+            raise Violation(f"a message has more than {_FRAMES_BOUND} frames", excess=True)
+
+
+def ready(socket_type: str, identity: bytes = b"") -> bytes:
+    """Return the READY command of a socket of that type."""
+    properties = {b"Socket-Type": socket_type.encode()} | ({b"Identity": identity} if identity else {})
+    body = b"\x05READY" + b"".join(
+        bytes([len(name)]) + name + len(value).to_bytes(4, "big") + value for name, value in properties.items()
+    )
+    return bytes([_COMMAND, len(body)]) + body
+
+
+def encode(frames: Sequence[bytes]) -> bytes:
+    """Return a message as it is sent."""
+    parts: list[bytes] = []
+    for left, frame in enumerate(frames, 1 - len(frames)):
+        flags, size = _MORE if left else 0, len(frame)
+        if size <= _SHORT_MOST:
+            parts += bytes([flags, size]), frame
+        else:
+            parts += bytes([flags | _LONG]) + size.to_bytes(8, "big"), frame
+    return b"".join(parts)
