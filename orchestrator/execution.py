@@ -92,20 +92,26 @@ class Cell:
         self._id = ""
         kernel.reset_peak()
 
+    def send(self) -> None:
+        """Have the kernel run it.
+
+        Raises:
+            KernelDiedError: the kernel was gone before.
+        """
+        self._id = self._kernel.send("shell", "execute_request", self._request(), self._receive, accept=self._accept)
+        self._call_off = self._kernel.when_lost(self._lost)
+        self._timer = self._loop.call_later(self._limits.max_execution_time, self._stop, "timeout")
+
     async def run(self) -> AsyncGenerator[Event, None]:
-        """Yield the outputs as they come, and ``CellFinished`` as the last event.
+        """Yield the outputs of a cell that was sent, as they come, and ``CellFinished`` as the last event.
 
         The time limit holds however slowly the consumer takes the events. When the consumer stops early or is
         cancelled, the cell is interrupted, and its kernel killed if that does not help; ``end`` waits for that.
 
         Raises:
-            KernelDiedError: the kernel was gone before the cell was sent.
             KernelTimeoutError: the cell ran past its limit. Its outputs were yielded before.
             Exception: whatever ``answer`` raised, but for EOFError, which goes to the cell. The cell is over by then.
         """
-        self._id = self._kernel.send("shell", "execute_request", self._request(), self._receive, accept=self._accept)
-        self._call_off = self._kernel.when_lost(self._lost)
-        self._timer = self._loop.call_later(self._limits.max_execution_time, self._stop, "timeout")
         try:
             while not self.is_over or self._events:
                 while self._events:

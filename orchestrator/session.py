@@ -233,7 +233,7 @@ class KernelSession:
             answer: see ``Cell``.
 
         Raises:
-            SessionEndedError, KernelDiedError, KernelTimeoutError: see ``live_kernel`` and ``Cell.run``.
+            SessionEndedError, KernelDiedError, KernelTimeoutError: see ``live_kernel``, ``Cell.send`` and ``Cell.run``.
         """
         await self._lock.acquire()
         try:
@@ -241,7 +241,6 @@ class KernelSession:
             if self.closing:
                 raise SessionEndedError("the manager shuts down; the cell has not run.", reason="shutdown")
             await self._open_row(code, kernel)
-            self._note_start(kernel, code)
             if "execution_history" in vars(self):
                 self.add_execution(code, {"status": "running"})
             cell = self._cell = Cell(kernel, code, limits, answer)
@@ -251,6 +250,10 @@ class KernelSession:
         result: ExecutionResult | None = None
         events = cell.run()
         try:
+            try:
+                cell.send()
+            finally:
+                self._note_start(kernel, code)  # only now: the audit log's thread would else hold up the request
             async for event in events:
                 if isinstance(event, CellFinished):
                     result = self._with_notices(event.result)

@@ -72,7 +72,7 @@ class Outbox:
     def clear(self):
         self._lock = threading.RLock()
         self._pieces = []
-        self.size = 0
+        self.size = self._taken = 0
 
     def put(self, stream, text):
         parent = stream.parent_header
@@ -84,10 +84,16 @@ class Outbox:
             self.size += len(text)
 
     def take(self):
-        """Return (stream, parent header, text) of all that waits; it is the caller's to send."""
+        """Return (stream, parent header, text) of all that waits, and its size, which counts until it was ``sent``."""
         with self._lock:
-            pieces, self._pieces, self.size = self._pieces, [], 0
-        return [(stream, parent, "".join(texts)) for stream, parent, texts in pieces]
+            pieces, self._pieces, size = self._pieces, [], self.size - self._taken
+            self._taken += size
+        return [(stream, parent, "".join(texts)) for stream, parent, texts in pieces], size
+
+    def sent(self, size):
+        with self._lock:
+            self.size -= size
+            self._taken -= size
 
 
 class OrderedStream(OutStream):
@@ -123,11 +129,23 @@ class OrderedStream(OutStream):
         publishes = threading.current_thread() is self.pub_thread.thread
         # Not through the thread's own queue: it would wait for itself once that is full.
         target = self.pub_thread.socket if publishes and self._is_master_process() else self.pub_thread
-        for stream, parent, text in self._outbox.take():
-            for start in range(0, len(text), STREAM_PIECE):
-                content = {"name": stream.name, "text": text[start : start + STREAM_PIECE]}
-                self.session.pid = os.getpid()  # this thread survives a fork; Session would refuse to send
-                self.session.send(target, self.session.msg("stream", content, parent=parent), ident=stream.topic)
+        pieces, size = self._outbox.take()
+        try:
+            for stream, parent, text in pieces:
+                for start in range(0, len(text), STREAM_PIECE):
+                    content = {"name": stream.name, "text": text[start : start + STREAM_PIECE]}
+                    self.session.pid = os.getpid()  # this thread survives a fork; Session would refuse to send
+                    self.session.send(target, self.session.msg("stream", content, parent=parent), ident=stream.topic)
+        finally:
+            self._outbox.sent(size)
+
+    def flush(self):
+        """Wait until all that was written is sent; not where nothing is.
+
+        ipykernel flushes six times in a trivial cell, and each takes two hops between threads: 3 of 12 ms under gVisor.
+        """
+        if self._outbox.size:
+            super().flush()
 
     def close(self):
         """Send what waits. A cell that closes its stdout would else end all output of this kernel, and wedge it."""

@@ -164,7 +164,7 @@ def _load(part: bytes) -> dict[str, Any]:
     if len(part) > _SMALL and _items(part) > _MOST_ITEMS:
         raise _MalformedError
     try:
-        value = json.loads(part, parse_int=_integer)
+        value = _JSON.decode(part.decode())
     except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8; nested too deep
         raise _MalformedError from error
     if not isinstance(value, dict):
@@ -175,6 +175,9 @@ def _load(part: bytes) -> dict[str, Any]:
 def _integer(digits: str) -> int | float:
     """Parse an integer; one that no 64 bits hold becomes a float: long ones take time that grows with their square."""
     return int(digits) if len(digits) <= 20 else float(digits)
+
+
+_JSON = json.JSONDecoder(parse_int=_integer)  # made once: ``json.loads`` would make one for every part
 
 
 def _items(part: bytes) -> int:
