@@ -45,18 +45,21 @@ FONT_CACHE = "/opt/cellblock/matplotlib"
 # One stream message carries at most this much text, so that a single print of any length stays far below the
 # host's bound on a message, and that IOPUB_HIGH_WATER of them, which an interrupted cell still has to get rid of, are
 # soon taken.
-STREAM_PIECE = 64 * 1024
+STREAM_PIECE = 256 * 1024
 # A cell that prints faster than the host reads waits once this much text is buffered.
 STREAM_BUFFER = 1024 * 1024
 # What a message of its own costs, in characters: a thousand short lines in turn on both streams fill the buffer too.
 PIECE_COST = 1024
 # Messages that wait for the host before the publishing thread waits too (XPUB_NODROP).
-IOPUB_HIGH_WATER = 100
+IOPUB_HIGH_WATER = 25
 # Seconds after an interrupt in which another one is the same.
 INTERRUPT_PAUSE = 0.5
 # Seconds after which a thread has to let another one run, from an interrupt to the cell's end: with three busy threads
 # beside it a cell then took 1.0 s to end under gVisor, not 1.7 s. Always, it would cost such threads a tenth.
 HURRIED_SWITCH = 0.001
+
+
+CONTROLS = bytes(range(32))
 
 
 class Outbox:
@@ -65,11 +68,17 @@ class Outbox:
     ipykernel buffers each stream for itself, so that a line on stderr between two on stdout arrives after both.
     """
 
-    def __init__(self):
-        self.clear()
-        os.register_at_fork(after_in_child=self.clear)  # a child's copy is the parent's to send, and may be locked
+    in_child = False  # whether this process was forked from the kernel's
 
-    def clear(self):
+    def __init__(self):
+        self._empty()
+        os.register_at_fork(after_in_child=self._enter_child)
+
+    def _enter_child(self):
+        self.in_child = True
+        self._empty()  # what waits is the parent's to send, and the lock may be held
+
+    def _empty(self):
         self._lock = threading.RLock()
         self._pieces = []
         self.size = self._taken = 0
@@ -96,6 +105,18 @@ class Outbox:
             self._taken -= size
 
 
+def packed(name, text):
+    """Return a stream message's content as JSON in UTF-8: what ``json.dumps`` makes of it, in a third of the time."""
+    escaped = text
+    for plain, escape in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
+        if plain in escaped:
+            escaped = escaped.replace(plain, escape)
+    encoded = escaped.encode()
+    if len(encoded.translate(None, CONTROLS)) != len(encoded):
+        return json.dumps({"name": name, "text": text}, ensure_ascii=False).encode()
+    return b'{"name": "%s", "text": "%s"}' % (name.encode(), encoded)
+
+
 class OrderedStream(OutStream):
     """stdout or stderr; both go through one outbox."""
 
@@ -105,6 +126,9 @@ class OrderedStream(OutStream):
         self._fd_lock = threading.Lock()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a read may end within a character
         super().__init__(*args, **kwargs)
+
+    def _is_master_process(self):
+        return not self._outbox.in_child  # ipykernel asks the system, at every write
 
     def write(self, string):
         if not isinstance(string, str):
@@ -133,7 +157,7 @@ class OrderedStream(OutStream):
         try:
             for stream, parent, text in pieces:
                 for start in range(0, len(text), STREAM_PIECE):
-                    content = {"name": stream.name, "text": text[start : start + STREAM_PIECE]}
+                    content = packed(stream.name, text[start : start + STREAM_PIECE])
                     self.session.pid = os.getpid()  # this thread survives a fork; Session would refuse to send
                     self.session.send(target, self.session.msg("stream", content, parent=parent), ident=stream.topic)
         finally:

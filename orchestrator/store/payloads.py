@@ -42,12 +42,15 @@ class Payloads:
             OSError: one cannot be written.
         """
         found: list[tuple[str, str, int]] = []
+        kept: dict[str, tuple[str, int]] = {}  # a cell that only prints has its text twice
 
         def walk(value: Any, path: Path_) -> Any:
             if isinstance(value, str) and len(value) > _LARGE:
                 where = json.dumps(path)
                 if len(where) <= 500:
-                    found.append((where, *self._keep(value)))
+                    if value not in kept:
+                        kept[value] = self._keep(value)
+                    found.append((where, *kept[value]))
                     return None
             if isinstance(value, dict):
                 return {key: walk(item, (*path, key)) for key, item in value.items()}
