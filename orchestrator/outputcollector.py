@@ -32,7 +32,8 @@ from orchestrator.streamtext import StreamText
 
 _EVENT = 200  # bytes that an event takes beside its content
 _LARGEST_PIECE = 1024 * 1024  # bytes of one event, once output is being left out; what is larger is left out unread
-_ALWAYS_READ = 512 * 1024  # bytes of one event that is read however low the limit: a kernel's longest piece of text
+# Bytes of one event that is read however low the limit: a kernel's longest piece of text, were it all line feeds.
+_ALWAYS_READ = 576 * 1024
 _SMALL_PIECE = 4096  # characters; a shorter piece in the tail is joined with the next: each costs as an event
 _TOO_LARGE = "max_output_size_mb"
 _TOO_LARGE_A_MESSAGE = "message_size"

@@ -42,10 +42,11 @@ from traitlets.config import Config
 CONNECTION_FILE = "/run/kernel/connection.json"
 FONT_CACHE = "/opt/cellblock/matplotlib"
 
-# One stream message carries at most this much text, so that a single print of any length stays far below the
+# One stream message carries at most this many characters, so that a single print of any length stays far below the
 # host's bound on a message, and that IOPUB_HIGH_WATER of them, which an interrupted cell still has to get rid of, are
-# soon taken.
+# soon taken. Text beyond ASCII takes up to four times the room on the host.
 STREAM_PIECE = 256 * 1024
+WIDE_PIECE = 64 * 1024
 # A cell that prints faster than the host reads waits once this much text is buffered.
 STREAM_BUFFER = 1024 * 1024
 # What a message of its own costs, in characters: a thousand short lines in turn on both streams fill the buffer too.
@@ -156,8 +157,9 @@ class OrderedStream(OutStream):
         pieces, size = self._outbox.take()
         try:
             for stream, parent, text in pieces:
-                for start in range(0, len(text), STREAM_PIECE):
-                    content = packed(stream.name, text[start : start + STREAM_PIECE])
+                longest = STREAM_PIECE if text.isascii() else WIDE_PIECE
+                for start in range(0, len(text), longest):
+                    content = packed(stream.name, text[start : start + longest])
                     self.session.pid = os.getpid()  # this thread survives a fork; Session would refuse to send
                     self.session.send(target, self.session.msg("stream", content, parent=parent), ident=stream.topic)
         finally:

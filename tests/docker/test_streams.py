@@ -63,6 +63,41 @@ async def test_characters_survive_wherever_a_read_ends(manager: AgentKernelManag
     assert result["stdout"] == "\u20ac" * 200_000 + "\n"
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        "''.join(chr(n) for n in range(0x30000) if n not in (8, 13) and not 0xD800 <= n < 0xE000) * 3",
+        "'\\n' * 700_000",  # what grows most on its way
+        "'\\x01' * 300_000",
+        "'plain' * 200_000",
+    ],
+)
+async def test_text_of_any_kind_arrives_whole(
+    manager: AgentKernelManager, session: KernelSession, written: str
+) -> None:
+    """Each kind is cut and packed in its own way. Backspace and carriage return are left out: they move the cursor."""
+    result = await manager.execute_code(session, f"print({written}, end='')")
+    assert result["truncated"] is None
+    assert result["stdout"] == eval(written)  # noqa: S307 - the literals above
+
+
+async def test_a_flush_returns_when_all_is_sent(manager: AgentKernelManager, session: KernelSession) -> None:
+    """Also when the publishing thread has taken it before, and is still busy with it."""
+    code = (
+        "import sys\nwaiting, busy = sys.stdout._outbox, []\nfor n in range(5):\n"
+        "    print('x' * 900_000)\n    while waiting._pieces: pass\n"
+        "    sys.stdout.flush()\n    busy.append(waiting._taken)\nbusy"
+    )
+    assert (await manager.execute_code(session, code))["result"] == "[0, 0, 0, 0, 0]"
+
+
+async def test_a_forked_child_writes_as_its_parent_does(manager: AgentKernelManager, session: KernelSession) -> None:
+    """What waited when it was forked is the parent's to send, and is there once."""
+    code = "import os\nprint('before')\npid = os.fork()\nif pid == 0: print('child', flush=True); os._exit(0)\n"
+    result = await manager.execute_code(session, code + "os.waitpid(pid, 0); print('parent')")
+    assert sorted(result["stdout"].split()) == ["before", "child", "parent"]
+
+
 async def test_lines_of_both_streams_keep_their_order(manager: AgentKernelManager, session: KernelSession) -> None:
     """What was written first comes first, whichever of the two it was written to."""
     code = "import sys\nfor n in range(500): print(n, file=(sys.stdout, sys.stderr)[n % 2])"
