@@ -228,6 +228,8 @@ class Cell:
         elif message.channel == "stdin":
             if self._answer is not None and message.kind == "input_request":
                 self._answering = self._loop.create_task(self._ask(self._answer, to_input_request(message.content)))
+        elif message.channel != "iopub":
+            return  # no honest kernel says anything of a cell there
         elif message.kind == "status":
             self._busy = True
             if message.content.get("execution_state") == "idle" and not self._idle:

@@ -14,6 +14,7 @@ import pytest
 from benchmarks.reactions import DEAF, REACTIONS, measure
 from orchestrator import AgentKernelManager, CellFinished, KernelResourceLimits, KernelTimeoutError
 from orchestrator.container.process import ContainerProcess
+from orchestrator.isolation import wire_attacks
 from tests.conftest import make_manager, one_session
 
 
@@ -36,6 +37,14 @@ async def test_an_interrupt_on_demand_keeps_the_kernel(runtime: str) -> None:
         assert result["error"]["ename"] == "KeyboardInterrupt"
         assert result["evidence"]["interrupts"] == 1
         assert (await manager.execute_code(session, "kept"))["result"] == "7"
+
+
+async def test_outputs_come_on_their_own_channel_only(runtime: str) -> None:
+    """What a cell writes to the control channel in the form of an output is none, signed or not."""
+    forged = 'once(signed(\'stream\', b\'{{"name": "stdout", "text": "forged"}}\'), number=4)\nprint(\'own\')'
+    async with one_session(runtime) as (manager, session):
+        result = await manager.execute_code(session, wire_attacks.cell(forged, 1))
+    assert (result["outcome"], result["stdout"]) == ("ok", "attacking\nown\n")
 
 
 async def test_every_interrupt_counts(runtime: str) -> None:

@@ -246,3 +246,10 @@ async def test_a_requests_id_tells_nothing_of_the_next(wire: Wire) -> None:
     ids = [wire.client.send("control", "interrupt_request", {}, wire.got.append) for _ in range(20)]
     for place in range(0, 32, 8):
         assert len({message_id[place : place + 8] for message_id in ids}) == len(ids)
+
+
+async def test_the_heartbeat_channel_has_nothing_to_say(wire: Wire) -> None:
+    """Nobody asks anything there, so that even a genuine message for a request of ours is none."""
+    wire.client.receive("hb", wire.genuine("stream", {"name": "stdout", "text": "x"}))
+    assert wire.got == []
+    assert wire.client.rejected == 1
