@@ -263,7 +263,7 @@ def main() -> int:
     if options.json:
         report.save(options.json)
     if options.plot:
-        draw(report, options.plot)
+        draw(report, options.plot, BASELINE)
     for figure in report.missed:
         console.print(f"[red]missed[/] {figure.measure}, {figure.subject}: {figure.ratio:.2f}, bound {figure.bound:g}")
     return 1 if report.missed else 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.figures import Figure, Report
 
-_WIDTH, _LABELS, _RIGHT = 860, 330, 70  # pixels: the whole, what stands left of the bars, and right of them
+_WIDTH, _LABELS, _RIGHT = 960, 430, 70  # pixels: the whole, what stands left of the bars, and right of them
 _ROW, _TOP = 24, 46
 _STYLE = """text { font: 13px sans-serif; fill: #24292f } .title { font-weight: bold } .axis { fill: #6e7781 }
 line { stroke: #d0d7de } .base { stroke: #24292f; stroke-width: 2 } .met { fill: #2da44e } .missed { fill: #cf222e }
@@ -17,9 +17,10 @@ line { stroke: #d0d7de } .base { stroke: #24292f; stroke-width: 2 } .met { fill:
 svg { background: #ffffff }"""
 
 
-def draw(report: Report, path: Path, *, title: str = "ratio of medians to a stock local ipykernel") -> None:
-    """Write a bar for every figure that has a ratio: its spread over the rounds, and its bound."""
-    figures = [figure for figure in report.figures if figure.ratio is not None]
+def draw(report: Report, path: Path, baseline: str) -> None:
+    """Write a bar for every figure that has a ratio to ``baseline``: its spread over the rounds, and its bound."""
+    beside = {figure.measure for figure in report.figures if figure.subject == baseline}
+    figures = [figure for figure in report.figures if figure.ratio is not None and figure.measure in beside]
     values = [value for figure in figures for value in (figure.ratio, figure.bound, *(figure.spread or ())) if value]
     low, high = min(0.5, *values), max(2.0, *values)
 
@@ -30,7 +31,7 @@ def draw(report: Report, path: Path, *, title: str = "ratio of medians to a stoc
     height = _TOP + _ROW * len(figures) + 12
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}">',
-        f"<style>{_STYLE}</style><text class='title' x='8' y='18'>{escape(title)}</text>",
+        f"<style>{_STYLE}</style><text class='title' x='8' y='18'>ratio of medians to {escape(baseline)}</text>",
     ]
     for tick in _ticks(low, high):
         kind = " class='base'" if tick == 1 else ""
@@ -46,7 +47,8 @@ def _bar(figure: Figure, y: int, x: Callable[[float], float]) -> list[str]:
     assert figure.ratio is not None
     start, end = sorted((x(1.0), x(figure.ratio)))
     middle = y + _ROW / 2
-    label = escape(f"{figure.measure.split(',')[0]}: {figure.subject}")
+    what = ", throughput" if figure.more_is_better else ""
+    label = escape(f"{figure.measure.split(', ')[0]}{what}: {figure.subject}")
     kind = "met" if figure.is_met else "missed"
     parts = [
         f"<text x='{_LABELS - 8}' y='{middle + 4}' text-anchor='end'>{label}</text>",
