@@ -308,7 +308,7 @@ def main() -> int:
         seen = asyncio.run(soak(options.runtime, options.leases, options.seed, Path(folder)))
     show(seen, options.runtime)
     if options.json:
-        options.json.write_text(json.dumps(asdict(seen)) + "\n")
+        options.json.write_text(json.dumps(asdict(seen) | {"faults": dict(seen.faults)}) + "\n")
     wrong = judge(seen)
     for line in wrong:
         console.print(f"[red]{line}")

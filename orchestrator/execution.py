@@ -36,6 +36,7 @@ from orchestrator.outputs import (
     UpdateDisplayData,
 )
 
+_LONGEST_STATUS = 4096  # bytes; an honest one has thirty
 _END_OF_FILE = "\x04"  # what a kernel takes for one
 _MOST_MIMES = 20  # names of dropped mime types that a result keeps
 _LONGEST_MIME = 100  # characters of each
@@ -218,7 +219,9 @@ class Cell:
             return False
         if kind == "input_request":
             return self._answer is not None and self._answering is None
-        return kind in ("execute_reply", "status") or self._channels.comms
+        if kind == "status":
+            return size <= _LONGEST_STATUS
+        return kind == "execute_reply" or self._channels.comms
 
     def _receive(self, message: Message) -> None:
         if message.channel == "shell":

@@ -44,7 +44,7 @@ FONT_CACHE = "/opt/cellblock/matplotlib"
 
 # One stream message carries at most this many characters, so that a single print of any length stays far below the
 # host's bound on a message, and that IOPUB_HIGH_WATER of them, which an interrupted cell still has to get rid of, are
-# soon taken. Text beyond ASCII takes up to four times the room on the host.
+# soon taken. Text beyond ASCII takes up to four times the room on the host, and control characters six.
 STREAM_PIECE = 256 * 1024
 WIDE_PIECE = 64 * 1024
 # A cell that prints faster than the host reads waits once this much text is buffered.
@@ -60,7 +60,7 @@ INTERRUPT_PAUSE = 0.5
 HURRIED_SWITCH = 0.001
 
 
-CONTROLS = bytes(range(32))
+UNUSUAL = bytes(code for code in range(32) if chr(code) not in "\n\r\t")
 
 
 class Outbox:
@@ -96,14 +96,20 @@ class Outbox:
     def take(self):
         """Return (stream, parent header, text) of all that waits, and its size, which counts until it was ``sent``."""
         with self._lock:
-            pieces, self._pieces, size = self._pieces, [], self.size - self._taken
+            pieces = [(stream, parent, "".join(texts)) for stream, parent, texts in self._pieces]
+            self._pieces, size = [], self.size - self._taken
             self._taken += size
-        return [(stream, parent, "".join(texts)) for stream, parent, texts in pieces], size
+        return pieces, size
 
     def sent(self, size):
         with self._lock:
             self.size -= size
             self._taken -= size
+
+
+def is_plain(text):
+    """Whether JSON takes at most twice the room for it, and ``packed`` can pack it."""
+    return text.isascii() and len(text.encode().translate(None, UNUSUAL)) == len(text)
 
 
 def packed(name, text):
@@ -112,10 +118,7 @@ def packed(name, text):
     for plain, escape in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
         if plain in escaped:
             escaped = escaped.replace(plain, escape)
-    encoded = escaped.encode()
-    if len(encoded.translate(None, CONTROLS)) != len(encoded):
-        return json.dumps({"name": name, "text": text}, ensure_ascii=False).encode()
-    return b'{"name": "%s", "text": "%s"}' % (name.encode(), encoded)
+    return b'{"name": "%s", "text": "%s"}' % (name.encode(), escaped.encode())
 
 
 class OrderedStream(OutStream):
@@ -157,9 +160,11 @@ class OrderedStream(OutStream):
         pieces, size = self._outbox.take()
         try:
             for stream, parent, text in pieces:
-                longest = STREAM_PIECE if text.isascii() else WIDE_PIECE
+                plain = is_plain(text)
+                longest = STREAM_PIECE if plain else WIDE_PIECE
                 for start in range(0, len(text), longest):
-                    content = packed(stream.name, text[start : start + longest])
+                    piece = text[start : start + longest]
+                    content = packed(stream.name, piece) if plain else {"name": stream.name, "text": piece}
                     self.session.pid = os.getpid()  # this thread survives a fork; Session would refuse to send
                     self.session.send(target, self.session.msg("stream", content, parent=parent), ident=stream.topic)
         finally:
@@ -172,6 +177,8 @@ class OrderedStream(OutStream):
         """
         if self._outbox.size:
             super().flush()
+        else:
+            self._flush_pending = False  # the other stream's flush may have sent what this one was to
 
     def close(self):
         """Send what waits. A cell that closes its stdout would else end all output of this kernel, and wedge it."""

@@ -245,8 +245,8 @@ def _nothing(request: dict[str, Any], _: Scenery) -> None:
 class _Restless(KernelShare):
     """A share that is never used up."""
 
-    def end(self) -> float:
-        return 0.0
+    def end(self) -> None:
+        """It is never counted."""
 
 
 class _Unguarded(Guard):

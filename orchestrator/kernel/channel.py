@@ -105,6 +105,8 @@ class KernelClient:
     def receive(self, channel: str, frames: list[bytes]) -> None:
         """Take a message of the kernel: see ``Guard.listen``."""
         try:
+            if channel == "hb":  # nobody asks anything there
+                raise _MalformedError
             self._dispatch(channel, frames)
         except _MalformedError:
             self.rejected += 1
@@ -128,7 +130,7 @@ class KernelClient:
         if max(len(header), len(parent)) > _LONGEST_HEADER:
             raise _MalformedError
         kind, parent_id = _load(header).get("msg_type"), _load(parent).get("msg_id", "")
-        if not isinstance(kind, str) or not isinstance(parent_id, str) or channel == "hb":  # nobody asks anything there
+        if not isinstance(kind, str) or not isinstance(parent_id, str):
             raise _MalformedError
         if kind == "iopub_welcome":
             if not self.welcome.done():

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,14 @@ from orchestrator.kernel.loopshare import KernelShare, LoopShare
 
 _READ = 256 * 1024  # bytes taken at once: all that a unix socket of Linux holds by default
 _ACCEPT_AGAIN = 1.0  # seconds until a connection that could not be taken is tried again
+# Seconds for what a kernel had sent when its wire was cut. A socket full of an honest one's text takes 0.005; full of
+# the smallest messages it would hold the loop for half a second.
+_LAST_WORDS = 0.04
 _IDENTITY = b"host"  # one for all channels: a kernel asks whoever sent the request for input
 _TYPES = dict.fromkeys(CHANNELS, "DEALER") | {"iopub": "SUB"}
+# Bytes of one message, where that is less than others may have: an unfinished one of each channel may be held at once.
+# Pieces of files and of state, of 1 MiB, come on the control channel; questions on stdin; nothing on the last.
+_BOUNDS = {"control": 2 * 1024 * 1024, "stdin": 1024 * 1024, "hb": 64 * 1024}
 
 Receive = Callable[[str, list[bytes]], None]
 
@@ -116,6 +123,11 @@ class _Line(asyncio.BufferedProtocol):
         if self._turn is None:
             self._work()
 
+    def eof_received(self) -> None:
+        """Not left to asyncio, which would first wait until all that was sent is taken."""
+        if self._transport is not None:
+            self._transport.abort()
+
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._closed:
             self._cut(f"the {self._channel} connection closed", False, False)
@@ -131,14 +143,17 @@ class _Line(asyncio.BufferedProtocol):
         if not held and self._turn is None:
             self._turn = self._loop.call_later(0, self._work)
 
-    def finish(self) -> None:
-        """Hand on what has been sent so far, as far as the socket holds it; whoever sends on is not followed."""
-        if self._closed:
+    def finish(self, until: float) -> None:
+        """Hand on what has been sent so far, as far as the socket holds it; whoever sends on is not followed.
+
+        Args:
+            until: monotonic seconds.
+        """
+        if self._closed or self._transport is None or self._connection is None:
             return
-        if self._connection is not None:
-            with contextlib.suppress(OSError):
-                self._parser.feed(memoryview(self._buffer)[: self._connection.recv_into(self._buffer)])
-        while not self._closed and self._step():
+        with contextlib.suppress(OSError):
+            self._parser.feed(memoryview(self._buffer)[: self._connection.recv_into(self._buffer)])
+        while not self._closed and time.monotonic() < until and self._step():
             pass
 
     def close(self) -> None:
@@ -148,19 +163,19 @@ class _Line(asyncio.BufferedProtocol):
             self._turn.cancel()
         if self._transport is not None:
             self._transport.abort()
+        self._buffer = bytearray()  # a dead kernel's objects may wait long for the garbage collector
+        self._parser.clear()
 
     def _work(self) -> None:
         """Hand on whole messages until there is none, or this kernel's share is spent, or the channel is held."""
         self._turn = None
         while not (self._closed or self._held):
-            self._share.begin()
-            more = self._step()
-            rest = self._share.end()
-            if self._closed:
-                return
-            if rest:
+            if rest := self._share.rest:
                 self._turn = self._loop.call_later(rest, self._work)
                 break
+            self._share.begin()
+            more = self._step()
+            self._share.end()
             if not more:
                 break
         self._read(self._turn is None and not self._held)
@@ -222,7 +237,14 @@ class Guard:
         self._callbacks: list[Callable[[], None]] = []
         buffer = bytearray(_READ)  # one for all: what was read is taken out of it at once
         self._lines = {
-            channel: _Line(channel, zmtp.Parser(message_bound), self._share, buffer, self.cut) for channel in CHANNELS
+            channel: _Line(
+                channel,
+                zmtp.Parser(min(message_bound, _BOUNDS.get(channel, message_bound))),
+                self._share,
+                buffer,
+                self.cut,
+            )
+            for channel in CHANNELS
         }
 
     def listen(self, endpoint: Endpoint, receive: Receive) -> None:
@@ -261,8 +283,9 @@ class Guard:
     def cut(self, reason: str, violated: bool = False, excess: bool = False) -> None:
         """Cut the wire, unless it is cut. What the kernel had sent before is handed on, unless it broke a rule."""
         if not violated:
-            for line in self._lines.values():
-                line.finish()
+            until = time.monotonic() + _LAST_WORDS
+            for channel in ("iopub", "shell"):
+                self._lines[channel].finish(until)
         if self.lost.is_set():
             return
         self.reason = reason

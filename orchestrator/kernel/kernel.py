@@ -548,7 +548,9 @@ class Kernel:
         missing = {"execute_reply", "status"}
 
         def receive(message: Message) -> None:
-            if message.kind != "status" or message.content.get("execution_state") == "idle":
+            if message.channel == "iopub" and message.content.get("execution_state") == "idle":
+                missing.discard("status")
+            elif message.channel == "shell":
                 missing.discard(message.kind)
             if not missing and not done.done():
                 done.set_result(None)

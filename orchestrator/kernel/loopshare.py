@@ -53,26 +53,31 @@ class KernelShare:
         self._spent = 0.0
         self._last = 0.0
         self._rested = 0.0  # until then it rests
+        self._closed = False
 
     def begin(self) -> None:
         self._begun = self._loop_share.clock()
 
-    def end(self) -> float:
-        """Return the seconds that this kernel is to rest before more of it is read; mostly 0."""
+    @property
+    def rest(self) -> float:
+        """The seconds that this kernel is to rest before more of it is read; mostly 0."""
+        return max(0.0, self._rested - self._loop_share.clock())
+
+    def end(self) -> None:
+        if self._closed:
+            return
         now = self._loop_share.clock()
-        if now < self._rested:
-            return self._rested - now
         if self._begun - self._last > _FORGIVEN:
             self._spent = 0.0
         self._spent += now - self._begun
         self._last = now
         self._loop_share.note(self, now)
         if self._spent < _SLICE:
-            return 0.0
+            return
         others = self._loop_share.others(self, now)
         rest = self._spent * (_ALONE + _OTHERS * others) * (_RARER if others and self._spent > _HEAVY else 1.0)
-        self._spent, self._rested = 0.0, now + rest
-        return rest
+        self._spent, self._rested = 0.0, max(now, self._rested) + rest
 
     def close(self) -> None:
+        self._closed = True
         self._loop_share.forget(self)

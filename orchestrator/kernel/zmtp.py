@@ -58,6 +58,8 @@ class Parser:
             Violation: it is not ZMTP 3 with the NULL mechanism, or a message exceeds its bounds: as its heads announce
                 it, before its bytes are there.
         """
+        if self._at == len(self._buffer):
+            self.clear()  # of a large message nothing is to stay
         if not self._greeted and not self._greet():
             return None
         while (head := self._head()) is not None:
@@ -77,6 +79,10 @@ class Parser:
                 frames, self._frames, self._weight = self._frames, [], 0
                 return frames
         return None
+
+    def clear(self) -> None:
+        """Let go of what was fed and is not parsed yet."""
+        self._buffer, self._at = bytearray(), 0
 
     def _greet(self) -> bool:
         if len(self._buffer) < len(GREETING):

@@ -515,7 +515,7 @@ async def test_a_full_state_folder(disk: SmallDisk, monkeypatch: pytest.MonkeyPa
             assert containers(manager.instance_id) == []
             refused += 1
             disk.give("inodes", 1)
-        assert 10 < refused < EXACT_STEPS
+        assert 5 < refused < EXACT_STEPS
         await manager.end_session("agent")
         disk.make_room()
         disk.fill("bytes")

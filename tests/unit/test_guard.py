@@ -16,6 +16,7 @@ import pytest
 
 from orchestrator.kernel.endpoint import CHANNELS, Endpoint
 from orchestrator.kernel.guard import Guard
+from orchestrator.kernel.loopshare import LoopShare
 from orchestrator.kernel.zmtp import GREETING, encode, ready
 from tests.unit.zmtpframes import READY, message
 
@@ -29,8 +30,10 @@ class Guarded:
     guard: Guard
     endpoint: Endpoint
     got: list[tuple[str, list[bytes]]] = field(default_factory=list)
+    slowness = 0.0  # seconds that it takes to receive one
 
     def receive(self, channel: str, frames: list[bytes]) -> None:
+        time.sleep(self.slowness)
         self.got.append((channel, frames))
 
     async def dial(self, channel: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -135,12 +138,65 @@ async def test_what_a_kernel_sent_before_it_died_arrives(guarded: Guarded) -> No
         iopub.sendall(GREETING + READY)
         await asyncio.sleep(0.05)
         iopub.settimeout(0)
-        stream = message(b"x") * 40_000
+        stream = message(bytes(1021)) * 150
         sent = iopub.send(stream)
         shell.transport.abort()
         await asyncio.wait_for(guarded.guard.lost.wait(), 5)
-    assert sent > 30_000
-    assert len(guarded.got) == sent // 3
+    assert sent > 100_000
+    assert len(guarded.got) == sent // len(message(bytes(1021)))
+
+
+async def test_a_dead_kernels_last_words_are_bounded(guarded: Guarded) -> None:
+    """A receiver that takes 1 ms for each is not held up by all that a socket holds."""
+    guarded.slowness = 0.001
+    _, shell = await guarded.dial("shell")
+    with socket.socket(socket.AF_UNIX) as iopub:
+        iopub.connect(str(guarded.endpoint.wire_path("iopub")))
+        iopub.sendall(GREETING + READY)
+        await asyncio.sleep(0.05)
+        iopub.sendall(message(b"x") * 10_000)
+        shell.transport.abort()
+        await asyncio.wait_for(guarded.guard.lost.wait(), 5)
+    assert 0 < len(guarded.got) < 1000
+
+
+async def test_a_cut_kernel_leaves_nothing_with_the_loops_share(guarded: Guarded) -> None:
+    """Also one that is cut while a message of it is handled."""
+    shared = LoopShare()
+    folder = Path("/tmp") / f"cbg-{random.randrange(10**9)}"  # noqa: S311 - as above
+    endpoint, guard = Endpoint.create(folder, BOUND), Guard(BOUND, shared.of_kernel())
+    guard.listen(endpoint, lambda _channel, _frames: guard.cut("the receiver cut it", violated=True))
+    _, kernel = await asyncio.open_unix_connection(endpoint.wire_path("shell"))
+    kernel.write(GREETING + READY + message(b"x"))
+    await asyncio.wait_for(guard.lost.wait(), 5)
+    await asyncio.sleep(0.05)
+    assert shared._last_used == {}
+    kernel.transport.abort()
+    endpoint.remove()
+
+
+async def test_a_kernel_that_closes_one_half_is_lost(guarded: Guarded) -> None:
+    """Though it leaves unread what it was sent."""
+    guarded.guard.send("shell", [bytes(5_000_000)])
+    with socket.socket(socket.AF_UNIX) as shell:
+        shell.connect(str(guarded.endpoint.wire_path("shell")))
+        shell.sendall(GREETING + READY)
+        await asyncio.sleep(0.1)
+        shell.shutdown(socket.SHUT_WR)
+        await asyncio.wait_for(guarded.guard.lost.wait(), 5)
+    assert guarded.guard.reason == "the shell connection closed"
+
+
+async def test_a_cut_between_dialling_and_the_handshake_is_one(guarded: Guarded) -> None:
+    """A connection that was taken, and has no transport yet, has nothing to say."""
+    with socket.socket(socket.AF_UNIX) as shell:
+        shell.connect(str(guarded.endpoint.wire_path("shell")))
+        shell.sendall(GREETING + READY + message(b"x"))
+        guarded.guard._lines["shell"]._admit()
+        guarded.guard.cut("the test cut it")
+        assert guarded.guard.lost.is_set()
+        await asyncio.sleep(0.05)
+    assert guarded.got == []
 
 
 async def test_who_dials_while_the_wire_is_cut_is_hung_up_on() -> None:

@@ -47,6 +47,13 @@ def test_one_call_does_the_work_of_one_message() -> None:
     assert len(parser._buffer) - parser._at == 2 * 99_999
 
 
+def test_nothing_stays_of_a_large_message() -> None:
+    """Once it was taken."""
+    parser = Parser(10**7)
+    assert parse(parser, GREETING + READY + message(bytes(5_000_000)))
+    assert len(parser._buffer) == 0
+
+
 def test_a_message_at_the_bound_passes_and_one_beyond_it_does_not() -> None:
     """The bound is on the sum of a message's frames, and an empty one is not free."""
     room = BOUND - 2 * FRAME_COST
