@@ -55,6 +55,18 @@ async def test_a_hundred_megabytes_cost_no_more_than_the_limit(runtime: str) -> 
     assert result["evidence"]["output_bytes"] >= LINES * LENGTH
 
 
+async def test_coloured_text_keeps_its_tail(runtime: str) -> None:
+    """Control characters take six bytes each on the wire; the pieces that have them are small enough to be read."""
+    words, limits = 400_000, KernelResourceLimits(max_output_size_mb=1, max_execution_time=60)
+    code = f"print(' '.join(f'\\x1b[31m{{n:06}}\\x1b[0m' for n in range({words})))"
+    async with one_session(runtime, limits=limits) as (manager, session):
+        result = await manager.execute_code(session, code)
+    whole = words * (5 + 6 + 4 + 1)
+    assert result["stdout"].endswith(f"\x1b[31m{words - 1:06}\x1b[0m\n")
+    kept = sum(map(len, re.findall(r"\x1b\[31m\d{6}\x1b\[0m ?", result["stdout"])))
+    assert abs(kept + result["truncated"]["dropped_bytes"] - whole) < 100
+
+
 async def test_other_agents_hardly_notice(runtime: str) -> None:
     """A neighbour's p99 stays within twice its own beside a kernel that computes as hard, without a word."""
     limits = KernelResourceLimits(max_output_size_mb=10, max_execution_time=300)
