@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import resource
 import socket
@@ -30,9 +31,11 @@ class Guarded:
     guard: Guard
     endpoint: Endpoint
     got: list[tuple[str, list[bytes]]] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)  # when each came
     slowness = 0.0  # seconds that it takes to receive one
 
     def receive(self, channel: str, frames: list[bytes]) -> None:
+        self.times.append(time.monotonic())
         time.sleep(self.slowness)
         self.got.append((channel, frames))
 
@@ -173,6 +176,23 @@ async def test_a_cut_kernel_leaves_nothing_with_the_loops_share(guarded: Guarded
     assert shared._last_used == {}
     kernel.transport.abort()
     endpoint.remove()
+
+
+async def test_a_kernels_channels_rest_together(guarded: Guarded) -> None:
+    """One that has just held the loop on one channel does not go on at once with what came on another."""
+    guarded.slowness = 0.02
+    writers = [(await guarded.dial(channel))[1] for channel in ("shell", "iopub", "control")]
+    for writer in writers:
+        writer.write(GREETING + READY)
+    await asyncio.sleep(0.05)
+    for writer in writers:
+        writer.write(message(b"x"))
+    async with asyncio.timeout(10):
+        while len(guarded.got) < 3:
+            await asyncio.sleep(0.005)
+    assert all(later - earlier >= 0.028 for earlier, later in itertools.pairwise(guarded.times))
+    for writer in writers:
+        writer.transport.abort()
 
 
 async def test_a_kernel_that_closes_one_half_is_lost(guarded: Guarded) -> None:
