@@ -2,7 +2,7 @@
 
 Per channel the guard listens on a unix socket and takes one connection. It speaks ZMTP itself (``zmtp.py``): libzmq's
 own limits count whole messages (RCVHWM) and single frames (MAXMSGSIZE), so an endless multipart message would pass
-both; and a message that passes another socket and another thread costs the host three times as much.
+both; and a message that passes another socket and another thread costs the host half as much again.
 
 The guard ends nothing itself. It cuts the wire, and says why through ``Guard.reason``.
 """

@@ -75,7 +75,7 @@ async def test_characters_survive_wherever_a_read_ends(manager: AgentKernelManag
 async def test_text_of_any_kind_arrives_whole(
     manager: AgentKernelManager, session: KernelSession, written: str
 ) -> None:
-    """Each kind is cut and packed in its own way. Backspace and carriage return are left out: they move the cursor."""
+    """Each kind is cut in its own way. Backspace and carriage return are left out: they move the cursor."""
     result = await manager.execute_code(session, f"print({written}, end='')")
     assert result["truncated"] is None
     assert result["stdout"] == eval(written)  # noqa: S307 - the literals above
