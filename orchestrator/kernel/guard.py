@@ -30,8 +30,9 @@ _LAST_WORDS = 0.04
 _IDENTITY = b"host"  # one for all channels: a kernel asks whoever sent the request for input
 _TYPES = dict.fromkeys(CHANNELS, "DEALER") | {"iopub": "SUB"}
 # Bytes of one message, where that is less than others may have: an unfinished one of each channel may be held at once.
-# Pieces of files and of state, of 1 MiB, come on the control channel; questions on stdin; nothing on the last.
-_BOUNDS = {"control": 2 * 1024 * 1024, "stdin": 1024 * 1024, "hb": 64 * 1024}
+# Pieces of files and of state, of 1 MiB, come on the control channel (one a little too large is for whoever asked to
+# refuse, and costs no kernel); questions on stdin; nothing on the last.
+_BOUNDS = {"control": 4 * 1024 * 1024, "stdin": 1024 * 1024, "hb": 64 * 1024}
 
 Receive = Callable[[str, list[bytes]], None]
 
