@@ -9,6 +9,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
+# Three at once, since most tests wait for the engine; each file's in one process, which then starts fewer kernels.
+PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
@@ -21,10 +23,10 @@ demo: image ## three agents analyse a workbook, each in its own locked kernel
 	@$(BIN)/python examples/spreadsheet_agents.py
 
 test: image ## the whole test suite, on real containers
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 check: lint ## every check that needs no engine: lint, types, imports, unit and contract tests
-	@$(BIN)/python -m pytest tests/unit tests/contract
+	@$(PYTEST) tests/unit tests/contract
 
 lint: $(STAMP) ## lint, format, types and import rules
 	@$(BIN)/ruff check .

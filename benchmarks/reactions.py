@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.subjects import engine_runtimes
+from benchmarks.subjects import data_folder, engine_runtimes
 from orchestrator import AgentKernelManager, KernelResourceLimits, KernelTimeoutError, Settings
 from orchestrator.session import KernelSession
 
@@ -87,7 +87,9 @@ REACTIONS: dict[str, tuple[Reaction, float]] = {
 
 @asynccontextmanager
 async def manager_on(runtime: str) -> AsyncIterator[AgentKernelManager]:
-    settings = Settings.load().model_copy(update={"runtime": runtime, "warm_kernels": 1, "audit_log": "off"})
+    settings = Settings.load().model_copy(
+        update={"runtime": runtime, "warm_kernels": 1, "audit_log": "off", "data_dir": data_folder(runtime)}
+    )
     limits = KernelResourceLimits(max_execution_time=LIMIT, max_memory_mb=256)
     async with AgentKernelManager(max_kernels=3, resource_limits=limits, settings=settings) as manager:
         yield manager

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.subjects import engine_runtimes
+from benchmarks.subjects import data_folder, engine_runtimes
 from orchestrator import AgentKernelManager, Settings
 
 BOUND = 1.5  # times the lease of a warm kernel and the time to load the state
@@ -83,7 +83,9 @@ class Findings:
 async def measure(runtime: str, sessions: int, kernels: int, progress: Progress) -> Findings:
     """Give each session a state of its own, and wake all of them, in another order."""
     found = Findings()
-    settings = Settings.load().model_copy(update={"runtime": runtime, "warm_kernels": 1})
+    settings = Settings.load().model_copy(
+        update={"runtime": runtime, "warm_kernels": 1, "data_dir": data_folder(runtime)}
+    )
     order = list(range(sessions))
     random.Random(sessions).shuffle(order)  # noqa: S311 - the same order each time
     async with AgentKernelManager(max_kernels=kernels, settings=settings) as manager:

@@ -65,9 +65,13 @@ async def stock_kernel() -> AsyncIterator[Stock]:
         manager.cleanup_connection_file()
 
 
+def data_folder(runtime: str) -> str:
+    """Return one of this run alone: else a session that another has left asleep under the same name would be woken."""
+    return str(_own_folder() / runtime)
+
+
 @functools.cache
-def _data_folder() -> Path:
-    """Of this run alone: else a session that another has left asleep under the same name would be woken."""
+def _own_folder() -> Path:
     folder = tempfile.TemporaryDirectory(prefix="cellblock-bench-")
     atexit.register(folder.cleanup)
     return Path(folder.name)
@@ -77,8 +81,7 @@ def manager_on(
     runtime: str, *, warm: int = 0, kernels: int = 2, output_mb: float = 10, policy: str = "default"
 ) -> AgentKernelManager:
     """Make a manager whose kernels have a whole core each, which is all of one that the baseline can use."""
-    data = str(_data_folder() / runtime)
-    chosen = {"runtime": runtime, "warm_kernels": warm, "policy": policy, "data_dir": data}
+    chosen = {"runtime": runtime, "warm_kernels": warm, "policy": policy, "data_dir": data_folder(runtime)}
     settings = Settings.load().model_copy(update=chosen)
     limits = KernelResourceLimits(max_cpu_percent=100, max_output_size_mb=output_mb, max_execution_time=300)
     return AgentKernelManager(max_kernels=kernels, settings=settings, resource_limits=limits)

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.subjects import data_folder
 from orchestrator import AgentKernelManager, KernelResourceLimits, Settings
 
 BOUND = 3.0  # percent of a core
@@ -27,7 +28,9 @@ console = Console()
 
 async def measure(runtime: str, kernels: int) -> list[float]:
     """Return, for each round, the percentage of a core that the host's process took."""
-    settings = Settings.load().model_copy(update={"runtime": runtime, "warm_kernels": kernels, "audit_log": "off"})
+    settings = Settings.load().model_copy(
+        update={"runtime": runtime, "warm_kernels": kernels, "audit_log": "off", "data_dir": data_folder(runtime)}
+    )
     limits = KernelResourceLimits(max_memory_mb=200)  # a host of 24 GiB has room for a hundred
     taken: list[float] = []
     async with AgentKernelManager(max_kernels=kernels, resource_limits=limits, settings=settings) as manager:

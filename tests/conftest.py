@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+import tempfile
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from orchestrator import AgentKernelManager, KernelResourceLimits, KernelSession, Settings
 from orchestrator.container.engine import connect, gvisor_fault
+from tests.turns import run_of, turn
 
 # A shell that starts something in the background has it ignore SIGINT, and whatever that starts too: the programs that
 # these tests interrupt would be deaf.
@@ -25,12 +27,27 @@ hypothesis.settings.load_profile("any machine")
 os.environ.setdefault("CELLBLOCK_AUDIT_LOG", "off")  # the tests of it say where
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _data_folder_of_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a module's tests share has its data apart from the machine's, and from every other module's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CELLBLOCK_DATA_DIR", str(tmp_path_factory.mktemp("data")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def data_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give every test a data folder of its own: sessions outlive managers."""
     folder = tmp_path_factory.mktemp("data")
     monkeypatch.setenv("CELLBLOCK_DATA_DIR", str(folder))
     return folder
+
+
+@pytest.fixture
+def state() -> Iterator[Path]:
+    """A state folder of the test's own with a short path: those of unix sockets end at 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="cb-") as folder:
+        yield Path(folder)
 
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -47,6 +64,16 @@ def engine_runtimes() -> list[str]:
     finally:
         client.close()
     return ["runc"] if gvisor_fault(runtimes) else ["runc", "runsc"]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """A turn takes in what a test's fixtures do, those of its module too."""
+    run = run_of(item)
+    if run is None:
+        return (yield)
+    with turn(run, alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

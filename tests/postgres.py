@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own, from Debian's packages; installed where it is missing."""
+"""A PostgreSQL server of the tests' own, from Debian's packages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from orchestrator.host import aptpackages
+from tests.debian import of_package
 
 _START = 60.0  # seconds
 
@@ -21,7 +21,7 @@ _START = 60.0  # seconds
 @contextlib.contextmanager
 def postgres_server() -> Iterator[str]:
     """Start one that listens on a unix socket alone, and yield the URL of an empty database."""
-    programs = _programs()
+    programs = of_package("postgresql", _initdb).parent
     with tempfile.TemporaryDirectory(prefix="cellblock-pg-") as name:
         folder = Path(name)
         owner = pwd.getpwnam("postgres") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
@@ -52,14 +52,9 @@ def _wait(programs: Path, folder: Path, server: subprocess.Popen[bytes]) -> None
         time.sleep(0.1)
 
 
-def _programs() -> Path:
-    for attempt in range(2):
-        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-        if found:
-            return found[-1].parent
-        if (initdb := shutil.which("initdb")) is not None:
-            return Path(initdb).resolve().parent
-        if attempt == 0:
-            aptpackages.update(print)
-            aptpackages.install(["postgresql"], print)
-    raise AssertionError("PostgreSQL is not installed: apt-get install postgresql")
+def _initdb() -> Path | None:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if found:
+        return found[-1]
+    on_path = shutil.which("initdb")
+    return None if on_path is None else Path(on_path).resolve()

@@ -85,14 +85,9 @@ def wait_for(moment: float | None, process: subprocess.Popen[str]) -> None:
     assert process.stdout.readline() == "running\n"
 
 
-@pytest.fixture
-def state() -> Path:
-    """A folder with a short path: unix socket paths end at 107 bytes."""
-    return Path(f"/tmp/cb-{os.getpid()}-{time.monotonic_ns() % 10**6}")
-
-
 @pytest.mark.parametrize("interrupts", [1, 2, 8])
 @pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS.keys())
+@pytest.mark.alone
 def test_ctrl_c_leaves_nothing(runtime: str, moment: float | None, interrupts: int, state: Path) -> None:
     """Ctrl-C at any moment, once or again and again: no container, no process, no folder remains."""
     process = begin(runtime, state)

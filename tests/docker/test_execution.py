@@ -232,6 +232,7 @@ async def test_cancelling_the_caller_interrupts_the_cell(manager: AgentKernelMan
     assert (await manager.execute_code(session, "kept"))["result"] == "7"
 
 
+@pytest.mark.alone
 async def test_cancelling_twice_still_sees_the_cell_end(manager: AgentKernelManager, session: KernelSession) -> None:
     """An impatient caller does not leave a cell that runs on unseen."""
     task = asyncio.create_task(manager.execute_code(session, "import time; time.sleep(60)"))

@@ -22,9 +22,9 @@ COMMAND = str(Path(sys.executable).with_name("cellblock"))
 
 
 @pytest_asyncio.fixture
-async def manager(runtime: str, tmp_path: Path) -> AsyncIterator[AgentKernelManager]:
+async def manager(runtime: str, tmp_path: Path, state: Path) -> AsyncIterator[AgentKernelManager]:
     log = str(tmp_path / "audit.jsonl")
-    async with make_manager(runtime, max_kernels=3, warm=1, state_dir=str(tmp_path / "s"), audit_log=log) as manager:
+    async with make_manager(runtime, max_kernels=3, warm=1, state_dir=str(state), audit_log=log) as manager:
         yield manager
 
 
@@ -135,11 +135,11 @@ async def test_nonsense_on_the_control_socket_is_refused(manager: AgentKernelMan
     assert await door.ask({"do": "overview"}, 5)
 
 
-async def test_nobody_finds_the_control_socket_after_the_end(runtime: str, tmp_path: Path) -> None:
+async def test_nobody_finds_the_control_socket_after_the_end(runtime: str, state: Path) -> None:
     """Nothing of it is left once the manager has shut down."""
-    async with make_manager(runtime, state_dir=str(tmp_path)) as manager:
+    async with make_manager(runtime, state_dir=str(state)) as manager:
         session: KernelSession
         async with manager.acquire_kernel("agent", timeout=60) as (_kernel, session):
             assert session.ended is None
-        assert len(doors(tmp_path)) == 1
-    assert doors(tmp_path) == []
+        assert len(doors(state)) == 1
+    assert doors(state) == []

@@ -31,6 +31,7 @@ async def neighbours_p99(manager: AgentKernelManager, session: KernelSession, un
     return quantile(taken, 0.99)
 
 
+@pytest.mark.alone
 async def test_a_hundred_megabytes_cost_no_more_than_the_limit(runtime: str) -> None:
     """RSS grows by less than the limit plus 16 MB; the head and the tail are there, and what is missing is counted."""
     limits = KernelResourceLimits(max_output_size_mb=10, max_execution_time=300)
@@ -67,6 +68,7 @@ async def test_coloured_text_keeps_its_tail(runtime: str) -> None:
     assert abs(kept + result["truncated"]["dropped_bytes"] - whole) < 100
 
 
+@pytest.mark.alone
 async def test_other_agents_hardly_notice(runtime: str) -> None:
     """A neighbour's p99 stays within twice its own beside a kernel that computes as hard, without a word."""
     limits = KernelResourceLimits(max_output_size_mb=10, max_execution_time=300)
@@ -141,6 +143,7 @@ async def test_what_no_message_can_hold_is_counted_too(runtime: str, code: str) 
     assert result["evidence"]["output_bytes"] > 7_900_000
 
 
+@pytest.mark.alone
 async def test_a_slow_consumer_costs_no_memory(runtime: str) -> None:
     """While nobody takes the events the kernel has to wait: RSS stays, and nothing is lost below the limit."""
     limits = KernelResourceLimits(max_output_size_mb=64, max_execution_time=120)

@@ -49,6 +49,7 @@ async def test_a_group_at_its_quota_lets_its_own_session_sleep(runtime: str, tmp
         assert caught.value.reason == "quota"
 
 
+@pytest.mark.alone
 async def test_with_the_strategy_fail_an_idle_session_makes_room_and_a_busy_one_refuses(
     runtime: str, tmp_path: Path
 ) -> None:
@@ -94,6 +95,7 @@ async def test_a_kernel_that_has_waited_too_long_is_replaced(runtime: str, tmp_p
         assert await run(manager, "agent", "6 * 7") == "42"
 
 
+@pytest.mark.alone
 async def test_a_host_without_memory_for_as_many_runs_fewer(runtime: str, tmp_path: Path) -> None:
     """All memory is reserved: there is one kernel, sessions take turns with it, and the error says why."""
     rules = policy(tmp_path, f"[scheduling]\nmemory_reserve_mb = {2**24}\n")

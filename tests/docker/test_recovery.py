@@ -30,14 +30,13 @@ BEGUN = 1.0  # seconds in which the program's last cell has begun
 
 
 @pytest.fixture(autouse=True)
-def own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_state(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Whatever is in this state folder is this test's. Its cells may run for long: a slow machine must not end them."""
-    folder = tmp_path_factory.mktemp("s")
-    policy = folder.parent / f"{folder.name}-patient.toml"
+    policy = tmp_path / "patient.toml"
     policy.write_text("[limits]\nexecution_time_s = 600\n")
-    monkeypatch.setenv("CELLBLOCK_STATE_DIR", str(folder))
+    monkeypatch.setenv("CELLBLOCK_STATE_DIR", str(state))
     monkeypatch.setenv("CELLBLOCK_POLICY", str(policy))
-    return folder
+    return state
 
 
 @pytest.fixture

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from benchmarks.soak import growth, soak
 
 LEASES = {"runc": 40, "runsc": 16}
 
 
+@pytest.mark.alone
 async def test_nothing_grows(runtime: str, tmp_path: Path) -> None:
     """Containers, shims, descriptors, threads, tasks and folders are no more in the end than after the first third."""
     seen = await soak(runtime, LEASES[runtime], seed=5, folder=tmp_path, faults=2, parts=3)

@@ -10,11 +10,10 @@ import signal
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -247,13 +246,6 @@ def containers_under(folder: Path) -> list[str]:
         client.close()
     mounts = {entry["Id"]: [mount.get("Source", "") for mount in entry["Mounts"]] for entry in listed}
     return [name for name, sources in mounts.items() if any(source.startswith(f"{folder}/") for source in sources)]
-
-
-@pytest.fixture
-def state() -> Iterator[Path]:
-    """A short path for the kernels' sockets: unix paths end at 107 bytes."""
-    with tempfile.TemporaryDirectory(prefix="cb", dir="/tmp") as folder:
-        yield Path(folder)
 
 
 def test_ctrl_c_leaves_nothing(tmp_path: Path, runtime: str, state: Path) -> None:

@@ -18,6 +18,7 @@ from orchestrator.isolation import wire_attacks
 from tests.conftest import make_manager, one_session
 
 
+@pytest.mark.alone
 async def test_reactions_keep_to_their_bounds(runtime: str) -> None:
     """Deadlines, cancellations, out of memory, a killed kernel: the median of three is within the bound of each."""
     taken = await measure(runtime, 3)
@@ -122,6 +123,7 @@ async def test_a_cell_that_copes_with_its_interrupt_is_ok(runtime: str) -> None:
         assert result["evidence"]["interrupts"] == 1
 
 
+@pytest.mark.alone
 async def test_a_cancelled_cell_that_does_not_heed_it_is_seen_to_its_end(runtime: str) -> None:
     """The caller is free within half a second; the next cell of the session waits for the truth, and is told it."""
     async with one_session(runtime) as (manager, session):
@@ -168,6 +170,7 @@ async def test_a_cell_is_warned_before_it_meets_a_limit(runtime: str) -> None:
     assert [said.split(":")[0] for said in slow["warnings"]] == ["time"]
 
 
+@pytest.mark.alone
 async def test_usage_follows_what_a_cell_does(runtime: str) -> None:
     """Memory, CPU, processes and files rise as the kernel takes them, and fall again."""
     async with one_session(runtime) as (manager, session):

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import pytest
+
 from orchestrator.isolation.controls import CONTROLS
 from orchestrator.isolation.verification import CLAIMS
 
@@ -20,6 +22,7 @@ def verify(*arguments: str, seconds: float = 300) -> subprocess.CompletedProcess
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds, env=environment)
 
 
+@pytest.mark.alone
 def test_every_promise_is_green_and_written_down(tmp_path: Path) -> None:
     """The table, the JSON and the JUnit file tell the same. (Other runtimes: tests/isolation runs the same probes.)"""
     runtime = "runc"

@@ -27,12 +27,10 @@ def engine(_engine: PrivateEngine) -> PrivateEngine:
 
 
 @pytest.fixture
-def state(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Give the test a state folder of its own, with a short path: whatever is in it is this test's."""
-    folder = Path(tempfile.mkdtemp(prefix="cb-state-"))
-    monkeypatch.setenv("CELLBLOCK_STATE_DIR", str(folder))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+def state(state: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Whatever is in it is this test's."""
+    monkeypatch.setenv("CELLBLOCK_STATE_DIR", str(state))
+    return state
 
 
 @pytest.fixture

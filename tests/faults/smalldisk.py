@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from orchestrator.host import aptpackages
+from tests.debian import of_package
 
 BLOCK = 4096  # bytes
 Kind = Literal["bytes", "inodes"]
@@ -65,7 +65,7 @@ class SmallDisk:
 @contextlib.contextmanager
 def small_disk(*, megabytes: int = 24, inodes: int = 256) -> Iterator[SmallDisk]:
     """Make one and mount it; on a short path, since sockets may lie on it."""
-    program = _mkfs()
+    program = of_package("e2fsprogs", _mkfs)
     with tempfile.TemporaryDirectory(prefix="cb-disk-") as name:
         image, folder = Path(name, "image"), Path(name, "d")
         folder.mkdir()
@@ -89,11 +89,6 @@ def _until_full() -> Iterator[None]:
             raise
 
 
-def _mkfs() -> str:
-    search = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-    if shutil.which("mkfs.ext4", path=search) is None:
-        aptpackages.update(print)
-        aptpackages.install(["e2fsprogs"], print)
-    found = shutil.which("mkfs.ext4", path=search)
-    assert found, "mkfs.ext4 is not installed: apt-get install e2fsprogs"
-    return found
+def _mkfs() -> Path | None:
+    found = shutil.which("mkfs.ext4", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    return None if found is None else Path(found)

@@ -445,6 +445,7 @@ async def test_starting_on_a_full_disk_harms_nothing(disk: SmallDisk, state: Pat
     assert_whole(disk)
 
 
+@pytest.mark.alone
 async def test_a_start_takes_no_kernel_whose_state_cannot_be_written(disk: SmallDisk, state: Path) -> None:
     """Two of three sessions have to give way. As room comes back, each start that fails leaves them to the next."""
     with program("runc") as process:

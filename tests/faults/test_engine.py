@@ -118,6 +118,7 @@ async def _after_one_failure(manager: AgentKernelManager, agent: str, code: str)
     raise AssertionError("unreachable")
 
 
+@pytest.mark.alone
 async def test_an_engine_that_hangs_for_a_minute_stalls_nobody(engine: PrivateEngine, state: Path) -> None:
     """Under both runtimes at once: cells run on, what needs the engine fails in time, and all is well afterwards."""
     async with contextlib.AsyncExitStack() as stack:

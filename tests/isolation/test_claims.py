@@ -40,6 +40,7 @@ async def test_claim(subject: Subject, claim: Claim) -> None:
 
 
 @pytest.mark.parametrize("claim", ATTACKS, ids=name_of)
+@pytest.mark.alone
 async def test_claim_under_attack(bench: Laboratory, claim: Claim) -> None:
     """What a cell does to everybody else, each time with a kernel of its own."""
     (finding,) = await bench.examine([claim])

@@ -149,6 +149,7 @@ async def test_random_frames_never_end_the_reader(wire: Wire) -> None:
     assert wire.client.rejected > 500
 
 
+@pytest.mark.alone
 async def test_intricate_json_is_dropped_unparsed(wire: Wire) -> None:
     """A megabyte of empty lists costs no time; the same bytes as text, or as one long string, are fine."""
     header, parent = b'{"msg_type": "display_data"}', json.dumps({"msg_id": wire.request}).encode()
@@ -179,6 +180,7 @@ async def test_long_integers_do_not_cost_their_square(wire: Wire) -> None:
     assert wire.got[0].content["data"]["application/json"] == [float("inf")] * 3
 
 
+@pytest.mark.alone
 async def test_a_flood_leaves_the_loop_to_others(wire: Wire) -> None:
     """While 20,000 messages come in, another task gets its turn within 100 ms, 99 times of 100."""
     frames = wire.genuine("stream", {"name": "stdout", "text": "x"})

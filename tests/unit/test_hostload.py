@@ -6,11 +6,13 @@ import itertools
 import time
 
 import psutil
+import pytest
 
 from orchestrator.hostload import HostLoad
 from orchestrator.limits import MEGABYTE
 
 
+@pytest.mark.alone
 def test_a_reading_is_what_the_machine_has() -> None:
     """Memory as /proc/meminfo tells it; all cores are taken for idle before there was time to see."""
     host = HostLoad(lambda: 7).read()
@@ -19,6 +21,7 @@ def test_a_reading_is_what_the_machine_has() -> None:
     assert host.memory_of_kernels == 7
 
 
+@pytest.mark.alone
 def test_a_core_that_works_is_not_idle() -> None:
     """This test keeps one busy for half a second."""
     load = HostLoad(lambda: 0)

@@ -27,6 +27,8 @@ from orchestrator.scheduler import UNLIMITED, Claim, Room, Scheduler
 from orchestrator.telemetry import Telemetry
 from tests.unit.fakekernel import Factory
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
