@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
-import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
@@ -19,6 +18,7 @@ from typing import Any
 import psutil
 from rich.progress import track
 
+from benchmarks.command import run_main
 from benchmarks.figures import Report, console
 from benchmarks.plot import draw
 from benchmarks.subjects import (
@@ -270,4 +270,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.command import run_main
 from benchmarks.subjects import data_folder, engine_runtimes
 from orchestrator import AgentKernelManager, KernelResourceLimits, KernelTimeoutError, Settings
 from orchestrator.session import KernelSession
@@ -129,4 +129,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -43,6 +43,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command import run_main
 from benchmarks.servicetimes import ServiceTimes
 from orchestrator.isolation.measure import quantile
 from orchestrator.scheduler import Claim, Scheduler, Ticket
@@ -303,4 +304,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -15,6 +15,7 @@ from typing import Self
 
 from rich.progress import track
 
+from benchmarks.command import run_main
 from benchmarks.subjects import manager_on
 from orchestrator import AgentKernelManager
 
@@ -87,4 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import random
 import statistics
-import sys
 import time
 from dataclasses import dataclass, field
 
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.command import run_main
 from benchmarks.subjects import data_folder, engine_runtimes
 from orchestrator import AgentKernelManager, Settings
 
@@ -131,7 +131,7 @@ async def _quiet(manager: AgentKernelManager) -> None:
             await asyncio.sleep(0.05)
 
 
-async def main() -> int:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sessions", type=int, default=200)
     parser.add_argument("--kernels", type=int, default=4)
@@ -141,7 +141,7 @@ async def main() -> int:
     failed = False
     for runtime in arguments.runtime or engine_runtimes():
         with Progress(console=console, transient=True) as progress:
-            found = await measure(runtime, arguments.sessions, arguments.kernels, progress)
+            found = asyncio.run(measure(runtime, arguments.sessions, arguments.kernels, progress))
         for wrong in found.wrong[:10]:
             console.print(wrong, style="red", markup=False)
         medians = (statistics.median(seconds) for seconds in (found.wakes, found.leases, found.loads))
@@ -160,4 +160,4 @@ async def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    run_main(main)

@@ -14,7 +14,6 @@ import json
 import os
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -28,6 +27,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.command import run_main
 from benchmarks.subjects import READY
 from orchestrator import AgentKernelManager, KernelResourceLimits, KernelSession, KernelTimeoutError, Settings
 from orchestrator.container.engine import connect
@@ -321,4 +321,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ class KernelResourceLimits:
         idle_timeout_seconds: a session that nobody has used for so long ends.
 
     Raises:
-        ValueError: a limit is not positive, or the CPU share exceeds 100 %.
+        ValueError: a limit is not positive, a size is infinite, or the CPU share exceeds 100 %.
     """
 
     max_cpu_percent: float = 80.0
@@ -41,6 +42,9 @@ class KernelResourceLimits:
         ):
             if not value > 0:
                 raise ValueError(f"{name} must be positive")
+        for value, name in ((self.max_memory_mb, "Memory limit"), (self.max_output_size_mb, "Output size")):
+            if math.isinf(value):  # seconds may be: a cell or a session without an end
+                raise ValueError(f"{name} must be finite")
         if self.max_cpu_percent > 100:
             raise ValueError("CPU percent cannot exceed 100")
 

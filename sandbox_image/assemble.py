@@ -1,8 +1,8 @@
 """Make the root file system of the sandbox image, in place: runs as root inside the build, and nowhere else.
 
-Unpacks the wheels of ``<build>/wheels`` beside the interpreter that runs this, puts our own package there, removes what
-no cell needs, compiles all that is left, and removes the build folder. The standard library suffices for it: the base
-has no pip.
+Unpacks the wheels of ``<build>/wheels`` beside the interpreter that runs this, puts our own packages there, removes
+what no cell needs, compiles all that is left, and removes the build folder. The standard library suffices for it: the
+base has no pip.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def main(build: Path) -> None:
     for wheel in sorted((build / "wheels").glob("*.whl")):
         print("unpacking", *wheel.name.split("-")[:2], flush=True)
         unpack(wheel)
-    shutil.copytree(build / "cellblock_session", SITE / "cellblock_session")
+    for package in ("cellblock_kernel", "cellblock_session"):
+        shutil.copytree(build / package, SITE / package)
     shutil.rmtree(build)
     print("removing what no cell needs", flush=True)
     trim()

@@ -11,12 +11,12 @@ import argparse
 import asyncio
 import json
 import signal
-import sys
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
 
+from benchmarks.command import run_main
 from benchmarks.peers import chart, preparation, report
 from benchmarks.peers.catalogue import PEERS, Peer
 from benchmarks.peers.measurement import Bounds, measure
@@ -74,4 +74,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -283,10 +283,15 @@ class Guard:
 
     def cut(self, reason: str, violated: bool = False, excess: bool = False) -> None:
         """Cut the wire, unless it is cut. What the kernel had sent before is handed on, unless it broke a rule."""
-        if not violated:
-            until = time.monotonic() + _LAST_WORDS
-            for channel in ("iopub", "shell"):
-                self._lines[channel].finish(until)
+        try:
+            if not violated:
+                until = time.monotonic() + _LAST_WORDS
+                for channel in ("iopub", "shell"):
+                    self._lines[channel].finish(until)
+        finally:  # whatever a handler of those words raises: nobody may go on waiting for this kernel
+            self._end(reason, violated, excess)
+
+    def _end(self, reason: str, violated: bool, excess: bool) -> None:
         if self.lost.is_set():
             return
         self.reason = reason

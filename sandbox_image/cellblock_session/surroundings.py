@@ -42,7 +42,7 @@ class Surroundings:
 
     IGNORED = ("sys", "__main__", "builtins", "IPython", "ipykernel", "zmq", "traitlets", "tornado", "jupyter_client",
                "asyncio", "threading", "_thread", "warnings", "linecache", "cloudpickle", "comm",
-               "matplotlib_inline", "cellblock_session")  # fmt: skip
+               "matplotlib_inline", "cellblock_kernel", "cellblock_session")  # fmt: skip
 
     def __init__(self):
         self.environment = dict(os.environ)

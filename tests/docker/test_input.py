@@ -56,6 +56,20 @@ async def test_each_question_of_a_cell_is_answered_in_turn(asking: Asking) -> No
     assert result["result"] == "['a', 'b', 'c']"
 
 
+async def test_a_long_question_is_cut_and_asked(asking: Asking) -> None:
+    manager, session = asking
+    seen: list[str] = []
+
+    async def answer(request: InputRequest) -> str:
+        seen.append(request.prompt)
+        return "yes"
+
+    result = await manager.execute_code(session, "input('sure? ' * 500_000)", answer=answer)
+    assert result["result"] == "'yes'"
+    assert len(seen[0]) < 100_000
+    assert seen[0].startswith("sure? sure? ")
+
+
 async def test_the_end_of_file_reaches_the_cell(asking: Asking) -> None:
     manager, session = asking
 

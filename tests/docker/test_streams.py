@@ -42,7 +42,7 @@ async def session(manager: AgentKernelManager) -> AsyncIterator[KernelSession]:
 async def test_a_flood_on_both_streams_ends(manager: AgentKernelManager, session: KernelSession, flood: str) -> None:
     """A cell that writes all that it can for a second ends soon after it, and its kernel answers."""
     result = await manager.execute_code(session, FOR_A_SECOND + flood)
-    assert result["outcome"] == "ok"
+    assert result["outcome"] == "ok", result["error"]
     assert result["duration_s"] < 20
     assert (await manager.execute_code(session, "6 * 7"))["result"] == "42"
 
@@ -103,6 +103,67 @@ async def test_lines_of_both_streams_keep_their_order(manager: AgentKernelManage
     code = "import sys\nfor n in range(500): print(n, file=(sys.stdout, sys.stderr)[n % 2])"
     result = await manager.execute_code(session, code)
     assert "".join(output["text"] for output in result["outputs"]).split() == [str(n) for n in range(500)]
+
+
+ALARMED = """
+import random, signal
+from IPython.display import display
+class Alarm(Exception): pass
+def ring(*_):
+    global armed
+    if armed:
+        armed = False
+        raise Alarm
+old, rung = signal.signal(signal.SIGALRM, ring), 0
+for _ in range(300):
+    try:
+        armed = True
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.00001, 0.003))
+        for _ in range(8): print('text'); display({'text/plain': 'shown'}, raw=True)
+        armed = False
+    except Alarm:
+        rung += 1
+armed = False
+signal.setitimer(signal.ITIMER_REAL, 0)
+signal.signal(signal.SIGALRM, old)
+print('\\nrung', rung)
+"""
+
+
+async def test_a_handler_that_raises_while_something_is_published_spoils_no_message(
+    manager: AgentKernelManager, session: KernelSession
+) -> None:
+    """A cell's own alarm rings at any moment: what comes after a message that was given up is whole."""
+    async with manager.acquire_kernel("alarmed", timeout=60) as (kernel, alarmed):
+        result = await manager.execute_code(alarmed, ALARMED)
+        assert result["outcome"] == "ok", result["error"]
+        assert int(result["stdout"].split()[-1]) > 100
+        assert kernel._client.rejected == 0
+        assert (await manager.execute_code(alarmed, "print('text'); 6 * 7"))["result"] == "42"
+    await manager.end_session("alarmed")
+
+
+async def test_a_finalizer_may_print_and_display(manager: AgentKernelManager, session: KernelSession) -> None:
+    """It is called whenever the collector runs, in the midst of another message too."""
+    code = (
+        "import gc\nfrom IPython.display import display\nclass Ring:\n"
+        "    def __init__(self): self.me = self\n    def __del__(self): print('gone'); display('shown')\n"
+        "old = gc.get_threshold(); gc.set_threshold(1, 1, 1)\nfor n in range(20): Ring(); display(n)\n"
+        "gc.set_threshold(*old); gc.collect(); None"
+    )
+    result = await manager.execute_code(session, code)
+    assert result["outcome"] == "ok", result["error"]
+    assert result["duration_s"] < 20
+    assert result["stdout"].split() == ["gone"] * 20
+    shown = [output["data"]["text/plain"] for output in result["outputs"] if output["output_type"] == "display_data"]
+    assert sorted(shown) == sorted([*map(str, range(20)), *["'shown'"] * 20])
+
+
+async def test_what_is_printed_and_shown_keeps_its_order(manager: AgentKernelManager, session: KernelSession) -> None:
+    code = "from IPython.display import display\nfor n in range(50): print(n); display(n)"
+    result = await manager.execute_code(session, code)
+    order = [output.get("text") or output["data"]["text/plain"] for output in result["outputs"]]
+    assert [text.strip() for text in order] == [str(n) for n in range(50) for _ in range(2)]
 
 
 async def test_a_cell_cancelled_at_any_moment_leaves_a_usable_kernel(manager: AgentKernelManager) -> None:

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks import command
 from orchestrator import AgentKernelManager, Settings
 from orchestrator.container.engine import connect
 from orchestrator.container.hostconfig import INSTANCE_LABEL, KERNEL_LABEL
@@ -276,4 +277,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run_main(main)

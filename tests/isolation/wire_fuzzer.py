@@ -95,7 +95,16 @@ def frames(rng: random.Random, session: Any, parent: str) -> list[bytes]:
                 del message[at]
             case _:
                 message[at:at] = [rng.randbytes(rng.randrange(30))] * rng.randrange(1, 40)
-    return message
+    return [as_one_frame(rng, message)] if rng.random() < 0.4 else message
+
+
+def as_one_frame(rng: random.Random, message: list[bytes]) -> bytes:
+    """Return what the kernel's own thread makes of a message, mangled now and then."""
+    sizes = [len(frame) for frame in message]
+    if rng.random() < 0.1:
+        sizes[rng.randrange(len(sizes))] = rng.choice((0, 1, 2**16, 2**32 - 1))
+    whole = struct.pack(f">B{len(sizes)}I", len(sizes), *sizes) + b"".join(message)
+    return mangle(rng, whole) if rng.random() < 0.1 else whole
 
 
 def packed(message: list[bytes]) -> bytes:

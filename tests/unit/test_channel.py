@@ -6,6 +6,7 @@ import asyncio
 import json
 import pickle
 import random
+import struct
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -85,6 +86,36 @@ async def test_a_genuine_message_arrives_once(wire: Wire) -> None:
         ("stream", {"name": "stdout", "text": "x"}, [b"buffer"])
     ]
     assert wire.client.rejected == 0
+
+
+def packed(frames: list[bytes]) -> bytes:
+    return struct.pack(f">B{len(frames)}I", len(frames), *map(len, frames)) + b"".join(frames)
+
+
+async def test_a_message_in_one_frame_is_as_good(wire: Wire) -> None:
+    """So the kernel's main thread sends it: a part of it cannot be missing."""
+    whole = [*wire.genuine("stream", {"name": "stdout", "text": "x"}), b"buffer", b""]
+    await wire.publish([packed(whole)])
+    await wire.settle()
+    assert [(m.kind, m.content, list(m.buffers)) for m in wire.got] == [
+        ("stream", {"name": "stdout", "text": "x"}, [b"buffer", b""])
+    ]
+    assert wire.client.rejected == 0
+
+
+async def test_one_frame_that_is_no_message_is_rejected(wire: Wire) -> None:
+    """Wherever it is cut, whatever sizes it names, and however often it is packed."""
+    whole = packed(wire.genuine("stream", {"name": "stdout", "text": "x"}))
+    wrong = [whole[:end] for end in range(len(whole))] + [whole + b"x", packed([whole]), bytes(9), b"\xff" * 2000]
+    for position in range(1, 1 + 4 * whole[0]):
+        changed = bytearray(whole)
+        changed[position] ^= 0x81
+        wrong.append(bytes(changed))
+    for frame in wrong:
+        await wire.publish([frame])
+    await wire.settle()
+    assert wire.got == []
+    assert wire.client.rejected == len(wrong)
 
 
 async def test_messages_of_other_requests_are_nobodys(wire: Wire) -> None:

@@ -258,3 +258,27 @@ async def test_without_descriptors_a_dial_waits_and_the_loop_goes_on(guarded: Gu
         while not guarded.guard.dialled:
             await asyncio.sleep(0.05)
     kernel.close()
+
+
+async def test_a_handler_that_fails_at_the_last_words_keeps_nobody_waiting(guarded: Guarded) -> None:
+    """The wire is cut all the same, and whoever waits for that is called."""
+    guarded.guard.hold("iopub", True)
+    _, kernel = await guarded.dial("iopub")
+    kernel.write(GREETING + READY + message(b"last"))
+    await kernel.drain()
+    called: list[bool] = []
+    guarded.guard.when_lost(lambda: called.append(True))
+
+    def fail(_channel: str, _frames: list[bytes]) -> None:
+        raise LookupError
+
+    guarded.guard._lines["iopub"]._receive = fail
+    async with asyncio.timeout(5):
+        while not guarded.guard.dialled:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    with pytest.raises(LookupError):
+        guarded.guard.cut("the kernel is gone")
+    assert guarded.guard.lost.is_set()
+    assert called == [True]
+    kernel.transport.abort()

@@ -19,6 +19,8 @@ from orchestrator.limits import Deadline, KernelResourceLimits
         ({"max_memory_mb": -1}, "Memory limit must be positive"),
         ({"max_execution_time": 0}, "Execution time must be positive"),
         ({"max_output_size_mb": -0.1}, "Output size must be positive"),
+        ({"max_output_size_mb": math.inf}, "Output size must be finite"),
+        ({"max_memory_mb": math.inf}, "Memory limit must be finite"),
         ({"idle_timeout_seconds": math.nan}, "Idle timeout must be positive"),
     ],
 )

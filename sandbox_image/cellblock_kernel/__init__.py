@@ -1,0 +1,1 @@
+"""The kernel that runs in every sandbox."""
