@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import itertools
 import json
 import re
 import secrets
-import struct
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -124,8 +122,6 @@ class KernelClient:
         Raises:
             _MalformedError: any of it is wrong.
         """
-        if len(frames) == 1:
-            frames[:] = unpack(frames[0])
         start = frames.index(DELIM) + 1 if DELIM in frames else len(frames)
         parts = frames[start : start + _MESSAGE_FRAMES]
         if len(parts) != _MESSAGE_FRAMES or not hmac.compare_digest(self._session.sign(parts[1:]), parts[0]):
@@ -166,22 +162,6 @@ class KernelClient:
 
 class _MalformedError(Exception):
     """A message that is not as the protocol says."""
-
-
-def unpack(packed: bytes) -> list[bytes]:
-    """Take apart what the kernel's own thread sends as one frame: how many, the bytes of each (big-endian), and all.
-
-    Raises:
-        _MalformedError: it is not that.
-    """
-    try:
-        sizes = struct.unpack_from(f">{packed[0]}I", packed, 1)
-    except (IndexError, struct.error) as error:
-        raise _MalformedError from error
-    ends = list(itertools.accumulate(sizes, initial=1 + 4 * len(sizes)))
-    if ends[-1] != len(packed):
-        raise _MalformedError
-    return [packed[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def _load(part: bytes) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.kernel import zmtp
+from orchestrator.kernel.batch import Batch
 from orchestrator.kernel.endpoint import CHANNELS, Endpoint
 from orchestrator.kernel.loopshare import KernelShare, LoopShare
 
@@ -61,6 +62,7 @@ class _Line(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._turn: asyncio.TimerHandle | None = None
         self._early: list[Sequence[bytes]] | None = []  # what is sent before the kernel is ready for it
+        self._batch: Batch | None = None
         self._held = False
         self._closed = False
 
@@ -166,6 +168,7 @@ class _Line(asyncio.BufferedProtocol):
             self._transport.abort()
         self._buffer = bytearray()  # a dead kernel's objects may wait long for the garbage collector
         self._parser.clear()
+        self._batch = None
 
     def _work(self) -> None:
         """Hand on whole messages until there is none, or this kernel's share is spent, or the channel is held."""
@@ -183,18 +186,28 @@ class _Line(asyncio.BufferedProtocol):
 
     def _step(self) -> bool:
         """Hand on the next message, if it is there."""
+        frames = None if self._batch is None else self._batch.next()
+        if frames is None:
+            frames = self._next()
+        if frames is None:
+            return False
+        self._receive(self._channel, frames)
+        return True
+
+    def _next(self) -> list[bytes] | None:
+        self._batch = None
         try:
             frames = self._parser.next()
         except zmtp.Violation as violation:
             self.close()
             self._cut(str(violation), True, violation.excess)
-            return False
+            return None
         if self._early is not None and self._parser.ready:
             self._shake_hands()
-        if frames is None:
-            return False
-        self._receive(self._channel, frames)
-        return True
+        if frames is None or self._channel != "iopub" or len(frames) > 1 or not frames[0]:
+            return frames
+        self._batch = Batch(frames[0])
+        return self._batch.next()
 
     def _shake_hands(self) -> None:
         assert self._transport is not None

@@ -14,7 +14,7 @@ _SHORT_HEAD, _LONG_HEAD = 2, 9  # bytes: flags, and a length of one or of eight
 _SHORT_MOST = 255  # bytes that a short frame can have
 _COMMAND_BOUND = 8192  # bytes; READY carries the socket type and an identity
 _FRAME_COST = 64  # bytes that a frame takes in memory beside its body; an empty one is not free
-_FRAMES_BOUND = 64  # per message; Jupyter's have six or seven, file transfers one more
+FRAMES_BOUND = 64  # per message; Jupyter's have six or seven, file transfers one more
 
 
 class Violation(Exception):
@@ -117,8 +117,8 @@ class Parser:
             raise Violation("a command that is not the handshake's" if flags & _COMMAND else "no handshake")
         if self._weight + size + _FRAME_COST > self._bound:
             raise Violation(f"a message exceeds {self._bound} bytes", excess=True)
-        if len(self._frames) == _FRAMES_BOUND:
-            raise Violation(f"a message has more than {_FRAMES_BOUND} frames", excess=True)
+        if len(self._frames) == FRAMES_BOUND:
+            raise Violation(f"a message has more than {FRAMES_BOUND} frames", excess=True)
 
 
 def ready(socket_type: str, identity: bytes = b"") -> bytes:

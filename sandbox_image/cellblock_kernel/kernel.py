@@ -55,6 +55,7 @@ class SandboxKernel(IPythonKernel):
 
     shell_class = Type(SandboxShell)
     _supports_kernel_subshells = False
+    _runs_code = False
     _interrupted = 0.0  # when it was last, in monotonic seconds
     _switch_interval = None  # the cell's own, once it is interrupted
 
@@ -80,7 +81,7 @@ class SandboxKernel(IPythonKernel):
         And not what tells of the interrupt before: the host asks in two ways, and both may come at once.
         """
         now = time.monotonic()
-        if self.iopub_thread.interruptible and now - self._interrupted > INTERRUPT_PAUSE:
+        if self._runs_code and now - self._interrupted > INTERRUPT_PAUSE:
             self._interrupted = now
             interrupt = KeyboardInterrupt()
             interrupt._render_traceback_ = partial(brief_traceback, interrupt)
@@ -92,16 +93,23 @@ class SandboxKernel(IPythonKernel):
 
     async def do_execute(self, *args, **kwargs):
         self._interrupted = 0.0  # what the last cell was told does not count for this one
+        publisher = self.iopub_thread
+        every = self.shell.ast_node_interactivity == "all"  # what a cell shows so may not be its last
+        self.shell.displayhook.pub_socket = self.iopub_socket if every else publisher.later
+        publisher.push()  # "busy": the host takes the cell for begun, and may interrupt it
+        publisher.gathers = False
         try:
-            self.iopub_thread.interruptible = True
+            self._runs_code = True
             try:
                 reply = await super().do_execute(*args, **kwargs)
             finally:
-                self.iopub_thread.interruptible = False
+                self._runs_code = False
         except KeyboardInterrupt:  # it came just before or after the code itself
             count = self.shell.execution_count
             reply = {"status": "error", "ename": "KeyboardInterrupt", "evalue": "", "traceback": [],
                      "execution_count": count, "user_expressions": {}, "payload": []}  # fmt: skip
+        finally:
+            publisher.gathers = True
         for name, stream in self._own_streams.items():
             if getattr(sys, name) is None:  # print() takes it for "nowhere", and ipykernel for its own stream
                 setattr(sys, name, stream)
@@ -110,6 +118,18 @@ class SandboxKernel(IPythonKernel):
             sys.setswitchinterval(self._switch_interval)
             self._switch_interval = None
         return reply
+
+    def _publish_status(self, status, channel, parent=None):
+        """Publish it; from "busy" to "idle" what the main thread publishes waits for that end."""
+        if channel != "shell":
+            super()._publish_status(status, channel, parent)
+            return
+        publisher = self.iopub_thread
+        publisher.serves = publisher.gathers = True
+        super()._publish_status(status, channel, parent)
+        if status != "busy":
+            publisher.serves = publisher.gathers = False
+            publisher.push()
 
     def _send_interrupt_children(self):
         """Interrupt this process and those of its group.
@@ -147,8 +167,10 @@ class SandboxKernel(IPythonKernel):
         """Save or load the state. It runs code of the session, and can be interrupted like a cell."""
         pipe = self._pipe(parent)
         self._pipes = {parent["content"]["transfer"]: pipe}
+        self.iopub_thread.push()  # "busy", as for a cell
+        self.iopub_thread.gathers = False
         try:
-            self.iopub_thread.interruptible = True
+            self._runs_code = True
             try:
                 if self._state is None:
                     from cellblock_session.state import SessionState
@@ -157,11 +179,13 @@ class SandboxKernel(IPythonKernel):
                 move = self._state.save if name == "save" else self._state.load
                 content = move(pipe, **parent["content"]["options"])
             finally:
-                self.iopub_thread.interruptible = False
+                self._runs_code = False
         except KeyboardInterrupt:
             content = {"status": "error", "reason": "it was interrupted"}
         except Exception as error:  # noqa: BLE001 - the session's own code runs here
             content = {"status": "error", "reason": f"{type(error).__name__}: {error}"[:500]}
+        finally:
+            self.iopub_thread.gathers = True
         pipe.end()
         if name == "load":
             self.shell.displayhook.has_lost = content.pop("has_lost", False)

@@ -5,13 +5,11 @@ import struct
 
 from jupyter_client.session import Session
 
-MOST_FRAMES = 255
-
 
 def pack(frames):
-    """Make one frame of a message: how many there are, the bytes of each, and all of them."""
+    """Make one of a message's frames: how many there are, the bytes of each, and all of them."""
     frames = [bytes(frame) for frame in frames]
-    return b"".join([struct.pack(f">B{len(frames)}I", len(frames), *map(len, frames)), *frames])
+    return b"".join([struct.pack(f">H{len(frames)}I", len(frames), *map(len, frames)), *frames])
 
 
 def shorten(value, longest):

@@ -95,7 +95,9 @@ def frames(rng: random.Random, session: Any, parent: str) -> list[bytes]:
                 del message[at]
             case _:
                 message[at:at] = [rng.randbytes(rng.randrange(30))] * rng.randrange(1, 40)
-    return [as_one_frame(rng, message)] if rng.random() < 0.4 else message
+    if rng.random() < 0.4:
+        return [b"".join(as_one_frame(rng, message) for _ in range(rng.randrange(1, 4)))]
+    return message
 
 
 def as_one_frame(rng: random.Random, message: list[bytes]) -> bytes:
@@ -103,7 +105,7 @@ def as_one_frame(rng: random.Random, message: list[bytes]) -> bytes:
     sizes = [len(frame) for frame in message]
     if rng.random() < 0.1:
         sizes[rng.randrange(len(sizes))] = rng.choice((0, 1, 2**16, 2**32 - 1))
-    whole = struct.pack(f">B{len(sizes)}I", len(sizes), *sizes) + b"".join(message)
+    whole = struct.pack(f">H{len(sizes)}I", len(sizes), *sizes) + b"".join(message)
     return mangle(rng, whole) if rng.random() < 0.1 else whole
 
 
