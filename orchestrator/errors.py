@@ -232,12 +232,16 @@ class KernelDiedError(KernelError):
     Attributes:
         kernel_id: the kernel that ended.
         reason: "oom", "kernel_died" or "engine_lost".
+        exit_code: of its container's first process, where the engine has said by now.
     """
 
-    def __init__(self, message: str, *, kernel_id: str, reason: str, remedy: str = "") -> None:
+    def __init__(
+        self, message: str, *, kernel_id: str, reason: str, exit_code: int | None = None, remedy: str = ""
+    ) -> None:
         super().__init__(message, remedy=remedy)
         self.kernel_id = kernel_id
         self.reason = reason
+        self.exit_code = exit_code
 
 
 class KernelTimeoutError(KernelError, TimeoutError):

@@ -112,6 +112,8 @@ class KernelPool:
         scheduler: who gets the next kernel; without one it is first come, first served.
         room: called before kernels are started, with the numbers of kernels that there are and that are starting;
             tells how many more the host has room for.
+        tick: seconds between two looks at the kernels that wait, and at the room on the host.
+        refill_delay: seconds after a lease until its successor is started; doubled after each start that fails.
     """
 
     def __init__(
@@ -124,6 +126,8 @@ class KernelPool:
         scheduler: Scheduler | None = None,
         room: Callable[[int, int], Room] = lambda _kernels, _starting: UNLIMITED,
         telemetry: Telemetry | None = None,
+        tick: float = _TICK,
+        refill_delay: float = _REFILL_DELAY,
     ) -> None:
         if max_kernels < 1:
             raise ValueError("max_kernels must be at least 1")
@@ -131,6 +135,8 @@ class KernelPool:
         self.kernels: dict[str, KernelResource] = {}
         self._start = start
         self._warm = warm
+        self._tick = tick
+        self._refill_delay = refill_delay
         self._rules = rules or Pool()
         self._scheduler = Scheduler() if scheduler is None else scheduler
         self._ask_room = room
@@ -270,7 +276,7 @@ class KernelPool:
     async def run(self) -> None:
         """Each second look at the kernels that wait, and at the room that the host has, until cancelled."""
         while True:
-            await asyncio.sleep(_TICK)
+            await asyncio.sleep(self._tick)
             self._check_due()
             self._retire()
             self._balance()
@@ -303,7 +309,7 @@ class KernelPool:
             if waiter is not None:
                 resource.acquire()
                 resource.group = group
-                self._put_off_refill(_REFILL_DELAY)
+                self._put_off_refill(self._refill_delay)
                 waiter.set_result(resource)
 
     def _next_waiter(self) -> tuple[asyncio.Future[KernelResource] | None, str]:
@@ -449,7 +455,7 @@ class KernelPool:
             kernel = await self._start_counted()
         except Exception as error:  # noqa: BLE001 - whatever it was, somebody waits for this kernel and must be told
             self._failures = min(self._failures + 1, 10)
-            self._put_off_refill(min(_REFILL_DELAY * 2**self._failures, _LONGEST_DELAY))
+            self._put_off_refill(min(self._refill_delay * 2**self._failures, _LONGEST_DELAY))
             self._tell(error)
             return
         self._failures = 0

@@ -31,8 +31,10 @@ class Batch:
         except struct.error:
             sizes = ()
         ends = list(itertools.accumulate(sizes, initial=at + _COUNT.size + 4 * len(sizes)))
-        if not sizes or ends[-1] > len(packed):
-            self._at = len(packed)
-            return [packed[at:]]
+        broken = not sizes or ends[-1] > len(packed)
         self._at = ends[-1]
+        if broken or self._at == len(packed):  # the last: not to be kept while it is handled
+            self._packed, self._at = b"", 0
+        if broken:
+            return [packed[at:]]
         return [packed[start:end] for start, end in itertools.pairwise(ends)]

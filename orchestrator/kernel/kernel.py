@@ -441,12 +441,20 @@ class Kernel:
         }
 
     def died_error(self, reason: str) -> KernelDiedError:
+        code = self._known_exit_code()
         return KernelDiedError(
-            f"kernel {self.kernel_id[:12]} is gone: {self.cut_reason}.",
+            f"kernel {self.kernel_id[:12]} is gone: {self.cut_reason}{'' if code is None else f' (exit code {code})'}.",
             kernel_id=self.kernel_id,
             reason=reason,
+            exit_code=code,
             remedy="Acquire the agent's kernel again: it gets a fresh one.",
         )
+
+    def _known_exit_code(self) -> int | None:
+        found = self._exit
+        if found is None or not found.done() or found.cancelled() or found.exception() is not None:
+            return None
+        return found.result().exit_code
 
     def condemn(self, why: Stop) -> None:
         """Cut a kernel off at once whose cell did not heed its interrupt; ``exit`` then kills it."""

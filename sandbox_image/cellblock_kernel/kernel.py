@@ -88,7 +88,8 @@ class SandboxKernel(IPythonKernel):
             raise interrupt
 
     def _input_request(self, prompt, *args, **kwargs):
-        """Ask. The host takes messages of 1 MiB here, and ends the kernel for a larger one."""
+        """Ask, after what was shown before. A question beyond 1 MiB would cost the kernel."""
+        self.iopub_thread.wait_for(self.iopub_thread.push)
         return super()._input_request(shorten(prompt, PROMPT), *args, **kwargs)
 
     async def do_execute(self, *args, **kwargs):

@@ -3,12 +3,21 @@
 import json
 import struct
 
-from jupyter_client.session import Session
+from jupyter_client.session import DELIM, Session
+
+MOST_FRAMES = 64  # the host takes no message of more
+
+
+def as_bytes(frames):
+    """Return a message's frames as they are on the wire; without its buffers where the host would not take them."""
+    frames = [frame if type(frame) is bytes else memoryview(frame).tobytes("A") for frame in frames]
+    if len(frames) > MOST_FRAMES or sum(map(len, frames)) > BoundedSession.bound:
+        return frames[: frames.index(DELIM) + 6]
+    return frames
 
 
 def pack(frames):
     """Make one of a message's frames: how many there are, the bytes of each, and all of them."""
-    frames = [bytes(frame) for frame in frames]
     return b"".join([struct.pack(f">H{len(frames)}I", len(frames), *map(len, frames)), *frames])
 
 

@@ -10,7 +10,7 @@ from collections import deque
 import zmq
 from ipykernel.iostream import IOPubThread, OutStream
 
-from cellblock_kernel.messages import pack
+from cellblock_kernel.messages import as_bytes, pack
 
 # One stream message carries at most this many characters, so that a single print of any length stays far below the
 # host's bound on a message, and that IOPUB_HIGH_WATER of them, which an interrupted cell still has to get rid of, are
@@ -21,9 +21,11 @@ WIDE_PIECE = 64 * 1024
 STREAM_BUFFER = 1024 * 1024
 # What a message of its own costs, in characters: a thousand short lines in turn on both streams fill the buffer too.
 PIECE_COST = 1024
-# Frames that wait for the host before whoever publishes waits too (XPUB_NODROP), and messages that wait for a frame.
+# Frames that wait for the host before whoever sends the next waits too (XPUB_NODROP).
 IOPUB_HIGH_WATER = 25
-# Bytes of messages that go as one frame: to send one wakes two threads here and the host there, of whatever size it is.
+# Messages that wait for a frame before the main thread has them sent.
+QUEUE = 25
+# Bytes of small messages that go as one frame: to send one wakes two threads here and the host there.
 FRAME = 64 * 1024
 
 
@@ -66,48 +68,71 @@ class Publisher(IOPubThread):
         if self.in_child:
             super().send_multipart(frames, *args, **kwargs)
             return
-        self._queue.append(frames)
-        if threading.get_ident() == self.thread.ident:
+        self._queue.append(as_bytes(frames))
+        if self.in_push:
+            self.schedule(self.push)
+        elif threading.get_ident() == self.thread.ident:
             self.push()
         elif not (self.called_by_main and self.gathers):
             self._have_pushed()
-        elif len(self._queue) >= IOPUB_HIGH_WATER or sum(map(len, frames)) > FRAME:
+        elif len(self._queue) >= QUEUE or sum(map(len, self._queue[-1])) > FRAME:
             self.push()
 
     def send_later(self, frames, *args, **kwargs):
-        """Send the last that a cell publishes: with the end of its request, if the main thread serves one."""
-        if self.called_by_main and self.serves and not self.in_child:
-            self._queue.append(frames)
+        """Send a cell's value or error, which are its last as a rule: with the end of its request, if one is served."""
+        if self.called_by_main and self.serves and not self.in_child and len(self._queue) < QUEUE:
+            self._queue.append(as_bytes(frames))
         else:
             self.send_multipart(frames, *args, **kwargs)
 
     def _have_pushed(self):
         if not self._push_scheduled:
             self._push_scheduled = True
-            self.schedule(self.push)
-        if self.called_by_main and len(self._queue) > IOPUB_HIGH_WATER:
+            try:
+                self.schedule(self.push)
+            except BaseException:  # a signal's handler
+                self._push_scheduled = False
+                raise
+        if self.called_by_main and len(self._queue) > QUEUE:
             self.wait_for(self.push)
 
     def wait_for(self, work, seconds=10.0):
-        """Have the thread do something, and wait for it. Not with an Event: a signal's handler may leave it broken."""
+        """Have the thread do something, and wait for it. Not with an Event: a signal's handler may leave it broken.
+
+        Args:
+            seconds: at most; -1: however long it takes.
+        """
+        if self.in_push:
+            self.schedule(work)
+            return
         done = threading.Lock()
         done.acquire()
         self.schedule(work)
         self.schedule(done.release)
         done.acquire(timeout=seconds)
 
+    @property
+    def in_push(self):
+        """Whether the caller has its turn with the socket, as a finalizer may: it must not wait for another."""
+        return self._turn._is_owned()
+
     def push(self):
-        """Send what was published so far: small messages together, large ones as they are, to spare a copy."""
+        """Send what was published so far: small messages together, large ones as they are, to spare a copy.
+
+        The main thread packs those too: half a message, where the handler of a cell's alarm raises, would spoil the
+        next. What comes meanwhile has a push of its own; a thread that never rests would else keep others waiting.
+        """
+        in_thread = threading.get_ident() == self.thread.ident
         with self._turn:
             self._push_scheduled = False
             packed, size = [], 0
-            while self._queue:
+            for _ in range(len(self._queue)):
                 frames = self._queue.popleft()
                 weight = sum(map(len, frames))
                 if packed and size + weight > FRAME:
                     self._send([b"".join(packed)])
                     packed, size = [], 0
-                if weight > FRAME:
+                if weight > FRAME and in_thread:
                     self._send(frames)
                 else:
                     packed.append(pack(frames))
@@ -221,9 +246,10 @@ class OrderedStream(OutStream):
         return len(string)
 
     def _flush(self):
-        """Publish all that waits: in the publisher's thread, or in the main one while no code of the session runs.
+        """Publish all that waits: in the publisher's thread, or in the main one while no cell runs.
 
-        Code that a signal's handler may leave at any point would lose what it took. In a forked child it is the writer.
+        A cell, which a signal's handler may leave at any point, would lose what it took. In a forked child the writer
+        does.
         """
         self._flush_pending = False
         with self._outbox.turn:
@@ -240,20 +266,23 @@ class OrderedStream(OutStream):
                 self._outbox.sent(size)
 
     def flush(self):
-        """Wait until all that was written is sent; not where nothing is.
+        """Wait until all that was written is on its way, before what is published next; not where nothing is.
 
         ipykernel flushes six times in a trivial cell, and each takes two hops between threads: 3 of 12 ms under gVisor.
         """
-        publisher = self.pub_thread
-        size = self._outbox.size
-        # 1 MB takes 44 ms in the main thread under gVisor and 38 in the other, whose memory malloc keeps.
-        here = publisher.called_by_main and publisher.gathers and size <= FRAME
+        publisher, size = self.pub_thread, self._outbox.size
+        by_request = publisher.called_by_main and publisher.gathers
+        at_once = publisher.in_child or threading.get_ident() == publisher.thread.ident
         if not size:
             self._flush_pending = False  # the other stream's flush may have sent what this one was to
-        elif here or publisher.in_child or threading.get_ident() == publisher.thread.ident:
+        elif publisher.in_push:
+            self._schedule_flush()
+        elif at_once or (by_request and size <= FRAME):
             self._flush()
         else:
-            publisher.wait_for(self._flush, self.flush_timeout)
+            # 1 MB takes 44 ms in the main thread under gVisor and 38 in the other, whose memory malloc keeps. At a
+            # cell's end there is no limit: what comes after "idle" is nobody's.
+            publisher.wait_for(self._flush, -1 if by_request else self.flush_timeout)
 
     def close(self):
         """Send what waits. A cell that closes its stdout would else end all output of this kernel, and wedge it."""

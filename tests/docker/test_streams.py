@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 
 from orchestrator import AgentKernelManager, KernelResourceLimits, KernelSession
+from orchestrator.outputs import ExecuteResult
 from tests.conftest import make_manager
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -143,20 +145,63 @@ async def test_a_handler_that_raises_while_something_is_published_spoils_no_mess
     await manager.end_session("alarmed")
 
 
-async def test_a_finalizer_may_print_and_display(manager: AgentKernelManager, session: KernelSession) -> None:
-    """It is called whenever the collector runs, in the midst of another message too."""
+@pytest.mark.parametrize("size", [5, 100_000])
+async def test_a_finalizer_may_print_and_display(
+    manager: AgentKernelManager, session: KernelSession, size: int
+) -> None:
+    """It is called whenever the collector runs, in the midst of a message too, small or large."""
     code = (
-        "import gc\nfrom IPython.display import display\nclass Ring:\n"
-        "    def __init__(self): self.me = self\n    def __del__(self): print('gone'); display('shown')\n"
-        "old = gc.get_threshold(); gc.set_threshold(1, 1, 1)\nfor n in range(20): Ring(); display(n)\n"
+        "import gc, threading\nfrom IPython.display import display\nclass Ring:\n"
+        "    def __init__(self): self.me = self\n"
+        "    def __del__(self): print('gone', flush=True); display('shown')\n"
+        "old = gc.get_threshold(); gc.set_threshold(1, 1, 1)\n"
+        f"for n in range(20): Ring(); display({{'text/plain': str(n).zfill({size})}}, raw=True)\n"
         "gc.set_threshold(*old); gc.collect(); None"
     )
     result = await manager.execute_code(session, code)
-    assert result["outcome"] == "ok", result["error"]
-    assert result["duration_s"] < 20
+    assert result["outcome"] == "ok"
+    assert result["duration_s"] < 8
     assert result["stdout"].split() == ["gone"] * 20
     shown = [output["data"]["text/plain"] for output in result["outputs"] if output["output_type"] == "display_data"]
-    assert sorted(shown) == sorted([*map(str, range(20)), *["'shown'"] * 20])
+    assert sorted(shown) == sorted([*(str(n).zfill(size) for n in range(20)), *["'shown'"] * 20])
+
+
+COMMS = """
+from comm import create_comm
+from IPython.display import display
+comm = create_comm(target_name='x')
+released = memoryview(b'released'); released.release()
+display('before')
+for _ in range(20): comm.send({}, buffers=[memoryview(bytes(1_000_000)).cast('B', (10, 100_000))])
+comm.send({}, buffers=[b''] * 100)
+try: comm.send({}, buffers=[released])
+except ValueError as error: print('refused')
+display('after')
+"""
+
+
+async def test_buffers_of_widgets_cost_neither_the_kernel_nor_other_outputs(
+    manager: AgentKernelManager, session: KernelSession
+) -> None:
+    """Whatever shape they have, how many they are, and if they are gone."""
+    result = await manager.execute_code(session, COMMS)
+    assert result["outcome"] == "ok", result["error"]
+    shown = [output["data"]["text/plain"] for output in result["outputs"] if output["output_type"] == "display_data"]
+    assert (shown, result["stdout"]) == (["'before'", "'after'"], "refused\n")
+    assert (await manager.execute_code(session, "6 * 7"))["result"] == "42"
+
+
+async def test_values_in_the_midst_of_a_cell_come_while_it_runs(
+    manager: AgentKernelManager, session: KernelSession
+) -> None:
+    """Where every expression shows its value, none waits for the cell's end."""
+    await manager.execute_code(session, "get_ipython().ast_node_interactivity = 'all'")
+    begun = time.monotonic()
+    events = manager.stream_code(session, "1\nimport time; time.sleep(3)\n2")
+    arrived = [time.monotonic() - begun async for event in events if isinstance(event, ExecuteResult)]
+    await manager.execute_code(session, "get_ipython().ast_node_interactivity = 'last_expr'")
+    assert len(arrived) == 2
+    assert arrived[0] < 2 < arrived[1]
 
 
 async def test_what_is_printed_and_shown_keeps_its_order(manager: AgentKernelManager, session: KernelSession) -> None:

@@ -12,7 +12,7 @@ import urllib.request
 import pytest
 
 from benchmarks.reactions import DEAF, REACTIONS, measure
-from orchestrator import AgentKernelManager, CellFinished, KernelResourceLimits, KernelTimeoutError
+from orchestrator import AgentKernelManager, CellFinished, KernelDiedError, KernelResourceLimits, KernelTimeoutError
 from orchestrator.container.process import ContainerProcess
 from orchestrator.isolation import wire_attacks
 from tests.conftest import make_manager, one_session
@@ -109,6 +109,19 @@ async def test_what_is_killed_between_two_cells_is_told_with_the_next(runtime: s
                 return
         async with manager.acquire_kernel("agent", timeout=60) as (_kernel, session):
             assert session.previous_end == "oom"
+
+
+async def test_a_kernel_that_ended_between_two_cells_is_told_with_its_exit_code(runtime: str) -> None:
+    """The next cell has not run; the error says how the kernel ended."""
+    async with one_session(runtime) as (manager, session):
+        code = "import os, threading; threading.Timer(0.5, os._exit, [3]).start()"
+        assert (await manager.execute_code(session, code))["outcome"] == "ok"
+        async with asyncio.timeout(30):
+            while session.ended is None:
+                await asyncio.sleep(0.05)
+        with pytest.raises(KernelDiedError, match=r"exit code 3") as caught:
+            await manager.execute_code(session, "1")
+        assert (caught.value.reason, caught.value.exit_code) == ("kernel_died", 3)
 
 
 async def test_a_cell_that_copes_with_its_interrupt_is_ok(runtime: str) -> None:

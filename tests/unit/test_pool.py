@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
-from orchestrator import pool as pools
 from orchestrator.errors import (
     EngineTimeoutError,
     KernelPoolExhaustedError,
@@ -30,17 +29,10 @@ from tests.unit.fakekernel import Factory
 pytestmark = pytest.mark.alone
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a second of the pool's housekeeping take 20 ms."""
-    monkeypatch.setattr(pools, "_TICK", 0.02)
-    monkeypatch.setattr(pools, "_REFILL_DELAY", 0.05)
-
-
 @contextlib.asynccontextmanager
 async def running(max_kernels: int = 10, *, start: Factory | None = None, **options: Any) -> AsyncIterator[KernelPool]:
-    """Open a pool with its housekeeping."""
-    pool = KernelPool(max_kernels, start=start or Factory(), **options)
+    """Open a pool with its housekeeping, a second of which takes 20 ms."""
+    pool = KernelPool(max_kernels, start=start or Factory(), tick=0.02, refill_delay=0.05, **options)
     keeping = asyncio.create_task(pool.run())
     try:
         pool.prewarm()
