@@ -37,7 +37,9 @@ async def result_of(manager: AgentKernelManager, session: KernelSession, code: s
     raise AssertionError("the stream ended without a result")
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
+@pytest.mark.parametrize(
+    "cell", [pytest.param(cell, marks=pytest.mark.alone if cell.heavy else (), id=cell.name) for cell in CELLS]
+)
 async def test_a_cell_ends_as_it_must(manager: AgentKernelManager, runtime: str, cell: HostileCell) -> None:
     """Outcome, error, evidence and what became of the kernel are those of the table; the state says what is there."""
     ending = cell.ending_under(runtime)

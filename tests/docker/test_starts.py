@@ -54,6 +54,7 @@ def containers(instance: Instance) -> list[str]:
         return [str(container.name) for container in found]
 
 
+@pytest.mark.alone
 async def test_a_kernel_that_does_not_dial_in_is_started_anew(runtime: str) -> None:
     """Within the same time; nothing of the first one is left. One that never does is a typed error."""
     guards = iter([Deaf])
