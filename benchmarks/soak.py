@@ -251,7 +251,7 @@ async def soak(runtime: str, leases: int, seed: int, folder: Path, *, faults: in
 
 
 def growth(seen: Soak) -> list[str]:
-    """Say of what there is more after the last lease than after the first tenth: pools make threads as they need them."""
+    """Say of what there is more in the end than after the first tenth: pools make their threads as they need them."""
     first, last = asdict(seen.samples[len(seen.samples) // 10]), asdict(seen.samples[-1])
     counted = ("containers", "shims", "descriptors", "threads", "tasks", "folders")
     return [f"{name} grew from {first[name]} to {last[name]}" for name in counted if last[name] > first[name]]
@@ -277,9 +277,9 @@ def memory_slope(samples: list[Sample]) -> float:
     return 1000 * statistics.median(slopes) if slopes else 0.0
 
 
-def tenths(seen: Soak) -> tuple[array[float], array[float]]:
+def tenths(seen: Soak) -> tuple[list[float], list[float]]:
     size = max(1, len(seen.latencies) // 10)
-    return seen.latencies[:size], seen.latencies[-size:]
+    return list(seen.latencies[:size]), list(seen.latencies[-size:])
 
 
 def lateness(seen: Soak) -> float:
@@ -318,9 +318,8 @@ def main() -> int:
         seen = asyncio.run(soak(options.runtime, options.leases, options.seed, Path(folder)))
     show(seen, options.runtime)
     if options.json:
-        options.json.write_text(
-            json.dumps(asdict(seen) | {"faults": dict(seen.faults), "latencies": list(seen.latencies)}) + "\n"
-        )
+        found = asdict(seen) | {"faults": dict(seen.faults), "latencies": list(seen.latencies)}
+        options.json.write_text(json.dumps(found) + "\n")
     wrong = judge(seen)
     for line in wrong:
         console.print(f"[red]{line}")
