@@ -9,8 +9,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
-# Three at once, since most tests wait for the engine; each file's in one process, which then starts fewer kernels.
-PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+# Two at once, since most tests wait for the engine; each file's in one process, which then starts fewer kernels.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
