@@ -37,7 +37,7 @@ lint: $(STAMP) ## lint, format, types and import rules
 bench: image ## measure latency, cold start, throughput and memory beside a plain local kernel
 	@$(BIN)/python -m benchmarks.latency --json out/bench.json --plot docs/pictures/bench.svg
 
-soak: image ## 2,000 leases and 20,000 cells with random faults: does anything grow; about forty minutes
+soak: image ## 2,000 leases and 20,000 cells with random faults: does anything grow; about a quarter of an hour
 	@$(BIN)/python -m benchmarks.soak
 
 bench-peers: image ## measure Cellblock beside llm-sandbox, smolagents, autogen-ext and gateway_provisioners; about ten minutes

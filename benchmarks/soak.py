@@ -1,7 +1,7 @@
 """Thousands of leases and cells with random faults, and what is left of them: nothing may grow.
 
-Run it with ``make soak``: 2,000 leases of ten cells each under runc, about forty minutes. Every sixth lease has a
-fault: a kernel killed from outside, by its own code, for want of memory, or by a deadline that it is deaf to; an
+Run it with ``make soak``: 2,000 leases of ten cells each under runc, about a quarter of an hour. Every sixth lease
+has a fault: a kernel killed from outside, by its own code, for want of memory, or by a deadline that it is deaf to; an
 interrupt, a cancelled caller, a flood of output, sleep and waking.
 """
 

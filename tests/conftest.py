@@ -15,7 +15,7 @@ import pytest
 
 from orchestrator import AgentKernelManager, KernelResourceLimits, KernelSession, Settings
 from orchestrator.container.engine import connect, gvisor_fault
-from tests.turns import run_of, turn
+from tests.turns import turn
 
 # A shell that starts something in the background has it ignore SIGINT, and whatever that starts too: the programs that
 # these tests interrupt would be deaf.
@@ -69,10 +69,9 @@ def engine_runtimes() -> list[str]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """A turn takes in what a test's fixtures do, those of its module too."""
-    run = run_of(item)
-    if run is None:
+    if not hasattr(item.config, "workerinput"):  # the one process of this run
         return (yield)
-    with turn(run, alone=item.get_closest_marker("alone") is not None):
+    with turn(alone=item.get_closest_marker("alone") is not None):
         return (yield)
 
 

@@ -12,27 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-import pytest
-
 
 @contextlib.contextmanager
-def turn(run: str, *, alone: bool) -> Iterator[None]:
-    """Wait for the machine: until nobody has it to himself, or until nobody else has it at all.
-
-    Args:
-        run: the id of the test run whose processes share the machine.
-    """
-    with open_shared(f"{run}-door") as door, open_shared(f"{run}-machine") as machine:
+def turn(*, alone: bool) -> Iterator[None]:
+    """Wait for the machine: until nobody has it to himself, or until nobody else has it at all."""
+    with open_shared("door") as door, open_shared("machine") as machine:
         fcntl.flock(door, fcntl.LOCK_EX)  # in order: whoever wants it alone would else wait for ever
         fcntl.flock(machine, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         fcntl.flock(door, fcntl.LOCK_UN)
         yield
-
-
-def run_of(item: pytest.Item) -> str | None:
-    """Return the id of the run, if it has several processes."""
-    worker = getattr(item.config, "workerinput", None)
-    return None if worker is None else str(worker["testrunuid"])
 
 
 def open_shared(name: str) -> IO[bytes]:

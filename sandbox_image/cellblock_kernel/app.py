@@ -22,7 +22,8 @@ from traitlets.config import Config
 
 from cellblock_kernel.kernel import SandboxKernel
 from cellblock_kernel.messages import BoundedSession
-from cellblock_kernel.streams import IOPUB_HIGH_WATER, OrderedStream, Publisher
+from cellblock_kernel.publisher import IOPUB_HIGH_WATER, Publisher
+from cellblock_kernel.streams import OrderedStream
 
 CONNECTION_FILE = "/run/kernel/connection.json"
 FONT_CACHE = "/opt/cellblock/matplotlib"

@@ -94,23 +94,19 @@ class SandboxKernel(IPythonKernel):
 
     async def do_execute(self, *args, **kwargs):
         self._interrupted = 0.0  # what the last cell was told does not count for this one
-        publisher = self.iopub_thread
         every = self.shell.ast_node_interactivity == "all"  # what a cell shows so may not be its last
-        self.shell.displayhook.pub_socket = self.iopub_socket if every else publisher.later
-        publisher.push()  # "busy": the host takes the cell for begun, and may interrupt it
-        publisher.gathers = False
-        try:
-            self._runs_code = True
+        self.shell.displayhook.pub_socket = self.iopub_socket if every else self.iopub_thread.later
+        with self.iopub_thread.session_code():
             try:
-                reply = await super().do_execute(*args, **kwargs)
-            finally:
-                self._runs_code = False
-        except KeyboardInterrupt:  # it came just before or after the code itself
-            count = self.shell.execution_count
-            reply = {"status": "error", "ename": "KeyboardInterrupt", "evalue": "", "traceback": [],
-                     "execution_count": count, "user_expressions": {}, "payload": []}  # fmt: skip
-        finally:
-            publisher.gathers = True
+                self._runs_code = True
+                try:
+                    reply = await super().do_execute(*args, **kwargs)
+                finally:
+                    self._runs_code = False
+            except KeyboardInterrupt:  # it came just before or after the code itself
+                count = self.shell.execution_count
+                reply = {"status": "error", "ename": "KeyboardInterrupt", "evalue": "", "traceback": [],
+                         "execution_count": count, "user_expressions": {}, "payload": []}  # fmt: skip
         for name, stream in self._own_streams.items():
             if getattr(sys, name) is None:  # print() takes it for "nowhere", and ipykernel for its own stream
                 setattr(sys, name, stream)
@@ -168,25 +164,22 @@ class SandboxKernel(IPythonKernel):
         """Save or load the state. It runs code of the session, and can be interrupted like a cell."""
         pipe = self._pipe(parent)
         self._pipes = {parent["content"]["transfer"]: pipe}
-        self.iopub_thread.push()  # "busy", as for a cell
-        self.iopub_thread.gathers = False
-        try:
-            self._runs_code = True
+        with self.iopub_thread.session_code():
             try:
-                if self._state is None:
-                    from cellblock_session.state import SessionState
+                self._runs_code = True
+                try:
+                    if self._state is None:
+                        from cellblock_session.state import SessionState
 
-                    self._state = SessionState(self.shell, self.surroundings)
-                move = self._state.save if name == "save" else self._state.load
-                content = move(pipe, **parent["content"]["options"])
-            finally:
-                self._runs_code = False
-        except KeyboardInterrupt:
-            content = {"status": "error", "reason": "it was interrupted"}
-        except Exception as error:  # noqa: BLE001 - the session's own code runs here
-            content = {"status": "error", "reason": f"{type(error).__name__}: {error}"[:500]}
-        finally:
-            self.iopub_thread.gathers = True
+                        self._state = SessionState(self.shell, self.surroundings)
+                    move = self._state.save if name == "save" else self._state.load
+                    content = move(pipe, **parent["content"]["options"])
+                finally:
+                    self._runs_code = False
+            except KeyboardInterrupt:
+                content = {"status": "error", "reason": "it was interrupted"}
+            except Exception as error:  # noqa: BLE001 - the session's own code runs here
+                content = {"status": "error", "reason": f"{type(error).__name__}: {error}"[:500]}
         pipe.end()
         if name == "load":
             self.shell.displayhook.has_lost = content.pop("has_lost", False)

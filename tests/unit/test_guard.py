@@ -32,9 +32,12 @@ class Guarded:
     endpoint: Endpoint
     got: list[tuple[str, list[bytes]]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)  # when each came
+    fails = False  # whether it cannot take one
     slowness = 0.0  # seconds that it takes to receive one
 
     def receive(self, channel: str, frames: list[bytes]) -> None:
+        if self.fails:
+            raise LookupError
         self.times.append(time.monotonic())
         time.sleep(self.slowness)
         self.got.append((channel, frames))
@@ -269,10 +272,7 @@ async def test_a_handler_that_fails_at_the_last_words_keeps_nobody_waiting(guard
     called: list[bool] = []
     guarded.guard.when_lost(lambda: called.append(True))
 
-    def fail(_channel: str, _frames: list[bytes]) -> None:
-        raise LookupError
-
-    guarded.guard._lines["iopub"]._receive = fail
+    guarded.fails = True
     async with asyncio.timeout(5):
         while not guarded.guard.dialled:
             await asyncio.sleep(0.01)
