@@ -19,7 +19,7 @@ from rich.table import Table
 from benchmarks.command import run_main
 from benchmarks.subjects import data_folder, engine_runtimes
 from orchestrator import AgentKernelManager, KernelResourceLimits, KernelTimeoutError, Settings
-from orchestrator.session import KernelSession
+from orchestrator.sessions.session import KernelSession
 
 LIMIT = 2.0  # seconds a cell has
 SLEEP = "import time; time.sleep(60)"

@@ -1,6 +1,6 @@
 """Who waits how long: ten thousand agents over a thousand kernels, once first come first served, once as we do it.
 
-Run it with ``make schedule``. A simulation of events drives the real ``orchestrator/scheduler.py``; no kernel is
+Run it with ``make schedule``. A simulation of events drives the real ``orchestrator/pool/scheduler.py``; no kernel is
 started.
 
 What is measured: how long a kernel takes to start, to run a cell and to end (``servicetimes.json``, of real kernels).
@@ -46,7 +46,7 @@ from rich.table import Table
 from benchmarks.command import run_main
 from benchmarks.servicetimes import ServiceTimes
 from orchestrator.isolation.measure import quantile
-from orchestrator.scheduler import Claim, Scheduler, Ticket
+from orchestrator.pool.scheduler import LeaseRequest, Scheduler, Ticket
 
 HOG = "hog"
 HOGS = 0.4  # of all agents
@@ -60,7 +60,7 @@ LOOKS = 400  # moments at which fairness is judged, about
 class Order(Protocol):
     """Who gets the next kernel: ``Scheduler``, or what it is compared with."""
 
-    def ask(self, claim: Claim, now: float) -> Ticket: ...
+    def ask(self, request: LeaseRequest, now: float) -> Ticket: ...
     def next(self) -> Ticket | None: ...
     def release(self, group: str, now: float | None = None) -> None: ...
     def expected_wait(self, group: str, now: float) -> float | None: ...
@@ -70,8 +70,8 @@ class FirstComeFirstServed:
     def __init__(self) -> None:
         self._queue: deque[Ticket] = deque()
 
-    def ask(self, claim: Claim, now: float) -> Ticket:
-        self._queue.append(Ticket(claim, now, (now, 0)))
+    def ask(self, request: LeaseRequest, now: float) -> Ticket:
+        self._queue.append(Ticket(request, now, (now, 0)))
         return self._queue[-1]
 
     def next(self) -> Ticket | None:
@@ -88,7 +88,7 @@ class FirstComeFirstServed:
 class Agent:
     """Asks for a kernel at a time, and has it for some seconds; its kernel's end and the next one's start follow."""
 
-    claim: Claim
+    request: LeaseRequest
     asks_at: float
     needs: float
     turnover: float
@@ -124,7 +124,7 @@ def agents(count: int, kernels: int, groups: int, seed: int, times: ServiceTimes
     others = chance.choices(names, [1 + 5 * number / len(names) for number in range(len(names))], k=count - hogs)
     made = [
         Agent(
-            Claim(group, int(chance.random() < URGENT)),
+            LeaseRequest(group, int(chance.random() < URGENT)),
             chance.random() * (1.0 if group == HOG else span),
             needs[number],
             turnovers[number],
@@ -166,8 +166,8 @@ class Simulation:
                 case "asks":
                     self._ask(agent)
                 case "leaves":
-                    self._order.release(agent.claim.group, at)
-                    self._held[agent.claim.group] -= 1
+                    self._order.release(agent.request.group, at)
+                    self._held[agent.request.group] -= 1
                     self._at(at + agent.turnover, "is replaced", agent)
                 case _:
                     self._ready += 1
@@ -178,16 +178,16 @@ class Simulation:
         heapq.heappush(self._events, (when, next(self._numbers), kind, agent))
 
     def _ask(self, agent: Agent) -> None:
-        told = self._order.expected_wait(agent.claim.group, self._now)
+        told = self._order.expected_wait(agent.request.group, self._now)
         if told is not None:
             self.run.told[agent] = told
-        self._asked[self._order.ask(agent.claim, self._now)] = agent
-        self._waiting[agent.claim.group] += 1
+        self._asked[self._order.ask(agent.request, self._now)] = agent
+        self._waiting[agent.request.group] += 1
 
     def _serve(self) -> None:
         while self._ready and (ticket := self._order.next()) is not None:
             agent = self._asked.pop(ticket)
-            group = agent.claim.group
+            group = agent.request.group
             self._ready -= 1
             self._waiting[group] -= 1
             self._held[group] += 1
@@ -245,11 +245,11 @@ class Figures:
 
 def figures(run: Run, kernels: int) -> Figures:
     waits = list(run.waits.values())
-    others = [wait for agent, wait in run.waits.items() if agent.claim.group != HOG]
-    urgent = [wait for agent, wait in run.waits.items() if agent.claim.group != HOG and agent.claim.priority]
-    hogs = [wait for agent, wait in run.waits.items() if agent.claim.group == HOG]
+    others = [wait for agent, wait in run.waits.items() if agent.request.group != HOG]
+    urgent = [wait for agent, wait in run.waits.items() if agent.request.group != HOG and agent.request.priority]
+    hogs = [wait for agent, wait in run.waits.items() if agent.request.group == HOG]
     work = math.fsum(agent.needs + agent.turnover for agent in run.waits) / kernels
-    waited = {agent: run.waits[agent] for agent in run.told if agent.claim.group != HOG and run.waits[agent] >= 0.5}
+    waited = {agent: run.waits[agent] for agent in run.told if agent.request.group != HOG and run.waits[agent] >= 0.5}
     told = [run.told[agent] / wait for agent, wait in waited.items()]
     whole = run.leased + run.turning + run.idle
     return Figures(

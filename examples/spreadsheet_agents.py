@@ -27,7 +27,7 @@ from spreadsheet.progress import Progress
 from spreadsheet.terminal import clean
 
 from orchestrator import AgentKernelManager, CellblockError, KernelResourceLimits, KernelSession
-from orchestrator.outputs import CellFinished, DisplayData, StreamOutput
+from orchestrator.output.events import CellFinished, DisplayData, StreamOutput
 
 LIMITS = KernelResourceLimits(max_memory_mb=2048, max_cpu_percent=100, max_execution_time=300)
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -3,7 +3,7 @@
 from orchestrator.errors import CellblockError, KernelDiedError, KernelPoolExhaustedError, KernelTimeoutError
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.manager import AgentKernelManager
-from orchestrator.outputs import (
+from orchestrator.output.events import (
     CellFinished,
     DisplayData,
     ErrorOutput,
@@ -14,8 +14,8 @@ from orchestrator.outputs import (
     StreamOutput,
     Truncation,
 )
-from orchestrator.pool import KernelPool, KernelResource
-from orchestrator.session import KernelSession
+from orchestrator.pool.kernelpool import KernelPool, KernelResource
+from orchestrator.sessions.session import KernelSession
 from orchestrator.settings import Settings
 
 __all__ = [

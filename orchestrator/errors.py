@@ -46,7 +46,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 if TYPE_CHECKING:
-    from orchestrator.outputs import ExecutionResult
+    from orchestrator.output.events import ExecutionResult
 
 
 class CellblockError(Exception):

@@ -18,10 +18,9 @@ from orchestrator.errors import EngineError, KernelDiedError, KernelTimeoutError
 from orchestrator.kernel.channel import Message
 from orchestrator.kernel.kernel import Kernel, Stop
 from orchestrator.kernel.translate import OUTPUT_KINDS, Reply, left_out, to_event, to_input_request
-from orchestrator.limits import MEGABYTE, KernelResourceLimits, OutputLimits
-from orchestrator.outputcollector import OutputCollector, cost
-from orchestrator.outputs import (
-    Answer,
+from orchestrator.limits import MIB, KernelResourceLimits, OutputLimits
+from orchestrator.output.collector import OutputCollector, cost
+from orchestrator.output.events import (
     CellFinished,
     DisplayData,
     ErrorOutput,
@@ -29,6 +28,7 @@ from orchestrator.outputs import (
     Evidence,
     ExecuteResult,
     ExecutionResult,
+    InputHandler,
     InputRequest,
     KernelState,
     Outcome,
@@ -55,7 +55,9 @@ class Cell:
         answer: answers its ``input()``, where the kernel's policy has ``channels.stdin``. Without, asking is an error.
     """
 
-    def __init__(self, kernel: Kernel, code: str, limits: KernelResourceLimits, answer: Answer | None = None) -> None:
+    def __init__(
+        self, kernel: Kernel, code: str, limits: KernelResourceLimits, answer: InputHandler | None = None
+    ) -> None:
         self._kernel = kernel
         self._code = code
         self._limits = limits
@@ -88,7 +90,7 @@ class Cell:
         self._ended: float | None = None
         self._before = kernel.usage()
         self._after: Usage | None = None
-        self._killed_before = 0 if self._before is None else self._before.oom_kills - kernel.oom_kills_told
+        self._killed_before = 0 if self._before is None else self._before.oom_kills - kernel.oom_kills_reported
         self._loop = asyncio.get_running_loop()
         self._id = ""
         kernel.reset_peak()
@@ -100,7 +102,7 @@ class Cell:
             KernelDiedError: the kernel was gone before.
         """
         self._id = self._kernel.send("shell", "execute_request", self._request(), self._receive, accept=self._accept)
-        self._call_off = self._kernel.when_lost(self._lost)
+        self._call_off = self._kernel.on_lost(self._lost)
         self._timer = self._loop.call_later(self._limits.max_execution_time, self._stop, "timeout")
 
     async def run(self) -> AsyncGenerator[Event, None]:
@@ -256,7 +258,7 @@ class Cell:
         self._doubt = None
         self._awake()
 
-    async def _ask(self, answer: Answer, request: InputRequest) -> None:
+    async def _ask(self, answer: InputHandler, request: InputRequest) -> None:
         """Pass a question on to whoever runs the cell, one at a time. A cell that nobody answers meets its deadline."""
         try:
             line = await answer(request)
@@ -369,7 +371,7 @@ class Cell:
     def _kill(self, why: Stop) -> None:
         if self._runs:
             self._measure()
-            self._kernel.condemn(why)
+            self._kernel.kill(why)
 
     def _lost(self) -> None:
         """Called once the wire is cut. The cgroup may be gone a moment later."""
@@ -388,7 +390,7 @@ class Cell:
     def _measure(self) -> None:
         self._after = self._kernel.usage() or self._after
         if self._after is not None:
-            self._kernel.oom_kills_told = self._after.oom_kills
+            self._kernel.oom_kills_reported = self._after.oom_kills
 
     async def _result(self) -> ExecutionResult:
         if self._kernel.is_alive:
@@ -431,7 +433,7 @@ class Cell:
             "engine_lost": "EngineLost",
         }
         seen = end.exit_code is not None
-        said = f"the kernel {end.describe()}" if seen else f"the kernel was ended: {self._kernel.cut_reason}"
+        said = f"the kernel {end.describe()}" if seen else f"the kernel was ended: {self._kernel.disconnect_reason}"
         return self._make_result(outcome, ErrorOutput(names.get(outcome, "KernelDied"), said))
 
     def _stopped_error(self) -> ErrorOutput:
@@ -466,7 +468,7 @@ class Cell:
             output_bytes=self._collector.bytes_seen,
             output_messages=self._collector.messages_seen,
             cpu_s=max(0.0, after.cpu_s - before.cpu_s) if known and before and after else None,
-            peak_memory_mb=max(after.peak, after.memory, before.memory) / MEGABYTE if before and after else None,
+            peak_memory_mb=max(after.peak, after.memory, before.memory) / MIB if before and after else None,
         )
 
     def _warnings(self) -> tuple[str, ...]:
@@ -475,7 +477,7 @@ class Cell:
         said: list[str] = []
         if self._after is not None and self._kernel.is_alive:
             limit = self._limits.max_memory_mb
-            now, peak = self._after.memory / MEGABYTE, self._after.peak / MEGABYTE
+            now, peak = self._after.memory / MIB, self._after.peak / MIB
             if now >= share * limit:
                 said.append(
                     f"memory: the kernel holds {now:.0f} of {limit} MiB; beyond that it is ended with all it has"

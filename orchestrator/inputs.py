@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from orchestrator.errors import InvalidAgentIdError, InvalidCodeError, InvalidInputError
-from orchestrator.limits import MEGABYTE
+from orchestrator.limits import MIB
 
 LONGEST_AGENT_ID = 200  # characters
 LONGEST_GROUP = 200  # characters
 HIGHEST_PRIORITY = 100
-LONGEST_CODE = MEGABYTE  # bytes of UTF-8 in one cell
+LONGEST_CODE = MIB  # bytes of UTF-8 in one cell
 _FORBIDDEN_IN_AGENT_ID = set("/\\")
 
 
@@ -28,7 +28,7 @@ def check_agent_id(agent_id: str) -> None:
         )
 
 
-def check_claim(group: str | None, priority: int) -> None:
+def check_lease_request(group: str | None, priority: int) -> None:
     """A group's name is empty, or up to 200 printable characters; a priority is a whole number from -100 to 100.
 
     Raises:

@@ -30,10 +30,10 @@ from orchestrator.errors import (
     KernelStartError,
     SettingsError,
 )
-from orchestrator.host.imagebuild import image_name
+from orchestrator.image.build import image_name
 from orchestrator.kernel.kernel import Kernel, KernelConfig
-from orchestrator.limits import MEGABYTE, KernelResourceLimits
-from orchestrator.policy import Policy
+from orchestrator.limits import MIB, KernelResourceLimits
+from orchestrator.policy.policy import Policy
 from orchestrator.settings import Settings
 from orchestrator.store.audit import AuditLog
 from orchestrator.telemetry import Telemetry
@@ -101,9 +101,7 @@ class Instance:
             uid_base=settings.uid_base,
             uid_count=settings.uid_count,
             start_timeout=settings.start_timeout,
-            audit=AuditLog(
-                settings.audit_path, fsync=policy.audit.fsync, rotate_at=settings.audit_rotate_mb * MEGABYTE
-            ),
+            audit=AuditLog(settings.audit_path, fsync=policy.audit.fsync, rotate_at=settings.audit_rotate_mb * MIB),
             telemetry=telemetry or Telemetry(),
         )
         return cls(config, lease, may_fall_back=wanted == "auto" and runtime == "runsc")
@@ -190,7 +188,7 @@ class Instance:
         self._kernels[kernel.container.name] = kernel
         return kernel
 
-    def would_lock_alike(self, left: Leftover) -> bool:
+    def would_start_alike(self, left: Leftover) -> bool:
         """Whether a kernel started now would have that one's image, runtime, policy and limits."""
         config = replace(self._config, instance=left.instance, folder=self._folder_of(left.instance))
         request = config.request(left.kernel_id, config.folder / left.kernel_id[:12] / "wire", left.uid)

@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import dataclass
 
-MEGABYTE = 1024 * 1024
+MIB = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class KernelResourceLimits:
 
     @property
     def max_output_bytes(self) -> int:
-        return int(self.max_output_size_mb * MEGABYTE)
+        return int(self.max_output_size_mb * MIB)
 
 
 class Deadline:

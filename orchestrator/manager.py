@@ -18,10 +18,6 @@ from typing import Any, Self
 
 from nbformat import NotebookNode
 
-from orchestrator import checkpoint as checkpoints
-from orchestrator import notebook
-from orchestrator.checkpoint import Checkpoint
-from orchestrator.controlsocket import ControlSocket
 from orchestrator.errors import (
     EngineTimeoutError,
     InvalidInputError,
@@ -29,24 +25,28 @@ from orchestrator.errors import (
     ManagerClosedError,
     UnknownKernelNameError,
 )
-from orchestrator.hibernation import Hibernation
-from orchestrator.hostload import HostLoad
-from orchestrator.inputs import check_agent_id, check_claim, check_code
+from orchestrator.inputs import check_agent_id, check_code, check_lease_request
 from orchestrator.instance import Instance
 from orchestrator.kernel import transfer
 from orchestrator.kernel.kernel import Kernel
-from orchestrator.limits import MEGABYTE, Deadline, KernelResourceLimits
-from orchestrator.monitor import Monitor
-from orchestrator.operations import Operations
-from orchestrator.outputs import Answer, CellFinished, Event
-from orchestrator.policy import Policy
-from orchestrator.pool import KernelPool
-from orchestrator.recovery import Recovery, recover
-from orchestrator.retention import Retention
-from orchestrator.roster import Roster
-from orchestrator.scheduler import Admission, Scheduler
-from orchestrator.session import KernelSession, Restored
-from orchestrator.sessionkeeper import SessionKeeper
+from orchestrator.limits import MIB, Deadline, KernelResourceLimits
+from orchestrator.operator.controlsocket import ControlSocket
+from orchestrator.operator.monitor import Monitor
+from orchestrator.operator.operations import Operations
+from orchestrator.output.events import CellFinished, Event, InputHandler
+from orchestrator.policy.policy import Policy
+from orchestrator.pool.hostload import HostLoad
+from orchestrator.pool.kernelpool import KernelPool
+from orchestrator.pool.scheduler import Admission, Scheduler
+from orchestrator.sessions import checkpoint as checkpoints
+from orchestrator.sessions import notebook
+from orchestrator.sessions.acquiring import SessionKeeper
+from orchestrator.sessions.checkpoint import Checkpoint
+from orchestrator.sessions.hibernation import Hibernation
+from orchestrator.sessions.recovery import Recovery, recover
+from orchestrator.sessions.registry import SessionRegistry
+from orchestrator.sessions.retention import Retention
+from orchestrator.sessions.session import KernelSession, Restored
 from orchestrator.settings import Settings
 from orchestrator.store.checkpointfiles import CheckpointFiles
 from orchestrator.store.history import History
@@ -104,10 +104,10 @@ class AgentKernelManager:
         self.telemetry = Telemetry()
         self.monitor = Monitor(self._live_kernels)
         self.pool = self._make_pool()
-        self._roster = Roster(self.pool, self.telemetry, self._spawn)
-        self._hibernation = Hibernation(self._roster, self.pool, self.resource_limits, self.policy, self._spawn)
-        self._keeper = SessionKeeper(self._roster, self._hibernation, self.pool, self.policy)
-        self.sessions = self._roster.sessions
+        self._registry = SessionRegistry(self.pool, self.telemetry, self._spawn)
+        self._hibernation = Hibernation(self._registry, self.pool, self.resource_limits, self.policy, self._spawn)
+        self._keeper = SessionKeeper(self._registry, self._hibernation, self.pool, self.policy)
+        self.sessions = self._registry.sessions
         self.telemetry.watch_pool(self.pool.counts)
         self._operations = Operations(
             pool=self.pool,
@@ -155,14 +155,14 @@ class AgentKernelManager:
                 await asyncio.to_thread(store.close)
                 raise
             try:
-                self._roster.open(store, files, instance.name)
+                self._registry.open(store, files, instance.name)
                 await self._control.listen(instance.config.folder)
                 if self.settings.metrics_port:
                     self.telemetry.serve(self.settings.metrics_address, self.settings.metrics_port)
                 self.recovery = await recover(store, self._keeper, instance, self.max_kernels)  # the last that can fail
             except BaseException:  # what was taken over by then is left to the next start
                 for session in list(self.sessions.values()):
-                    self._roster.leave(session)
+                    self._registry.abandon(session)
                 instance.disclaim()
                 await self._control.close()
                 await asyncio.to_thread(self.telemetry.close)
@@ -241,7 +241,7 @@ class AgentKernelManager:
             priority: where agents of a group wait, one step goes as far as ``scheduling.aging_s`` seconds of waiting.
 
         Raises:
-            InvalidInputError: see ``check_agent_id`` and ``check_claim``.
+            InvalidInputError: see ``check_agent_id`` and ``check_lease_request``.
             KernelPoolExhaustedError: there was no kernel for so long, or the policy lets nobody wait; it says what is
                 scarce, and how long one more would wait.
             KernelStartError, EngineError: no kernel could be started.
@@ -250,7 +250,7 @@ class AgentKernelManager:
             ManagerClosedError: the manager was shut down.
         """
         check_agent_id(agent_id)
-        check_claim(group, priority)
+        check_lease_request(group, priority)
         if timeout is not None and not timeout >= 0:
             raise InvalidInputError("the timeout must be a number of seconds, 0 or more.")
         asked = time.monotonic()
@@ -266,7 +266,9 @@ class AgentKernelManager:
         async with self._in_use(session):
             yield session.live_kernel(), session
 
-    async def execute_code(self, session: KernelSession, code: str, *, answer: Answer | None = None) -> dict[str, Any]:
+    async def execute_code(
+        self, session: KernelSession, code: str, *, answer: InputHandler | None = None
+    ) -> dict[str, Any]:
         """Run one cell and return its result: the reference's keys, and those of ``ExecutionResult`` beside them.
 
         An error of the code is a result with status "error"; so is a kernel that its own cell has ended.
@@ -287,7 +289,7 @@ class AgentKernelManager:
         raise AssertionError("unreachable: a stream ends with CellFinished or an error")
 
     async def stream_code(
-        self, session: KernelSession, code: str, *, answer: Answer | None = None
+        self, session: KernelSession, code: str, *, answer: InputHandler | None = None
     ) -> AsyncGenerator[Event, None]:
         """Run one cell and yield its outputs as they come; the last event is ``CellFinished`` with the result.
 
@@ -348,7 +350,7 @@ class AgentKernelManager:
         return sent.size
 
     async def get_file(
-        self, session: KernelSession, source: str, destination: str | Path, *, limit: int = 1024 * MEGABYTE
+        self, session: KernelSession, source: str, destination: str | Path, *, limit: int = 1024 * MIB
     ) -> int:
         """Copy a file of the session's sandbox to the host, in pieces of 1 MiB. Returns its bytes.
 
@@ -602,11 +604,11 @@ class AgentKernelManager:
         """Keep a session awake, having woken it, whether or not its agent is inside ``acquire_kernel``."""
         session.users += 1
         try:
-            await self._roster.look_after(session)
+            await self._registry.reap_if_dead(session)
             if session.asleep and session.ended is None:
                 self._refuse_when_closed()
                 await self._keeper.session_of(
-                    session.agent_id, None, session.caller, session.claim.group, session.claim.priority
+                    session.agent_id, None, session.caller, session.lease_request.group, session.lease_request.priority
                 )
             yield
         finally:

@@ -9,12 +9,14 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from orchestrator.errors import SettingsError
-from orchestrator.outputs import ExecutionResult
+
+if TYPE_CHECKING:
+    from orchestrator.output.events import ExecutionResult
 
 try:
     from opentelemetry import trace as otel

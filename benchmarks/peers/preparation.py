@@ -22,7 +22,9 @@ from docker.errors import DockerException, ImageNotFound
 
 from orchestrator.container.engine import connect
 from orchestrator.errors import ImageMissingError
-from orchestrator.host import hostcommand, imagebuild, wheels
+from orchestrator.host import hostcommand
+from orchestrator.image import build as imagebuild
+from orchestrator.image import wheels
 from orchestrator.settings import Settings
 
 REPOSITORY = Path(__file__).parents[2]

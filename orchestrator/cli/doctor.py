@@ -16,11 +16,11 @@ from rich.table import Table
 from orchestrator.cli.render import console, plain, run_async
 from orchestrator.container.engine import Engine, gvisor_fault
 from orchestrator.errors import CellblockError, ImageMissingError
-from orchestrator.host.imagebuild import image_name
 from orchestrator.host.weakness import look, weaknesses
-from orchestrator.limits import MEGABYTE
+from orchestrator.image.build import image_name
+from orchestrator.limits import MIB
 from orchestrator.manager import AgentKernelManager
-from orchestrator.policy import Policy
+from orchestrator.policy.policy import Policy
 from orchestrator.settings import Settings
 
 Verdict = Literal["good", "weak", "broken"]
@@ -34,7 +34,7 @@ _PROMISES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Diagnosis:
     """One line of the report. A "broken" one keeps kernels from running; a "weak" one weakens the promise."""
 
     subject: str
@@ -61,12 +61,12 @@ def doctor() -> None:
     raise typer.Exit(0 if usable else 1)
 
 
-async def _examine(settings: Settings, usable: list[str]) -> list[Finding]:
+async def _examine(settings: Settings, usable: list[str]) -> list[Diagnosis]:
     findings = list(_host(settings))
     try:
         engine = await Engine.connect(settings.engine_timeout)
     except CellblockError as error:
-        return [*findings, Finding("engine", "broken", error.message, error.remedy)]
+        return [*findings, Diagnosis("engine", "broken", error.message, error.remedy)]
     try:
         info: dict[str, Any] = await engine.retry(engine.client.info)
         version: dict[str, Any] = await engine.retry(engine.client.version)
@@ -80,33 +80,33 @@ async def _examine(settings: Settings, usable: list[str]) -> list[Finding]:
     return findings
 
 
-def _host(settings: Settings) -> Iterator[Finding]:
-    memory = psutil.virtual_memory().total // MEGABYTE
+def _host(settings: Settings) -> Iterator[Diagnosis]:
+    memory = psutil.virtual_memory().total // MIB
     each = Policy.load(settings.policy).limits.memory_mb
-    yield Finding("memory", "good", f"{memory} MiB: room for {max(0, memory // each)} kernels of {each} MiB")
+    yield Diagnosis("memory", "good", f"{memory} MiB: room for {max(0, memory // each)} kernels of {each} MiB")
 
 
-def _engine(info: dict[str, Any], version: dict[str, Any]) -> Iterator[Finding]:
-    yield Finding("engine", "good", f"Docker {info.get('ServerVersion')} on {info.get('OperatingSystem')}")
+def _engine(info: dict[str, Any], version: dict[str, Any]) -> Iterator[Diagnosis]:
+    yield Diagnosis("engine", "good", f"Docker {info.get('ServerVersion')} on {info.get('OperatingSystem')}")
     runtimes = info["Runtimes"]
-    yield Finding("runtimes", "good", ", ".join(sorted(runtimes)))
+    yield Diagnosis("runtimes", "good", ", ".join(sorted(runtimes)))
     components = {part.get("Name"): part.get("Version", "") for part in version.get("Components") or ()}
     found = list(weaknesses(look(), info, gvisor_fault(runtimes), components.get("runc", "")))
     for one in found:
-        yield Finding(one.subject, "broken" if one.broken else "weak", one.found, one.mend, one.consequence)
+        yield Diagnosis(one.subject, "broken" if one.broken else "weak", one.found, one.mend, one.consequence)
     strong = [name for name in _LOOKED_FOR if name not in {one.subject for one in found}]
     if strong:
-        yield Finding("also looked for", "good", ", ".join(strong))
+        yield Diagnosis("also looked for", "good", ", ".join(strong))
 
 
-async def _image(engine: Engine, settings: Settings) -> Finding:
+async def _image(engine: Engine, settings: Settings) -> Diagnosis:
     name = await asyncio.to_thread(image_name, settings)
     try:
         image = await engine.resolve_image(name)
     except ImageMissingError as error:
-        return Finding("image", "broken", error.message, error.remedy)
+        return Diagnosis("image", "broken", error.message, error.remedy)
     details = await engine.retry(engine.client.api.inspect_image, image)
-    return Finding("image", "good", f"{name}, {details['Size'] // 10**6} MB")
+    return Diagnosis("image", "good", f"{name}, {details['Size'] // 10**6} MB")
 
 
 def _candidates(runtimes: dict[str, Any]) -> list[str]:
@@ -114,7 +114,7 @@ def _candidates(runtimes: dict[str, Any]) -> list[str]:
     return gvisor + [name for name in ("runc",) if name in runtimes]
 
 
-async def _trial(runtime: str, settings: Settings, usable: list[str]) -> Finding:
+async def _trial(runtime: str, settings: Settings, usable: list[str]) -> Diagnosis:
     subject = f"a kernel under {runtime}"
     chosen = settings.model_copy(update={"runtime": runtime, "warm_kernels": 0})
     try:
@@ -122,14 +122,14 @@ async def _trial(runtime: str, settings: Settings, usable: list[str]) -> Finding
         async with manager, manager.acquire_kernel("doctor", timeout=settings.start_timeout) as (_kernel, session):
             result = await manager.execute_code(session, "6 * 7")
     except CellblockError as error:
-        return Finding(subject, "weak", error.message, error.remedy)
+        return Diagnosis(subject, "weak", error.message, error.remedy)
     if result["result"] != "42":
-        return Finding(subject, "weak", f"6 * 7 gave {result['result']!r}")
+        return Diagnosis(subject, "weak", f"6 * 7 gave {result['result']!r}")
     usable.append(runtime)
-    return Finding(subject, "good", f"6 * 7 = 42, in {1000 * result['duration_s']:.0f} ms")
+    return Diagnosis(subject, "good", f"6 * 7 = 42, in {1000 * result['duration_s']:.0f} ms")
 
 
-def _report(findings: list[Finding], usable: list[str], settings: Settings) -> None:
+def _report(findings: list[Diagnosis], usable: list[str], settings: Settings) -> None:
     table = Table("what", "state", "found", title="cellblock doctor", title_justify="left")
     for finding in findings:
         table.add_row(finding.subject, _MARKS[finding.verdict], escape(plain(finding.found)))

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from orchestrator.container import engine
-from orchestrator.host import imagebuild
-from orchestrator.host.imagebuild import BuildStep
+from orchestrator.image import build as imagebuild
+from orchestrator.image.build import BuildStep
 from orchestrator.settings import Settings
 
 app = typer.Typer(

@@ -10,7 +10,7 @@ from typing import Any
 from rich.markup import escape
 
 from orchestrator.cli.render import plain
-from orchestrator.controlsocket import Door, doors
+from orchestrator.operator.controlsocket import Door, doors
 from orchestrator.settings import Settings
 
 COLUMNS = ("kernel", "agent", "runtime", "state", "CPU %", "memory MiB", "tmpfs", "pids", "cells", "running", "age")
@@ -56,7 +56,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Host:
+class HostView:
     """All that runs here.
 
     Attributes:
@@ -73,17 +73,17 @@ class Host:
         return sum(overview["pool"][key] for overview in self.overviews)
 
 
-async def look(settings: Settings) -> Host:
+async def look(settings: Settings) -> HostView:
     """Ask every instance of this host that this user may ask."""
     found = doors(settings.state_path)
     answers = await asyncio.gather(*(door.ask({"do": "overview"}, _ANSWER) for door in found))
     heard = [(door, answer) for door, answer in zip(found, answers, strict=True) if answer and "kernels" in answer]
     silent = [door.instance for door, answer in zip(found, answers, strict=True) if not answer]
     rows = [Row(door, kernel) for door, answer in heard for kernel in answer["kernels"]]
-    return Host(tuple(answer for _, answer in heard), tuple(rows), tuple(silent))
+    return HostView(tuple(answer for _, answer in heard), tuple(rows), tuple(silent))
 
 
-def summary(host: Host) -> str:
+def summary(host: HostView) -> str:
     """Return one line on all pools."""
     count = host.pool
     instances = "1 instance" if len(host.overviews) == 1 else f"{len(host.overviews)} instances"

@@ -12,7 +12,7 @@ from rich.table import Column, Table
 
 from orchestrator.cli.render import console, plain
 from orchestrator.container.hostconfig import KERNEL_MOUNT, ContainerSpec, create_request
-from orchestrator.policy import Policy, keys, policy_path, shipped
+from orchestrator.policy.policy import Policy, keys, policy_path, shipped
 from orchestrator.settings import Settings
 
 app = typer.Typer(

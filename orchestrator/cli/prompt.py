@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from rich.markup import escape
 
 from orchestrator.cli.render import errors, plain
-from orchestrator.outputs import InputRequest
+from orchestrator.output.events import InputRequest
 
 _STANDARD_INPUT = 0
 _LINE_FEED = 10

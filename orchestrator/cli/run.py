@@ -19,7 +19,7 @@ from orchestrator.cli.verdict import gap, needs_telling, verdict
 from orchestrator.errors import CellblockError, InvalidCodeError, InvalidInputError, KernelTimeoutError
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.manager import AgentKernelManager
-from orchestrator.outputs import (
+from orchestrator.output.events import (
     CellFinished,
     DisplayData,
     ErrorOutput,
@@ -28,7 +28,7 @@ from orchestrator.outputs import (
     OutputDropped,
     StreamOutput,
 )
-from orchestrator.policy import Policy
+from orchestrator.policy.policy import Policy
 from orchestrator.settings import Settings
 
 _AGENT = "cellblock-run"  # and a number: two runs are two agents

@@ -19,7 +19,7 @@ from rich.table import Table
 from orchestrator.cli.render import console, plain
 from orchestrator.errors import InvalidInputError
 from orchestrator.instance import Instance
-from orchestrator.notebook import session_notebook
+from orchestrator.sessions.notebook import session_notebook
 from orchestrator.settings import Settings
 from orchestrator.store.checkpointfiles import CheckpointFiles
 from orchestrator.store.history import CellRecord, History, SessionRecord

@@ -12,8 +12,8 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Label, Static
 
-from orchestrator.cli.kernelrows import COLUMNS, Host, Row, look, ordered, summary
-from orchestrator.limits import MEGABYTE
+from orchestrator.cli.kernelrows import COLUMNS, HostView, Row, look, ordered, summary
+from orchestrator.limits import MIB
 from orchestrator.settings import Settings
 
 _INTERVAL = 1.0  # seconds between two looks
@@ -91,9 +91,9 @@ class Top(App[None]):
         if chosen is not None and chosen.kernel_id in self._rows:
             table.move_cursor(row=list(self._rows).index(chosen.kernel_id))
 
-    def _summary(self, host: Host) -> Text:
+    def _summary(self, host: HostView) -> Text:
         memory = psutil.virtual_memory()
-        used, total = (memory.total - memory.available) / MEGABYTE / 1024, memory.total / MEGABYTE / 1024
+        used, total = (memory.total - memory.available) / MIB / 1024, memory.total / MIB / 1024
         machine = (
             f"host: CPU {psutil.cpu_percent():.0f} % of {psutil.cpu_count()} cores, memory {used:.1f}/{total:.1f} GiB"
         )

@@ -22,7 +22,7 @@ from orchestrator.isolation.claims import Claim
 from orchestrator.isolation.controls import CONTROLS
 from orchestrator.isolation.verification import CLAIMS, Check, Finding, Report, check_controls, laboratory
 from orchestrator.isolation.verification import verify as run_probes
-from orchestrator.policy import Policy
+from orchestrator.policy.policy import Policy
 from orchestrator.settings import Settings
 
 _COLOURS = {"holds": "green", "fails": "bold red", "does not apply": "dim", "the host lacks it": "yellow"}

@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from orchestrator.errors import SandboxFloorError
-from orchestrator.seccomp import breaches as seccomp_breaches
+from orchestrator.policy.seccomp import breaches as seccomp_breaches
 
 Json = Mapping[str, Any]
 

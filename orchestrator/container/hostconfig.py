@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.container.floor import check_floor
-from orchestrator.limits import MEGABYTE, KernelResourceLimits
-from orchestrator.policy import Policy
+from orchestrator.limits import MIB, KernelResourceLimits
+from orchestrator.policy.policy import Policy
 
 LABEL = "org.cellblock"
 INSTANCE_LABEL = f"{LABEL}.instance"
@@ -96,7 +96,7 @@ def _environment() -> dict[str, str]:
 
 
 def _host_config(spec: ContainerSpec, policy: Policy, limits: KernelResourceLimits) -> dict[str, Any]:
-    memory = limits.max_memory_mb * MEGABYTE
+    memory = limits.max_memory_mb * MIB
     nproc, pids = _process_limits(spec.runtime, policy.limits.pids)
     owner = f"uid={spec.uid},gid={spec.uid},mode=0700"
     return {
@@ -114,7 +114,7 @@ def _host_config(spec: ContainerSpec, policy: Policy, limits: KernelResourceLimi
         "CpuQuota": max(1000, int(_CPU_PERIOD_US * limits.max_cpu_percent / 100)),  # the kernel's least quota is 1 ms
         "PidsLimit": pids,
         "OomScoreAdj": _OOM_SCORE,
-        "ShmSize": policy.tmpfs.shm_mb * MEGABYTE,
+        "ShmSize": policy.tmpfs.shm_mb * MIB,
         "Tmpfs": {
             WORKDIR: f"rw,nosuid,nodev,size={policy.tmpfs.work_mb}m,{owner}",
             # runsc adds an unsized writable /tmp unless one is given

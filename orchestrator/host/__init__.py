@@ -1,0 +1,1 @@
+"""The machine below: packages, the Docker daemon and its weaknesses. It never touches a running sandbox."""

@@ -49,11 +49,11 @@ class _Record:
         return any(f"name={option}" in entry for entry in self.engine.get("SecurityOptions") or ())
 
 
-Answer = tuple[Standing, str]
-_Check = Callable[[_Record], Answer]
+ItemResult = tuple[Standing, str]
+_Check = Callable[[_Record], ItemResult]
 
 
-def _held(condition: bool, evidence: str) -> Answer:
+def _held(condition: bool, evidence: str) -> ItemResult:
     return ("holds" if condition else "fails"), evidence
 
 
@@ -66,7 +66,7 @@ def _irrelevant(reason: str) -> _Check:
     return lambda _: ("does not apply", reason)
 
 
-def _apparmor(record: _Record) -> Answer:
+def _apparmor(record: _Record) -> ItemResult:
     profile = record.container.get("AppArmorProfile") or ""
     if record.gvisor:
         return "does not apply", "gVisor's kernel is between a cell and what AppArmor would guard"
@@ -75,50 +75,50 @@ def _apparmor(record: _Record) -> Answer:
     return _held(profile not in ("", "unconfined"), f"profile {profile!r}")
 
 
-def _selinux(record: _Record) -> Answer:
+def _selinux(record: _Record) -> ItemResult:
     if not record.has("selinux"):
         return "the host lacks it", "the engine reports no SELinux"
     options = record.host["SecurityOpt"] or []
     return _held("label=disable" not in options and "label:disable" not in options, f"{record.host['SecurityOpt']}")
 
 
-def _sensitive(record: _Record) -> Answer:
+def _sensitive(record: _Record) -> ItemResult:
     sources = [mount["Source"] for mount in record.container["Mounts"] if mount["Type"] == "bind"]
     found = [source for source in sources if source in _SENSITIVE or source.startswith(("/etc/", "/proc/", "/sys/"))]
     return _held(not found, f"mounted of the host: {', '.join(sources)}")
 
 
-def _ports(record: _Record) -> Answer:
+def _ports(record: _Record) -> ItemResult:
     ports = record.container["NetworkSettings"].get("Ports") or {}
     return _held(not ports and not record.host.get("PortBindings"), f"{len(ports)} ports")
 
 
-def _memory(record: _Record) -> Answer:
+def _memory(record: _Record) -> ItemResult:
     return _held(record.host["Memory"] > 0, f"{record.host['Memory']} bytes, {record.host['MemorySwap']} with swap")
 
 
-def _cpu(record: _Record) -> Answer:
+def _cpu(record: _Record) -> ItemResult:
     quota, period = record.host["CpuQuota"], record.host["CpuPeriod"]
     return _held(quota > 0, f"a quota of {quota} of {period} us, which bounds more firmly than shares")
 
 
-def _restart(record: _Record) -> Answer:
+def _restart(record: _Record) -> ItemResult:
     name = record.host["RestartPolicy"]["Name"]
     return _held(name in ("", "no"), f"restart policy {name or 'no'!r}: a sandbox that ended is never used again")
 
 
-def _ulimits(record: _Record) -> Answer:
+def _ulimits(record: _Record) -> ItemResult:
     limits = {limit["Name"]: limit["Hard"] for limit in record.host["Ulimits"] or ()}
     bounded = {"nofile", "nproc", "core"} <= limits.keys() and limits["core"] == 0
     return _held(bounded, ", ".join(f"{name} {hard}" for name, hard in sorted(limits.items())))
 
 
-def _propagation(record: _Record) -> Answer:
+def _propagation(record: _Record) -> ItemResult:
     modes = {mount.get("Propagation") or "none" for mount in record.container["Mounts"]}
     return _held(not any("shared" in mode for mode in modes), f"propagation {', '.join(sorted(modes))}")
 
 
-def _seccomp(record: _Record) -> Answer:
+def _seccomp(record: _Record) -> ItemResult:
     options = [option for option in record.host["SecurityOpt"] or () if option.startswith("seccomp")]
     if options and "unconfined" in options[0]:
         return "fails", "seccomp=unconfined"
@@ -129,33 +129,33 @@ def _seccomp(record: _Record) -> Answer:
     return _held(bool(options), "a profile of our own, stricter than the default")
 
 
-def _privileges(record: _Record) -> Answer:
+def _privileges(record: _Record) -> ItemResult:
     return _held("no-new-privileges" in (record.host["SecurityOpt"] or ()), "no-new-privileges")
 
 
-def _capabilities(record: _Record) -> Answer:
+def _capabilities(record: _Record) -> ItemResult:
     dropped, added = record.host["CapDrop"], record.host["CapAdd"]
     return _held(dropped == ["ALL"] and not added, f"dropped {dropped}, added {added}")
 
 
-def _swarm(record: _Record) -> Answer:
+def _swarm(record: _Record) -> ItemResult:
     state = (record.engine.get("Swarm") or {}).get("LocalNodeState", "inactive")
     return ("holds" if state == "inactive" else "the host lacks it"), f"swarm {state}"
 
 
-def _pids(record: _Record) -> Answer:
+def _pids(record: _Record) -> ItemResult:
     return _held((record.host["PidsLimit"] or 0) > 0, f"{record.host['PidsLimit']} processes and threads")
 
 
-def _bridge(record: _Record) -> Answer:
+def _bridge(record: _Record) -> ItemResult:
     return _held(record.host["NetworkMode"] == "none", f"network {record.host['NetworkMode']}")
 
 
-def _health(record: _Record) -> Answer:
+def _health(record: _Record) -> ItemResult:
     return "does not apply", "the orchestrator holds a connection to each kernel, whose end it sees at once"
 
 
-def _socket(record: _Record) -> Answer:
+def _socket(record: _Record) -> ItemResult:
     found = [mount["Source"] for mount in record.container["Mounts"] if mount["Source"].endswith("docker.sock")]
     return _held(not found, ", ".join(found) or "not mounted")
 

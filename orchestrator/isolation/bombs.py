@@ -12,8 +12,8 @@ from typing import Any
 from orchestrator.isolation.claims import Claim, Verdict, verdict
 from orchestrator.isolation.measure import Cost, daemon_cpu, processes_of, quiet_p99, spent, watch
 from orchestrator.isolation.subject import Subject
-from orchestrator.limits import MEGABYTE
-from orchestrator.outputs import ExecutionResult
+from orchestrator.limits import MIB
+from orchestrator.output.events import ExecutionResult
 
 _SLOWER = 2.0  # times its quiet p99 that a neighbour may be slowed to
 _HOLD = 0.8  # seconds that a bomb holds what it has taken
@@ -188,7 +188,7 @@ async def _files(subject: Subject) -> Verdict:
     """Fill each tmpfs: refused at its size, or out of memory; never more."""
     sizes = subject.policy.tmpfs
     folders = {"/work": sizes.work_mb, "/tmp": sizes.tmp_mb, "/dev/shm": sizes.shm_mb}
-    wanted = [(folder, (size + _OVERFLOW) * MEGABYTE) for folder, size in folders.items()]
+    wanted = [(folder, (size + _OVERFLOW) * MIB) for folder, size in folders.items()]
     result, cost, faults = await _beside_a_neighbour(subject, _FILES.format(folders=wanted))
     if result.outcome == "oom":
         return verdict(faults, f"out of memory, and told so; {cost}")
@@ -196,9 +196,9 @@ async def _files(subject: Subject) -> Verdict:
         return Verdict(False, f"the cell ended as {result.outcome}: {_said(result)}")
     found: dict[str, list[int]] = json.loads(result.stdout.replace("'", '"'))
     for folder, (written, refusal) in found.items():
-        if refusal != errno.ENOSPC or written > folders[folder] * MEGABYTE:
-            faults.append(f"{folder} took {written // MEGABYTE} MiB")
-    said = ", ".join(f"{folder} {written // MEGABYTE} MiB" for folder, (written, _) in found.items())
+        if refusal != errno.ENOSPC or written > folders[folder] * MIB:
+            faults.append(f"{folder} took {written // MIB} MiB")
+    said = ", ".join(f"{folder} {written // MIB} MiB" for folder, (written, _) in found.items())
     return verdict(faults, f"ENOSPC at {said}; {cost}")
 
 

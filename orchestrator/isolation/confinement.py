@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from orchestrator.isolation.claims import Claim, Verdict, verdict
 from orchestrator.isolation.subject import Subject
-from orchestrator.limits import MEGABYTE
+from orchestrator.limits import MIB
 
 _AT_ONCE = 1.0  # seconds in which a connection must have failed
 _UNREACHABLE = ("ENETUNREACH", "EHOSTUNREACH", "ECONNREFUSED")  # the last on the sandbox's own loopback
@@ -79,9 +79,7 @@ async def _sizes(subject: Subject) -> Verdict:
     sizes = dict(zip(_WRITABLE, (wanted.work_mb, wanted.tmp_mb, wanted.shm_mb), strict=True))
     found = await subject.fact("sizes")
     faults = [
-        f"{path} has {found[path] // MEGABYTE} MiB, not {size}"
-        for path, size in sizes.items()
-        if found[path] != size * MEGABYTE
+        f"{path} has {found[path] // MIB} MiB, not {size}" for path, size in sizes.items() if found[path] != size * MIB
     ]
     return verdict(faults, ", ".join(f"{path} {size} MiB" for path, size in sizes.items()))
 

@@ -18,10 +18,10 @@ from typing import Any
 
 from orchestrator.container.hostconfig import ContainerSpec, create_request
 from orchestrator.kernel.guard import Guard
-from orchestrator.kernel.kernel import KernelConfig, Lock
+from orchestrator.kernel.kernel import ContainerRequest, KernelConfig
 from orchestrator.kernel.loopshare import KernelShare, LoopShare
 from orchestrator.limits import KernelResourceLimits
-from orchestrator.policy import Policy
+from orchestrator.policy.policy import Policy
 
 _SETUID = 0o4755
 _ENDLESS_MB = 2**20
@@ -71,12 +71,12 @@ class Control:
 
     def config(self, config: KernelConfig, scenery: Scenery) -> KernelConfig:
         """Return how its kernels are started, given how they should be."""
-        config = replace(config, lock=self._lock(scenery))
+        config = replace(config, container_request=self._lock(scenery))
         if self.unguarded:
             return replace(config, guard=_Unguarded, limits=replace(config.limits, max_output_size_mb=_ENDLESS_MB))
         return config
 
-    def _lock(self, scenery: Scenery) -> Lock:
+    def _lock(self, scenery: Scenery) -> ContainerRequest:
 
         def weakened(spec: ContainerSpec, policy: Policy, limits: KernelResourceLimits) -> dict[str, Any]:
             request = create_request(spec, policy, limits)
@@ -255,9 +255,9 @@ class _Unguarded(Guard):
     def __init__(self, message_bound: int, share: KernelShare) -> None:
         super().__init__(2**62, _Restless(LoopShare()))
 
-    def cut(self, reason: str, violated: bool = False, excess: bool = False) -> None:
+    def disconnect(self, reason: str, violated: bool = False, excess: bool = False) -> None:
         if not violated:
-            super().cut(reason)
+            super().disconnect(reason)
 
 
 def _control(

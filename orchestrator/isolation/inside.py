@@ -76,8 +76,8 @@ def connections(addresses: list[list[Any]]) -> dict[str, list[Any]]:
 
 def abstract_socket(name: str) -> str:
     try:
-        with socket.socket(socket.AF_UNIX) as dialled:
-            dialled.connect(f"\0{name}")
+        with socket.socket(socket.AF_UNIX) as connected:
+            connected.connect(f"\0{name}")
     except OSError as error:
         return _name(error)
     return "connected"

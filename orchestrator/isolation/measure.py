@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from orchestrator.limits import MEGABYTE
+from orchestrator.limits import MIB
 
 if TYPE_CHECKING:
     from orchestrator.isolation.subject import Subject
@@ -56,7 +56,7 @@ class Cost:
         self.errors += other.errors
 
     def describe(self) -> str:
-        said = f"+{self.memory / MEGABYTE:.0f} MB, stall {1000 * self.stall:.0f} ms ({1000 * self.loop_cpu:.0f} of CPU)"
+        said = f"+{self.memory / MIB:.0f} MB, stall {1000 * self.stall:.0f} ms ({1000 * self.loop_cpu:.0f} of CPU)"
         return said + (f", neighbour p99 {1000 * self.p99:.0f} ms" if self.latencies else "")
 
 

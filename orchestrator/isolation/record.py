@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator.isolation.claims import Claim, Probe, Verdict, verdict
 from orchestrator.isolation.subject import Subject
-from orchestrator.limits import MEGABYTE
+from orchestrator.limits import MIB
 
 _WIRE = "/run/kernel"
 _LARGEST_LOG = ("64k", "1")  # size and number of files, which the launcher's first words need
@@ -72,7 +72,7 @@ def _root(subject: Subject, config: dict[str, Any]) -> list[str]:
 
 
 def _memory(subject: Subject, config: dict[str, Any]) -> list[str]:
-    wanted = subject.limits.max_memory_mb * MEGABYTE
+    wanted = subject.limits.max_memory_mb * MIB
     faults = [] if config["Memory"] == wanted else [f"memory limit {config['Memory']}, not {wanted}"]
     if config["MemorySwap"] != wanted:
         faults.append(f"memory and swap {config['MemorySwap']}, not {wanted}")

@@ -17,9 +17,9 @@ from orchestrator.instance import Instance
 from orchestrator.kernel.kernel import Kernel, KernelConfig
 from orchestrator.kernel.transfer import put_file
 from orchestrator.limits import KernelResourceLimits
-from orchestrator.outputs import CellFinished, ExecutionResult
-from orchestrator.policy import Policy
-from orchestrator.session import KernelSession
+from orchestrator.output.events import CellFinished, ExecutionResult
+from orchestrator.policy.policy import Policy
+from orchestrator.sessions.session import KernelSession
 
 _IMAGE = ("/usr", "/opt")  # where the image's own files lie, the same in every container
 _FOLDERS = ("/work", "/tmp", "/dev/shm")

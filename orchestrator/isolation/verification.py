@@ -19,7 +19,7 @@ from orchestrator.isolation.claims import Claim, Verdict
 from orchestrator.isolation.controls import CONTROLS, Control, Scenery, network_name, scenery
 from orchestrator.isolation.subject import Bait, ProbeError, Subject
 from orchestrator.kernel.kernel import KernelConfig
-from orchestrator.policy import Policy
+from orchestrator.policy.policy import Policy
 from orchestrator.settings import Settings
 
 CLAIMS: tuple[Claim, ...] = (*record.CLAIMS, *confinement.CLAIMS, *bombs.CLAIMS, *wire.CLAIMS)

@@ -13,10 +13,10 @@ from orchestrator.isolation import wire_attacks
 from orchestrator.isolation.claims import Claim, Probe, Verdict, verdict
 from orchestrator.isolation.measure import Cost, quiet_p99, watch
 from orchestrator.isolation.subject import Subject
-from orchestrator.limits import MEGABYTE
-from orchestrator.outputs import ExecutionResult
+from orchestrator.limits import MIB
+from orchestrator.output.events import ExecutionResult
 
-_BESIDE = 16 * MEGABYTE  # bytes by which memory may grow beyond the policy's output limit
+_BESIDE = 16 * MIB  # bytes by which memory may grow beyond the policy's output limit
 _STALL = 0.1  # seconds that the event loop may stand still
 _SLOWER = 2.0  # times its quiet p99 that a neighbour may be slowed to
 _ATTACK = 0.5  # seconds
@@ -93,7 +93,7 @@ async def assault(attacker: Subject, attack: str, judge: Judge) -> tuple[Cost, l
             faults = [f"the attack could not be run: {error.message}"]
     most = attacker.policy.resource_limits().max_output_bytes + _BESIDE
     if cost.memory > most:
-        faults.append(f"memory grew by {cost.memory / MEGABYTE:.0f} MB, beyond {most / MEGABYTE:.0f}")
+        faults.append(f"memory grew by {cost.memory / MIB:.0f} MB, beyond {most / MIB:.0f}")
     # A stall that the loop's own thread spent no time on is the machine's, which gave it no processor.
     if min(cost.stall, cost.loop_cpu) > _STALL:
         faults.append(f"the loop stood still for {1000 * cost.stall:.0f} ms")

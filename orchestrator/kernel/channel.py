@@ -112,7 +112,7 @@ class KernelClient:
             self.rejected += 1
             self._on_reject(self.rejected)
             if self.rejected >= _REJECTS:
-                self._guard.cut(f"it sent {_REJECTS} malformed messages", violated=True)
+                self._guard.disconnect(f"it sent {_REJECTS} malformed messages", violated=True)
 
     def _dispatch(self, channel: str, frames: list[bytes]) -> None:
         """Check frame count, signature and shape, and hand the message to whoever asked for it.
@@ -137,7 +137,7 @@ class KernelClient:
                 self.welcome.set_result(None)
             return
         if kind in ("execute_reply", "status") and self._is_second_end(channel, kind, parent_id, content):
-            self._guard.cut(f"it sent a second {kind} for one request", violated=True)
+            self._guard.disconnect(f"it sent a second {kind} for one request", violated=True)
             return
         handler, accept = self._handlers.get(parent_id, (None, _nobody))
         if handler is None or not accept(kind, _memory(content)):

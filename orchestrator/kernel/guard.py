@@ -27,7 +27,7 @@ _READ = 256 * 1024  # bytes taken at once: all that a unix socket of Linux holds
 _ACCEPT_AGAIN = 1.0  # seconds until a connection that could not be taken is tried again
 # Seconds for what a kernel had sent when its wire was cut. A socket full of an honest one's text takes 0.005; full of
 # the smallest messages it would hold the loop for half a second.
-_LAST_WORDS = 0.04
+_FINAL_MESSAGES = 0.04
 _IDENTITY = b"host"  # one for all channels: a kernel asks whoever sent the request for input
 _TYPES = dict.fromkeys(CHANNELS, "DEALER") | {"iopub": "SUB"}
 # Bytes of one message, where that is less than others may have: an unfinished one of each channel may be held at once.
@@ -47,16 +47,16 @@ class _Line(asyncio.BufferedProtocol):
         parser: zmtp.Parser,
         share: KernelShare,
         buffer: bytearray,
-        cut: Callable[[str, bool, bool], None],
+        disconnect: Callable[[str, bool, bool], None],
     ) -> None:
         self._channel = channel
         self._parser = parser
         self._share = share
         self._buffer = buffer
-        self._cut = cut
+        self._disconnect = disconnect
         self._loop = asyncio.get_running_loop()
         self._receive: Receive = _nobody
-        self._door: socket.socket | None = None
+        self._listener: socket.socket | None = None
         self._joining: asyncio.Task[Any] | None = None
         self._connection: socket.socket | None = None
         self._transport: asyncio.Transport | None = None
@@ -73,26 +73,26 @@ class _Line(asyncio.BufferedProtocol):
         both to the garbage collector.
         """
         self._receive = receive
-        self._door = socket.socket(socket.AF_UNIX)
-        self._door.setblocking(False)
-        self._door.bind(str(path))
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.setblocking(False)
+        self._listener.bind(str(path))
         os.chmod(path, 0o666)  # noqa: S103 - the folder above it is closed; dialling a unix socket takes write permission
-        self._door.listen(1)
+        self._listener.listen(1)
         self._watch()
 
     def _watch(self) -> None:
-        if self._door is not None:
-            self._loop.add_reader(self._door, self._admit)
+        if self._listener is not None:
+            self._loop.add_reader(self._listener, self._admit)
 
     def _admit(self) -> None:
         """Take a connection, and shut the door behind it: a sandbox cannot dial again and again."""
-        assert self._door is not None
+        assert self._listener is not None
         try:
-            connection, _ = self._door.accept()
+            connection, _ = self._listener.accept()
         except (BlockingIOError, ConnectionError):  # it has hung up again
             return
         except OSError:  # this process has no descriptor left; whoever dials waits, and so does the loop not spin
-            self._loop.remove_reader(self._door)
+            self._loop.remove_reader(self._listener)
             self._loop.call_later(_ACCEPT_AGAIN, self._watch)
             return
         connection.setblocking(False)
@@ -101,13 +101,13 @@ class _Line(asyncio.BufferedProtocol):
         self._joining = self._loop.create_task(self._loop.connect_accepted_socket(lambda: self, connection))
 
     def _shut(self) -> None:
-        if self._door is not None:
-            self._loop.remove_reader(self._door)
-            self._door.close()
-            self._door = None
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
 
     @property
-    def dialled(self) -> bool:
+    def connected(self) -> bool:
         return self._transport is not None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -133,7 +133,7 @@ class _Line(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._closed:
-            self._cut(f"the {self._channel} connection closed", False, False)
+            self._disconnect(f"the {self._channel} connection closed", False, False)
 
     def send(self, frames: Sequence[bytes]) -> None:
         if self._early is not None:
@@ -200,7 +200,7 @@ class _Line(asyncio.BufferedProtocol):
             frames = self._parser.next()
         except zmtp.Violation as violation:
             self.close()
-            self._cut(str(violation), True, violation.excess)
+            self._disconnect(str(violation), True, violation.excess)
             return None
         if self._early is not None and self._parser.ready:
             self._shake_hands()
@@ -256,7 +256,7 @@ class Guard:
                 zmtp.Parser(min(message_bound, _BOUNDS.get(channel, message_bound))),
                 self._share,
                 buffer,
-                self.cut,
+                self.disconnect,
             )
             for channel in CHANNELS
         }
@@ -274,9 +274,9 @@ class Guard:
             line.listen(endpoint.wire_path(channel), receive)
 
     @property
-    def dialled(self) -> int:
+    def connected(self) -> int:
         """How many channels the kernel has connected."""
-        return sum(line.dialled for line in self._lines.values())
+        return sum(line.connected for line in self._lines.values())
 
     def send(self, channel: str, frames: Sequence[bytes]) -> None:
         """Send a message, once the kernel is ready for it; after the cut it goes nowhere."""
@@ -286,7 +286,7 @@ class Guard:
         """Leave a channel's messages in its socket, so that the kernel has to wait; or take them again."""
         self._lines[channel].hold(held)
 
-    def when_lost(self, callback: Callable[[], None]) -> Callable[[], None]:
+    def on_lost(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Have ``callback`` called once the wire is cut; at once when it is. Returns what calls that off."""
         if self.lost.is_set():
             callback()
@@ -294,11 +294,11 @@ class Guard:
             self._callbacks.append(callback)
         return lambda: self._callbacks.remove(callback) if callback in self._callbacks else None
 
-    def cut(self, reason: str, violated: bool = False, excess: bool = False) -> None:
+    def disconnect(self, reason: str, violated: bool = False, excess: bool = False) -> None:
         """Cut the wire, unless it is cut. What the kernel had sent before is handed on, unless it broke a rule."""
         try:
             if not violated:
-                until = time.monotonic() + _LAST_WORDS
+                until = time.monotonic() + _FINAL_MESSAGES
                 for channel in ("iopub", "shell"):
                     self._lines[channel].finish(until)
         finally:  # whatever a handler of those words raises: nobody may go on waiting for this kernel

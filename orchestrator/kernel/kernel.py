@@ -25,8 +25,8 @@ from orchestrator.kernel.channel import Accept, Channel, Handler, KernelClient, 
 from orchestrator.kernel.endpoint import Endpoint
 from orchestrator.kernel.guard import Guard
 from orchestrator.kernel.loopshare import KernelShare, LoopShare
-from orchestrator.limits import MEGABYTE, Deadline, KernelResourceLimits
-from orchestrator.policy import Policy
+from orchestrator.limits import MIB, Deadline, KernelResourceLimits
+from orchestrator.policy.policy import Policy
 from orchestrator.store.audit import AuditLog, brief
 from orchestrator.telemetry import Phases, Telemetry
 
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 # An honest kernel cuts text into pieces, and says so where a larger display is left out. Measured: receiving and
 # reading a message of 5 MB takes 50 ms at worst, and three times its size.
-_LARGEST_MESSAGE = 4 * MEGABYTE
+_LARGEST_MESSAGE = 4 * MIB
 # What the first real cell would otherwise pay for: the compiler's and the display machinery's first use. Measured: a
 # first cell took 16 ms after one silent cell, 8 ms after these, and 5 ms is what later ones take; these take 90 ms. The
 # last one takes away what they left in `Out` and `_`, and by IPython's own way: a `_` that it finds changed it would
@@ -49,14 +49,14 @@ _WARM_UP = [("1", False)] * 3 + [(_FORGET, True)]
 _ADOPTION = 15.0  # seconds that a kernel has to dial again, and to be done with what it was doing
 _HEED = 2.0  # seconds in which a cell should heed its interrupt; then it is interrupted once more, in another way
 _LOOKS = 2  # an engine that hung may still make a container after it was first asked, again, to remove it
-# Share of its time after which a kernel that has not dialled in is given up and started anew. Rarely, on a loaded
+# Share of its time after which a kernel that has not connected in is given up and started anew. Rarely, on a loaded
 # machine, one never does under gVisor: seen with 12 tasks for two cores. Of those that do the slowest took 9 s.
 _PATIENCE = 0.5
 _LONGEST_REASON = 500  # characters of an error that a kernel names
 _USER_IDS = 5  # that are tried before a kernel is given up
 
 Stop = Literal["timeout", "cancelled", "output_limit"]  # why the host stops a cell
-Lock = Callable[[ContainerSpec, Policy, KernelResourceLimits], dict[str, Any]]
+ContainerRequest = Callable[[ContainerSpec, Policy, KernelResourceLimits], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,8 @@ class KernelConfig:
             for each, how many looks must find it gone.
         left: ids of the kernels that run on when their host has let go of them.
         telemetry: observes each start.
-        lock, guard: make the request for each container, and its guard. Only the negative controls of ``isolation/``
-            have their own.
+        container_request, guard: make the request for each container, and its guard. Only the negative controls of
+            ``isolation/`` pass others.
     """
 
     engine: Engine
@@ -88,7 +88,7 @@ class KernelConfig:
     uid_base: int
     uid_count: int
     start_timeout: float
-    lock: Lock = create_request
+    container_request: ContainerRequest = create_request
     guard: Callable[[int, KernelShare], Guard] = Guard
     audit: AuditLog = field(default_factory=lambda: AuditLog(None))
     loop_share: LoopShare = field(default_factory=LoopShare)
@@ -99,7 +99,7 @@ class KernelConfig:
     @property
     def message_bound(self) -> int:
         """Bytes that one message may have: as much as a cell may put out, 4 MiB at most, and its envelope."""
-        return min(self.limits.max_output_bytes, _LARGEST_MESSAGE) + MEGABYTE
+        return min(self.limits.max_output_bytes, _LARGEST_MESSAGE) + MIB
 
     def request(self, kernel_id: str, wire: Path, uid: int) -> dict[str, Any]:
         """Return what the engine is asked for to make a kernel's container."""
@@ -114,7 +114,7 @@ class KernelConfig:
             host=self.host,
             home=self.home,
         )
-        return self.lock(spec, self.policy, self.limits)
+        return self.container_request(spec, self.policy, self.limits)
 
 
 def _no_sockets(error: OSError) -> KernelStartError:
@@ -130,12 +130,12 @@ def _container_name(kernel_id: str) -> str:
 
 
 class _SilentError(Exception):
-    """A kernel has been started, and has not dialled in for long."""
+    """A kernel has been started, and has not connected in for long."""
 
     def __init__(self, kernel: Kernel, seconds: float) -> None:
         super().__init__(
-            f"kernel {kernel.kernel_id[:12]} has not dialled in within {seconds:g} s "
-            f"({kernel._guard.dialled} of 5 channels connected)"
+            f"kernel {kernel.kernel_id[:12]} has not connected in within {seconds:g} s "
+            f"({kernel._guard.connected} of 5 channels connected)"
         )
 
 
@@ -145,10 +145,10 @@ class Kernel:
     Attributes:
         kernel_id: unique; also in the container's name.
         runtime: the container runtime that it runs under.
-        oom_kills_told: ``Usage.oom_kills`` when a result last had them.
+        oom_kills_reported: ``Usage.oom_kills`` when a result last had them.
     """
 
-    oom_kills_told = 0
+    oom_kills_reported = 0
 
     def __init__(self, config: KernelConfig, endpoint: Endpoint, user: UserId, kernel_id: str) -> None:
         self._config = config
@@ -161,7 +161,7 @@ class Kernel:
         self._client = KernelClient(endpoint.key, self._guard, self._note_reject)
         self._exit: asyncio.Task[Exit] | None = None
         self._stopping: asyncio.Task[None] | None = None
-        self._condemned: Stop | None = None
+        self._killed_for: Stop | None = None
         self._oom = False
         self._engine_lost = False
 
@@ -202,7 +202,7 @@ class Kernel:
             await kernel.stop()
             raise
         kernel.note("kernel.started", **kernel.description(), uid=user.uid)
-        kernel.when_lost(kernel._note_end)
+        kernel.on_lost(kernel._note_end)
         return kernel
 
     async def warm_up(self) -> None:
@@ -243,7 +243,7 @@ class Kernel:
             async with asyncio.timeout(_ADOPTION):
                 await kernel._take_over()
         except asyncio.CancelledError:
-            kernel.leave()
+            kernel.abandon()
             raise
         except BaseException as error:
             await kernel.stop()
@@ -253,7 +253,7 @@ class Kernel:
                 ) from error
             raise
         kernel.note("kernel.adopted", **kernel.description(), uid=left.uid)
-        kernel.when_lost(kernel._note_end)
+        kernel.on_lost(kernel._note_end)
         return kernel
 
     @property
@@ -282,9 +282,9 @@ class Kernel:
     def forget(self, message_id: str) -> None:
         self._client.forget(message_id)
 
-    def when_lost(self, callback: Callable[[], None]) -> Callable[[], None]:
+    def on_lost(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Have ``callback`` called once the kernel is gone; at once when it is. Returns what calls that off."""
-        return self._guard.when_lost(callback)
+        return self._guard.on_lost(callback)
 
     async def request(
         self,
@@ -312,7 +312,7 @@ class Kernel:
                 reply.set_exception(self.died_error("kernel_died"))
 
         message_id = self.send(channel, kind, content, receive, buffers)
-        call_off = self.when_lost(lost)
+        call_off = self.on_lost(lost)
         try:
             async with asyncio.timeout(timeout):
                 return await reply
@@ -342,12 +342,12 @@ class Kernel:
         """
         self._oom = True
         if self.runtime != "runc":
-            self._guard.cut("it ran out of memory")
+            self._guard.disconnect("it ran out of memory")
 
     def lose_engine(self) -> None:
         """Called when the Docker engine is gone: nobody could end this kernel any more, or say how it ended."""
         self._engine_lost = True
-        self._guard.cut("the Docker engine is gone")
+        self._guard.disconnect("the Docker engine is gone")
         self.container.kill()
 
     def usage(self) -> Usage | None:
@@ -386,7 +386,7 @@ class Kernel:
         return self._endpoint.wire
 
     @property
-    def cut_reason(self) -> str:
+    def disconnect_reason(self) -> str:
         """Why the wire was cut; "" while it stands."""
         return self._guard.reason
 
@@ -442,8 +442,9 @@ class Kernel:
 
     def died_error(self, reason: str) -> KernelDiedError:
         code = self._known_exit_code()
+        told = "" if code is None else f" (exit code {code})"
         return KernelDiedError(
-            f"kernel {self.kernel_id[:12]} is gone: {self.cut_reason}{'' if code is None else f' (exit code {code})'}.",
+            f"kernel {self.kernel_id[:12]} is gone: {self.disconnect_reason}{told}.",
             kernel_id=self.kernel_id,
             reason=reason,
             exit_code=code,
@@ -456,10 +457,10 @@ class Kernel:
             return None
         return found.result().exit_code
 
-    def condemn(self, why: Stop) -> None:
+    def kill(self, why: Stop) -> None:
         """Cut a kernel off at once whose cell did not heed its interrupt; ``exit`` then kills it."""
-        self._condemned = why
-        self._guard.cut("its cell did not heed the interrupt")
+        self._killed_for = why
+        self._guard.disconnect("its cell did not heed the interrupt")
 
     async def stop(self) -> None:
         """End the container and remove all that is left of the kernel. May be called at any time, and again.
@@ -468,15 +469,15 @@ class Kernel:
             EngineError: the engine does not answer; the instance removes the container later.
         """
         if self._stopping is None:
-            self._guard.cut("it was stopped")
+            self._guard.disconnect("it was stopped")
             self._client.close()
             self._stopping = asyncio.create_task(self._remove())
         await asyncio.shield(self._stopping)
 
-    def leave(self) -> None:
+    def abandon(self) -> None:
         """Let go of the kernel and its folder as they are, as this process's end would: the next start may adopt it."""
         self._config.left.add(self.kernel_id)
-        self._guard.cut("its host has let go of it")
+        self._guard.disconnect("its host has let go of it")
         self._client.close()
         self.container.forget_process()
         self._user.release()
@@ -509,7 +510,7 @@ class Kernel:
         except TimeoutError:
             raise KernelStartError(
                 f"a kernel was not ready within {self._config.start_timeout:g} s under {self.runtime} "
-                f"(phase: {phases.current}; {self._guard.dialled} of 5 channels connected).",
+                f"(phase: {phases.current}; {self._guard.connected} of 5 channels connected).",
                 cause="timeout",
                 log=await self._log(),
             ) from None
@@ -517,7 +518,7 @@ class Kernel:
             await self._refuse_ended()
             raise KernelStartError(
                 f"the kernel was lost while it started under {self.runtime} (phase: {phases.current}): "
-                f"{self.cut_reason}.",
+                f"{self.disconnect_reason}.",
                 cause="container",
                 log=await self._log(),
             ) from error
@@ -529,7 +530,7 @@ class Kernel:
             raise _no_sockets(error) from error
 
     async def _take_over(self) -> None:
-        """Wait until the kernel has dialled again, until no cell runs, and until no interrupt is on its way."""
+        """Wait until the kernel has connected again, until no cell runs, and until no interrupt is on its way."""
         await self.container.find_process()
         self._listen()
         idle = asyncio.create_task(self._idle())
@@ -569,7 +570,7 @@ class Kernel:
 
         content = {"code": "", "silent": True, "store_history": False, "allow_stdin": False}
         message_id = self.send("shell", "execute_request", content, receive)
-        call_off = self.when_lost(lost)
+        call_off = self.on_lost(lost)
         try:
             await done
         finally:
@@ -633,14 +634,14 @@ class Kernel:
             if not welcome.done():
                 welcome.set_exception(self.died_error("kernel_died"))
 
-        call_off = self.when_lost(lost)
+        call_off = self.on_lost(lost)
         try:
             await welcome
         finally:
             call_off()
 
     async def _watch_boot(self) -> None:
-        """Raise when the container ends before the kernel is ready: one that has not dialled has no wire to be cut."""
+        """Raise when the container ends before the kernel is ready: it has no connection yet."""
         while True:
             await asyncio.sleep(1.0)
             await self._refuse_ended()
@@ -660,16 +661,16 @@ class Kernel:
             return Exit("engine_lost", None)
         if self._stopping is not None:
             return Exit("kernel_died", None)
-        if not self._cut_by_host():
+        if not self._ended_by_host():
             exit_state = await self.container.exit()
             if exit_state is not None:
                 return exit_state
         # It lives, but its wire is cut: it ran out of memory, broke the protocol, hung up, or was condemned.
         await self.container.remove()
-        return Exit(self._condemned or ("oom" if self._oom else "kernel_died"), None)
+        return Exit(self._killed_for or ("oom" if self._oom else "kernel_died"), None)
 
-    def _cut_by_host(self) -> bool:
-        return self._guard.violated or self._condemned is not None or (self._oom and self.runtime != "runc")
+    def _ended_by_host(self) -> bool:
+        return self._guard.violated or self._killed_for is not None or (self._oom and self.runtime != "runc")
 
     async def _log(self) -> str:
         try:

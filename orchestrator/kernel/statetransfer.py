@@ -17,9 +17,9 @@ from orchestrator.errors import CheckpointStateError
 from orchestrator.kernel.channel import Message
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.kernel.translate import text
-from orchestrator.limits import MEGABYTE, Deadline
+from orchestrator.limits import MIB, Deadline
 
-PIECE = MEGABYTE  # bytes
+PIECE = MIB  # bytes
 _ATTEMPTS = 2  # the second leaves out, or replaces, what the first could not do
 _GRACE = 3.0  # seconds from the first interrupt of a kernel that takes too long until it is killed
 _INTERRUPT_AGAIN = 0.25  # seconds: the first may come before there is something to interrupt
@@ -115,7 +115,7 @@ async def _release(kernel: Kernel, request: asyncio.Task[Message]) -> None:
                 await kernel.interrupt()
         await asyncio.wait({request}, timeout=_INTERRUPT_AGAIN)
     if not request.done() and kernel.is_alive:
-        kernel.condemn("timeout")
+        kernel.kill("timeout")
 
 
 async def _take(kernel: Kernel, transfer: str, write: Write, deadline: Deadline) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from orchestrator.outputs import (
+from orchestrator.output.events import (
     ClearOutput,
     CommMessage,
     DisplayData,

@@ -263,7 +263,7 @@ class History:
         """Note why a session is over. Like ``end_cell``."""
         self._owe(_updating(session_id, state="ended", owner=None, end_reason=reason[:32]))
 
-    def claim(self, session_id: str, owner: str | None, new_owner: str | None) -> bool:
+    def take_ownership(self, session_id: str, owner: str | None, new_owner: str | None) -> bool:
         """Pass a session from ``owner`` on; None is nobody. False when another process was quicker."""
         with self._writing() as connection:
             changed = connection.execute(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from orchestrator.cli.policies import MEANINGS
 from orchestrator.isolation.verification import CLAIMS
-from orchestrator.policy import Policy, keys
+from orchestrator.policy.policy import Policy, keys
 from orchestrator.settings import Settings
 
 ROWS = {

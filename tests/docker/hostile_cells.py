@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from orchestrator.outputs import KernelState, Outcome
+from orchestrator.output.events import KernelState, Outcome
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from orchestrator import (
     KernelTimeoutError,
     StreamOutput,
 )
-from orchestrator.outputs import Event
+from orchestrator.output.events import Event
 from tests.conftest import make_manager, one_session
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

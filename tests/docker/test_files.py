@@ -17,7 +17,7 @@ from tests.conftest import make_manager
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-MEGABYTE = 1024 * 1024
+MIB = 1024 * 1024
 FILL = "with open('/work/filler', 'wb') as f:\n    for _ in range(500): f.write(bytes(1 << 20))\n0"
 
 
@@ -47,7 +47,7 @@ async def test_a_100_mb_file_travels_both_ways_byte_for_byte(
     digest = hashlib.sha256()
     with source.open("wb") as handle:
         for number in range(100):
-            block = hashlib.shake_128(number.to_bytes(2, "big")).digest(MEGABYTE)
+            block = hashlib.shake_128(number.to_bytes(2, "big")).digest(MIB)
             digest.update(block)
             handle.write(block)
     peak = 0
@@ -60,17 +60,17 @@ async def test_a_100_mb_file_travels_both_ways_byte_for_byte(
             await asyncio.sleep(0.01)
 
     watcher = asyncio.create_task(watch())
-    assert await manager.put_file(session, source, "in/data.bin") == 100 * MEGABYTE
+    assert await manager.put_file(session, source, "in/data.bin") == 100 * MIB
     seen = await inside(manager, session, "import hashlib; hashlib.sha256(open('in/data.bin','rb').read()).hexdigest()")
-    assert await manager.get_file(session, "in/data.bin", back) == 100 * MEGABYTE
+    assert await manager.get_file(session, "in/data.bin", back) == 100 * MIB
     watcher.cancel()
     assert seen == repr(digest.hexdigest())
     assert hashlib.sha256(back.read_bytes()).hexdigest() == digest.hexdigest()
-    assert peak < 40 * MEGABYTE
+    assert peak < 40 * MIB
     await inside(manager, session, "import os; os.remove('in/data.bin')")
 
 
-@pytest.mark.parametrize("size", [0, 1, MEGABYTE - 1, MEGABYTE, MEGABYTE + 1])
+@pytest.mark.parametrize("size", [0, 1, MIB - 1, MIB, MIB + 1])
 async def test_sizes_around_a_piece(
     manager: AgentKernelManager, session: KernelSession, tmp_path: Path, size: int
 ) -> None:
@@ -105,7 +105,7 @@ async def test_what_does_not_fit_is_an_error_and_leaves_nothing(
         manager, session, "with open('/work/filler', 'wb') as f:\n    for _ in range(500): f.write(bytes(1 << 20))\n0"
     )
     with pytest.raises(FileTransferError, match="No space left"):
-        await manager.put_file(session, bytes(20 * MEGABYTE), "big")
+        await manager.put_file(session, bytes(20 * MIB), "big")
     assert await inside(manager, session, "import os; sorted(n for n in os.listdir() if 'big' in n)") == "['big']"
     assert await inside(manager, session, "open('big').read()") == "'before'"
     await inside(manager, session, "os.remove('/work/filler')")
@@ -139,7 +139,7 @@ async def test_bad_sources_and_destinations(
 async def test_an_endless_file_is_stopped(manager: AgentKernelManager, session: KernelSession, tmp_path: Path) -> None:
     """/dev/zero never ends: the limit does it, and a fifo that nobody writes to does not hang the host."""
     with pytest.raises(FileTransferError, match="larger"):
-        await manager.get_file(session, "/dev/zero", tmp_path / "out", limit=3 * MEGABYTE)
+        await manager.get_file(session, "/dev/zero", tmp_path / "out", limit=3 * MIB)
     await inside(manager, session, "import os; os.mkfifo('pipe')")
     with pytest.raises(FileTransferError):
         await manager.get_file(session, "pipe", tmp_path / "out")

@@ -9,8 +9,8 @@ import docker
 import pytest
 
 from orchestrator.container import engine
-from orchestrator.host import imagebuild
-from orchestrator.host.imagebuild import BuiltImage
+from orchestrator.image import build as imagebuild
+from orchestrator.image.build import BuiltImage
 from orchestrator.settings import Settings
 
 PYTHON = ["/opt/cellblock/bin/python", "-I"]

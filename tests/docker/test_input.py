@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from orchestrator import AgentKernelManager, KernelSession, KernelTimeoutError
-from orchestrator.outputs import InputRequest
+from orchestrator.output.events import InputRequest
 from tests.conftest import make_manager
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

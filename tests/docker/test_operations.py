@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from orchestrator import AgentKernelManager, KernelSession
-from orchestrator.controlsocket import doors
+from orchestrator.operator.controlsocket import doors
 from tests.conftest import make_manager
 from tests.terminal import Terminal
 

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from orchestrator import AgentKernelManager, CellFinished, ExecutionResult, KernelResourceLimits, KernelTimeoutError
-from orchestrator.session import KernelSession
+from orchestrator.sessions.session import KernelSession
 from tests.conftest import make_manager
 from tests.docker.hostile_cells import CELLS, Ending, HostileCell
 

@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator import AgentKernelManager, KernelResourceLimits, KernelSession, OutputDropped, StreamOutput
 from orchestrator.isolation.measure import quantile, watch
-from orchestrator.limits import MEGABYTE
+from orchestrator.limits import MIB
 from tests.conftest import make_manager, one_session
 
 # 100 MB in lines that carry their number, so that what is missing can be counted.
@@ -39,7 +39,7 @@ async def test_a_hundred_megabytes_cost_no_more_than_the_limit(runtime: str) -> 
         await manager.execute_code(loud, "1")
         async with watch() as cost:
             result = await manager.execute_code(loud, HUNDRED_MB)
-    assert cost.memory < (10 + 16) * MEGABYTE
+    assert cost.memory < (10 + 16) * MIB
     assert not cost.errors
     assert (result["outcome"], result["kernel_state"]) == ("ok", "idle")
     text, truncation = result["stdout"], result["truncated"]
@@ -49,9 +49,9 @@ async def test_a_hundred_megabytes_cost_no_more_than_the_limit(runtime: str) -> 
     assert (numbers[0], numbers[-1]) == (0, LINES - 1)
     assert len(gaps) == 1
     (mark,) = re.findall(r"^.*left out.*$", text, re.MULTILINE)
-    assert f"{truncation['dropped_bytes'] / MEGABYTE:.1f} MiB" in mark
+    assert f"{truncation['dropped_bytes'] / MIB:.1f} MiB" in mark
     assert f"in {truncation['dropped_messages']:,} messages" in mark
-    assert 8 * MEGABYTE < len(text) < 10.1 * MEGABYTE
+    assert 8 * MIB < len(text) < 10.1 * MIB
     assert abs(len(text) - len(mark) + truncation["dropped_bytes"] - LINES * LENGTH) < 10
     assert result["evidence"]["output_bytes"] >= LINES * LENGTH
 
@@ -158,7 +158,7 @@ async def test_a_slow_consumer_costs_no_memory(runtime: str) -> None:
                     while_waiting = cost.memory
                 dropped = dropped or isinstance(event, OutputDropped)
                 text += [event.text] if isinstance(event, StreamOutput) else []
-    assert while_waiting < 16 * MEGABYTE
+    assert while_waiting < 16 * MIB
     whole = "".join(text)
     assert whole.count("x") == 40 * 999_999
     assert not dropped

@@ -14,8 +14,8 @@ import pytest
 
 from orchestrator import AgentKernelManager, KernelSession
 from orchestrator.errors import EngineError, PolicyError
-from orchestrator.outputs import CommMessage
-from orchestrator.policy import shipped
+from orchestrator.output.events import CommMessage
+from orchestrator.policy.policy import shipped
 from tests.conftest import make_manager
 
 COMMAND = str(Path(sys.executable).parent / "cellblock")

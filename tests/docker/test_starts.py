@@ -17,16 +17,16 @@ from orchestrator.instance import Instance
 from orchestrator.kernel.endpoint import CHANNELS, Endpoint
 from orchestrator.kernel.guard import Guard, Receive
 from orchestrator.limits import KernelResourceLimits
-from orchestrator.policy import Policy
+from orchestrator.policy.policy import Policy
 from orchestrator.settings import Settings
 
 
 class CutWire(Guard):
-    """A guard whose wire is cut before any kernel can have dialled."""
+    """A guard whose wire is cut before any kernel can have connected."""
 
     def listen(self, endpoint: Endpoint, receive: Receive) -> None:
         super().listen(endpoint, receive)
-        asyncio.get_running_loop().call_later(0.05, self.cut, "the test cut it")
+        asyncio.get_running_loop().call_later(0.05, self.disconnect, "the test cut it")
 
 
 class Deaf(Guard):

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from orchestrator import AgentKernelManager, KernelResourceLimits, KernelSession
-from orchestrator.outputs import ExecuteResult
+from orchestrator.output.events import ExecuteResult
 from tests.conftest import make_manager
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

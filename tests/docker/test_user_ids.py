@@ -13,7 +13,7 @@ import pytest
 from orchestrator.container.hostconfig import USER_LABEL
 from orchestrator.container.lease import UserId
 from orchestrator.errors import KernelStartError, UserIdTakenError
-from orchestrator.host.imagebuild import image_name
+from orchestrator.image.build import image_name
 from orchestrator.settings import Settings
 from tests.conftest import make_manager
 

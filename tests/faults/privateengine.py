@@ -19,7 +19,7 @@ import pytest
 
 from orchestrator.container.engine import connect
 from orchestrator.host.enginedaemon import find_program, pid_in
-from orchestrator.host.imagebuild import image_name
+from orchestrator.image.build import image_name
 from orchestrator.settings import Settings
 
 _START = 60.0  # seconds

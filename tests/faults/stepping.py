@@ -23,7 +23,7 @@ from orchestrator import (
 )
 from orchestrator.container.engine import Engine
 from orchestrator.errors import EngineUnavailableError
-from orchestrator.retention import Retention
+from orchestrator.sessions.retention import Retention
 from orchestrator.settings import Settings
 from orchestrator.store import auditchain
 from orchestrator.store.checkpointfiles import CheckpointFiles

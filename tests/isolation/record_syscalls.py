@@ -25,9 +25,9 @@ from orchestrator.instance import Instance
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.kernel.transfer import put_file
 from orchestrator.limits import KernelResourceLimits
-from orchestrator.outputs import CellFinished
-from orchestrator.policy import Policy
-from orchestrator.session import KernelSession
+from orchestrator.output.events import CellFinished
+from orchestrator.policy.policy import Policy
+from orchestrator.sessions.session import KernelSession
 from orchestrator.settings import Settings, data_folder
 
 WORKLOAD = Path(__file__).with_name("workload.py")
@@ -57,7 +57,7 @@ async def traced_kernel(trace: Path) -> AsyncIterator[Kernel]:
     instance = await Instance.open(settings, Policy.load("default"), LIMITS)
     try:
         async with asyncio.timeout(settings.start_timeout), asyncio.TaskGroup() as group:
-            starting = group.create_task(instance.start_kernel(replace(instance.config, lock=lock)))
+            starting = group.create_task(instance.start_kernel(replace(instance.config, container_request=lock)))
             tracing = group.create_task(_trace(instance, trace))
         kernel, tracer = starting.result(), tracing.result()
         yield kernel

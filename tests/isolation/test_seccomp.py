@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import KernelResourceLimits
-from orchestrator.policy import Policy
+from orchestrator.policy.policy import Policy
 from tests.conftest import make_manager
 
 WORKLOAD = Path(__file__).with_name("workload.py")

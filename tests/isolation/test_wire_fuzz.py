@@ -15,7 +15,7 @@ from orchestrator.errors import KernelDiedError
 from orchestrator.isolation.measure import Cost, watch
 from orchestrator.isolation.verification import Laboratory
 from orchestrator.kernel.transfer import put_file
-from orchestrator.limits import MEGABYTE
+from orchestrator.limits import MIB
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -56,6 +56,6 @@ async def test_seeded_nonsense_is_withstood(bench: Laboratory, runtime: str) -> 
     print(f"\n{cases} cases from seed {SEED} in {time.monotonic() - begun:.0f} s: {fuzzed.describe()}, "
           f"{1000 * dry.p99:.0f} ms beside the same work; {counted}")  # fmt: skip
     assert fuzzed.errors == []
-    assert fuzzed.memory <= bench.instance.config.limits.max_output_bytes + 16 * MEGABYTE
+    assert fuzzed.memory <= bench.instance.config.limits.max_output_bytes + 16 * MIB
     assert min(fuzzed.stall, fuzzed.loop_cpu) <= 0.1
     assert fuzzed.p99 <= 2 * dry.p99

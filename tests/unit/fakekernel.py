@@ -26,7 +26,7 @@ class FakeKernel(Kernel):
     def is_alive(self) -> bool:
         return self._lives
 
-    def when_lost(self, callback: Callable[[], None]) -> Callable[[], None]:
+    def on_lost(self, callback: Callable[[], None]) -> Callable[[], None]:
         self._callbacks.append(callback)
         return lambda: None
 

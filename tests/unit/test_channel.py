@@ -73,7 +73,7 @@ async def wire() -> AsyncIterator[Wire]:
     request = client.send("shell", "execute_request", {"code": "1"}, got.append)
     yield Wire(client, Session(key=endpoint.key), sockets["iopub"], guard, got, request)
     client.close()
-    guard.cut("the test is over")
+    guard.disconnect("the test is over")
     kernel_context.destroy(linger=0)
     endpoint.remove()
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from orchestrator.container.floor import check_floor
 from orchestrator.container.hostconfig import ContainerSpec, create_request
 from orchestrator.errors import PolicyError, SandboxFloorError
-from orchestrator.policy import Policy
+from orchestrator.policy.policy import Policy
 
 SPEC = ContainerSpec("cellblock-x", "image", "runc", Path("/run/cellblock/x/wire"), 200001, "i", "k", ("b", "n"), "h")
 

@@ -52,7 +52,7 @@ async def guarded() -> AsyncIterator[Guarded]:
     found = Guarded(Guard(BOUND), Endpoint.create(folder, BOUND))
     found.guard.listen(found.endpoint, found.receive)
     yield found
-    found.guard.cut("the test is over")
+    found.guard.disconnect("the test is over")
     found.endpoint.remove()
 
 
@@ -72,7 +72,7 @@ async def test_messages_pass_both_ways(guarded: Guarded) -> None:
         assert await asyncio.wait_for(reader.readexactly(7), 5) == encode([b"later"])
         writers.append(kernel)
     assert guarded.got == [(channel, [b"from the", b"kernel"]) for channel in CHANNELS]
-    assert guarded.guard.dialled == 5
+    assert guarded.guard.connected == 5
     for writer in writers:
         writer.transport.abort()
 
@@ -105,7 +105,7 @@ async def _send(writer: asyncio.StreamWriter, block: bytes, times: int) -> None:
 async def test_a_violation_cuts_every_channel_and_says_why(guarded: Guarded) -> None:
     """After the cut nothing of this kernel is connected any more, and whoever waits is called once."""
     called: list[str] = []
-    guarded.guard.when_lost(lambda: called.append(guarded.guard.reason))
+    guarded.guard.on_lost(lambda: called.append(guarded.guard.reason))
     reader, kernel = await guarded.dial("shell")
     kernel.write(GREETING + READY + b"\xff")
     with contextlib.suppress(ConnectionResetError):
@@ -171,7 +171,7 @@ async def test_a_cut_kernel_leaves_nothing_with_the_loops_share(guarded: Guarded
     shared = LoopShare()
     folder = Path("/tmp") / f"cbg-{random.randrange(10**9)}"  # noqa: S311 - as above
     endpoint, guard = Endpoint.create(folder, BOUND), Guard(BOUND, shared.of_kernel())
-    guard.listen(endpoint, lambda _channel, _frames: guard.cut("the receiver cut it", violated=True))
+    guard.listen(endpoint, lambda _channel, _frames: guard.disconnect("the receiver cut it", violated=True))
     _, kernel = await asyncio.open_unix_connection(endpoint.wire_path("shell"))
     kernel.write(GREETING + READY + message(b"x"))
     await asyncio.wait_for(guard.lost.wait(), 5)
@@ -216,7 +216,7 @@ async def test_a_cut_between_dialling_and_the_handshake_is_one(guarded: Guarded)
         shell.connect(str(guarded.endpoint.wire_path("shell")))
         shell.sendall(GREETING + READY + message(b"x"))
         guarded.guard._lines["shell"]._admit()
-        guarded.guard.cut("the test cut it")
+        guarded.guard.disconnect("the test cut it")
         assert guarded.guard.lost.is_set()
         await asyncio.sleep(0.05)
     assert guarded.got == []
@@ -232,7 +232,7 @@ async def test_who_dials_while_the_wire_is_cut_is_hung_up_on() -> None:
             kernel.connect(str(endpoint.wire_path("shell")))
             for _ in range(steps):
                 await asyncio.sleep(0)
-            guard.cut("the test cut it")
+            guard.disconnect("the test cut it")
             await asyncio.sleep(0.05)
             kernel.settimeout(0)
             with contextlib.suppress(ConnectionResetError):
@@ -253,12 +253,12 @@ async def test_without_descriptors_a_dial_waits_and_the_loop_goes_on(guarded: Gu
         resource.setrlimit(resource.RLIMIT_NOFILE, (kernel.fileno() + 1, hard))
         kernel.connect(str(guarded.endpoint.wire_path("shell")))
         await asyncio.sleep(0.5)
-        assert guarded.guard.dialled == 0
+        assert guarded.guard.connected == 0
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert time.thread_time() - begun < 0.25
     async with asyncio.timeout(10):
-        while not guarded.guard.dialled:
+        while not guarded.guard.connected:
             await asyncio.sleep(0.05)
     kernel.close()
 
@@ -270,15 +270,15 @@ async def test_a_handler_that_fails_at_the_last_words_keeps_nobody_waiting(guard
     kernel.write(GREETING + READY + message(b"last"))
     await kernel.drain()
     called: list[bool] = []
-    guarded.guard.when_lost(lambda: called.append(True))
+    guarded.guard.on_lost(lambda: called.append(True))
 
     guarded.fails = True
     async with asyncio.timeout(5):
-        while not guarded.guard.dialled:
+        while not guarded.guard.connected:
             await asyncio.sleep(0.01)
     await asyncio.sleep(0.1)
     with pytest.raises(LookupError):
-        guarded.guard.cut("the kernel is gone")
+        guarded.guard.disconnect("the kernel is gone")
     assert guarded.guard.lost.is_set()
     assert called == [True]
     kernel.transport.abort()

@@ -144,7 +144,7 @@ def test_only_one_process_takes_a_session_over(history: History, url: str, tmp_p
     try:
         taken = []
         threads = [
-            threading.Thread(target=lambda h=h, n=n: taken.append(h.claim("s1", "me", n)))
+            threading.Thread(target=lambda h=h, n=n: taken.append(h.take_ownership("s1", "me", n)))
             for h, n in ((history, "a"), (other, "b"), (history, "c"), (other, "d"))
         ]
         for thread in threads:
@@ -152,7 +152,7 @@ def test_only_one_process_takes_a_session_over(history: History, url: str, tmp_p
         for thread in threads:
             thread.join(30)
         assert sorted(taken) == [False, False, False, True]
-        assert not history.claim("s1", None, "e")
+        assert not history.take_ownership("s1", None, "e")
     finally:
         other.close()
 

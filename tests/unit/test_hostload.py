@@ -8,8 +8,8 @@ import time
 import psutil
 import pytest
 
-from orchestrator.hostload import HostLoad
-from orchestrator.limits import MEGABYTE
+from orchestrator.limits import MIB
+from orchestrator.pool.hostload import HostLoad
 
 
 @pytest.mark.alone
@@ -17,7 +17,7 @@ def test_a_reading_is_what_the_machine_has() -> None:
     """Memory as /proc/meminfo tells it; all cores are taken for idle before there was time to see."""
     host = HostLoad(lambda: 7).read()
     assert host.cpus == host.cpus_idle == psutil.cpu_count()
-    assert abs(host.memory_free - psutil.virtual_memory().available) < 512 * MEGABYTE
+    assert abs(host.memory_free - psutil.virtual_memory().available) < 512 * MIB
     assert host.memory_of_kernels == 7
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import ImageBuildError
-from orchestrator.host import baseimage, imagebuild, wheels
+from orchestrator.image import baseimage, wheels
+from orchestrator.image import build as imagebuild
 from orchestrator.settings import Settings, data_folder
 
 

@@ -8,8 +8,8 @@ import re
 import pytest
 
 from orchestrator.limits import OutputLimits
-from orchestrator.outputcollector import OutputCollector
-from orchestrator.outputs import (
+from orchestrator.output.collector import OutputCollector
+from orchestrator.output.events import (
     ClearOutput,
     DisplayData,
     ErrorOutput,

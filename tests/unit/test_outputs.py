@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from orchestrator.limits import OutputLimits
-from orchestrator.outputcollector import OutputCollector
-from orchestrator.outputs import (
+from orchestrator.output.collector import OutputCollector
+from orchestrator.output.events import (
     ClearOutput,
     DisplayData,
     ErrorOutput,

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import seccomp
 from orchestrator.container.hostconfig import ContainerSpec, create_request
 from orchestrator.errors import PolicyError
-from orchestrator.policy import Policy, keys, shipped
+from orchestrator.policy import seccomp
+from orchestrator.policy.policy import Policy, keys, shipped
 
 
 def load(tmp_path: Path, text: str) -> Policy:
@@ -131,7 +131,7 @@ def test_folders_of_the_system_are_no_data(tmp_path: Path, system: str) -> None:
 
 
 def test_a_data_folder_with_a_door_in_it_is_refused(tmp_path: Path, data: Path) -> None:
-    """Read-only keeps files from change; a socket or a fifo would still be dialled."""
+    """Read-only keeps files from change; a socket or a fifo would still be connected."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(data / "docker.sock"))
         assert "socket" in refusal(tmp_path, f"[data]\nx = '{data}'\n").message

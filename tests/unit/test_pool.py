@@ -19,10 +19,10 @@ from orchestrator.errors import (
     KernelStartError,
     ManagerClosedError,
 )
-from orchestrator.limits import MEGABYTE
-from orchestrator.policy import Group, Pool, Scheduling
-from orchestrator.pool import KernelPool, KernelResource
-from orchestrator.scheduler import UNLIMITED, Claim, Room, Scheduler
+from orchestrator.limits import MIB
+from orchestrator.policy.policy import Group, Pool, Scheduling
+from orchestrator.pool.kernelpool import KernelPool, KernelResource
+from orchestrator.pool.scheduler import UNLIMITED, LeaseRequest, Room, Scheduler
 from orchestrator.telemetry import Telemetry
 from tests.unit.fakekernel import Factory
 
@@ -49,7 +49,7 @@ async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
 
 
 async def lease(pool: KernelPool, group: str = "", *, priority: int = 0, timeout: float = 5.0) -> KernelResource:
-    resource = await pool.acquire(timeout, claim=Claim(group, priority))
+    resource = await pool.acquire(timeout, request=LeaseRequest(group, priority))
     resource.served = True
     return resource
 
@@ -138,7 +138,7 @@ async def test_a_caller_that_leaves_costs_its_group_nothing() -> None:
     """Whether it goes just before its turn, just after it, or gives its kernel back unused."""
     scheduler = Scheduler()
     async with running(1, scheduler=scheduler) as pool:
-        unused = await pool.acquire(5, claim=Claim("a"))
+        unused = await pool.acquire(5, request=LeaseRequest("a"))
         before, after = (asyncio.create_task(lease(pool, "b")) for _ in range(2))
         await asyncio.sleep(0)
         before.cancel()
@@ -253,7 +253,7 @@ async def test_a_start_that_the_engine_was_too_slow_for_is_no_exhausted_pool() -
 # Room on the host
 
 
-class Host:
+class HostCapacity:
     """Has memory for so many kernels."""
 
     def __init__(self, kernels: int) -> None:
@@ -261,19 +261,19 @@ class Host:
 
     def room(self, kernels: int, _starting: int) -> Room:
         free = self.places - kernels
-        return Room(free, "memory", 1024 * MEGABYTE, max(free, 0) * 1024 * MEGABYTE, 4, 4)
+        return Room(free, "memory", 1024 * MIB, max(free, 0) * 1024 * MIB, 4, 4)
 
 
 async def test_no_more_kernels_than_the_host_has_memory_for() -> None:
     """The error says so, with the bytes; once there is room the next who asked gets a kernel."""
-    host = Host(2)
+    host = HostCapacity(2)
     async with running(10, warm=1, room=host.room) as pool:
         await lease(pool), await lease(pool)
         assert pool.shortage(with_warm=True) == 1
         with pytest.raises(KernelPoolExhaustedError) as caught:
             await lease(pool, timeout=0.05)
         error = caught.value
-        assert (error.reason, error.needed_bytes, error.free_bytes) == ("memory", 1024 * MEGABYTE, 0)
+        assert (error.reason, error.needed_bytes, error.free_bytes) == ("memory", 1024 * MIB, 0)
         assert "1024 MiB" in error.message
         assert "memory_overcommit" in error.remedy
         waiting = asyncio.create_task(lease(pool))

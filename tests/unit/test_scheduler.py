@@ -12,22 +12,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
-from orchestrator.limits import MEGABYTE, KernelResourceLimits
-from orchestrator.policy import Group, Scheduling
-from orchestrator.scheduler import BY_AGE, Admission, Claim, Host, Scheduler, Ticket
+from orchestrator.limits import MIB, KernelResourceLimits
+from orchestrator.policy.policy import Group, Scheduling
+from orchestrator.pool.scheduler import BY_AGE, Admission, HostCapacity, LeaseRequest, Scheduler, Ticket
 
-GIGABYTE = 1024 * MEGABYTE
+GIGABYTE = 1024 * MIB
 
 
 def order(scheduler: Scheduler, count: int) -> list[str]:
     """Return the groups of the next ``count`` callers; none of them gives its kernel back."""
     tickets = [scheduler.next() for _ in range(count)]
-    return [ticket.claim.group for ticket in tickets if ticket is not None]
+    return [ticket.request.group for ticket in tickets if ticket is not None]
 
 
 def test_without_groups_and_priorities_it_is_first_come_first_served() -> None:
     scheduler = Scheduler()
-    tickets = [scheduler.ask(Claim(), float(now)) for now in range(100)]
+    tickets = [scheduler.ask(LeaseRequest(), float(now)) for now in range(100)]
     assert [scheduler.next() for _ in range(100)] == tickets
     assert scheduler.next() is None
 
@@ -35,7 +35,7 @@ def test_without_groups_and_priorities_it_is_first_come_first_served() -> None:
 def test_who_leaves_the_queue_is_passed_over_and_counts_no_more() -> None:
     """Leaving twice, or after the kernel was given, changes nothing."""
     scheduler = Scheduler()
-    first, second, third = (scheduler.ask(Claim(), float(now)) for now in range(3))
+    first, second, third = (scheduler.ask(LeaseRequest(), float(now)) for now in range(3))
     scheduler.withdraw(second)
     scheduler.withdraw(second)
     assert (len(scheduler), scheduler.eligible) == (2, 2)
@@ -48,9 +48,9 @@ def test_a_group_with_a_thousand_callers_does_not_hold_up_another() -> None:
     """The next kernel goes to the group that holds fewer, though a thousand asked before."""
     scheduler = Scheduler()
     for now in range(1000):
-        scheduler.ask(Claim("hog"), float(now))
+        scheduler.ask(LeaseRequest("hog"), float(now))
     assert order(scheduler, 5) == ["hog"] * 5
-    scheduler.ask(Claim("late"), 2000.0)
+    scheduler.ask(LeaseRequest("late"), 2000.0)
     assert order(scheduler, 1) == ["late"]
 
 
@@ -58,8 +58,8 @@ def test_shares_follow_weights() -> None:
     """Of 40 kernels a group of weight 3 gets three times another's, within what goes by age alone."""
     scheduler = Scheduler(groups={"heavy": Group(weight=3)})
     for now in range(100):
-        scheduler.ask(Claim("light"), float(now))
-        scheduler.ask(Claim("heavy"), now + 0.5)
+        scheduler.ask(LeaseRequest("light"), float(now))
+        scheduler.ask(LeaseRequest("heavy"), now + 0.5)
     got = Counter(order(scheduler, 40))
     assert 28 <= got["heavy"] <= 30
     assert got.total() == 40
@@ -70,7 +70,7 @@ def test_a_quota_is_never_exceeded_and_blocks_nobody_else() -> None:
     scheduler = Scheduler(Scheduling(group_quota=2), {"free": Group(quota=0), "big": Group(quota=3)})
     for now in range(5):
         for group in ("small", "big", "free"):
-            scheduler.ask(Claim(group), float(now))
+            scheduler.ask(LeaseRequest(group), float(now))
     assert scheduler.eligible == 2 + 3 + 5
     assert scheduler.blocked == {"small": 3, "big": 2}
     assert Counter(order(scheduler, 15)) == {"small": 2, "big": 3, "free": 5}
@@ -82,9 +82,9 @@ def test_a_quota_is_never_exceeded_and_blocks_nobody_else() -> None:
 def test_priority_goes_first_and_waiting_outweighs_it_in_the_end() -> None:
     """One step of priority is worth ``aging_s`` seconds of waiting, not a second more."""
     scheduler = Scheduler(Scheduling(aging_s=10))
-    patient = scheduler.ask(Claim(), 0.0)
-    urgent = scheduler.ask(Claim(priority=2), 19.0)
-    too_late = scheduler.ask(Claim(priority=2), 21.0)
+    patient = scheduler.ask(LeaseRequest(), 0.0)
+    urgent = scheduler.ask(LeaseRequest(priority=2), 19.0)
+    too_late = scheduler.ask(LeaseRequest(priority=2), 21.0)
     assert [scheduler.next() for _ in range(3)] == [urgent, patient, too_late]
 
 
@@ -93,14 +93,14 @@ def test_a_group_that_holds_much_is_not_starved_by_ones_that_come_and_go() -> No
     scheduler = Scheduler()
     for _ in range(50):
         scheduler.hold("holder")
-    mine = scheduler.ask(Claim("holder"), 0.0)
+    mine = scheduler.ask(LeaseRequest("holder"), 0.0)
     for number in range(BY_AGE):
-        scheduler.ask(Claim(f"visitor-{number}"), 1.0 + number)
+        scheduler.ask(LeaseRequest(f"visitor-{number}"), 1.0 + number)
         ticket = scheduler.next()
         assert ticket is not None
         if ticket is mine:
             return
-        scheduler.release(ticket.claim.group, 1.0 + number)
+        scheduler.release(ticket.request.group, 1.0 + number)
     pytest.fail("it starves")
 
 
@@ -108,7 +108,7 @@ def test_groups_are_forgotten_once_they_are_empty() -> None:
     """Names of groups come from outside; the expected wait of an unknown one leaves nothing either."""
     scheduler = Scheduler()
     for number in range(100):
-        scheduler.ask(Claim(f"group-{number}"), 0.0)
+        scheduler.ask(LeaseRequest(f"group-{number}"), 0.0)
         scheduler.next()
         scheduler.release(f"group-{number}", 1.0)
     scheduler.expected_wait("unknown", 2.0)
@@ -119,9 +119,9 @@ def test_groups_are_forgotten_once_they_are_empty() -> None:
 def test_what_is_ranked_anew_or_has_left_takes_no_room() -> None:
     """One caller waits for long while others come and go behind it, and its group's share changes each time."""
     scheduler = Scheduler()
-    scheduler.ask(Claim("patient"), 0.0)
+    scheduler.ask(LeaseRequest("patient"), 0.0)
     for now in range(10_000):
-        scheduler.withdraw(scheduler.ask(Claim("patient"), 1.0 + now))
+        scheduler.withdraw(scheduler.ask(LeaseRequest("patient"), 1.0 + now))
         scheduler.hold("patient")
         if now % 2:
             scheduler.release("patient")
@@ -137,7 +137,7 @@ def test_the_expected_wait_is_told_from_the_pace_the_shares_and_the_queue() -> N
         scheduler.hold("")
         scheduler.release("", 2.0 * now)
     for _ in range(9):
-        scheduler.ask(Claim("busy"), 20.0)
+        scheduler.ask(LeaseRequest("busy"), 20.0)
     assert scheduler.expected_wait("busy", 20.0) == pytest.approx(20)
     assert scheduler.expected_wait("new", 20.0) == pytest.approx(2)
     for _ in range(3):
@@ -175,25 +175,25 @@ def test_nobody_starves(claims: list[tuple[str, int]], weights: dict[str, float]
     for group in "abcde":
         for _ in range(data.draw(st.integers(0, 5))):
             scheduler.hold(group)
-    tickets = [scheduler.ask(Claim(*claim), float(now)) for now, claim in enumerate(claims)]
+    tickets = [scheduler.ask(LeaseRequest(*request), float(now)) for now, request in enumerate(claims)]
     place = {ticket: number for number, ticket in enumerate(sorted(tickets, key=lambda ticket: ticket.rank))}
     given_at: dict[Ticket, int] = {}
     while (ticket := scheduler.next()) is not None:
         given_at[ticket] = len(given_at) + 1
         if data.draw(st.booleans()):
-            scheduler.release(ticket.claim.group, 0.0)
+            scheduler.release(ticket.request.group, 0.0)
     assert all(given_at[ticket] <= BY_AGE * (ahead + 1) for ticket, ahead in place.items())
 
 
 @given(asks)
 def test_within_a_group_nobody_overtakes_an_equal(claims: list[tuple[str, int]]) -> None:
     scheduler = Scheduler()
-    for now, claim in enumerate(claims):
-        scheduler.ask(Claim(*claim), float(now))
-    last: dict[Claim, float] = {}
+    for now, request in enumerate(claims):
+        scheduler.ask(LeaseRequest(*request), float(now))
+    last: dict[LeaseRequest, float] = {}
     while (ticket := scheduler.next()) is not None:
-        assert ticket.asked > last.get(ticket.claim, -1.0)
-        last[ticket.claim] = ticket.asked
+        assert ticket.asked > last.get(ticket.request, -1.0)
+        last[ticket.request] = ticket.asked
 
 
 class Queueing(RuleBasedStateMachine):
@@ -219,14 +219,14 @@ class Queueing(RuleBasedStateMachine):
     def ask(self, group: str, priority: int) -> Ticket:
         self.now += 1
         self.waiting[group] += 1
-        return self.scheduler.ask(Claim(group, priority), self.now)
+        return self.scheduler.ask(LeaseRequest(group, priority), self.now)
 
     @rule(ticket=tickets)
     def withdraw(self, ticket: Ticket) -> None:
         self.scheduler.withdraw(ticket)
         if ticket not in self.gone:
             self.gone.add(ticket)
-            self.waiting[ticket.claim.group] -= 1
+            self.waiting[ticket.request.group] -= 1
 
     @precondition(lambda self: self.scheduler.eligible)
     @rule(target=held)
@@ -234,7 +234,7 @@ class Queueing(RuleBasedStateMachine):
         ticket = self.scheduler.next()
         assert ticket is not None
         assert ticket not in self.gone
-        group = ticket.claim.group
+        group = ticket.request.group
         assert self.holding[group] < self.quota(group)
         self.gone.add(ticket)
         self.waiting[group] -= 1
@@ -271,12 +271,12 @@ def test_ten_thousand_callers_cost_no_more_each_than_a_hundred() -> None:
         scheduler = Scheduler()
         begun = time.process_time()
         tickets = [
-            scheduler.ask(Claim(f"group-{number % (callers // 10)}"), float(number)) for number in range(callers)
+            scheduler.ask(LeaseRequest(f"group-{number % (callers // 10)}"), float(number)) for number in range(callers)
         ]
         for ticket in tickets[::2]:
             scheduler.withdraw(ticket)
         while (served := scheduler.next()) is not None:
-            scheduler.release(served.claim.group, 0.0)
+            scheduler.release(served.request.group, 0.0)
         return time.process_time() - begun
 
     few = min(seconds(100) for _ in range(20))
@@ -285,21 +285,21 @@ def test_ten_thousand_callers_cost_no_more_each_than_a_hundred() -> None:
 
 def test_the_scheduler_is_pure(repository: Path) -> None:
     """It imports nothing that could tell the time, wait, or read anything."""
-    tree = ast.parse((repository / "orchestrator" / "scheduler.py").read_text())
+    tree = ast.parse((repository / "orchestrator" / "pool" / "scheduler.py").read_text())
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     imported |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
     assert imported == {
         "__future__", "collections", "collections.abc", "dataclasses", "heapq", "math", "typing",
-        "orchestrator.limits", "orchestrator.policy",
+        "orchestrator.limits", "orchestrator.policy.policy",
     }  # fmt: skip
 
 
 LIMITS = KernelResourceLimits(max_memory_mb=1024, max_cpu_percent=50)
 
 
-def host(free: float, used: float = 0, cpus: float = 4, idle: float = 4) -> Host:
+def host(free: float, used: float = 0, cpus: float = 4, idle: float = 4) -> HostCapacity:
     """Sizes in GiB."""
-    return Host(int(free * GIGABYTE), int(used * GIGABYTE), cpus, idle)
+    return HostCapacity(int(free * GIGABYTE), int(used * GIGABYTE), cpus, idle)
 
 
 def test_the_sum_of_limits_stays_below_what_is_free_less_the_reserve() -> None:
@@ -348,4 +348,4 @@ def test_promises_never_pass_the_hosts_memory(
     more = admission.room(host(free, used), kernels, 0).kernels
     total = kernels + more
     if more > 0 and total > 1:
-        assert total * GIGABYTE <= overcommit * ((free + used) * GIGABYTE - reserve * MEGABYTE) + 1
+        assert total * GIGABYTE <= overcommit * ((free + used) * GIGABYTE - reserve * MIB) + 1

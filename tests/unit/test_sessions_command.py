@@ -130,7 +130,9 @@ def test_session_of_a_live_process_is_not_deleted(history: History, tmp_path: Pa
     lease = instance_lease("testlive")
     assert lease is not None
     try:
-        assert history.claim("a" * 32, "/".join((*host_identity(), "nobody")), "/".join((*host_identity(), "testlive")))
+        assert history.take_ownership(
+            "a" * 32, "/".join((*host_identity(), "nobody")), "/".join((*host_identity(), "testlive"))
+        )
         done = sessions(tmp_path, "delete", "aaa", "--yes")
         assert (done.returncode, "belongs to a process that runs" in done.stderr) == (1, True)
     finally:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from orchestrator.streamtext import StreamText
+from orchestrator.output.streamtext import StreamText
 
 
 def shown(*pieces: str) -> str:

@@ -16,7 +16,7 @@ from prometheus_client import generate_latest
 
 from orchestrator.errors import SettingsError
 from orchestrator.logs import JsonFormatter, TextFormatter
-from orchestrator.outputs import Evidence, ExecutionResult, Truncation
+from orchestrator.output.events import Evidence, ExecutionResult, Truncation
 from orchestrator.telemetry import Telemetry
 
 RESULT = ExecutionResult(

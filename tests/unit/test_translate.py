@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from orchestrator.kernel.translate import clean, count, text, to_event
 from orchestrator.limits import OutputLimits
-from orchestrator.outputcollector import OutputCollector
-from orchestrator.outputs import DisplayData, ErrorOutput, StreamOutput
+from orchestrator.output.collector import OutputCollector
+from orchestrator.output.events import DisplayData, ErrorOutput, StreamOutput
 
 KINDS = ["stream", "display_data", "update_display_data", "execute_result", "error", "clear_output", "status", "x"]
 anything = st.recursive(

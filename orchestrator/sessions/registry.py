@@ -1,4 +1,4 @@
-"""Roster: which sessions have a kernel, and how one loses it: it falls asleep, ends, or is left to the next start.
+"""SessionRegistry: which sessions have a kernel, and how one loses it: it sleeps, ends, or is left to the next start.
 
 It never finds a kernel for a session, and never chooses the one that has to go.
 
@@ -17,9 +17,9 @@ from weakref import WeakValueDictionary
 from orchestrator.errors import EngineError, KernelPoolExhaustedError, StoreError
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import Deadline
-from orchestrator.pool import KernelPool, KernelResource
-from orchestrator.scheduler import Claim
-from orchestrator.session import KernelSession
+from orchestrator.pool.kernelpool import KernelPool, KernelResource
+from orchestrator.pool.scheduler import LeaseRequest
+from orchestrator.sessions.session import KernelSession
 from orchestrator.store.checkpointfiles import CheckpointFiles
 from orchestrator.store.history import History, SessionRecord
 from orchestrator.telemetry import Telemetry
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 _REMEMBERED_ENDS = 10_000  # agents whose last session's end is remembered until they return
 
 
-class Roster:
+class SessionRegistry:
     """The sessions of one manager, and where they stand in its store.
 
     Args:
@@ -57,7 +57,7 @@ class Roster:
         self._files: CheckpointFiles | None = None
         self._agents: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # a lock lives while it is used
         self._leases: dict[str, KernelResource] = {}
-        self._burials: dict[str, asyncio.Task[None]] = {}
+        self._reaping: dict[str, asyncio.Task[None]] = {}
         self._ends: dict[str, str] = {}
 
     def open(self, store: History, files: CheckpointFiles, owner: str) -> None:
@@ -130,13 +130,13 @@ class Roster:
         session.caller = caller
         self.sessions[session.agent_id] = session
         self._leases[kernel.kernel_id] = resource
-        kernel.when_lost(lambda: self._spawn(self._bury_lost(session, kernel)))
+        kernel.on_lost(lambda: self._spawn(self._reap_lost(session, kernel)))
 
-    def charge(self, session: KernelSession, claim: Claim) -> None:
+    def charge(self, session: KernelSession, request: LeaseRequest) -> None:
         """Count a session's kernel for another group from now on."""
-        session.claim = claim
+        session.lease_request = request
         if (resource := self._leases.get(session.kernel_id)) is not None:
-            self._pool.charge(resource, claim.group)
+            self._pool.charge(resource, request.group)
 
     def take_lease(self, session: KernelSession) -> KernelResource | None:
         """Take a session's place in the pool from it: what becomes of that is the caller's affair."""
@@ -158,12 +158,12 @@ class Roster:
 
     # A kernel's death
 
-    async def look_after(self, session: KernelSession) -> None:
+    async def reap_if_dead(self, session: KernelSession) -> None:
         """Find out what becomes of a session whose kernel has just died."""
         if session.kernel is not None and not session.kernel.is_alive and session.ended is None:
-            await self._bury(session)
+            await self._reap(session)
 
-    async def buried(self, agent_id: str, deadline: Deadline | None) -> None:
+    async def reaped(self, agent_id: str, deadline: Deadline | None) -> None:
         """Wait for the end of the agent's last kernel, if it is coming.
 
         Raises:
@@ -174,9 +174,9 @@ class Roster:
         try:
             async with asyncio.timeout(waited):
                 if session is not None:
-                    await self._bury(session)
-                elif agent_id in self._burials:
-                    await asyncio.shield(self._burials[agent_id])
+                    await self._reap(session)
+                elif agent_id in self._reaping:
+                    await asyncio.shield(self._reaping[agent_id])
         except TimeoutError:
             raise KernelPoolExhaustedError(
                 f"the last kernel of agent {agent_id!r} is gone, and the engine has not yet said how.",
@@ -184,19 +184,19 @@ class Roster:
                 waited=waited or 0.0,
             ) from None
 
-    async def _bury_lost(self, session: KernelSession, kernel: Kernel) -> None:
+    async def _reap_lost(self, session: KernelSession, kernel: Kernel) -> None:
         if session.kernel is kernel and not self.closed:
-            await self._bury(session)
+            await self._reap(session)
 
-    async def _bury(self, session: KernelSession) -> None:
+    async def _reap(self, session: KernelSession) -> None:
         """A session's kernel is gone: find out why, and free its place in the pool. Once, whoever asks for it."""
         agent_id = session.agent_id
-        if agent_id not in self._burials:
-            self._burials[agent_id] = asyncio.create_task(self._bury_once(session))
-            self._burials[agent_id].add_done_callback(lambda _: self._burials.pop(agent_id, None))
-        await asyncio.shield(self._burials[agent_id])
+        if agent_id not in self._reaping:
+            self._reaping[agent_id] = asyncio.create_task(self._reap_once(session))
+            self._reaping[agent_id].add_done_callback(lambda _: self._reaping.pop(agent_id, None))
+        await asyncio.shield(self._reaping[agent_id])
 
-    async def _bury_once(self, session: KernelSession) -> None:
+    async def _reap_once(self, session: KernelSession) -> None:
         kernel = session.kernel
         if self.sessions.get(session.agent_id) is not session or kernel is None:
             return
@@ -243,7 +243,7 @@ class Roster:
             if resource is not None:
                 await self._pool.discard(resource)
 
-    def leave(self, session: KernelSession) -> None:
+    def abandon(self, session: KernelSession) -> None:
         """Let go of a session and its kernel as they are, as the end of this process would: the next start goes on."""
         del self.sessions[session.agent_id]
         if session.kernel is not None:
@@ -251,7 +251,7 @@ class Roster:
         resource = self.take_lease(session)
         session.detach()
         if resource is not None:
-            self._pool.leave(resource)
+            self._pool.abandon(resource)
 
     async def end(self, session: KernelSession, reason: str) -> None:
         """End a session, and its place in the pool. Whoever holds it finds out. Once: its kernel may die meanwhile."""

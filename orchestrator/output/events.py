@@ -128,7 +128,7 @@ class InputRequest:
     password: bool
 
 
-Answer = Callable[[InputRequest], Awaitable[str]]
+InputHandler = Callable[[InputRequest], Awaitable[str]]
 """What answers a cell's ``input()``: returns the line, or raises EOFError, which the cell then gets too."""
 
 

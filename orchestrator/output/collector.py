@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from orchestrator.limits import OutputLimits
-from orchestrator.outputs import (
+from orchestrator.output.events import (
     ClearOutput,
     CommMessage,
     DisplayData,
@@ -28,7 +28,7 @@ from orchestrator.outputs import (
     UpdateDisplayData,
     memory_of,
 )
-from orchestrator.streamtext import StreamText
+from orchestrator.output.streamtext import StreamText
 
 _EVENT = 200  # bytes that an event takes beside its content
 _LARGEST_PIECE = 1024 * 1024  # bytes of one event, once output is being left out; what is larger is left out unread

@@ -24,7 +24,7 @@ from docker.errors import ImageNotFound
 
 from orchestrator.container.engine import FAILURES, translate
 from orchestrator.errors import EngineError, ImageBuildError
-from orchestrator.host import baseimage, wheels
+from orchestrator.image import baseimage, wheels
 from orchestrator.settings import Settings, data_folder
 
 LABEL = "org.cellblock.inputs"

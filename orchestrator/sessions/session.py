@@ -20,8 +20,8 @@ from orchestrator.errors import SessionEndedError, StoreError
 from orchestrator.execution import Cell
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import KernelResourceLimits
-from orchestrator.outputs import Answer, CellFinished, Event, ExecutionResult
-from orchestrator.scheduler import Claim
+from orchestrator.output.events import CellFinished, Event, ExecutionResult, InputHandler
+from orchestrator.pool.scheduler import LeaseRequest
 from orchestrator.store.history import History
 
 _log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class KernelSession:
             session that was woken it is read from the store when it is first asked for.
         cell_count: how many cells it has run.
         caller: on whose behalf its kernel was acquired last.
-        claim: the group and the priority that its kernel was asked for with.
+        lease_request: the group and the priority that its kernel was asked for with.
         users: how many ``acquire_kernel`` contexts are open.
         closing: whether its manager shuts down: cells that wait for their turn do not get it.
         idle_since: monotonic seconds of the last use.
@@ -109,7 +109,7 @@ class KernelSession:
     parent_id: str | None = None
     cell_count: int = 0
     caller: str = ""
-    claim: Claim = field(default_factory=Claim)
+    lease_request: LeaseRequest = field(default_factory=LeaseRequest)
     store: History | None = field(default=None, repr=False)
     notices: list[str] = field(default_factory=list, repr=False)
     users: int = field(default=0, repr=False)
@@ -222,7 +222,7 @@ class KernelSession:
         return self.kernel
 
     async def run(
-        self, code: str, limits: KernelResourceLimits, answer: Answer | None = None
+        self, code: str, limits: KernelResourceLimits, answer: InputHandler | None = None
     ) -> AsyncGenerator[Event, None]:
         """Run one cell when its turn comes, and keep it in the history, however it ends.
 

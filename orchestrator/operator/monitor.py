@@ -13,7 +13,7 @@ from typing import Any
 from orchestrator.container.usage import Usage
 from orchestrator.errors import EngineError
 from orchestrator.kernel.kernel import Kernel
-from orchestrator.limits import MEGABYTE, KernelResourceLimits
+from orchestrator.limits import MIB, KernelResourceLimits
 
 INTERVAL = 1.0  # seconds between two samples of a kernel
 _SHORTEST = 0.2  # seconds over which CPU use is computed at least
@@ -29,11 +29,11 @@ class Sample:
     def as_dict(self, limits: KernelResourceLimits) -> dict[str, Any]:
         usage = self.usage
         return {
-            "memory_mb": usage.memory / MEGABYTE,
+            "memory_mb": usage.memory / MIB,
             "memory_limit_mb": limits.max_memory_mb,
-            "peak_memory_mb": usage.peak / MEGABYTE,
-            "rss_mb": usage.rss / MEGABYTE,
-            "tmpfs_mb": None if usage.tmpfs is None else usage.tmpfs / MEGABYTE,
+            "peak_memory_mb": usage.peak / MIB,
+            "rss_mb": usage.rss / MIB,
+            "tmpfs_mb": None if usage.tmpfs is None else usage.tmpfs / MIB,
             "cpu_percent": self.cpu_percent,
             "cpu_limit_percent": limits.max_cpu_percent,
             "cpu_seconds": usage.cpu_s,
@@ -106,7 +106,7 @@ class Monitor:
 
     def _watch_memory(self, kernel: Kernel, usage: Usage) -> None:
         """Note in the audit log when a kernel comes near its memory limit, once until it is far from it again."""
-        limit = kernel.limits.max_memory_mb * MEGABYTE
+        limit = kernel.limits.max_memory_mb * MIB
         near = usage.memory >= limit * kernel.policy.limits.warn_percent / 100
         if near and kernel.kernel_id not in self._warned:
             self._warned.add(kernel.kernel_id)

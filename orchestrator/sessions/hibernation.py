@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
-from orchestrator.checkpoint import Checkpoint, capture
 from orchestrator.errors import (
     CellblockError,
     CheckpointError,
@@ -25,10 +24,11 @@ from orchestrator.errors import (
 )
 from orchestrator.execution import INTERRUPT_GRACE
 from orchestrator.limits import KernelResourceLimits
-from orchestrator.policy import Policy
-from orchestrator.pool import KernelPool
-from orchestrator.roster import Roster
-from orchestrator.session import KernelSession, names_of
+from orchestrator.policy.policy import Policy
+from orchestrator.pool.kernelpool import KernelPool
+from orchestrator.sessions.checkpoint import Checkpoint, capture
+from orchestrator.sessions.registry import SessionRegistry
+from orchestrator.sessions.session import KernelSession, names_of
 
 _log = logging.getLogger(__name__)
 _LEAST_SWEEP = 0.05  # seconds between two looks for idle sessions
@@ -46,13 +46,13 @@ class Hibernation:
 
     def __init__(
         self,
-        roster: Roster,
+        registry: SessionRegistry,
         pool: KernelPool,
         limits: KernelResourceLimits,
         policy: Policy,
         spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
-        self._roster = roster
+        self._registry = registry
         self._pool = pool
         self._idle_limit = limits.idle_timeout_seconds
         self._policy = policy.sessions
@@ -69,8 +69,8 @@ class Hibernation:
         Returns:
             Whether it sleeps. Not when it is in use, or the policy keeps what no checkpoint can hold.
         """
-        async with self._roster.locked(session.agent_id, None):
-            if self._roster.sessions.get(session.agent_id) is not session or session.users or session.is_busy:
+        async with self._registry.locked(session.agent_id, None):
+            if self._registry.sessions.get(session.agent_id) is not session or session.users or session.is_busy:
                 return False
             try:
                 made = await self._capture(session)
@@ -86,27 +86,27 @@ class Hibernation:
                 if session.users:
                     return False
                 # What an agent does to its state must not win it a kernel for ever.
-                await self._roster.give_up(session, reason)
+                await self._registry.give_up(session, reason)
                 return True
             if not made.complete and self._policy.incomplete == "keep":
                 self._keep(session, f"no checkpoint can hold {names_of(made.lost)}")
                 return False
             if session.users or session.is_busy:  # somebody came meanwhile
                 return False
-            await self._roster.fall_asleep(session, reason)
+            await self._registry.fall_asleep(session, reason)
             return True
 
     async def sleep_when_idle(self) -> None:
         """Let sessions sleep, or end, that nobody has used for the time that the limits say. Runs for ever."""
         while True:
             now = time.monotonic()
-            for session in list(self._roster.sessions.values()):
+            for session in list(self._registry.sessions.values()):
                 if now - session.idle_since >= self._idle_limit and self._may_sleep(session):
                     self._evict(session, "idle")
                     await asyncio.sleep(0)
             idle_since = [
                 session.idle_since
-                for session in self._roster.sessions.values()
+                for session in self._registry.sessions.values()
                 if session.users == 0 and not self._is_kept(session) and session.agent_id not in self._evicting
             ]
             due = min(idle_since, default=time.monotonic()) + self._idle_limit - time.monotonic()
@@ -125,10 +125,12 @@ class Hibernation:
         Returns:
             How many kernels are being given up, by group.
         """
-        if not self._policy.hibernate or self._roster.closed or not self._roster.is_open:
+        if not self._policy.hibernate or self._registry.closed or not self._registry.is_open:
             return Counter()
         for group in self._wanted_of():
-            candidates = [session for session in self._candidates(spare) if group in (None, session.claim.group)]
+            candidates = [
+                session for session in self._candidates(spare) if group in (None, session.lease_request.group)
+            ]
             if candidates:
                 self._crowded = True
                 self._evict(min(candidates, key=lambda session: session.idle_since), "evicted")
@@ -140,8 +142,8 @@ class Hibernation:
         One that is to be kept, and whose state the store does not take, is left to the next start with its kernel. The
         other kernels are the pool's to end.
         """
-        self._roster.closed = True
-        sessions = list(self._roster.sessions.values())
+        self._registry.closed = True
+        sessions = list(self._registry.sessions.values())
         closed = await asyncio.gather(
             *(self._close_one(session, keep=keep) for session in sessions), return_exceptions=True
         )
@@ -165,13 +167,13 @@ class Hibernation:
         return Counter(group for begun, group in self._evicting.values() if now - begun < _EVICTION)
 
     def _candidates(self, spare: KernelSession | None) -> Iterator[KernelSession]:
-        for session in self._roster.sessions.values():
-            if session is not spare and self._may_sleep(session) and not self._roster.is_locked(session.agent_id):
+        for session in self._registry.sessions.values():
+            if session is not spare and self._may_sleep(session) and not self._registry.is_locked(session.agent_id):
                 yield session
 
     async def _capture(self, session: KernelSession) -> Checkpoint:
         async with session.between_cells():
-            return await capture(session, self._roster.files, asked_for=False)
+            return await capture(session, self._registry.files, asked_for=False)
 
     def _may_sleep(self, session: KernelSession) -> bool:
         return (
@@ -193,7 +195,7 @@ class Hibernation:
         return cell == session.cell_count and time.monotonic() < until
 
     def _evict(self, session: KernelSession, reason: str) -> None:
-        self._evicting[session.agent_id] = time.monotonic(), session.claim.group
+        self._evicting[session.agent_id] = time.monotonic(), session.lease_request.group
         asyncio.get_running_loop().call_later(_EVICTION, self.make_room)
         self._spawn(self._evict_now(session, reason))
 
@@ -205,28 +207,28 @@ class Hibernation:
                     self._evicting.pop(session.agent_id, None)
                     self.make_room()  # another one, perhaps
             elif self._is_unused(session):
-                await self._roster.end(session, reason)
+                await self._registry.end(session, reason)
         finally:
             self._evicting.pop(session.agent_id, None)
 
     def _is_unused(self, session: KernelSession) -> bool:
-        return self._roster.sessions.get(session.agent_id) is session and session.users == 0
+        return self._registry.sessions.get(session.agent_id) is session and session.users == 0
 
     async def _close_one(self, session: KernelSession, *, keep: bool) -> None:
-        keep = keep or session.session_id in self._roster.inherited
+        keep = keep or session.session_id in self._registry.inherited
         if session.is_awake and (
-            keep or (not session.is_busy and await self._roster.has_checkpoint(session.session_id))
+            keep or (not session.is_busy and await self._registry.has_checkpoint(session.session_id))
         ):
             try:
                 await self._capture_last(session)
             except CellblockError as error:
                 if keep and isinstance(error, StoreError) and session.is_awake:
                     _log.warning("agent %s's kernel is left running for the next start: %s", session.agent_id, error)
-                    self._roster.leave(session)
+                    self._registry.abandon(session)
                     return
                 _log.warning("the newest state of agent %s's session is lost: %s", session.agent_id, error)
-        if await self._roster.has_checkpoint(session.session_id):
-            await self._roster.fall_asleep(session, "shutdown")
+        if await self._registry.has_checkpoint(session.session_id):
+            await self._registry.fall_asleep(session, "shutdown")
         else:
             await self._end_without_pool(session)
 
@@ -245,15 +247,15 @@ class Hibernation:
                 async with contextlib.AsyncExitStack() as held:
                     async with asyncio.timeout(patience):
                         await held.enter_async_context(session.between_cells())
-                    await capture(session, self._roster.files, asked_for=False)
+                    await capture(session, self._registry.files, asked_for=False)
                     return
             except TimeoutError:
                 session.interrupt()
         raise CheckpointStateError("its cell did not heed its interrupt.")
 
     async def _end_without_pool(self, session: KernelSession) -> None:
-        self._roster.sessions.pop(session.agent_id, None)
+        self._registry.sessions.pop(session.agent_id, None)
         session.ended = "shutdown"
         if session.kernel is not None:
             session.note(session.kernel, "session.ended", reason="shutdown", cells=session.cell_count)
-        await self._roster.forget(session.session_id, "shutdown")
+        await self._registry.forget(session.session_id, "shutdown")

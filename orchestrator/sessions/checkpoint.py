@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 from orchestrator.errors import CheckpointForeignError, InvalidInputError, StoreError
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.kernel.statetransfer import load_state, save_state
-from orchestrator.limits import MEGABYTE
-from orchestrator.session import KernelSession, Lost, Restored
+from orchestrator.limits import MIB
+from orchestrator.sessions.session import KernelSession, Lost, Restored
 from orchestrator.store.checkpointfiles import CheckpointFiles, CheckpointReader, CheckpointWriter
 from orchestrator.store.history import CheckpointRecord, History
 from orchestrator.store.wholefile import save_whole
@@ -70,7 +70,7 @@ async def capture(session: KernelSession, files: CheckpointFiles, *, asked_for: 
         "cell": session.cell_count,
         "image": kernel.description()["image"],
     }
-    async with _in_thread(files.writing(checkpoint_id, header, policy.checkpoint_mb * MEGABYTE)) as writer:
+    async with _in_thread(files.writing(checkpoint_id, header, policy.checkpoint_mb * MIB)) as writer:
         found = await save_state(kernel, _begin(writer), policy.checkpoint_time_s)
         await asyncio.to_thread(writer.finish, {"lost": found})
     size = await asyncio.to_thread(lambda: files.path(checkpoint_id).stat().st_size)

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import Any, Generic, Literal, TypeVar
 
-from orchestrator.limits import MEGABYTE, KernelResourceLimits
-from orchestrator.policy import Group, Scheduling
+from orchestrator.limits import MIB, KernelResourceLimits
+from orchestrator.policy.policy import Group, Scheduling
 
 BY_AGE = 8  # every so many kernels one goes by age alone: what a group can hold beyond its share is 1/8 of all
 _PACE = 64  # kernels that came free, from which the pace is told
@@ -32,7 +32,7 @@ T = TypeVar("T", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class LeaseRequest:
     """For whom a kernel is asked: a group of agents, "" being that of all who name none, and a priority in it."""
 
     group: str = ""
@@ -48,7 +48,7 @@ class Ticket:
         rank: the least goes first.
     """
 
-    claim: Claim
+    request: LeaseRequest
     asked: float
     rank: tuple[float, int]
 
@@ -142,24 +142,24 @@ class Scheduler:
         """How many kernels a group holds."""
         return self._shares[group].held if group in self._shares else 0
 
-    def ask(self, claim: Claim, now: float) -> Ticket:
+    def ask(self, request: LeaseRequest, now: float) -> Ticket:
         """Queue up."""
         self._number += 1
-        ticket = Ticket(claim, now, (now - claim.priority * self._rules.aging_s, self._number))
-        self._share(claim.group).waiting.put(ticket, ticket.rank)
+        ticket = Ticket(request, now, (now - request.priority * self._rules.aging_s, self._number))
+        self._share(request.group).waiting.put(ticket, ticket.rank)
         self._waiting += 1
-        self._changed(claim.group)
+        self._changed(request.group)
         return ticket
 
     def withdraw(self, ticket: Ticket) -> None:
         """Leave the queue; does nothing for one that has been given its kernel."""
-        share = self._shares.get(ticket.claim.group)
+        share = self._shares.get(ticket.request.group)
         if share is None:
             return
         before = len(share.waiting)
         share.waiting.discard(ticket)
         self._waiting -= before - len(share.waiting)
-        self._changed(ticket.claim.group)
+        self._changed(ticket.request.group)
 
     def next(self) -> Ticket | None:
         """Give a kernel: return whose it is, which holds it from now on; None where nobody may have one."""
@@ -241,7 +241,7 @@ class Scheduler:
 
 
 @dataclass(frozen=True, slots=True)
-class Host:
+class HostCapacity:
     """The machine at one moment.
 
     Attributes:
@@ -291,14 +291,14 @@ class Admission:
     """
 
     def __init__(self, limits: KernelResourceLimits, rules: Scheduling) -> None:
-        self._memory = limits.max_memory_mb * MEGABYTE
+        self._memory = limits.max_memory_mb * MIB
         self._cpu = limits.max_cpu_percent / 100
         self._rules = rules
 
-    def room(self, host: Host, kernels: int, starting: int) -> Room:
+    def room(self, host: HostCapacity, kernels: int, starting: int) -> Room:
         """Tell the room beside ``kernels``, of which ``starting`` have not taken any memory yet."""
         rules = self._rules
-        available = host.memory_free - rules.memory_reserve_mb * MEGABYTE
+        available = host.memory_free - rules.memory_reserve_mb * MIB
         free = int(rules.memory_overcommit * (available + host.memory_of_kernels)) - kernels * self._memory
         there = int(rules.memory_overcommit * available) - starting * self._memory
         by_memory = min(free, there) // self._memory

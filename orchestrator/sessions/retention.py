@@ -7,7 +7,7 @@ import logging
 import time
 
 from orchestrator.errors import StoreError
-from orchestrator.limits import MEGABYTE
+from orchestrator.limits import MIB
 from orchestrator.settings import Settings
 from orchestrator.store.checkpointfiles import CheckpointFiles
 from orchestrator.store.history import History
@@ -24,7 +24,7 @@ class Retention:
         self._store = store
         self._files = files
         self._age = settings.history_days * _DAY
-        self._size = settings.history_mb * MEGABYTE
+        self._size = settings.history_mb * MIB
 
     async def run(self) -> None:
         """Sweep once an hour. Runs for ever."""

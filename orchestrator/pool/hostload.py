@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import psutil
 
-from orchestrator.scheduler import Host
+from orchestrator.pool.scheduler import HostCapacity
 
 _FRESH = 0.2  # seconds that a reading is good for: each cell asks for one
 _SPAN = 0.2  # seconds over which idle cores are computed at least
@@ -25,16 +25,16 @@ class HostLoad:
         self._cpus = psutil.cpu_count() or 1
         self._idle = float(self._cpus)
         self._idle_s, self._idle_at = _idle_seconds(), time.monotonic()
-        self._last: Host | None = None
+        self._last: HostCapacity | None = None
         self._at = 0.0
 
-    def read(self) -> Host:
+    def read(self) -> HostCapacity:
         """Return the machine as it is, or was 0.2 s ago; ``cpus_idle`` since the reading before."""
         now = time.monotonic()
         if self._last is None or now - self._at >= _FRESH:
             self._at = now
             self._measure_idle(now)
-            self._last = Host(
+            self._last = HostCapacity(
                 memory_free=psutil.virtual_memory().available,
                 memory_of_kernels=self._memory_of_kernels(),
                 cpus=self._cpus,

@@ -29,9 +29,9 @@ from pydantic import (
     model_validator,
 )
 
-from orchestrator import datafolder, seccomp
 from orchestrator.errors import PolicyError, PolicyFault
 from orchestrator.limits import KernelResourceLimits
+from orchestrator.policy import datafolder, seccomp
 from orchestrator.settings import data_folder
 
 _LARGEST = 64 * 1024  # bytes of a policy file

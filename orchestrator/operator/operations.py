@@ -6,12 +6,12 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
-from orchestrator.controlsocket import Command
 from orchestrator.errors import InvalidInputError
 from orchestrator.limits import KernelResourceLimits
-from orchestrator.monitor import Monitor
-from orchestrator.pool import KernelPool, KernelResource
-from orchestrator.session import KernelSession
+from orchestrator.operator.controlsocket import Command
+from orchestrator.operator.monitor import Monitor
+from orchestrator.pool.kernelpool import KernelPool, KernelResource
+from orchestrator.sessions.session import KernelSession
 
 
 class EndSession(Protocol):

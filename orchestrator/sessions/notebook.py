@@ -8,7 +8,7 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode, v4
 
-from orchestrator.session import KernelSession
+from orchestrator.sessions.session import KernelSession
 from orchestrator.store.wholefile import save_whole
 
 _METADATA = {

@@ -25,9 +25,9 @@ from orchestrator.errors import (
     Scarcity,
 )
 from orchestrator.kernel.kernel import Kernel
-from orchestrator.limits import MEGABYTE
-from orchestrator.policy import Pool
-from orchestrator.scheduler import UNLIMITED, Claim, Room, Scheduler, Ticket
+from orchestrator.limits import MIB
+from orchestrator.policy.policy import Pool
+from orchestrator.pool.scheduler import UNLIMITED, LeaseRequest, Room, Scheduler, Ticket
 from orchestrator.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
@@ -213,7 +213,7 @@ class KernelPool:
         self._hand_out()
         self._balance()
 
-    async def acquire(self, timeout: float | None = None, *, claim: Claim | None = None) -> KernelResource:
+    async def acquire(self, timeout: float | None = None, *, request: LeaseRequest | None = None) -> KernelResource:
         """Take a kernel, when it is this caller's turn: see ``scheduler``.
 
         Args:
@@ -226,7 +226,7 @@ class KernelPool:
         """
         if self._closed:
             raise ManagerClosedError("the kernel pool is closed.")
-        ticket = self._scheduler.ask(claim or Claim(), time.monotonic())
+        ticket = self._scheduler.ask(request or LeaseRequest(), time.monotonic())
         waiter = self._waiters[ticket] = asyncio.get_running_loop().create_future()
         self._hand_out()
         ready = waiter.done()
@@ -263,11 +263,11 @@ class KernelPool:
             self._hand_out()
             self._balance()
 
-    def leave(self, resource: KernelResource) -> None:
+    def abandon(self, resource: KernelResource) -> None:
         """Forget a kernel, which runs on for the next start."""
         self.kernels.pop(resource.kernel_id, None)
         if resource.kernel is not None:
-            resource.kernel.leave()
+            resource.kernel.abandon()
 
     def prewarm(self) -> None:
         """Begin to fill the pool up to ``warm`` ready kernels."""
@@ -316,7 +316,7 @@ class KernelPool:
         """Take whose turn it is from the queue, and charge the group; None for one that has just gone."""
         ticket = self._scheduler.next()
         assert ticket is not None
-        waiter, group = self._waiters.pop(ticket), ticket.claim.group
+        waiter, group = self._waiters.pop(ticket), ticket.request.group
         if waiter.done():
             self._scheduler.release(group)
             return None, group
@@ -357,7 +357,7 @@ class KernelPool:
         """
         if len(self._scheduler) > self._rules.queue:
             raise self._refusal("queue", ticket, 0.0)
-        if self._rules.exhausted == "fail" and self._is_hopeless(ticket.claim.group):
+        if self._rules.exhausted == "fail" and self._is_hopeless(ticket.request.group):
             raise self._refusal(self._scarce(ticket), ticket, 0.0)
 
     def _is_hopeless(self, group: str) -> bool:
@@ -368,7 +368,7 @@ class KernelPool:
 
     def _scarce(self, ticket: Ticket) -> Scarcity:
         """What a caller that waits has too little of."""
-        if self._scheduler.blocked.get(ticket.claim.group):
+        if self._scheduler.blocked.get(ticket.request.group):
             return "quota"
         if len(self._starting) >= self._scheduler.eligible:
             return "starting"
@@ -378,7 +378,7 @@ class KernelPool:
         return "starting" if room.kernels > 0 else room.short_of
 
     def _refusal(self, reason: Scarcity, ticket: Ticket, waited: float) -> KernelPoolExhaustedError:
-        group = ticket.claim.group
+        group = ticket.request.group
         expected = self._scheduler.expected_wait(group, time.monotonic())
         room = self._room()
         self._telemetry.refused(reason)
@@ -401,7 +401,7 @@ class KernelPool:
         whys = {
             "quota": f"group {group!r} holds {self._scheduler.held(group)}, which is its quota",
             "queue": f"{self._rules.queue} callers wait already, which is the most; {kernels}",
-            "memory": f"one more is promised {room.needed // MEGABYTE} MiB of memory, and {room.free // MEGABYTE} MiB "
+            "memory": f"one more is promised {room.needed // MIB} MiB of memory, and {room.free // MIB} MiB "
             f"of the host's are neither used, reserved nor promised; {kernels}",
             "cpu": f"the host's cores are promised to the kernels that there are; {kernels}",
         }
@@ -460,7 +460,7 @@ class KernelPool:
             return
         self._failures = 0
         resource = KernelResource(kernel.kernel_id, kernel)
-        kernel.when_lost(lambda: self._died(resource))
+        kernel.on_lost(lambda: self._died(resource))
         self.add_kernel(resource)
 
     async def _start_counted(self) -> Kernel:

@@ -14,7 +14,6 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.checkpoint import Checkpoint, capture, copy, load
 from orchestrator.errors import (
     CellblockError,
     CheckpointError,
@@ -24,15 +23,16 @@ from orchestrator.errors import (
     ManagerClosedError,
     SessionEndedError,
 )
-from orchestrator.hibernation import Hibernation
 from orchestrator.inputs import LONGEST_AGENT_ID, check_agent_id
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import Deadline
-from orchestrator.policy import Policy
-from orchestrator.pool import KernelPool, KernelResource
-from orchestrator.roster import Roster
-from orchestrator.scheduler import Claim
-from orchestrator.session import KernelSession, Restored, names_of
+from orchestrator.policy.policy import Policy
+from orchestrator.pool.kernelpool import KernelPool, KernelResource
+from orchestrator.pool.scheduler import LeaseRequest
+from orchestrator.sessions.checkpoint import Checkpoint, capture, copy, load
+from orchestrator.sessions.hibernation import Hibernation
+from orchestrator.sessions.registry import SessionRegistry
+from orchestrator.sessions.session import KernelSession, Restored, names_of
 from orchestrator.store.checkpointfiles import CheckpointFiles
 from orchestrator.store.history import CheckpointRecord, History, SessionRecord
 
@@ -49,8 +49,8 @@ class SessionKeeper:
         hibernation: makes room in the pool when a kernel is wanted.
     """
 
-    def __init__(self, roster: Roster, hibernation: Hibernation, pool: KernelPool, policy: Policy) -> None:
-        self._roster = roster
+    def __init__(self, registry: SessionRegistry, hibernation: Hibernation, pool: KernelPool, policy: Policy) -> None:
+        self._registry = registry
         self._hibernation = hibernation
         self._pool = pool
         self._checkpoint_every = policy.sessions.checkpoint_every
@@ -68,24 +68,26 @@ class SessionKeeper:
             CheckpointError, StoreError: it cannot be woken; it is asleep as before.
         """
         deadline = None if timeout is None else Deadline(timeout)
-        async with self._roster.locked(agent_id, timeout):
-            session = self._roster.sessions.get(agent_id)
+        async with self._registry.locked(agent_id, timeout):
+            session = self._registry.sessions.get(agent_id)
             if session is not None and session.is_awake:
-                self._roster.inherited.discard(session.session_id)
-                self._roster.charge(session, Claim(session.claim.group if group is None else group, priority))
+                self._registry.inherited.discard(session.session_id)
+                self._registry.charge(
+                    session, LeaseRequest(session.lease_request.group if group is None else group, priority)
+                )
                 return session
-            await self._roster.buried(agent_id, deadline)
-            if self._roster.closed:
+            await self._registry.reaped(agent_id, deadline)
+            if self._registry.closed:
                 raise ManagerClosedError("the manager has been shut down.", remedy="Make a new one.")
             record = await self._sleeper(agent_id)
-            claim = self._claim(record, group, priority)
-            kernel, resource = await self._lease(deadline, claim)
+            request = self._lease_request(record, group, priority)
+            kernel, resource = await self._lease(deadline, request)
             try:
                 if record is not None:
                     session = await self._wake(record, kernel, resource)
                 else:
                     session = await self._begin(agent_id, kernel, resource, caller)
-                session.claim = claim
+                session.lease_request = request
                 self._settle_in(session, resource, caller)
             except BaseException:
                 self._pool.release(resource)
@@ -94,30 +96,30 @@ class SessionKeeper:
 
     async def end(self, agent_id: str, reason: str) -> bool:
         """End the agent's session, awake or asleep, and discard its kernel. Returns whether there was one."""
-        session = self._roster.sessions.get(agent_id)
+        session = self._registry.sessions.get(agent_id)
         if session is None:
-            async with self._roster.locked(agent_id, _LONGEST_WAIT):  # it may just be on its way to sleep, or awake
-                session = self._roster.sessions.get(agent_id)
+            async with self._registry.locked(agent_id, _LONGEST_WAIT):  # it may just be on its way to sleep, or awake
+                session = self._registry.sessions.get(agent_id)
                 if session is None:
-                    return self._roster.is_open and await self._end_sleeper(agent_id, reason)
-        await self._roster.end(session, reason)
+                    return self._registry.is_open and await self._end_sleeper(agent_id, reason)
+        await self._registry.end(session, reason)
         return True
 
     async def _end_sleeper(self, agent_id: str, reason: str) -> bool:
         record = await self._sleeper(agent_id)
         if record is None:
             return False
-        if not await self._roster.store.run(History.claim, record.session_id, None, self._roster.owner):
+        if not await self._registry.store.run(History.take_ownership, record.session_id, None, self._registry.owner):
             return False  # another process has just woken it
-        if (held := self._roster.asleep.pop(record.session_id, None)) is not None:
+        if (held := self._registry.asleep.pop(record.session_id, None)) is not None:
             held.ended, held.asleep = reason, False
-        await self._roster.forget(record.session_id, reason)
+        await self._registry.forget(record.session_id, reason)
         return True
 
     async def checkpoint(self, session: KernelSession, *, asked_for: bool = True) -> Checkpoint:
         """Capture the session's state once no cell runs. Raises what ``checkpoint.capture`` raises."""
         async with session.between_cells():
-            return await capture(session, self._roster.files, asked_for=asked_for)
+            return await capture(session, self._registry.files, asked_for=asked_for)
 
     async def checkpoint_if_due(self, session: KernelSession) -> None:
         """Capture the session's state after every so many cells, as the policy says."""
@@ -137,19 +139,19 @@ class SessionKeeper:
             CheckpointError, KernelDiedError: see ``checkpoint.load``.
             KernelPoolExhaustedError, KernelStartError, EngineError: there is no kernel for it.
         """
-        path = _path_of(checkpoint, self._roster.files)
-        async with self._roster.locked(session.agent_id, timeout), session.between_cells():
+        path = _path_of(checkpoint, self._registry.files)
+        async with self._registry.locked(session.agent_id, timeout), session.between_cells():
             session.live_kernel()
             kernel, resource = await self._lease(
-                Deadline(_LONGEST_WAIT if timeout is None else timeout), session.claim, room_for=session
+                Deadline(_LONGEST_WAIT if timeout is None else timeout), session.lease_request, room_for=session
             )
             resource.served = True  # whatever comes of it, nobody else gets this kernel
             try:
-                restored = await load(kernel, self._roster.files, path, session.agent_id)
+                restored = await load(kernel, self._registry.files, path, session.agent_id)
                 session.live_kernel()  # it may have ended meanwhile, or its own kernel died
                 await self._note_life(session.session_id, kernel)
                 session.live_kernel()
-                old = self._roster.take_lease(session)
+                old = self._registry.take_lease(session)
                 session.attach(kernel)
                 session.restored = restored
                 self._settle_in(session, resource, session.caller)
@@ -157,7 +159,7 @@ class SessionKeeper:
                 self._pool.release(resource)
                 raise
             try:  # else it would be woken from a checkpoint of the state that it has just left
-                await capture(session, self._roster.files, asked_for=False)
+                await capture(session, self._registry.files, asked_for=False)
             except CellblockError as error:
                 session.notices.append(f"the restored state could not be kept for a later kernel: {error.message}")
             finally:
@@ -179,7 +181,7 @@ class SessionKeeper:
             return await self._fork(session, await self._free_ids(session.agent_id, count, agent_ids))
 
     async def _fork(self, session: KernelSession, agent_ids: Sequence[str]) -> list[KernelSession]:
-        store, files = self._roster.store, self._roster.files
+        store, files = self._registry.store, self._registry.files
         made = await capture(session, files, asked_for=False)
         kernel = session.live_kernel()
         forks = [
@@ -189,7 +191,7 @@ class SessionKeeper:
         noted: list[tuple[str, CheckpointRecord]] = []
         try:
             for fork in forks:
-                fork.claim = session.claim
+                fork.lease_request = session.lease_request
                 fork.detach()
                 noted.append((fork.agent_id, await copy(made, fork, files)))
             names = {"kernel_id": kernel.kernel_id, "runtime": kernel.runtime}
@@ -198,7 +200,7 @@ class SessionKeeper:
             for _, record in noted:
                 await asyncio.to_thread(files.remove, record.checkpoint_id)
             raise
-        self._roster.asleep.update({fork.session_id: fork for fork in forks})
+        self._registry.asleep.update({fork.session_id: fork for fork in forks})
         return forks
 
     def adopt(self, record: SessionRecord, kernel: Kernel, *, interrupted: bool) -> KernelSession:
@@ -210,7 +212,7 @@ class SessionKeeper:
         Raises:
             KernelDiedError: it has just ended.
         """
-        session = self._roster.recall(record, kernel)
+        session = self._registry.recall(record, kernel)
         if interrupted:
             session.notices.append(
                 f"the orchestrator ended while cell {record.cells} ran: the cell was interrupted, not run again; what "
@@ -224,7 +226,7 @@ class SessionKeeper:
         except KernelDiedError:
             self._pool.release(resource)
             raise
-        self._roster.inherited.add(session.session_id)
+        self._registry.inherited.add(session.session_id)
         session.note(kernel, "session.adopted", cells=record.cells)
         return session
 
@@ -238,36 +240,36 @@ class SessionKeeper:
             await self.checkpoint(session, asked_for=False)
         except (CheckpointError, KernelDiedError, SessionEndedError) as error:
             _log.warning("the newest state of agent %s's session is lost: %s", session.agent_id, error)
-        await self._roster.give_up(session, reason)
+        await self._registry.give_up(session, reason)
 
     async def inherit(self, record: SessionRecord) -> bool:
         """Go on with a session of a dead process whose kernel is gone. Returns whether it has a checkpoint."""
-        self._roster.remember_end(record.agent_id, "orchestrator_lost")
-        if await self._roster.has_checkpoint(record.session_id):
-            self._roster.store.submit(History.session_sleeps, record.session_id)
+        self._registry.remember_end(record.agent_id, "orchestrator_lost")
+        if await self._registry.has_checkpoint(record.session_id):
+            self._registry.store.submit(History.session_sleeps, record.session_id)
             return True
-        await self._roster.forget(record.session_id, "orchestrator_lost")
+        await self._registry.forget(record.session_id, "orchestrator_lost")
         return False
 
     # How
 
     async def _sleeper(self, agent_id: str) -> SessionRecord | None:
         """Find the agent's session that sleeps, and that no other process has."""
-        found = await self._roster.store.run(History.sessions_of, agent_id)
+        found = await self._registry.store.run(History.sessions_of, agent_id)
         return next((record for record in found if record.state == "asleep" and record.owner is None), None)
 
-    def _claim(self, record: SessionRecord | None, group: str | None, priority: int) -> Claim:
+    def _lease_request(self, record: SessionRecord | None, group: str | None, priority: int) -> LeaseRequest:
         """For whom a kernel is asked; a sleeping session's group is known as long as somebody holds the session."""
-        held = None if record is None else self._roster.asleep.get(record.session_id)
-        known = "" if held is None else held.claim.group
-        return Claim(known if group is None else group, priority)
+        held = None if record is None else self._registry.asleep.get(record.session_id)
+        known = "" if held is None else held.lease_request.group
+        return LeaseRequest(known if group is None else group, priority)
 
     async def _lease(
-        self, deadline: Deadline | None, claim: Claim, room_for: KernelSession | None = None
+        self, deadline: Deadline | None, request: LeaseRequest, room_for: KernelSession | None = None
     ) -> tuple[Kernel, KernelResource]:
         while True:
             remaining = None if deadline is None else deadline.remaining()
-            taking = asyncio.ensure_future(self._pool.acquire(remaining, claim=claim))
+            taking = asyncio.ensure_future(self._pool.acquire(remaining, request=request))
             await asyncio.sleep(0)  # it takes its place in the queue
             self._hibernation.make_room(spare=room_for)
             resource = await _or_cancel(taking)
@@ -280,7 +282,7 @@ class SessionKeeper:
         free: list[str] = []
         for candidate in numbered if wanted is None else wanted:
             check_agent_id(candidate)
-            taken = candidate in free or bool(await self._roster.store.run(History.sessions_of, candidate))
+            taken = candidate in free or bool(await self._registry.store.run(History.sessions_of, candidate))
             if taken and wanted is not None:
                 raise InvalidInputError(f"agent {candidate!r} has a session already.")
             if not taken:
@@ -290,33 +292,33 @@ class SessionKeeper:
         return free
 
     async def _begin(self, agent_id: str, kernel: Kernel, resource: KernelResource, caller: str) -> KernelSession:
-        session = KernelSession.of(agent_id, kernel, self._roster.store)
+        session = KernelSession.of(agent_id, kernel, self._registry.store)
         session.caller = caller
-        session.previous_end = self._roster.take_end(agent_id)
+        session.previous_end = self._registry.take_end(agent_id)
         resource.served = True  # whatever comes of it, nobody else gets this kernel
         try:
-            await self._roster.store.run(
+            await self._registry.store.run(
                 History.add_session,
                 session.session_id,
                 agent_id,
-                owner=self._roster.owner,
+                owner=self._registry.owner,
                 kernel_id=kernel.kernel_id,
                 runtime=kernel.runtime,
             )
         except BaseException:
-            self._roster.store.submit(History.session_ends, session.session_id, "never_started")
+            self._registry.store.submit(History.session_ends, session.session_id, "never_started")
             raise
         session.note(kernel, "session.started", previous_end=session.previous_end)
         return session
 
     async def _wake(self, record: SessionRecord, kernel: Kernel, resource: KernelResource) -> KernelSession:
-        store, files = self._roster.store, self._roster.files
+        store, files = self._registry.store, self._registry.files
         made = await store.run(History.checkpoints_of, record.session_id)
         if not made:
             raise CheckpointMissingError(
                 f"the session of agent {record.agent_id!r} has no checkpoint to be woken from.", remedy=_ANEW
             )
-        if not await store.run(History.claim, record.session_id, None, self._roster.owner):
+        if not await store.run(History.take_ownership, record.session_id, None, self._registry.owner):
             raise CheckpointError(f"another process has just woken the session of agent {record.agent_id!r}.")
         resource.served = True  # whatever comes of it, nobody else gets this kernel
         try:
@@ -327,19 +329,19 @@ class SessionKeeper:
             if isinstance(error, CheckpointError):
                 error.remedy = f"{error.remedy} {_ANEW}".strip()
             raise
-        session = self._roster.recall(record, kernel)
+        session = self._registry.recall(record, kernel)
         session.restored = restored
-        session.previous_end = self._roster.take_end(record.agent_id) or session.previous_end
+        session.previous_end = self._registry.take_end(record.agent_id) or session.previous_end
         session.notices += _notices(restored, record.cells, session.previous_end)
         session.note(kernel, "session.woken", checkpoint=restored.checkpoint_id, lost=len(restored.lost))
         return session
 
     async def _note_life(self, session_id: str, kernel: Kernel) -> None:
-        names = {"owner": self._roster.owner, "kernel_id": kernel.kernel_id, "runtime": kernel.runtime}
-        await self._roster.store.run(History.session_lives, session_id, **names)
+        names = {"owner": self._registry.owner, "kernel_id": kernel.kernel_id, "runtime": kernel.runtime}
+        await self._registry.store.run(History.session_lives, session_id, **names)
 
     def _settle_in(self, session: KernelSession, resource: KernelResource, caller: str) -> None:
-        self._roster.enter(session, resource, caller)
+        self._registry.enter(session, resource, caller)
         self._hibernation.make_room()
 
 

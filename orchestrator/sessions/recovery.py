@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from orchestrator.container.reaper import Leftover
 from orchestrator.errors import EngineError, KernelDiedError, KernelStartError
 from orchestrator.instance import Instance
-from orchestrator.sessionkeeper import SessionKeeper
+from orchestrator.sessions.acquiring import SessionKeeper
 from orchestrator.store.history import History, SessionRecord
 
 _log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ async def recover(store: History, keeper: SessionKeeper, instance: Instance, max
         record
         for record in records
         if record.kernel_id not in others
-        and await store.run(History.claim, record.session_id, record.owner, instance.name)
+        and await store.run(History.take_ownership, record.session_id, record.owner, instance.name)
     ]
     mine.sort(key=lambda record: record.last_used_at, reverse=True)
     places = asyncio.Semaphore(_AT_ONCE)
@@ -105,7 +105,7 @@ async def _take(
         _log.warning("the kernel of agent %s could not be adopted: %s", record.agent_id, error)
         await keeper.inherit(record)
         return
-    if not instance.would_lock_alike(left):  # its variables go on in a kernel that is locked as one is now
+    if not instance.would_start_alike(left):  # its variables go on in a kernel that is locked as one is now
         await keeper.hand_over(session, "reconfigured")
     elif not stays:
         await keeper.hand_over(session, "evicted")

@@ -1,0 +1,1 @@
+"""What a sandbox may use: the policy file, its seccomp profile and its data folders. It never starts anything."""
