@@ -1,6 +1,6 @@
 """Interruption: interrupts what a kernel runs, first over control, then from outside, and kills the kernel at last.
 
-Each piece of work in a kernel (a cell, the saving or loading of a state, a dead orchestrator's cell) is stopped in these
+Work in a kernel (a cell, the saving or loading of a state, the cell of a dead orchestrator) is stopped in these
 steps:
 
 1. At once the kernel is asked over its control channel.
