@@ -45,6 +45,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
+from orchestrator.outcome import Outcome
+
 if TYPE_CHECKING:
     from orchestrator.output.events import ExecutionResult
 
@@ -236,7 +238,7 @@ class KernelDiedError(KernelError):
     """
 
     def __init__(
-        self, message: str, *, kernel_id: str, reason: str, exit_code: int | None = None, remedy: str = ""
+        self, message: str, *, kernel_id: str, reason: Outcome, exit_code: int | None = None, remedy: str = ""
     ) -> None:
         super().__init__(message, remedy=remedy)
         self.kernel_id = kernel_id
