@@ -19,10 +19,11 @@ from orchestrator.container.usage import Usage
 from orchestrator.errors import EngineError, KernelDiedError, KernelStartError
 from orchestrator.kernel.channel import Accept, Channel, Handler, KernelClient, Message
 from orchestrator.kernel.endpoint import Endpoint
-from orchestrator.kernel.kernel import Kernel, Stop
+from orchestrator.kernel.kernel import Kernel
 from orchestrator.kernel.kernelconfig import KernelConfig, container_name
 from orchestrator.kernel.lost import failing_when_lost
 from orchestrator.kernel.warmup import run_first_cells
+from orchestrator.outcome import Outcome, Stop
 from orchestrator.store.audit import brief
 
 _log = logging.getLogger(__name__)
@@ -136,7 +137,7 @@ class ContainerKernel(Kernel):
             self._exit = asyncio.create_task(self._find_exit())
         return await asyncio.shield(self._exit)
 
-    def died_error(self, reason: str) -> KernelDiedError:
+    def died_error(self, reason: Outcome) -> KernelDiedError:
         code = self._known_exit_code()
         ended = "" if code is None else f" (exit code {code})"
         return KernelDiedError(
@@ -178,7 +179,7 @@ class ContainerKernel(Kernel):
         accept: Accept = lambda _kind, _size: True,
     ) -> str:
         if not self.is_alive:
-            raise self.died_error("kernel_died")
+            raise self.died_error(Outcome.KERNEL_DIED)
         return self._client.send(channel, kind, content, handler, buffers, accept)
 
     def forget(self, message_id: str) -> None:
@@ -309,16 +310,16 @@ class ContainerKernel(Kernel):
 
     async def _find_exit(self) -> Exit:
         if self._engine_lost:
-            return Exit("engine_lost", None)
+            return Exit(Outcome.ENGINE_LOST, None)
         if self._stopping is not None:
-            return Exit("kernel_died", None)
+            return Exit(Outcome.KERNEL_DIED, None)
         if not self._ended_by_host():
             exit_state = await self.container.exit()
             if exit_state is not None:
                 return exit_state
         # It runs without a wire: it ran out of memory, broke the protocol, closed its connection, or was to be killed.
         await self.container.remove()
-        return Exit(self._killed_for or ("oom" if self._oom else "kernel_died"), None)
+        return Exit(self._killed_for or (Outcome.OOM if self._oom else Outcome.KERNEL_DIED), None)
 
     def _ended_by_host(self) -> bool:
         return self._guard.violated or self._killed_for is not None or (self._oom and self.runtime != "runc")

@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from orchestrator.container.exits import Exit
 from orchestrator.container.usage import Usage
 from orchestrator.errors import KernelDiedError
 from orchestrator.kernel.channel import Accept, Channel, Handler, Message
-
-Stop = Literal["timeout", "cancelled", "output_limit"]  # why the host stops a cell
+from orchestrator.outcome import Outcome, Stop
 
 
 class Kernel(Protocol):
@@ -68,11 +67,11 @@ class Kernel(Protocol):
             EngineError: the engine does not answer, so the end is unknown.
         """
 
-    def died_error(self, reason: str) -> KernelDiedError:
+    def died_error(self, reason: Outcome) -> KernelDiedError:
         """Return the error for a caller who needs this kernel, which is gone.
 
         Args:
-            reason: how it ended, such as "oom".
+            reason: how it ended, such as ``Outcome.OOM``.
         """
 
     async def warm_up(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from orchestrator.kernel.kernel import Kernel
+from orchestrator.outcome import Outcome
 
 
 @contextlib.contextmanager
@@ -16,7 +17,7 @@ def failing_when_lost(kernel: Kernel, future: asyncio.Future[Any]) -> Iterator[N
 
     def fail() -> None:
         if not future.done():
-            future.set_exception(kernel.died_error("kernel_died"))
+            future.set_exception(kernel.died_error(Outcome.KERNEL_DIED))
 
     undo = kernel.on_lost(fail)
     try:

@@ -18,6 +18,7 @@ from orchestrator.kernel.interruption import Interruption
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.kernel.translate import text
 from orchestrator.limits import MIB, Deadline
+from orchestrator.outcome import Outcome
 
 PIECE = MIB  # bytes
 _ATTEMPTS = 2  # the second leaves out, or replaces, what the first could not do
@@ -108,7 +109,7 @@ async def _release(kernel: Kernel, request: asyncio.Task[Message]) -> None:
     """Interrupt a kernel that still saves or loads, so that its session can go on; kill it if it ignores that."""
     interruption = Interruption(kernel, lambda: not request.done() and kernel.is_alive)
     try:
-        interruption.stop(kill=partial(kernel.kill, "timeout"))
+        interruption.stop(kill=partial(kernel.kill, Outcome.TIMEOUT))
         await asyncio.wait({request})
         await interruption.settled()
     finally:

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 from weakref import WeakValueDictionary
 
-from orchestrator.errors import EngineError, KernelPoolExhaustedError, StoreError
+from orchestrator.errors import EngineError, SessionBusyError, StoreError
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import Deadline
 from orchestrator.policy.policy import Policy
@@ -90,16 +90,16 @@ class SessionRegistry:
         """Hold an agent's lock.
 
         Raises:
-            KernelPoolExhaustedError: another call has it for longer than ``timeout`` seconds.
+            SessionBusyError: another call has it for longer than ``timeout`` seconds.
         """
         lock = self._agents.setdefault(agent_id, asyncio.Lock())
         try:
             async with asyncio.timeout(timeout):
                 await lock.acquire()
         except TimeoutError:
-            raise KernelPoolExhaustedError(
+            raise SessionBusyError(
                 f"the session of agent {agent_id!r} is still being woken, or put to sleep, for another call.",
-                max_kernels=self._pool.max_kernels,
+                agent_id=agent_id,
                 waited=timeout or 0.0,
             ) from None
         try:
@@ -176,7 +176,7 @@ class SessionRegistry:
         """Wait for the end of the agent's last kernel, if it is coming.
 
         Raises:
-            KernelPoolExhaustedError: it takes longer than the deadline.
+            SessionBusyError: it takes longer than the deadline.
         """
         session = self.sessions.get(agent_id)
         waited = None if deadline is None else deadline.remaining()
@@ -187,9 +187,9 @@ class SessionRegistry:
                 elif agent_id in self._reaping:
                     await asyncio.shield(self._reaping[agent_id])
         except TimeoutError:
-            raise KernelPoolExhaustedError(
+            raise SessionBusyError(
                 f"the last kernel of agent {agent_id!r} is gone, and the engine has not yet said how.",
-                max_kernels=self._pool.max_kernels,
+                agent_id=agent_id,
                 waited=waited or 0.0,
             ) from None
 

@@ -20,6 +20,7 @@ from orchestrator.errors import SessionEndedError, StoreError
 from orchestrator.execution import Cell
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import KernelResourceLimits
+from orchestrator.outcome import Outcome, kernel_end
 from orchestrator.output.events import CellFinished, Event, ExecutionResult, InputHandler
 from orchestrator.policy.policy import Policy
 from orchestrator.pool.scheduler import LeaseRequest
@@ -30,7 +31,6 @@ _log = logging.getLogger(__name__)
 _CANCELLED = 0.4  # seconds that a cancelled consumer waits for its cell: an interrupt took 0.02-0.23 s
 _NAMED = 5  # lost variables that a notice names
 _NEVER_RAN: dict[str, Any] = {"status": "error", "outcome": "cancelled", "outputs": [], "error": None}
-DEATHS = ("oom", "kernel_died", "timeout", "cancelled", "engine_lost")  # ends of a session that were its kernel's
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,8 +232,9 @@ class KernelSession:
             KernelDiedError: the kernel is gone.
             SessionEndedError: the session is over for another reason, or never had a kernel.
         """
-        if self.kernel is not None and (self.ended in DEATHS or (self.ended is None and not self.kernel.is_alive)):
-            raise self.kernel.died_error(self.ended or "kernel_died")
+        death = kernel_end(self.ended)
+        if self.kernel is not None and (death or (self.ended is None and not self.kernel.is_alive)):
+            raise self.kernel.died_error(death or Outcome.KERNEL_DIED)
         if self.ended is not None or self.kernel is None:
             reason = self.ended or ("asleep" if self.asleep else "never_started")
             raise SessionEndedError(
