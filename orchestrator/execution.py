@@ -20,7 +20,7 @@ from orchestrator.kernel.kernel import Kernel
 from orchestrator.kernel.translate import OUTPUT_KINDS, Reply, left_out, to_event, to_input_request
 from orchestrator.limits import MIB, KernelResourceLimits, OutputLimits
 from orchestrator.outcome import Outcome, Stop
-from orchestrator.output.collector import OutputCollector, cost
+from orchestrator.output.collector import OutputCollector
 from orchestrator.output.events import (
     CellFinished,
     DisplayData,
@@ -35,6 +35,7 @@ from orchestrator.output.events import (
     OutputEvent,
     UpdateDisplayData,
 )
+from orchestrator.output.sizes import cost
 
 _LONGEST_STATUS = 4096  # bytes; an honest one has thirty
 _END_OF_FILE = "\x04"  # what a kernel takes for one
