@@ -53,6 +53,7 @@ class SessionKeeper:
         self._registry = registry
         self._hibernation = hibernation
         self._pool = pool
+        self._load_time = policy.sessions.checkpoint_time_s
         self._checkpoint_every = policy.sessions.checkpoint_every
 
     async def session_of(
@@ -147,7 +148,7 @@ class SessionKeeper:
             )
             resource.served = True  # whatever comes of it, nobody else gets this kernel
             try:
-                restored = await load(kernel, self._registry.files, path, session.agent_id)
+                restored = await load(kernel, self._registry.files, path, session.agent_id, self._load_time)
                 session.live_kernel()  # it may have ended meanwhile, or its own kernel died
                 await self._note_life(session.session_id, kernel)
                 session.live_kernel()
@@ -185,7 +186,15 @@ class SessionKeeper:
         made = await capture(session, files, asked_for=False)
         kernel = session.live_kernel()
         forks = [
-            KernelSession(uuid.uuid4().hex, kernel.kernel_id, agent_id, parent_id=session.session_id, store=store)
+            KernelSession(
+                uuid.uuid4().hex,
+                kernel.kernel_id,
+                agent_id,
+                parent_id=session.session_id,
+                store=store,
+                policy=self._registry.policy,
+                telemetry=self._registry.telemetry,
+            )
             for agent_id in agent_ids
         ]
         noted: list[tuple[str, CheckpointRecord]] = []
@@ -292,7 +301,13 @@ class SessionKeeper:
         return free
 
     async def _begin(self, agent_id: str, kernel: Kernel, resource: KernelResource, caller: str) -> KernelSession:
-        session = KernelSession.of(agent_id, kernel, self._registry.store)
+        session = KernelSession.of(
+            agent_id,
+            kernel,
+            self._registry.policy,
+            store=self._registry.store,
+            telemetry=self._registry.telemetry,
+        )
         session.caller = caller
         session.previous_end = self._registry.take_end(agent_id)
         resource.served = True  # whatever comes of it, nobody else gets this kernel
@@ -322,7 +337,7 @@ class SessionKeeper:
             raise CheckpointError(f"another process has just woken the session of agent {record.agent_id!r}.")
         resource.served = True  # whatever comes of it, nobody else gets this kernel
         try:
-            restored = await load(kernel, files, files.path(made[0].checkpoint_id), record.agent_id)
+            restored = await load(kernel, files, files.path(made[0].checkpoint_id), record.agent_id, self._load_time)
             await self._note_life(record.session_id, kernel)
         except BaseException as error:
             store.submit(History.session_sleeps, record.session_id)

@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 from orchestrator.errors import EngineError, SessionBusyError, StoreError
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import Deadline
+from orchestrator.policy.policy import Policy
 from orchestrator.pool.kernelpool import KernelPool, KernelResource
 from orchestrator.pool.scheduler import LeaseRequest
 from orchestrator.sessions.session import KernelSession
@@ -40,18 +41,24 @@ class SessionRegistry:
         inherited: ids of a dead process's sessions that no agent of this one has asked for yet.
         closed: whether the manager shuts down: no session gets a kernel any more.
         owner: this process's name in the store.
+        policy, telemetry: of every session.
     """
 
     def __init__(
-        self, pool: KernelPool, telemetry: Telemetry, spawn: Callable[[Coroutine[Any, Any, None]], None]
+        self,
+        pool: KernelPool,
+        policy: Policy,
+        telemetry: Telemetry,
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
+        self.policy = policy
+        self.telemetry = telemetry
         self.sessions: dict[str, KernelSession] = {}
         self.asleep: WeakValueDictionary[str, KernelSession] = WeakValueDictionary()
         self.inherited: set[str] = set()
         self.closed = False
         self.owner = ""
         self._pool = pool
-        self._telemetry = telemetry
         self._spawn = spawn
         self._store: History | None = None
         self._files: CheckpointFiles | None = None
@@ -113,6 +120,8 @@ class SessionRegistry:
             created_at=record.created_at,
             parent_id=record.parent_id,
             store=self.store,
+            policy=self.policy,
+            telemetry=self.telemetry,
         )
         session.forget_history()
         session.cell_count = record.cells
@@ -235,7 +244,7 @@ class SessionRegistry:
         session.forget_history()
         self.asleep[session.session_id] = session
         self.remember_end(session.agent_id, reason)
-        self._telemetry.kernel_ended(reason)
+        self.telemetry.kernel_ended(reason)
         try:
             with _logged():
                 await self.store.run(History.session_sleeps, session.session_id)
@@ -261,7 +270,7 @@ class SessionRegistry:
             del self.sessions[session.agent_id]
         session.ended = reason
         self.remember_end(session.agent_id, reason)
-        self._telemetry.kernel_ended(reason)
+        self.telemetry.kernel_ended(reason)
         if session.kernel is not None:
             session.note(session.kernel, "session.ended", reason=reason, cells=session.cell_count)
         resource = self.take_lease(session)

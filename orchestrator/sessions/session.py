@@ -22,8 +22,10 @@ from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.outcome import Outcome, kernel_end
 from orchestrator.output.events import CellFinished, Event, ExecutionResult, InputHandler
+from orchestrator.policy.policy import Policy
 from orchestrator.pool.scheduler import LeaseRequest
 from orchestrator.store.history import History
+from orchestrator.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
 _CANCELLED = 0.4  # seconds that a cancelled consumer waits for its cell: an interrupt took 0.02-0.23 s
@@ -91,6 +93,8 @@ class KernelSession:
         previous_end: what became of this agent's kernel before, such as "idle"; None for its first.
         restored: what it was woken from; None where its variables come from no checkpoint.
         parent_id: the session that it was forked from.
+        policy: what its cells may do.
+        telemetry: observes its cells; None: nothing does.
     """
 
     session_id: str
@@ -111,6 +115,8 @@ class KernelSession:
     caller: str = ""
     lease_request: LeaseRequest = field(default_factory=LeaseRequest)
     store: History | None = field(default=None, repr=False)
+    policy: Policy = field(default_factory=Policy, repr=False)
+    telemetry: Telemetry | None = field(default=None, repr=False)
     notices: list[str] = field(default_factory=list, repr=False)
     users: int = field(default=0, repr=False)
     closing: bool = field(default=False, repr=False)
@@ -120,8 +126,24 @@ class KernelSession:
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock, init=False, repr=False)
 
     @classmethod
-    def of(cls, agent_id: str, kernel: Kernel, store: History | None = None) -> KernelSession:
-        return cls(uuid.uuid4().hex, kernel.kernel_id, agent_id, kernel=kernel, store=store)
+    def of(
+        cls,
+        agent_id: str,
+        kernel: Kernel,
+        policy: Policy,
+        *,
+        store: History | None = None,
+        telemetry: Telemetry | None = None,
+    ) -> KernelSession:
+        return cls(
+            uuid.uuid4().hex,
+            kernel.kernel_id,
+            agent_id,
+            kernel=kernel,
+            store=store,
+            policy=policy,
+            telemetry=telemetry,
+        )
 
     def __getattr__(self, name: str) -> Any:
         """Read the history of a session that was woken, the first time that somebody asks for it."""
@@ -244,7 +266,7 @@ class KernelSession:
             await self._open_row(code, kernel)
             if "execution_history" in vars(self):
                 self.add_execution(code, {"status": "running"})
-            cell = self._cell = Cell(kernel, code, limits, answer)
+            cell = self._cell = Cell(kernel, code, limits, self.policy, answer)
         except BaseException:
             self._lock.release()
             raise
@@ -331,12 +353,13 @@ class KernelSession:
     def _note_start(self, kernel: Kernel, code: str) -> None:
         encoded = code.encode()
         said: dict[str, Any] = {"code_sha256": hashlib.sha256(encoded).hexdigest(), "code_bytes": len(encoded)}
-        if kernel.policy.audit.code == "full":
+        if self.policy.audit.code == "full":
             said["code"] = code
         self.note(kernel, "cell.started", cell=self.cell_count, **said, **kernel.description())
 
     def _note_end(self, kernel: Kernel, result: ExecutionResult) -> None:
-        kernel.telemetry.cell_ended(result)
+        if self.telemetry is not None:
+            self.telemetry.cell_ended(result)
         self.note(
             kernel,
             "cell.ended",
