@@ -22,7 +22,7 @@ from orchestrator.errors import (
     SessionEndedError,
     StoreError,
 )
-from orchestrator.execution import INTERRUPT_GRACE
+from orchestrator.kernel.interruption import GRACE
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.policy.policy import Policy
 from orchestrator.pool.kernelpool import KernelPool
@@ -242,7 +242,7 @@ class Hibernation:
             CheckpointStateError: the cell does not end.
         """
         session.closing = True
-        for patience in (_SHUTDOWN_GRACE, INTERRUPT_GRACE):
+        for patience in (_SHUTDOWN_GRACE, GRACE):
             try:
                 async with contextlib.AsyncExitStack() as held:
                     async with asyncio.timeout(patience):
