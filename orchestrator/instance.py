@@ -84,9 +84,8 @@ class Instance:
             runtime = await engine.resolve_runtime(wanted)
             instance, lease = _new_instance()
             try:
-                folder = _make_folder(
-                    instance_folder(settings.state_path, instance)
-                )  # no await: nothing can come between
+                # No await, so that nothing can come between the lease and the folder.
+                folder = _make_folder(instance_folder(settings.state_path, instance))
             except SettingsError:
                 lease.release()
                 raise
