@@ -381,7 +381,7 @@ class AgentKernelManager:
             Whether the agent had a session.
 
         Raises:
-            KernelPoolExhaustedError: it has been on its way to its kernel, or to sleep, for a minute.
+            SessionBusyError: it has been on its way to its kernel, or to sleep, for a minute.
         """
         return await self._acquiring.end(agent_id, reason)
 

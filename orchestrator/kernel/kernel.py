@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from orchestrator.container.container import Container
 from orchestrator.container.engine import Engine
@@ -26,6 +26,7 @@ from orchestrator.kernel.endpoint import Endpoint
 from orchestrator.kernel.guard import Guard
 from orchestrator.kernel.loopshare import KernelShare, LoopShare
 from orchestrator.limits import MIB, Deadline, KernelResourceLimits
+from orchestrator.outcome import Outcome, Stop
 from orchestrator.policy.policy import Policy
 from orchestrator.store.audit import AuditLog, brief
 from orchestrator.telemetry import Phases, Telemetry
@@ -55,7 +56,6 @@ _PATIENCE = 0.5
 _LONGEST_REASON = 500  # characters of an error that a kernel names
 _USER_IDS = 5  # that are tried before a kernel is given up
 
-Stop = Literal["timeout", "cancelled", "output_limit"]  # why the host stops a cell
 ContainerRequest = Callable[[ContainerSpec, Policy, KernelResourceLimits], dict[str, Any]]
 
 
@@ -276,7 +276,7 @@ class Kernel:
             KernelDiedError: the kernel is gone.
         """
         if not self.is_alive:
-            raise self.died_error("kernel_died")
+            raise self.died_error(Outcome.KERNEL_DIED)
         return self._client.send(channel, kind, content, handler, buffers, accept)
 
     def forget(self, message_id: str) -> None:
@@ -309,7 +309,7 @@ class Kernel:
 
         def lost() -> None:
             if not reply.done():
-                reply.set_exception(self.died_error("kernel_died"))
+                reply.set_exception(self.died_error(Outcome.KERNEL_DIED))
 
         message_id = self.send(channel, kind, content, receive, buffers)
         call_off = self.on_lost(lost)
@@ -440,7 +440,7 @@ class Kernel:
             },
         }
 
-    def died_error(self, reason: str) -> KernelDiedError:
+    def died_error(self, reason: Outcome) -> KernelDiedError:
         code = self._known_exit_code()
         told = "" if code is None else f" (exit code {code})"
         return KernelDiedError(
@@ -566,7 +566,7 @@ class Kernel:
 
         def lost() -> None:
             if not done.done():
-                done.set_exception(self.died_error("kernel_died"))
+                done.set_exception(self.died_error(Outcome.KERNEL_DIED))
 
         content = {"code": "", "silent": True, "store_history": False, "allow_stdin": False}
         message_id = self.send("shell", "execute_request", content, receive)
@@ -632,7 +632,7 @@ class Kernel:
 
         def lost() -> None:
             if not welcome.done():
-                welcome.set_exception(self.died_error("kernel_died"))
+                welcome.set_exception(self.died_error(Outcome.KERNEL_DIED))
 
         call_off = self.on_lost(lost)
         try:
@@ -658,16 +658,16 @@ class Kernel:
 
     async def _find_exit(self) -> Exit:
         if self._engine_lost:
-            return Exit("engine_lost", None)
+            return Exit(Outcome.ENGINE_LOST, None)
         if self._stopping is not None:
-            return Exit("kernel_died", None)
+            return Exit(Outcome.KERNEL_DIED, None)
         if not self._ended_by_host():
             exit_state = await self.container.exit()
             if exit_state is not None:
                 return exit_state
         # It lives, but its wire is cut: it ran out of memory, broke the protocol, hung up, or was condemned.
         await self.container.remove()
-        return Exit(self._killed_for or ("oom" if self._oom else "kernel_died"), None)
+        return Exit(self._killed_for or (Outcome.OOM if self._oom else Outcome.KERNEL_DIED), None)
 
     def _ended_by_host(self) -> bool:
         return self._guard.violated or self._killed_for is not None or (self._oom and self.runtime != "runc")

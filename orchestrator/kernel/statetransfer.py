@@ -18,6 +18,7 @@ from orchestrator.kernel.channel import Message
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.kernel.translate import text
 from orchestrator.limits import MIB, Deadline
+from orchestrator.outcome import Outcome
 
 PIECE = MIB  # bytes
 _ATTEMPTS = 2  # the second leaves out, or replaces, what the first could not do
@@ -115,7 +116,7 @@ async def _release(kernel: Kernel, request: asyncio.Task[Message]) -> None:
                 await kernel.interrupt()
         await asyncio.wait({request}, timeout=_INTERRUPT_AGAIN)
     if not request.done() and kernel.is_alive:
-        kernel.kill("timeout")
+        kernel.kill(Outcome.TIMEOUT)
 
 
 async def _take(kernel: Kernel, transfer: str, write: Write, deadline: Deadline) -> None:

@@ -46,6 +46,7 @@ class Acquiring:
             group: the group that is charged for the kernel; None: the session's group so far.
 
         Raises:
+            SessionBusyError: another call wakes the session, or puts it to sleep, for longer than ``timeout`` seconds.
             KernelPoolExhaustedError, KernelStartError, EngineError: there is no kernel for the session.
             CheckpointError, StoreError: the session cannot be woken; it sleeps as before.
         """
@@ -72,7 +73,7 @@ class Acquiring:
         """End the agent's session, awake or asleep, and discard its kernel. Returns whether there was one.
 
         Raises:
-            KernelPoolExhaustedError: another call has been waking the session, or putting it to sleep, for a minute.
+            SessionBusyError: another call has been waking the session, or putting it to sleep, for a minute.
         """
         session = self._registry.sessions.get(agent_id)
         if session is None:

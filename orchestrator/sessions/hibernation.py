@@ -24,6 +24,7 @@ from orchestrator.errors import (
 )
 from orchestrator.execution import INTERRUPT_GRACE
 from orchestrator.limits import KernelResourceLimits
+from orchestrator.outcome import Outcome
 from orchestrator.policy.policy import Policy
 from orchestrator.pool.kernelpool import KernelPool
 from orchestrator.sessions.checkpoint import capture, capture_between_cells
@@ -103,7 +104,7 @@ class Hibernation:
             now = time.monotonic()
             for session in list(self._registry.sessions.values()):
                 if now - session.idle_since >= self._idle_limit and self._may_sleep(session):
-                    self._evict(session, "idle")
+                    self._evict(session, Outcome.IDLE)
                     await asyncio.sleep(0)
             idle_since = [
                 session.idle_since
@@ -134,7 +135,7 @@ class Hibernation:
             ]
             if candidates:
                 self._crowded = True
-                self._evict(min(candidates, key=lambda session: session.idle_since), "evicted")
+                self._evict(min(candidates, key=lambda session: session.idle_since), Outcome.EVICTED)
         return self._coming()
 
     async def close(self, *, keep: bool) -> None:
@@ -223,9 +224,9 @@ class Hibernation:
                     return
                 _log.warning("the newest state of agent %s's session is lost: %s", session.agent_id, error)
         if await self._registry.has_checkpoint(session.session_id):
-            await self._registry.put_to_sleep(session, "shutdown")
+            await self._registry.put_to_sleep(session, Outcome.SHUTDOWN)
         else:
-            await self._registry.end_with_pool(session, "shutdown")
+            await self._registry.end_with_pool(session, Outcome.SHUTDOWN)
 
     async def _capture_last(self, session: KernelSession) -> None:
         """Capture a session's state once its running cell has ended, within the grace period, or was interrupted.

@@ -32,12 +32,11 @@ from typing import Any, Literal, Self
 
 from orchestrator.errors import CheckpointError, SessionEndedError
 from orchestrator.kernel.kernel import Kernel
+from orchestrator.outcome import Outcome, kernel_end
 from orchestrator.pool.scheduler import LeaseRequest
 from orchestrator.sessions.restored import Restored
 from orchestrator.sessions.sessionrow import SessionRow
 from orchestrator.store.history import CheckpointRecord, History, SessionRecord, SessionState
-
-DEATHS = ("oom", "kernel_died", "timeout", "cancelled", "engine_lost")  # ends of a session that were its kernel's
 
 
 @dataclass(eq=False)
@@ -142,7 +141,7 @@ class Lifecycle:
         try:
             await self._row.add(self.agent_id, kernel)
         except BaseException:
-            self.ended = "never_started"
+            self.ended = Outcome.NEVER_STARTED
             raise
         self.previous_end = last_end
         self._attach(kernel)
@@ -190,7 +189,7 @@ class Lifecycle:
             await self._row.lives(kernel)
             self.live_kernel()
             if not kernel.is_alive:
-                raise kernel.died_error("kernel_died")
+                raise kernel.died_error(Outcome.KERNEL_DIED)
         except BaseException:
             if self.kernel is old:
                 self._row.lives_still(old)
@@ -342,10 +341,11 @@ class Lifecycle:
             KernelDiedError: the kernel is gone.
             SessionEndedError: the session sleeps, has ended for another reason, or never had a kernel.
         """
-        if self.kernel is not None and (self.ended in DEATHS or (self.ended is None and not self.kernel.is_alive)):
-            raise self.kernel.died_error(self.ended or "kernel_died")
+        death = kernel_end(self.ended)
+        if self.kernel is not None and (death or (self.ended is None and not self.kernel.is_alive)):
+            raise self.kernel.died_error(death or Outcome.KERNEL_DIED)
         if self.ended is not None or self.kernel is None:
-            reason = self.ended or ("asleep" if self.asleep else "never_started")
+            reason = self.ended or (Outcome.ASLEEP if self.asleep else Outcome.NEVER_STARTED)
             raise SessionEndedError(
                 f"the session of agent {self.agent_id!r} {'is asleep' if self.asleep else f'has ended ({reason})'}.",
                 reason=reason,

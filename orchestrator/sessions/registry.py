@@ -14,9 +14,10 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 from weakref import WeakValueDictionary
 
-from orchestrator.errors import EngineError, KernelPoolExhaustedError, StoreError
+from orchestrator.errors import EngineError, SessionBusyError, StoreError
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import Deadline
+from orchestrator.outcome import Outcome
 from orchestrator.pool.kernelpool import KernelPool, KernelResource
 from orchestrator.pool.scheduler import LeaseRequest
 from orchestrator.sessions.session import KernelSession
@@ -85,12 +86,11 @@ class SessionRegistry:
         """Hold an agent's lock.
 
         Raises:
-            KernelPoolExhaustedError: another call holds it for longer than ``timeout`` seconds.
+            SessionBusyError: another call holds it for longer than ``timeout`` seconds.
         """
         lock = self._agents.setdefault(agent_id, asyncio.Lock())
-        async with self._in_time(
-            timeout, f"the session of agent {agent_id!r} is still being woken, or put to sleep, for another call."
-        ):
+        message = f"the session of agent {agent_id!r} is still being woken, or put to sleep, for another call."
+        async with _in_time(agent_id, timeout, message):
             await lock.acquire()
         try:
             yield
@@ -159,33 +159,16 @@ class SessionRegistry:
         """Wait until the agent's dead kernel, if it has one, is reaped.
 
         Raises:
-            KernelPoolExhaustedError: that takes longer than the deadline.
+            SessionBusyError: that takes longer than the deadline.
         """
         session = self.sessions.get(agent_id)
-        async with self._in_time(
-            None if deadline is None else deadline.remaining(),
-            f"the last kernel of agent {agent_id!r} is gone, and the engine has not yet said how.",
-        ):
+        timeout = None if deadline is None else deadline.remaining()
+        message = f"the last kernel of agent {agent_id!r} is gone, and the engine has not yet said how."
+        async with _in_time(agent_id, timeout, message):
             if session is not None:
                 await self._reap(session)
             elif agent_id in self._reaping:
                 await asyncio.shield(self._reaping[agent_id])
-
-    @contextlib.asynccontextmanager
-    async def _in_time(self, timeout: float | None, message: str) -> AsyncIterator[None]:
-        """Bound a wait for the agent's own session, in seconds; None does not bound it.
-
-        Raises:
-            KernelPoolExhaustedError: the wait took longer.
-        """
-        limit = asyncio.timeout(timeout)
-        try:
-            async with limit:
-                yield
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise KernelPoolExhaustedError(message, max_kernels=self._pool.max_kernels, waited=timeout or 0.0) from None
 
     async def _reap_lost(self, session: KernelSession, kernel: Kernel) -> None:
         if session.kernel is kernel and not self.closed:
@@ -204,9 +187,9 @@ class SessionRegistry:
         if self.sessions.get(session.agent_id) is not session or kernel is None:
             return
         try:
-            reason: str = (await kernel.exit()).reason
+            reason = (await kernel.exit()).reason
         except EngineError:
-            reason = "engine_lost"
+            reason = Outcome.ENGINE_LOST
         await session.settled()
         if self.sessions.get(session.agent_id) is not session or session.kernel is not kernel:
             return
@@ -275,3 +258,20 @@ class SessionRegistry:
         self.remember_end(session.agent_id, reason)
         self._telemetry.kernel_ended(reason)
         return self.take_lease(session.kernel_id)
+
+
+@contextlib.asynccontextmanager
+async def _in_time(agent_id: str, timeout: float | None, message: str) -> AsyncIterator[None]:
+    """Bound a wait for an agent's own session, in seconds; None does not bound it.
+
+    Raises:
+        SessionBusyError: the wait took longer.
+    """
+    limit = asyncio.timeout(timeout)
+    try:
+        async with limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise SessionBusyError(message, agent_id=agent_id, waited=timeout or 0.0) from None
