@@ -35,6 +35,7 @@ from orchestrator.output.events import (
     OutputEvent,
     UpdateDisplayData,
 )
+from orchestrator.policy.policy import Policy
 
 _LONGEST_STATUS = 4096  # bytes; an honest one has thirty
 _END_OF_FILE = "\x04"  # what a kernel takes for one
@@ -56,12 +57,17 @@ class Cell:
     """
 
     def __init__(
-        self, kernel: Kernel, code: str, limits: KernelResourceLimits, answer: InputHandler | None = None
+        self,
+        kernel: Kernel,
+        code: str,
+        limits: KernelResourceLimits,
+        policy: Policy,
+        answer: InputHandler | None = None,
     ) -> None:
         self._kernel = kernel
         self._code = code
         self._limits = limits
-        policy = kernel.policy
+        self._policy = policy
         self._events: deque[OutputEvent] = deque()
         self._events_cost = 0
         self._held = False  # whether the kernel has to wait for the consumer
@@ -296,14 +302,14 @@ class Cell:
             self._kernel.hold_output(held)
 
     def _check_output(self) -> None:
-        if self._kernel.policy.output.past_limit == "stop" and self._collector.is_past_limit:
+        if self._policy.output.past_limit == "stop" and self._collector.is_past_limit:
             self._stop(Outcome.OUTPUT_LIMIT)
 
     def _allowed(self, event: OutputEvent) -> OutputEvent:
         """Leave out what the policy's mime types do not name; text/plain always stays."""
         if not isinstance(event, DisplayData | UpdateDisplayData | ExecuteResult):
             return event
-        passes = self._kernel.policy.output.passes
+        passes = self._policy.output.passes
         dropped = [mime for mime in event.data if mime != "text/plain" and not passes(mime)]
         if not dropped:
             return event
@@ -473,7 +479,7 @@ class Cell:
 
     def _warnings(self) -> tuple[str, ...]:
         """What comes near a limit, while there is time to do something about it."""
-        share = self._kernel.policy.limits.warn_percent / 100
+        share = self._policy.limits.warn_percent / 100
         said: list[str] = []
         if self._after is not None and self._kernel.is_alive:
             limit = self._limits.max_memory_mb

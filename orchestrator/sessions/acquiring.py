@@ -62,10 +62,7 @@ class Acquiring:
             if self._registry.closed:
                 raise ManagerClosedError("the manager has been shut down.", remedy="Make a new one.")
             record = await self._sleeping(agent_id)
-            if record is None:
-                session = KernelSession.new(agent_id, self._registry.store, self._registry.owner)
-            else:
-                session = self._registry.recall(record)
+            session = self._registry.make(agent_id) if record is None else self._registry.recall(record)
             await self._start(session, record, deadline, _request(session, group, priority), caller)
             return session
 
@@ -142,7 +139,8 @@ class Acquiring:
         async def load_newest() -> Restored:
             resource.served = True  # whatever happens now, no other agent gets this kernel
             try:
-                return await load(kernel, files, files.path(made[0].checkpoint_id), record.agent_id)
+                seconds = session.policy.sessions.checkpoint_time_s
+                return await load(kernel, files, files.path(made[0].checkpoint_id), record.agent_id, seconds)
             except CheckpointError as error:
                 error.remedy = f"{error.remedy} {_START_ANEW}".strip()
                 raise

@@ -61,7 +61,7 @@ async def capture(session: KernelSession, files: CheckpointFiles, *, asked_for: 
         KernelDiedError, SessionEndedError: there is no kernel.
     """
     kernel = session.live_kernel()
-    policy = kernel.policy.sessions
+    policy = session.policy.sessions
     checkpoint_id, now = uuid.uuid4().hex, time.time()
     header = {
         "checkpoint_id": checkpoint_id,
@@ -109,8 +109,11 @@ async def capture_if_due(session: KernelSession, files: CheckpointFiles, every: 
             session.notify(f"no checkpoint could be made after cell {session.cell_count}: {error.message}")
 
 
-async def load(kernel: Kernel, files: CheckpointFiles, path: Path, agent_id: str) -> Restored:
+async def load(kernel: Kernel, files: CheckpointFiles, path: Path, agent_id: str, timeout: float) -> Restored:
     """Load a checkpoint into a fresh kernel.
+
+    Args:
+        timeout: seconds that the kernel has for it.
 
     Raises:
         CheckpointMissingError, CheckpointDamagedError, CheckpointFormatError: see ``CheckpointFiles.reading``; the
@@ -121,7 +124,7 @@ async def load(kernel: Kernel, files: CheckpointFiles, path: Path, agent_id: str
     begun = time.monotonic()
     async with _in_thread(files.reading(path)) as reader:
         _refuse_foreign(reader, path, agent_id)
-        lost = await load_state(kernel, lambda: _pieces(reader), kernel.policy.sessions.checkpoint_time_s)
+        lost = await load_state(kernel, lambda: _pieces(reader), timeout)
         found = [*reader.footer["lost"], *lost]
         return Restored(
             reader.header["checkpoint_id"],

@@ -22,7 +22,7 @@ from orchestrator.errors import (
     SessionEndedError,
     StoreError,
 )
-from orchestrator.execution import INTERRUPT_GRACE
+from orchestrator.kernel.interruption import GRACE
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.outcome import Outcome
 from orchestrator.policy.policy import Policy
@@ -238,7 +238,7 @@ class Hibernation:
             CheckpointStateError: the cell does not end.
         """
         session.refuse_cells()
-        for patience in (_SHUTDOWN_GRACE, INTERRUPT_GRACE):
+        for patience in (_SHUTDOWN_GRACE, GRACE):
             try:
                 async with contextlib.AsyncExitStack() as held:
                     async with asyncio.timeout(patience):

@@ -33,10 +33,12 @@ from typing import Any, Literal, Self
 from orchestrator.errors import CheckpointError, SessionEndedError
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.outcome import Outcome, kernel_end
+from orchestrator.policy.policy import Policy
 from orchestrator.pool.scheduler import LeaseRequest
 from orchestrator.sessions.restored import Restored
 from orchestrator.sessions.sessionrow import SessionRow
 from orchestrator.store.history import CheckpointRecord, History, SessionRecord, SessionState
+from orchestrator.telemetry import Telemetry
 
 
 @dataclass(eq=False)
@@ -61,6 +63,8 @@ class Lifecycle:
         restored: the checkpoint that its variables come from; None if they come from none.
         parent_id: the session that it was forked from.
         owner: this process's name in the store.
+        policy: what its cells may do.
+        telemetry: observes its cells; None: nothing does.
     """
 
     session_id: str
@@ -82,6 +86,8 @@ class Lifecycle:
     lease_request: LeaseRequest = field(default_factory=LeaseRequest)
     store: History | None = field(default=None, repr=False)
     owner: str = field(default="", repr=False)
+    policy: Policy = field(default_factory=Policy, repr=False)
+    telemetry: Telemetry | None = field(default=None, repr=False)
     notices: list[str] = field(default_factory=list, repr=False)
     users: int = field(default=0, repr=False)
     closing: bool = field(default=False, repr=False)
@@ -92,17 +98,27 @@ class Lifecycle:
         self._row = SessionRow(self.store, self.session_id, self.owner)
 
     @classmethod
-    def of(cls, agent_id: str, kernel: Kernel) -> Self:
+    def of(cls, agent_id: str, kernel: Kernel, policy: Policy) -> Self:
         """Return a live session that has no store."""
-        return cls(uuid.uuid4().hex, kernel.kernel_id, agent_id, kernel=kernel)
+        return cls(uuid.uuid4().hex, kernel.kernel_id, agent_id, kernel=kernel, policy=policy)
 
     @classmethod
-    def new(cls, agent_id: str, store: History, owner: str) -> Self:
+    def new(
+        cls, agent_id: str, *, store: History, owner: str, policy: Policy, telemetry: Telemetry | None = None
+    ) -> Self:
         """Return a session that has no kernel and no row yet: ``begin`` gives it both."""
-        return cls(uuid.uuid4().hex, "", agent_id, store=store, owner=owner)
+        return cls(uuid.uuid4().hex, "", agent_id, store=store, owner=owner, policy=policy, telemetry=telemetry)
 
     @classmethod
-    def of_record(cls, record: SessionRecord, store: History, owner: str) -> Self:
+    def of_record(
+        cls,
+        record: SessionRecord,
+        *,
+        store: History,
+        owner: str,
+        policy: Policy,
+        telemetry: Telemetry | None = None,
+    ) -> Self:
         """Return the session of a row, without its kernel: ``wake`` or ``adopt`` gives it one."""
         session = cls(
             record.session_id,
@@ -114,6 +130,8 @@ class Lifecycle:
             asleep=True,
             store=store,
             owner=owner,
+            policy=policy,
+            telemetry=telemetry,
         )
         session._forget_history()
         return session
@@ -277,6 +295,8 @@ class Lifecycle:
                 asleep=True,
                 store=self.store,
                 owner=self.owner,
+                policy=self.policy,
+                telemetry=self.telemetry,
             )
             for agent_id in agent_ids
         ]

@@ -18,6 +18,7 @@ from orchestrator.errors import EngineError, SessionBusyError, StoreError
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import Deadline
 from orchestrator.outcome import Outcome
+from orchestrator.policy.policy import Policy
 from orchestrator.pool.kernelpool import KernelPool, KernelResource
 from orchestrator.pool.scheduler import LeaseRequest
 from orchestrator.sessions.session import KernelSession
@@ -40,11 +41,17 @@ class SessionRegistry:
         inherited: ids of a dead process's sessions that no agent of this process has acquired yet.
         closed: whether the manager shuts down: no session gets a kernel then.
         owner: this process's name in the store.
+        policy: what the cells of all sessions may do.
     """
 
     def __init__(
-        self, pool: KernelPool, telemetry: Telemetry, spawn: Callable[[Coroutine[Any, Any, None]], None]
+        self,
+        pool: KernelPool,
+        policy: Policy,
+        telemetry: Telemetry,
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
+        self.policy = policy
         self.sessions: dict[str, KernelSession] = {}
         self.asleep: WeakValueDictionary[str, KernelSession] = WeakValueDictionary()
         self.inherited: set[str] = set()
@@ -105,7 +112,17 @@ class SessionRegistry:
     def recall(self, record: SessionRecord) -> KernelSession:
         """Return the session of a row: the object that callers hold, if there is one, else a new object."""
         held = self.asleep.get(record.session_id)
-        return held or KernelSession.of_record(record, self.store, self.owner)
+        if held is not None:
+            return held
+        return KernelSession.of_record(
+            record, store=self.store, owner=self.owner, policy=self.policy, telemetry=self._telemetry
+        )
+
+    def make(self, agent_id: str) -> KernelSession:
+        """Return a new session, which has no kernel yet."""
+        return KernelSession.new(
+            agent_id, store=self.store, owner=self.owner, policy=self.policy, telemetry=self._telemetry
+        )
 
     def enter(self, session: KernelSession, resource: KernelResource) -> None:
         """Add a session that has a kernel, and watch that kernel for its end.
