@@ -16,9 +16,10 @@ from orchestrator.container.exits import Exit
 from orchestrator.container.usage import Usage
 from orchestrator.errors import EngineError, KernelDiedError, KernelTimeoutError
 from orchestrator.kernel.channel import Message
-from orchestrator.kernel.kernel import Kernel, Stop
+from orchestrator.kernel.kernel import Kernel
 from orchestrator.kernel.translate import OUTPUT_KINDS, Reply, left_out, to_event, to_input_request
 from orchestrator.limits import MIB, KernelResourceLimits, OutputLimits
+from orchestrator.outcome import Outcome, Stop
 from orchestrator.output.collector import OutputCollector, cost
 from orchestrator.output.events import (
     CellFinished,
@@ -31,10 +32,10 @@ from orchestrator.output.events import (
     InputHandler,
     InputRequest,
     KernelState,
-    Outcome,
     OutputEvent,
     UpdateDisplayData,
 )
+from orchestrator.policy.policy import Policy
 
 _LONGEST_STATUS = 4096  # bytes; an honest one has thirty
 _END_OF_FILE = "\x04"  # what a kernel takes for one
@@ -56,12 +57,17 @@ class Cell:
     """
 
     def __init__(
-        self, kernel: Kernel, code: str, limits: KernelResourceLimits, answer: InputHandler | None = None
+        self,
+        kernel: Kernel,
+        code: str,
+        limits: KernelResourceLimits,
+        policy: Policy,
+        answer: InputHandler | None = None,
     ) -> None:
         self._kernel = kernel
         self._code = code
         self._limits = limits
-        policy = kernel.policy
+        self._policy = policy
         self._events: deque[OutputEvent] = deque()
         self._events_cost = 0
         self._held = False  # whether the kernel has to wait for the consumer
@@ -103,7 +109,7 @@ class Cell:
         """
         self._id = self._kernel.send("shell", "execute_request", self._request(), self._receive, accept=self._accept)
         self._call_off = self._kernel.on_lost(self._lost)
-        self._timer = self._loop.call_later(self._limits.max_execution_time, self._stop, "timeout")
+        self._timer = self._loop.call_later(self._limits.max_execution_time, self._stop, Outcome.TIMEOUT)
 
     async def run(self) -> AsyncGenerator[Event, None]:
         """Yield the outputs of a cell that was sent, as they come, and ``CellFinished`` as the last event.
@@ -126,11 +132,11 @@ class Cell:
             result = await self._result()
             if self._unanswered is not None:
                 raise self._unanswered
-            if result.outcome == "timeout":
+            if result.outcome is Outcome.TIMEOUT:
                 raise self._timeout_error(result)
             yield CellFinished(result)
         except (asyncio.CancelledError, GeneratorExit):
-            self._stop("cancelled")
+            self._stop(Outcome.CANCELLED)
             self._muted = True
             self._hold(False)
             raise
@@ -199,7 +205,7 @@ class Cell:
             pass
         if self._has_ended and self._stopped is None:  # it was its consumer that stopped, once it was over
             return self._judge()
-        return self._make_result(self._stopped or "cancelled", self._error)
+        return self._make_result(self._stopped or Outcome.CANCELLED, self._error)
 
     def _request(self) -> dict[str, object]:
         return {
@@ -266,7 +272,7 @@ class Cell:
             line = _END_OF_FILE
         except Exception as error:  # noqa: BLE001 - the caller's own, and it gets it back from ``run``
             self._unanswered = error
-            self._stop("cancelled")
+            self._stop(Outcome.CANCELLED)
             return
         finally:
             self._answering = None
@@ -296,14 +302,14 @@ class Cell:
             self._kernel.hold_output(held)
 
     def _check_output(self) -> None:
-        if self._kernel.policy.output.past_limit == "stop" and self._collector.is_past_limit:
-            self._stop("output_limit")
+        if self._policy.output.past_limit == "stop" and self._collector.is_past_limit:
+            self._stop(Outcome.OUTPUT_LIMIT)
 
     def _allowed(self, event: OutputEvent) -> OutputEvent:
         """Leave out what the policy's mime types do not name; text/plain always stays."""
         if not isinstance(event, DisplayData | UpdateDisplayData | ExecuteResult):
             return event
-        passes = self._kernel.policy.output.passes
+        passes = self._policy.output.passes
         dropped = [mime for mime in event.data if mime != "text/plain" and not passes(mime)]
         if not dropped:
             return event
@@ -402,28 +408,28 @@ class Cell:
     def _judge(self) -> ExecutionResult:
         """Say how the cell ended: by the host's own evidence first, and only then by what the kernel claims."""
         ended = self._reply is not None and self._idle and not self._kernel.violated
-        if self._stopped == "output_limit":
-            return self._make_result("output_limit", self._stopped_error())
+        if self._stopped is Outcome.OUTPUT_LIMIT:
+            return self._make_result(Outcome.OUTPUT_LIMIT, self._stopped_error())
         error = self._error or (None if self._reply is None else self._reply.error)
         if self._stopped is not None:
             return self._make_result(self._stopped, error)
         if not ended:
-            return self._death(self._end or Exit("kernel_died", None))
+            return self._death(self._end or Exit(Outcome.KERNEL_DIED, None))
         if self._oom_kills():
-            return self._make_result("oom", self._killed_child_error())
+            return self._make_result(Outcome.OOM, self._killed_child_error())
         if self._reply is None or self._reply.error is None:
-            return self._make_result("ok", None)
-        return self._make_result("interrupted" if self._interrupts else "error", error)
+            return self._make_result(Outcome.OK, None)
+        return self._make_result(Outcome.INTERRUPTED if self._interrupts else Outcome.ERROR, error)
 
     async def _kernel_exit(self) -> Exit:
         try:
             return await self._kernel.exit()
         except EngineError:
-            return Exit("engine_lost", None)
+            return Exit(Outcome.ENGINE_LOST, None)
 
     def _death(self, end: Exit) -> ExecutionResult:
         if self._kernel.violated:
-            outcome: Outcome = "output_limit" if self._kernel.excess else "kernel_died"
+            outcome: Outcome = Outcome.OUTPUT_LIMIT if self._kernel.excess else Outcome.KERNEL_DIED
             self._kernel.note("cell.cut", outcome=outcome)
         else:
             outcome = end.reason
@@ -458,7 +464,7 @@ class Cell:
     def _evidence(self) -> Evidence:
         before, after, end = self._before, self._after, self._end
         known = before is not None and after is not None
-        oom_kills = max(self._oom_kills(), 1 if end is not None and end.reason == "oom" else 0)
+        oom_kills = max(self._oom_kills(), 1 if end is not None and end.reason is Outcome.OOM else 0)
         return Evidence(
             exit_code=None if end is None else end.exit_code,
             signal=None if end is None else end.signal,
@@ -473,7 +479,7 @@ class Cell:
 
     def _warnings(self) -> tuple[str, ...]:
         """What comes near a limit, while there is time to do something about it."""
-        share = self._kernel.policy.limits.warn_percent / 100
+        share = self._policy.limits.warn_percent / 100
         said: list[str] = []
         if self._after is not None and self._kernel.is_alive:
             limit = self._limits.max_memory_mb
@@ -495,7 +501,7 @@ class Cell:
     def _make_result(self, outcome: Outcome, error: ErrorOutput | None) -> ExecutionResult:
         state: KernelState = "idle" if self._kernel.is_alive else "dead"
         return ExecutionResult(
-            status="ok" if outcome == "ok" else "error",
+            status="ok" if outcome is Outcome.OK else "error",
             outcome=outcome,
             outputs=self._collector.outputs(),
             error=error,

@@ -20,7 +20,7 @@ from orchestrator.container.container import remove_by_name
 from orchestrator.container.engine import FAILURES, Engine
 from orchestrator.container.enginewatch import EngineWatch
 from orchestrator.container.hostconfig import LOCK_LABEL
-from orchestrator.container.lease import Lease, host_identity, instance_lease, is_dead
+from orchestrator.container.lease import Lease, host_identity, instance_lease
 from orchestrator.container.reaper import Leftover, clear_folder, leftovers, sweep_instance, sweep_late, sweep_orphans
 from orchestrator.errors import (
     CellblockError,
@@ -31,7 +31,9 @@ from orchestrator.errors import (
     SettingsError,
 )
 from orchestrator.image.build import image_name
-from orchestrator.kernel.kernel import Kernel, KernelConfig
+from orchestrator.kernel import adoption, startup
+from orchestrator.kernel.containerkernel import ContainerKernel
+from orchestrator.kernel.kernelconfig import KernelConfig
 from orchestrator.limits import MIB, KernelResourceLimits
 from orchestrator.policy.policy import Policy
 from orchestrator.settings import Settings
@@ -50,7 +52,7 @@ class Instance:
         self._lease = lease
         self._may_fall_back = may_fall_back
         self._pid = os.getpid()
-        self._kernels: WeakValueDictionary[str, Kernel] = WeakValueDictionary()
+        self._kernels: WeakValueDictionary[str, ContainerKernel] = WeakValueDictionary()
         self._inherited: dict[str, Lease] = {}  # dead instances whose kernels this one has adopted, or may yet
         self._watch = EngineWatch(config.engine, on_oom=self._on_oom, on_lost=self._on_lost)
         atexit.register(self._last_act)
@@ -111,19 +113,6 @@ class Instance:
         return self._config.instance
 
     @property
-    def name(self) -> str:
-        """This process's name in the store: who owns a session."""
-        return "/".join((*self._config.host, self.id))
-
-    @staticmethod
-    def is_dead(name: str) -> bool:
-        """Whether the process of that name has ended, as far as can be judged from here."""
-        boot, namespace, instance = name.split("/")
-        if boot != host_identity()[0]:
-            return True
-        return namespace == host_identity()[1] and is_dead(instance)
-
-    @property
     def runtime(self) -> str:
         return self._config.runtime
 
@@ -136,23 +125,23 @@ class Instance:
         """What its kernels have in common."""
         return self._config
 
-    async def start_kernel(self, config: KernelConfig | None = None) -> Kernel:
+    async def start_kernel(self, config: KernelConfig | None = None) -> ContainerKernel:
         """Start a kernel; with the runtime "auto", under runc when the very first one cannot start under runsc.
 
         Args:
             config: another than the instance's own.
 
         Raises:
-            KernelStartError, EngineError: see ``Kernel.start``.
+            KernelStartError, EngineError: see ``startup.start``.
         """
         telemetry = self._config.telemetry
         try:
             with telemetry.span("start_kernel", runtime=self.runtime):
-                kernel = await (self._start_or_fall_back() if config is None else Kernel.start(config))
+                kernel = await (self._start_or_fall_back() if config is None else startup.start(config))
         except CellblockError:
             telemetry.kernel_failed()
             raise
-        self._kernels[kernel.container.name] = kernel
+        self._kernels[kernel.container_name] = kernel
         return kernel
 
     async def inherit(self, kernel_ids: Collection[str]) -> tuple[list[Leftover], set[str]]:
@@ -177,15 +166,15 @@ class Instance:
                 others.add(left.kernel_id)
         return mine, others
 
-    async def adopt(self, left: Leftover) -> Kernel:
+    async def adopt(self, left: Leftover) -> ContainerKernel:
         """Take over an inherited kernel.
 
         Raises:
-            KernelStartError, EngineError: see ``Kernel.adopt``.
+            KernelStartError, EngineError: see ``adoption.adopt``.
         """
         config = replace(self._config, instance=left.instance, folder=self._folder_of(left.instance))
-        kernel = await Kernel.adopt(config, left)
-        self._kernels[kernel.container.name] = kernel
+        kernel = await adoption.adopt(config, left)
+        self._kernels[kernel.container_name] = kernel
         return kernel
 
     def would_start_alike(self, left: Leftover) -> bool:
@@ -248,17 +237,17 @@ class Instance:
         for instance in (self.id, *self._inherited):
             sweep_instance(self._config.engine.client.api, instance, self._folder_of(instance), self._config.left)
 
-    async def _start_or_fall_back(self) -> Kernel:
+    async def _start_or_fall_back(self) -> ContainerKernel:
         config = self._config
         try:
-            kernel = await Kernel.start(config)
+            kernel = await startup.start(config)
         except (KernelStartError, EngineError) as error:
             if not self._may_fall_back or config.runtime != "runsc" or not _speaks_against_runtime(error):
                 raise
             _log.warning("gVisor is registered but cannot run a kernel, taking runc: %s", error)
             config.audit.write("runtime.fell_back", instance=self.id, to="runc", reason=str(error))
             self._config = replace(config, runtime="runc")
-            return await Kernel.start(self._config)
+            return await startup.start(self._config)
         if config.runtime == self._config.runtime:
             self._may_fall_back = False
         return kernel

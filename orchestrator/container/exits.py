@@ -9,7 +9,9 @@ from __future__ import annotations
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
+
+from orchestrator.outcome import KernelEnd, Outcome
 
 _KILLED = 128 + 9  # SIGKILL
 
@@ -25,7 +27,7 @@ class Exit:
         exit_code: of the container's first process; None where the engine could not say.
     """
 
-    reason: Literal["oom", "kernel_died", "timeout", "cancelled", "output_limit", "engine_lost"]
+    reason: KernelEnd
     exit_code: int | None
 
     @property
@@ -37,7 +39,7 @@ class Exit:
             return None
 
     def describe(self) -> str:
-        if self.reason == "oom":
+        if self.reason is Outcome.OOM:
             return f"went past its memory limit and was ended (exit code {self.exit_code})"
         return f"ended (exit code {self.exit_code})"
 
@@ -53,4 +55,4 @@ def classify(state: Mapping[str, Any], oom_events: int, runtime: str) -> Exit:
     """
     code = state.get("ExitCode")
     oom = (bool(state.get("OOMKilled")) or oom_events > 0) and (runtime != "runc" or code == _KILLED)
-    return Exit("oom" if oom else "kernel_died", code if isinstance(code, int) else None)
+    return Exit(Outcome.OOM if oom else Outcome.KERNEL_DIED, code if isinstance(code, int) else None)

@@ -47,13 +47,17 @@ class Monitor:
 
     Args:
         kernels: called for each round; returns those that live.
+        memory_mb: what each kernel may use, in MiB.
+        warn_percent: of that, from which on the audit log notes that a kernel is near its limit.
 
     Attributes:
         latest: the last sample of each living kernel, by kernel id.
     """
 
-    def __init__(self, kernels: Callable[[], Sequence[Kernel]]) -> None:
+    def __init__(self, kernels: Callable[[], Sequence[Kernel]], memory_mb: int, warn_percent: float) -> None:
         self._kernels = kernels
+        self._memory_limit = memory_mb * MIB
+        self._warn_from = self._memory_limit * warn_percent / 100
         self._warned: set[str] = set()
         self.latest: dict[str, Sample] = {}
 
@@ -106,10 +110,9 @@ class Monitor:
 
     def _watch_memory(self, kernel: Kernel, usage: Usage) -> None:
         """Note in the audit log when a kernel comes near its memory limit, once until it is far from it again."""
-        limit = kernel.limits.max_memory_mb * MIB
-        near = usage.memory >= limit * kernel.policy.limits.warn_percent / 100
+        near = usage.memory >= self._warn_from
         if near and kernel.kernel_id not in self._warned:
             self._warned.add(kernel.kernel_id)
-            kernel.note("kernel.near_memory_limit", memory=usage.memory, limit=limit)
+            kernel.note("kernel.near_memory_limit", memory=usage.memory, limit=self._memory_limit)
         elif not near:
             self._warned.discard(kernel.kernel_id)

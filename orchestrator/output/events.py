@@ -11,12 +11,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from orchestrator.outcome import Outcome
+
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 Status = Literal["ok", "error"]
-Outcome = Literal[
-    "ok", "error", "timeout", "interrupted", "cancelled", "oom", "output_limit", "kernel_died", "engine_lost"
-]
 KernelState = Literal["idle", "dead"]
 
 
@@ -267,7 +266,7 @@ class ExecutionResult:
             "outputs": [output.as_dict() for output in self.outputs],
             "error": error,
             "msg_id": self.msg_id,
-            "outcome": self.outcome,
+            "outcome": self.outcome.value,
             "execution_count": self.execution_count,
             "stdout": self.stdout,
             "stderr": self.stderr,

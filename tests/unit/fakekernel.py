@@ -14,6 +14,8 @@ from orchestrator.kernel.kernel import Kernel
 class FakeKernel(Kernel):
     """A kernel of which a test says whether it lives, and whether it answers."""
 
+    kernel_id = ""
+
     def __init__(self, number: int) -> None:
         self.kernel_id = f"kernel-{number}"
         self.answers = True

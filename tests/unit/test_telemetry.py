@@ -16,11 +16,12 @@ from prometheus_client import generate_latest
 
 from orchestrator.errors import SettingsError
 from orchestrator.logs import JsonFormatter, TextFormatter
+from orchestrator.outcome import Outcome
 from orchestrator.output.events import Evidence, ExecutionResult, Truncation
 from orchestrator.telemetry import Telemetry
 
 RESULT = ExecutionResult(
-    status="error", outcome="oom", outputs=(), error=None, msg_id="m", execution_count=1, duration_s=0.3,
+    status="error", outcome=Outcome.OOM, outputs=(), error=None, msg_id="m", execution_count=1, duration_s=0.3,
     truncated=Truncation("max_output_size_mb", 10, 7, 1), kernel_state="dead", runtime="runsc",
     evidence=Evidence(output_bytes=12),
 )  # fmt: skip
