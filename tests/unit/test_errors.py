@@ -15,6 +15,7 @@ from orchestrator import errors
 from orchestrator.errors import CellblockError, PolicyError, PolicyFault
 from orchestrator.outcome import Outcome
 from orchestrator.output.events import ExecutionResult, StreamOutput
+from orchestrator.policy.policy import Policy
 from orchestrator.pool.kernelpool import KernelPool
 from orchestrator.sessions.registry import SessionRegistry
 from orchestrator.telemetry import Telemetry
@@ -149,7 +150,7 @@ def test_a_subclass_of_a_user_keeps_the_code_that_it_is_mapped_by() -> None:
 
 async def test_a_session_that_another_call_holds_is_busy() -> None:
     """Whoever waits for it gets a SessionBusyError after the timeout, which says nothing of the pool."""
-    registry = SessionRegistry(KernelPool(1), Telemetry(), lambda work: work.close())
+    registry = SessionRegistry(KernelPool(1), Policy(), Telemetry(), lambda work: work.close())
     async with registry.locked("a", None):
         with pytest.raises(errors.SessionBusyError) as caught:
             async with registry.locked("a", 0.01):

@@ -10,9 +10,10 @@ from typing import get_args
 import pytest
 
 from orchestrator.errors import KernelDiedError, SessionEndedError
+from orchestrator.kernel.fakekernel import FakeKernel
 from orchestrator.outcome import CellOutcome, KernelEnd, Outcome, Stop, kernel_end
+from orchestrator.policy.policy import Policy
 from orchestrator.sessions.session import KernelSession
-from tests.unit.fakekernel import FakeKernel
 
 # As results, stores and audit logs have had them: a value that changes breaks those who read them.
 CELLS = "ok error interrupted timeout cancelled output_limit oom kernel_died engine_lost"
@@ -20,13 +21,6 @@ KERNELS = "timeout cancelled output_limit oom kernel_died engine_lost"
 SESSIONS = (
     f"{KERNELS} idle evicted hibernate reconfigured shutdown end_session killed orchestrator_lost never_started asleep"
 )
-
-
-class _DisconnectedKernel(FakeKernel):
-    """A kernel that can say why it is gone."""
-
-    _exit = None
-    disconnect_reason = "it hung up"
 
 
 def test_the_strings_are_those_that_stores_and_logs_have() -> None:
@@ -63,7 +57,7 @@ def test_a_member_is_its_string(outcome: Outcome) -> None:
 @pytest.mark.parametrize("outcome", Outcome)
 def test_a_session_that_ended_with_its_kernel_says_that_the_kernel_died(outcome: Outcome) -> None:
     """Every end of a kernel, ``output_limit`` too, is a KernelDiedError with that reason; others end the session."""
-    session = KernelSession.of("a", _DisconnectedKernel(1))
+    session = KernelSession.of("a", FakeKernel(), Policy())
     session.ended = outcome
     if outcome.ends_kernel:
         with pytest.raises(KernelDiedError) as died:
