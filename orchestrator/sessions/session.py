@@ -189,6 +189,10 @@ class KernelSession(Lifecycle):
         }
         return self.checkpoint_data
 
+    def clear_history(self) -> None:
+        """Remove all entries from ``execution_history``; the store keeps its cells."""
+        self.execution_history = []
+
     def replace_history(self, checkpoint: dict[str, Any]) -> None:
         """Replace the history by that of a value of ``checkpoint()``."""
         self.execution_history = list(checkpoint["execution_history"])

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from orchestrator.errors import CheckpointError
 from orchestrator.kernel.fakekernel import FakeKernel
@@ -22,13 +22,17 @@ from orchestrator.store.history import History
 from tests.unit.sessionworld import Inheritance, World
 
 T = TypeVar("T")
-AGENTS = st.sampled_from(["a", "b", "a~1"])
+AGENTS = st.sampled_from(["a", "b"])
+STEPS = [
+    "acquire", "acquire", "wake", "wake", "run_cell", "run_cell", "checkpoint", "hibernate", "end", "kernel_dies",
+    "restore", "fork", "wake_fails", "process_dies", "shut_down",
+]  # fmt: skip
 MOST_KERNELS = 8  # more than agents: nobody is evicted
 SETTINGS = settings(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=25,
+    max_examples=20,
     stateful_step_count=25,
     suppress_health_check=list(HealthCheck),
 )
@@ -89,7 +93,15 @@ class SessionMachine(RuleBasedStateMachine):
     def held(self, session_id: str) -> KernelSession:
         return self.objects[session_id]
 
-    @rule(agent=AGENTS)
+    @initialize()
+    def begin(self) -> None:
+        self.acquire("a")
+
+    @rule(step=st.sampled_from(STEPS), agent=AGENTS)
+    def take_step(self, step: str, agent: str) -> None:
+        """Take any step: one rule, since Hypothesis would leave out some of several in each example."""
+        getattr(self, step)(agent)
+
     def acquire(self, agent: str) -> None:
         known = self.of_agent(agent, "live", "asleep")
         session = self.run(self.world.acquire(agent))
@@ -111,40 +123,38 @@ class SessionMachine(RuleBasedStateMachine):
         expected.kernel_id = session.kernel_id
         self.objects[session.session_id] = session
 
-    @rule(agent=AGENTS)
+    def wake(self, _agent: str) -> None:
+        if (agent := next((one.agent for one in self.model.values() if one.state == "asleep"), None)) is not None:
+            self.acquire(agent)
+
     def run_cell(self, agent: str) -> None:
         if (session_id := self.live(agent)) is not None:
             result = self.run(self.world.run(self.held(session_id)))
             assert result.outcome == "ok"
             self.model[session_id].cells += 1
 
-    @rule(agent=AGENTS)
     def checkpoint(self, agent: str) -> None:
         if (session_id := self.live(agent)) is not None:
             self.checkpoints[session_id] = self.run(self.world.checkpoint(self.held(session_id)))
             self.model[session_id].checkpoint_cell = self.model[session_id].cells
 
-    @rule(agent=AGENTS)
     def hibernate(self, agent: str) -> None:
         if (session_id := self.live(agent)) is not None:
             assert self.run(self.world.hibernation.hibernate(self.held(session_id), Outcome.HIBERNATE))
             self.model[session_id].checkpoint_cell = self.model[session_id].cells
             self._sleeps(session_id, "hibernate")
 
-    @rule(agent=AGENTS)
     def end(self, agent: str) -> None:
         session_id = self.of_agent(agent, "live", "asleep")
         assert self.run(self.world.acquiring.end(agent, "end_session")) == (session_id is not None)
         if session_id is not None:
             self._ends(session_id, "end_session")
 
-    @rule(agent=AGENTS)
     def kernel_dies(self, agent: str) -> None:
         if (session_id := self.live(agent)) is not None:
             self.run(self.world.die(self.held(session_id)))
             self._loses_kernel(session_id, "kernel_died")
 
-    @rule(agent=AGENTS)
     def restore(self, agent: str) -> None:
         session_id = self.live(agent)
         if session_id is not None and session_id in self.checkpoints:
@@ -154,7 +164,6 @@ class SessionMachine(RuleBasedStateMachine):
             assert session.kernel_id != expected.kernel_id
             expected.kernel_id, expected.checkpoint_cell = session.kernel_id, expected.cells
 
-    @rule(agent=AGENTS)
     def fork(self, agent: str) -> None:
         session_id = self.live(agent)
         if session_id is not None and not self.of_agent("a~1", "live", "asleep"):
@@ -165,7 +174,6 @@ class SessionMachine(RuleBasedStateMachine):
             self.objects[fork.session_id] = fork
             assert fork.parent_id == session_id
 
-    @rule(agent=AGENTS)
     def wake_fails(self, agent: str) -> None:
         if self.of_agent(agent, "asleep"):
             self.world.next_kernel = _refuse_to_load
@@ -173,14 +181,13 @@ class SessionMachine(RuleBasedStateMachine):
                 self.run(self.world.acquire(agent))
             self.world.next_kernel = lambda _kernel: None
 
-    @rule(survivors=st.sets(AGENTS))
-    def process_dies(self, survivors: set[str]) -> None:
+    def process_dies(self, agent: str) -> None:
         """The next process adopts the kernels that live on; other sessions sleep, or have ended."""
         self.run(self.world.crash())
-        self._start_next(survivors)
+        self._start_next({agent})
 
-    @rule(keep=st.booleans())
-    def shut_down(self, keep: bool) -> None:
+    def shut_down(self, agent: str) -> None:
+        keep = agent == "a"
         live = [key for key, one in self.model.items() if one.state == "live"]
         known = self.world.registry.inherited
         for session_id in live:
@@ -192,17 +199,12 @@ class SessionMachine(RuleBasedStateMachine):
         self.check()
         self._start_next(set())
 
-    @precondition(lambda self: self.world.store.deaf_to == ())
-    @rule()
-    def store_survives(self) -> None:
-        """Every session that is in the model is in the store, and no other."""
-        records = self.run(self.world.store.run(History.sessions))
-        assert {record.session_id for record in records} == set(self.model)
-
     @invariant()
     def check(self) -> None:
         if self.world.registry.closed:
             return
+        records = self.run(self.world.store.run(History.sessions))
+        assert {record.session_id for record in records} == set(self.model)
         for session_id, expected in self.model.items():
             record = self.run(self.world.row(session_id))
             assert record is not None
@@ -277,6 +279,5 @@ def test_the_model_finds_a_transition_that_does_not_write_its_row(write: object)
     class DeafMachine(SessionMachine):
         deaf_to = (write,)
 
-    with pytest.raises(Exception, match=r".*") as found:
+    with pytest.raises((AssertionError, CheckpointError)):
         run_state_machine_as_test(DeafMachine, settings=settings(SETTINGS, phases=[Phase.generate]))
-    assert found.traceback
