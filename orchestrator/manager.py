@@ -108,7 +108,7 @@ class AgentKernelManager:
         self.telemetry = Telemetry()
         self.monitor = Monitor(self._live_kernels, self.resource_limits.max_memory_mb, self.policy.limits.warn_percent)
         self.pool = self._make_pool()
-        self._registry = SessionRegistry(self.pool, self.policy, self.telemetry, self._spawn)
+        self._registry = SessionRegistry(self.pool, self.policy, self._spawn)
         self._hibernation = Hibernation(self._registry, self.pool, self.resource_limits, self.policy, self._spawn)
         self._acquiring = Acquiring(self._registry, self._hibernation, self.pool)
         self._restoring = Restoring(self._registry, self._acquiring, self._hibernation, self.pool)

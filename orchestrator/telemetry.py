@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -74,44 +75,31 @@ class Telemetry:
         self.registry = registry = CollectorRegistry()
         self._server: Any = None
         self._tracer = None if otel is None else otel.get_tracer("cellblock")
+        counter = partial(Counter, registry=registry)
+        seconds = partial(Histogram, registry=registry, buckets=_SECONDS)
         self._kernels = Gauge("cellblock_kernels", "Kernels by state.", ["state"], registry=registry)
         self._waiting = Gauge("cellblock_waiting_callers", "Callers that wait for a kernel.", registry=registry)
-        self._lease = Histogram(
-            "cellblock_lease_wait_seconds",
-            "From a request for a kernel to its lease.",
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._leases = Counter(
-            "cellblock_leases",
-            "Kernels leased, by whether one was ready when the caller asked.",
-            ["ready"],
-            registry=registry,
-        )
-        self._refused = Counter(
-            "cellblock_leases_refused", "Callers that got no kernel, by the scarce resource.", ["reason"], registry=registry
-        )
-        self._replaced = Counter(
-            "cellblock_ready_kernels_replaced",
-            "Kernels that ended before anyone leased them, by reason.",
-            ["reason"],
-            registry=registry,
+        self._lease = seconds("cellblock_lease_wait_seconds", "From a request for a kernel to its lease.")
+        self._leases = counter(
+            "cellblock_leases", "Kernels leased, by whether one was ready when the caller asked.", ["ready"]
         )
         for ready in ("yes", "no"):  # both series exist from the start, so that a rate can be computed
             self._leases.labels(ready)
-        self._start = Histogram(
-            "cellblock_kernel_start_seconds", "A kernel's cold start, by phase.", ["phase", "runtime"],
-            buckets=_SECONDS, registry=registry,
-        )  # fmt: skip
-        self._failed = Counter("cellblock_kernel_start_failures", "Kernels that did not start.", registry=registry)
-        self._cells = Counter("cellblock_cells", "Cells that ended.", ["outcome", "runtime"], registry=registry)
-        self._duration = Histogram(
-            "cellblock_cell_duration_seconds", "A cell, from sending to its result.", ["runtime"],
-            buckets=_SECONDS, registry=registry,
-        )  # fmt: skip
-        self._ends = Counter("cellblock_kernel_ends", "Kernels of sessions that ended.", ["reason"], registry=registry)
-        self._output = Counter("cellblock_output_bytes", "Output of cells.", registry=registry)
-        self._dropped = Counter("cellblock_output_dropped_bytes", "Output of cells that was left out.", registry=registry)
+        self._refused = counter(
+            "cellblock_leases_refused", "Callers that got no kernel, by the scarce resource.", ["reason"]
+        )
+        self._replaced = counter(
+            "cellblock_ready_kernels_replaced", "Kernels that ended before anyone leased them, by reason.", ["reason"]
+        )
+        self._start = seconds(
+            "cellblock_kernel_start_seconds", "A kernel's cold start, by phase.", ["phase", "runtime"]
+        )
+        self._failed = counter("cellblock_kernel_start_failures", "Kernels that did not start.")
+        self._cells = counter("cellblock_cells", "Cells that ended.", ["outcome", "runtime"])
+        self._duration = seconds("cellblock_cell_duration_seconds", "A cell, from sending to its result.", ["runtime"])
+        self._ends = counter("cellblock_kernel_ends", "Kernels of sessions that ended.", ["reason"])
+        self._output = counter("cellblock_output_bytes", "Output of cells.")
+        self._dropped = counter("cellblock_output_dropped_bytes", "Output of cells that was left out.")
 
     def watch_pool(self, counts: Callable[[], dict[str, int]]) -> None:
         """Read the pool's counts whenever the metrics are read."""
