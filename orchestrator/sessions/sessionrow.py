@@ -147,14 +147,17 @@ class SessionRow:
             await self.end_cell(number, result)
 
     async def end_running_cells(self, result: dict[str, Any]) -> bool:
-        """Close the cells that ran when their process died. Returns whether there were any.
+        """Give the cells that ran when their process died this result. Returns whether there were any.
+
+        The store keeps a write that fails for the next one.
 
         Raises:
             StoreError: the rows cannot be read.
         """
         if self._store is None or not await self._store.run(History.has_running_cells, self._session_id):
             return False
-        self._store.submit(History.end_running_cells, self._session_id, result)
+        with self._owed():
+            await self._store.run(History.end_running_cells, self._session_id, result)
         return True
 
     async def read_history(self) -> list[dict[str, Any]]:

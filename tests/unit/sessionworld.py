@@ -16,8 +16,9 @@ from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.outcome import Outcome
 from orchestrator.output.events import CellFinished, ExecutionResult
-from orchestrator.policy.policy import Policy, Sessions
+from orchestrator.policy.policy import Group, Policy, Sessions
 from orchestrator.pool.kernelpool import KernelPool
+from orchestrator.pool.scheduler import Scheduler
 from orchestrator.sessions.acquiring import Acquiring
 from orchestrator.sessions.checkpoint import Checkpoint, capture_between_cells
 from orchestrator.sessions.forking import Forking
@@ -67,6 +68,7 @@ class Inheritance:
         adopted: the kernels that were adopted.
         failure: what ``adopt`` raises.
         dies: whether a kernel dies as it is adopted.
+        refusal: why adopted kernels cannot save their state.
         alike: whether a kernel started now would have the same configuration.
         sweep_failure: what ``sweep`` raises.
     """
@@ -77,6 +79,7 @@ class Inheritance:
         self.adopted: dict[str, FakeKernel] = {}
         self.failure: CellblockError | None = None
         self.dies = False
+        self.refusal = ""
         self.alike = True
         self.sweep_failure: CellblockError | None = None
 
@@ -87,6 +90,7 @@ class Inheritance:
         if self.failure is not None:
             raise self.failure
         kernel = self.adopted[left.kernel_id] = FakeKernel(left.kernel_id)
+        kernel.state.refusal = self.refusal
         if self.dies:
             kernel.die()
         return kernel
@@ -127,24 +131,27 @@ class World:
         max_kernels: int = 4,
         sessions: Sessions | None = None,
         idle_s: float = 300.0,
-        store: FaultyHistory | None = None,
+        is_open: bool = True,
+        groups: dict[str, Group] | None = None,
     ) -> None:
         self.folder = folder
         self.owners = Owners(name)
-        self.policy = Policy(sessions=sessions or Sessions())
+        self.policy = Policy(sessions=sessions or Sessions(), groups=groups or {})
         self.limits = KernelResourceLimits(idle_timeout_seconds=idle_s)
         self.kernels: dict[str, FakeKernel] = {}
         self.next_kernel: Callable[[FakeKernel], None] = lambda _kernel: None
         self.tasks: set[asyncio.Task[None]] = set()
-        self.pool = KernelPool(max_kernels, start=self._start, refill_delay=0.0)
-        self.store = store or FaultyHistory.open(f"sqlite:///{folder}/history.db", folder)
+        scheduler = Scheduler(self.policy.scheduling, self.policy.groups)
+        self.pool = KernelPool(max_kernels, start=self._start, refill_delay=0.0, scheduler=scheduler)
+        self.store = FaultyHistory.open(f"sqlite:///{folder}/history.db", folder)
         self.files = CheckpointFiles(folder)
         self.registry = SessionRegistry(self.pool, self.policy, self._spawn)
         self.hibernation = Hibernation(self.registry, self.pool, self.limits, self.policy, self._spawn)
         self.acquiring = Acquiring(self.registry, self.hibernation, self.pool)
         self.restoring = Restoring(self.registry, self.acquiring, self.hibernation, self.pool)
         self.forking = Forking(self.registry)
-        self.registry.open(self.store, self.files, name)
+        if is_open:
+            self.registry.open(self.store, self.files, name)
 
     async def acquire(self, agent: str, timeout: float | None = 5.0, **options: Any) -> KernelSession:
         return await self.acquiring.session_of(agent, timeout, "tester", **options)
