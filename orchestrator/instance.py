@@ -21,7 +21,7 @@ from orchestrator.container.engine import FAILURES, Engine
 from orchestrator.container.enginewatch import EngineWatch
 from orchestrator.container.folders import instance_folder, kernel_folder, wire_folder
 from orchestrator.container.hostconfig import LOCK_LABEL
-from orchestrator.container.lease import Lease, host_identity, instance_lease, is_dead
+from orchestrator.container.lease import Lease, host_identity, instance_lease
 from orchestrator.container.reaper import Leftover, clear_folder, leftovers, sweep_instance, sweep_late, sweep_orphans
 from orchestrator.errors import (
     CellblockError,
@@ -31,11 +31,13 @@ from orchestrator.errors import (
     KernelStartError,
     SettingsError,
 )
+from orchestrator.eventfeed import EventFeed
 from orchestrator.image.build import image_name
 from orchestrator.kernel import adoption, startup
 from orchestrator.kernel.containerkernel import ContainerKernel
 from orchestrator.kernel.kernelconfig import KernelConfig
 from orchestrator.limits import MIB, KernelResourceLimits
+from orchestrator.logs import log_event
 from orchestrator.policy.policy import Policy
 from orchestrator.settings import Settings
 from orchestrator.store.audit import AuditLog
@@ -48,8 +50,9 @@ _SWEEP_EVERY = 20.0  # seconds
 class Instance:
     """One running orchestrator. Opened and closed by its manager."""
 
-    def __init__(self, config: KernelConfig, lease: Lease, *, may_fall_back: bool) -> None:
+    def __init__(self, config: KernelConfig, lease: Lease, audit: AuditLog, *, may_fall_back: bool) -> None:
         self._config = config
+        self._audit = audit
         self._lease = lease
         self._may_fall_back = may_fall_back
         self._pid = os.getpid()
@@ -57,7 +60,7 @@ class Instance:
         self._inherited: dict[str, Lease] = {}  # of dead instances whose kernels were adopted, or may be
         self._watch = EngineWatch(config.engine, on_oom=self._on_oom, on_lost=self._on_lost)
         atexit.register(self._last_act)
-        config.audit.write(
+        config.feed.publish(
             "instance.opened",
             instance=config.instance,
             pid=self._pid,
@@ -95,6 +98,8 @@ class Instance:
         except BaseException:
             engine.close()
             raise
+        telemetry = telemetry or Telemetry()
+        audit = AuditLog(settings.audit_path, fsync=policy.audit.fsync, rotate_at=settings.audit_rotate_mb * MIB)
         config = KernelConfig(
             engine=engine,
             image=image,
@@ -108,27 +113,14 @@ class Instance:
             uid_base=settings.uid_base,
             uid_count=settings.uid_count,
             start_timeout=settings.start_timeout,
-            audit=AuditLog(settings.audit_path, fsync=policy.audit.fsync, rotate_at=settings.audit_rotate_mb * MIB),
-            telemetry=telemetry or Telemetry(),
+            feed=EventFeed(audit.receive, telemetry.receive, log_event),
+            telemetry=telemetry,
         )
-        return cls(config, lease, may_fall_back=wanted == "auto" and runtime == "runsc")
+        return cls(config, lease, audit, may_fall_back=wanted == "auto" and runtime == "runsc")
 
     @property
     def id(self) -> str:
         return self._config.instance
-
-    @property
-    def name(self) -> str:
-        """This process's name in the store: who owns a session."""
-        return "/".join((*self._config.host, self.id))
-
-    @staticmethod
-    def is_dead(name: str) -> bool:
-        """Whether the process of that name has ended, as far as can be judged from here."""
-        boot, namespace, instance = name.split("/")
-        if boot != host_identity()[0]:
-            return True
-        return namespace == host_identity()[1] and is_dead(instance)
 
     @property
     def runtime(self) -> str:
@@ -154,12 +146,11 @@ class Instance:
         Raises:
             KernelStartError, EngineError: see ``startup.start``.
         """
-        telemetry = self._config.telemetry
         try:
-            with telemetry.span("start_kernel", runtime=self.runtime):
+            with self._config.telemetry.span("start_kernel", runtime=self.runtime):
                 kernel = await (self._start_or_fall_back() if config is None else startup.start(config))
-        except CellblockError:
-            telemetry.kernel_failed()
+        except CellblockError as error:
+            self._config.feed.publish("kernel.failed", instance=self.id, reason=str(error))
             raise
         self._kernels[kernel.container_name] = kernel
         return kernel
@@ -265,7 +256,7 @@ class Instance:
             if not self._may_fall_back or config.runtime != "runsc" or not _speaks_against_runtime(error):
                 raise
             _log.warning("gVisor is registered but cannot run a kernel, taking runc: %s", error)
-            config.audit.write("runtime.fell_back", instance=self.id, to="runc", reason=str(error))
+            config.feed.publish("runtime.fell_back", instance=self.id, to="runc", reason=str(error))
             self._config = replace(config, runtime="runc")
             return await startup.start(self._config)
         if config.runtime == self._config.runtime:
@@ -278,7 +269,7 @@ class Instance:
             kernel.ran_out_of_memory()
 
     def _on_lost(self) -> None:
-        self._config.audit.write("engine.lost", instance=self.id)
+        self._config.feed.publish("engine.lost", instance=self.id)
         for kernel in list(self._kernels.values()):
             kernel.lose_engine()
 
@@ -315,8 +306,8 @@ class Instance:
         with contextlib.suppress(OSError):
             self._config.folder.parent.rmdir()  # only when no other instance has a folder there
         self._config.engine.close()
-        self._config.audit.write("instance.closed", instance=self.id)
-        self._config.audit.close()
+        self._config.feed.publish("instance.closed", instance=self.id)
+        self._audit.close()
         for lease in (self._lease, *self._inherited.values()):
             lease.release()
 
