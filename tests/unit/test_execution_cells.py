@@ -201,9 +201,11 @@ async def test_a_cell_that_waits_for_its_consumer_still_ends_at_its_deadline() -
     await anext(events)
     await until(lambda: kernel.output_held)
     await asyncio.sleep(0.2)
+    rest: list[Event] = []
     with pytest.raises(KernelTimeoutError) as caught:
-        async for _ in events:
-            pytest.fail("an event came after the deadline")
+        async for event in events:
+            rest.append(event)
+    assert len(rest) == 1  # it had come before
     assert not kernel.output_held
     assert len(caught.value.result.stdout) == 4 * MIB
 
