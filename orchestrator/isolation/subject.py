@@ -109,7 +109,7 @@ class Subject:
             return error.result
         finally:
             await events.aclose()
-            self._session.execution_history.clear()
+            self._session.clear_history()
         assert result is not None
         return result
 

@@ -1,4 +1,4 @@
-"""Save and restore a session: its state in a signed file, or its history alone, in the reference's form, as JSON."""
+"""Checkpoint: a session's state in a signed file; and the reference's checkpoint, its history alone, as JSON."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.errors import CheckpointForeignError, InvalidInputError, StoreError
+from orchestrator.errors import CellblockError, CheckpointForeignError, InvalidInputError, StoreError
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.kernel.statetransfer import load_state, save_state
 from orchestrator.limits import MIB
-from orchestrator.sessions.session import KernelSession, Lost, Restored
+from orchestrator.sessions.restored import Lost, Restored
+from orchestrator.sessions.session import KernelSession
 from orchestrator.store.checkpointfiles import CheckpointFiles, CheckpointReader, CheckpointWriter
 from orchestrator.store.history import CheckpointRecord, History
 from orchestrator.store.wholefile import save_whole
@@ -27,13 +28,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A session's state in a file that only a fresh kernel of the same agent loads.
+    """A session's state in a file. Only a fresh kernel of the same agent loads it.
 
     Attributes:
         created_at: seconds since the epoch.
         cell: the last cell whose effects it has.
-        bytes: of the file.
-        lost: what could not be captured; accessing it after a restore raises NotRestoredError in the cell.
+        bytes: the file's size.
+        lost: what could not be captured. After a restore, a cell that uses it gets a NotRestoredError.
     """
 
     checkpoint_id: str
@@ -52,11 +53,16 @@ class Checkpoint:
 
 
 async def capture(session: KernelSession, files: CheckpointFiles, *, asked_for: bool) -> Checkpoint:
-    """Write the session's state, between two cells, into a file of its own, and note it in the session's store.
+    """Write the session's state to a new file and record it in the store. Call it while no cell runs.
+
+    It replaces the session's earlier checkpoints that no caller asked for.
+
+    Args:
+        asked_for: whether a caller wants this checkpoint, and not Cellblock itself.
 
     Raises:
-        CheckpointTooLargeError, CheckpointStateError: nothing of it is kept, the session goes on.
-        StoreError: it could not be written; nothing of it is left.
+        CheckpointTooLargeError, CheckpointStateError: no checkpoint was made; the session continues.
+        StoreError: the checkpoint could not be written; no part of it is left.
         KernelDiedError, SessionEndedError: there is no kernel.
     """
     kernel = session.live_kernel()
@@ -93,17 +99,32 @@ async def capture(session: KernelSession, files: CheckpointFiles, *, asked_for: 
     )  # fmt: skip
 
 
+async def capture_between_cells(session: KernelSession, files: CheckpointFiles, *, asked_for: bool) -> Checkpoint:
+    """Do what ``capture`` does, once no cell runs."""
+    async with session.between_cells():
+        return await capture(session, files, asked_for=asked_for)
+
+
+async def capture_if_due(session: KernelSession, files: CheckpointFiles, every: int) -> None:
+    """Capture the session's state after every ``every``-th cell; 0 never does. A failure becomes a notice."""
+    if every and session.cell_count % every == 0 and session.is_awake:
+        try:
+            await capture_between_cells(session, files, asked_for=False)
+        except CellblockError as error:  # the cell has run, whatever happened to its kernel since
+            session.notify(f"no checkpoint could be made after cell {session.cell_count}: {error.message}")
+
+
 async def load(kernel: Kernel, files: CheckpointFiles, path: Path, agent_id: str, timeout: float) -> Restored:
     """Load a checkpoint into a fresh kernel.
 
     Args:
-        timeout: seconds that the kernel has for it.
+        timeout: seconds that loading may take.
 
     Raises:
         CheckpointMissingError, CheckpointDamagedError, CheckpointFormatError: see ``CheckpointFiles.reading``; the
-            kernel has seen nothing of it.
-        CheckpointForeignError: it is another agent's; nor here.
-        CheckpointStateError, KernelDiedError: the kernel did not load it, and is no use any more.
+            kernel has received nothing of it.
+        CheckpointForeignError: it belongs to another agent; the kernel has received nothing of it.
+        CheckpointStateError, KernelDiedError: the kernel could not load it, and must be discarded.
     """
     begun = time.monotonic()
     async with _in_thread(files.reading(path)) as reader:
@@ -119,10 +140,10 @@ async def load(kernel: Kernel, files: CheckpointFiles, path: Path, agent_id: str
 
 
 async def copy(checkpoint: Checkpoint, session: KernelSession, files: CheckpointFiles) -> CheckpointRecord:
-    """Write a checkpoint with the same state for another session, of another agent; noting it is the caller's.
+    """Write a checkpoint's state to a new file for another agent's session. The caller records it in the store.
 
     Raises:
-        CheckpointMissingError, CheckpointDamagedError, StoreError: it cannot be read or written.
+        CheckpointMissingError, CheckpointDamagedError, StoreError: a file cannot be read or written.
     """
     checkpoint_id, now = uuid.uuid4().hex, time.time()
 
@@ -145,7 +166,9 @@ async def copy(checkpoint: Checkpoint, session: KernelSession, files: Checkpoint
 def _refuse_foreign(reader: CheckpointReader, path: Path, agent_id: str) -> None:
     if reader.header["agent_id"] != agent_id:
         raise CheckpointForeignError(
-            f"checkpoint {path.name} is not of agent {agent_id!r}.", agent_id=agent_id, checkpoint=path.name
+            f"checkpoint {path.name} belongs to another agent than {agent_id!r}.",
+            agent_id=agent_id,
+            checkpoint=path.name,
         )
 
 
@@ -169,7 +192,7 @@ async def _pieces(reader: CheckpointReader) -> AsyncIterator[bytes]:
 
 @contextlib.asynccontextmanager
 async def _in_thread(context: contextlib.AbstractContextManager[T]) -> AsyncIterator[T]:
-    """Enter and leave a context that waits for the disk."""
+    """Enter and leave, in a thread, a context that waits for the disk."""
     entered = await asyncio.to_thread(context.__enter__)
     try:
         yield entered
@@ -179,14 +202,39 @@ async def _in_thread(context: contextlib.AbstractContextManager[T]) -> AsyncIter
     await asyncio.to_thread(context.__exit__, None, None, None)
 
 
-_KEYS = {"session_id": str, "kernel_id": str, "agent_id": str, "checkpoint_time": (int, float)}
+async def export_history(session: KernelSession, file_path: str | Path | None = None) -> dict[str, Any]:
+    """Return the session's identity and history; with ``file_path``, also write both to that file.
+
+    Raises:
+        StoreError: the file cannot be written, or the history cannot be read. An existing file is unchanged.
+    """
+    await session.history()
+    checkpoint = session.checkpoint()
+    if file_path is not None:
+        await asyncio.to_thread(lambda: save_whole(Path(file_path), json.dumps(checkpoint, indent=2)))
+    return checkpoint
+
+
+async def import_history(
+    session: KernelSession, checkpoint_data: dict[str, Any] | None = None, file_path: str | Path | None = None
+) -> None:
+    """Replace the session's history by that of ``export_history``, from its value or its file.
+
+    The session's kernel, variables and stored cells do not change.
+
+    Raises:
+        InvalidInputError: neither or both sources were given, or the data is not a checkpoint. The session is
+            unchanged.
+        OSError: the file cannot be read.
+    """
+    session.replace_history(await asyncio.to_thread(_read_checkpoint, checkpoint_data, file_path))
 
 
 def save_checkpoint(session: KernelSession, file_path: str | Path | None = None) -> dict[str, Any]:
-    """Return the session's history and identity; with ``file_path``, also write them there, whole or not at all.
+    """Do what ``export_history`` does. Blocks: it writes the file, and reads the history of a session that was woken.
 
     Raises:
-        StoreError: the file cannot be written.
+        StoreError: see ``export_history``.
     """
     checkpoint = session.checkpoint()
     if file_path is not None:
@@ -197,12 +245,18 @@ def save_checkpoint(session: KernelSession, file_path: str | Path | None = None)
 def restore_checkpoint(
     session: KernelSession, checkpoint_data: dict[str, Any] | None = None, file_path: str | Path | None = None
 ) -> None:
-    """Give the session the history of a checkpoint. Its kernel is untouched.
+    """Do what ``import_history`` does. Blocks while it reads the file.
 
     Raises:
-        InvalidInputError: neither or both were given, or it is no checkpoint; the session is unchanged.
-        OSError: the file cannot be read.
+        InvalidInputError, OSError: see ``import_history``.
     """
+    session.replace_history(_read_checkpoint(checkpoint_data, file_path))
+
+
+_KEYS = {"session_id": str, "kernel_id": str, "agent_id": str, "checkpoint_time": (int, float)}
+
+
+def _read_checkpoint(checkpoint_data: dict[str, Any] | None, file_path: str | Path | None) -> dict[str, Any]:
     if (checkpoint_data is None) == (file_path is None):
         raise InvalidInputError("pass either checkpoint_data or file_path.")
     data: object = checkpoint_data
@@ -210,16 +264,13 @@ def restore_checkpoint(
         try:
             data = json.loads(Path(file_path).read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
-            raise InvalidInputError(f"{file_path} is no checkpoint: {error}.") from error
-    checkpoint = _checked(data)
-    session.execution_history = list(checkpoint["execution_history"])
-    session.checkpoint_data = checkpoint
-    session.last_checkpoint = float(checkpoint["checkpoint_time"])
+            raise InvalidInputError(f"{file_path} is not a checkpoint: {error}.") from error
+    return _checked(data)
 
 
 def _checked(data: object) -> dict[str, Any]:
     if not isinstance(data, dict):
-        raise InvalidInputError("a checkpoint is a mapping.")
+        raise InvalidInputError("a checkpoint must be a mapping.")
     for key, kind in _KEYS.items():
         if not isinstance(data.get(key), kind):  # type: ignore[arg-type]
             raise InvalidInputError(f"the checkpoint has no valid {key!r}.")

@@ -201,11 +201,11 @@ async def test_a_cell_that_waits_for_its_consumer_still_ends_at_its_deadline() -
     await anext(events)
     await until(lambda: kernel.output_held)
     await asyncio.sleep(0.2)
-    rest: list[Event] = []
+    rest = 0
     with pytest.raises(KernelTimeoutError) as caught:
-        async for event in events:
-            rest.append(event)
-    assert len(rest) == 1  # it had come before
+        async for _event in events:
+            rest += 1
+    assert rest == 1  # it had come before the deadline
     assert not kernel.output_held
     assert len(caught.value.result.stdout) == 4 * MIB
 
