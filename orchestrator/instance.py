@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 from orchestrator.container.container import remove_by_name
 from orchestrator.container.engine import FAILURES, Engine
 from orchestrator.container.enginewatch import EngineWatch
+from orchestrator.container.folders import instance_folder, kernel_folder, wire_folder
 from orchestrator.container.hostconfig import LOCK_LABEL
 from orchestrator.container.lease import Lease, host_identity, instance_lease
 from orchestrator.container.reaper import Leftover, clear_folder, leftovers, sweep_instance, sweep_late, sweep_orphans
@@ -83,7 +84,8 @@ class Instance:
             runtime = await engine.resolve_runtime(wanted)
             instance, lease = _new_instance()
             try:
-                folder = _make_folder(settings.state_path / f"i-{instance}")  # no await: nothing can come between
+                # No await, so that nothing can come between the lease and the folder.
+                folder = _make_folder(instance_folder(settings.state_path, instance))
             except SettingsError:
                 lease.release()
                 raise
@@ -180,7 +182,7 @@ class Instance:
     def would_start_alike(self, left: Leftover) -> bool:
         """Whether a kernel started now would have that one's image, runtime, policy and limits."""
         config = replace(self._config, instance=left.instance, folder=self._folder_of(left.instance))
-        request = config.request(left.kernel_id, config.folder / left.kernel_id[:12] / "wire", left.uid)
+        request = config.request(left.kernel_id, wire_folder(kernel_folder(config.folder, left.kernel_id)), left.uid)
         return bool(request["Labels"][LOCK_LABEL] == left.lock)
 
     async def sweep(self, *, everywhere: bool = False) -> int:
@@ -231,7 +233,7 @@ class Instance:
             self._inherited.popitem()[1].release()
 
     def _folder_of(self, instance: str) -> Path:
-        return self._config.folder.parent / f"i-{instance}"
+        return instance_folder(self._config.folder.parent, instance)
 
     def _sweep_own(self) -> None:
         for instance in (self.id, *self._inherited):

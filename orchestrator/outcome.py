@@ -1,10 +1,12 @@
-"""The one vocabulary of endings: of cells, of kernels and of sessions. Pure.
+"""Outcome: the one vocabulary of endings, of cells, of kernels and of sessions. Pure.
 
 Every member is the string that results, the history, the audit log and the metrics contain, and shows as that string.
 """
 
 from __future__ import annotations
 
+import signal
+from dataclasses import dataclass
 from enum import Flag, StrEnum, auto
 from typing import Final, Literal
 
@@ -117,3 +119,32 @@ KernelEnd = Literal[
 ]
 Stop = Literal[Outcome.TIMEOUT, Outcome.CANCELLED, Outcome.OUTPUT_LIMIT]
 """Why the host stops a cell, and kills its kernel when the interrupt does not end the cell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a kernel's container ended.
+
+    Attributes:
+        reason: "oom" when the engine saw an out-of-memory kill; "timeout", "cancelled" or "output_limit" when the host
+            killed the kernel because its cell ignored the interrupt; "engine_lost" when the engine cannot say; else
+            "kernel_died".
+        exit_code: of the container's first process; None where the engine could not say.
+    """
+
+    reason: KernelEnd
+    exit_code: int | None
+
+    @property
+    def signal(self) -> str | None:
+        """The signal that the exit code stands for, such as "SIGKILL"; None for none."""
+        try:
+            return signal.Signals((self.exit_code or 0) - 128).name
+        except ValueError:
+            return None
+
+    def describe(self) -> str:
+        """Return how it ended, as the predicate of a sentence about the kernel."""
+        if self.reason is Outcome.OOM:
+            return f"exceeded its memory limit and was killed (exit code {self.exit_code})"
+        return f"ended (exit code {self.exit_code})"

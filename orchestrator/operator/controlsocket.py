@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.container.folders import instance_folders, instance_of
 from orchestrator.errors import SettingsError
 
 _log = logging.getLogger(__name__)
@@ -50,7 +51,9 @@ class Door:
 
 def doors(state: Path) -> list[Door]:
     """Return the control sockets of all instances that have their folder in ``state``."""
-    return [Door(path.parent.name.removeprefix("i-"), path) for path in sorted(state.glob(f"i-*/{_NAME}"))]
+    return [
+        Door(instance_of(folder), folder / _NAME) for folder in instance_folders(state) if (folder / _NAME).exists()
+    ]
 
 
 class ControlSocket:
