@@ -12,13 +12,12 @@ from orchestrator.kernel.kernel import Kernel
 
 
 class FakeKernel(Kernel):
-    """A kernel of which a test says whether it lives, and whether and how soon it answers and stops."""
+    """A kernel of which a test says whether it lives, and whether it answers."""
 
     def __init__(self, number: int) -> None:
         self.kernel_id = f"kernel-{number}"
         self.answers = True
         self.asked = 0
-        self.answer_s = self.stop_s = 0.0
         self.stopped = self.warmed = False
         self._lives = True
         self._callbacks: list[Callable[[], None]] = []
@@ -42,8 +41,8 @@ class FakeKernel(Kernel):
         self.warmed = True
 
     async def stop(self) -> None:
-        await asyncio.sleep(self.stop_s)
         self._lives = False
+        await asyncio.sleep(0)
         self.stopped = True
 
     async def request(
@@ -56,7 +55,6 @@ class FakeKernel(Kernel):
         buffers: Sequence[bytes] = (),
     ) -> Message:
         self.asked += 1
-        await asyncio.sleep(self.answer_s)
         if not self.answers:
             raise TimeoutError
         return cast("Message", None)
@@ -68,7 +66,6 @@ class Factory:
     Attributes:
         made: all of them, in order.
         starting, most: how many starts are under way, and were at once.
-        attempts: how many starts were begun.
         failure: what the next starts raise.
         answers: whether the kernels do.
     """
@@ -79,12 +76,11 @@ class Factory:
         self._seconds = seconds
         self._numbers = itertools.count()
         self.made: list[FakeKernel] = []
-        self.starting = self.most = self.attempts = 0
+        self.starting = self.most = 0
         self.failure: Exception | None = None
 
     async def __call__(self) -> Kernel:
         self.starting += 1
-        self.attempts += 1
         self.most = max(self.most, self.starting)
         try:
             await asyncio.sleep(self._seconds)

@@ -19,14 +19,26 @@ from orchestrator.errors import (
     KernelStartError,
     ManagerClosedError,
 )
+from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import MIB
 from orchestrator.policy.policy import Group, Pool, Scheduling
 from orchestrator.pool.kernelpool import KernelPool, KernelResource
 from orchestrator.pool.scheduler import UNLIMITED, LeaseRequest, Room, Scheduler
+from orchestrator.pool.upkeep import Upkeep
 from orchestrator.telemetry import Telemetry
 from tests.unit.fakekernel import Factory
 
 pytestmark = pytest.mark.alone
+
+
+class CountingFactory(Factory):
+    """Counts the starts, those that fail too."""
+
+    attempts = 0
+
+    async def __call__(self) -> Kernel:
+        self.attempts += 1
+        return await super().__call__()
 
 
 @contextlib.asynccontextmanager
@@ -231,7 +243,7 @@ async def test_a_kernel_that_does_not_survive_its_first_cells_is_ended() -> None
 
 async def test_failing_refills_are_tried_less_and_less_often_and_a_caller_gets_the_error() -> None:
     """The delay of 0.05 s doubles: at most four attempts in 0.35 s, where 7 would fit without doubling."""
-    start = Factory()
+    start = CountingFactory()
     start.failure = KernelStartError("broken", cause="host")
     async with running(start=start, warm=1) as pool:
         with pytest.raises(KernelStartError, match="broken"):
@@ -385,34 +397,30 @@ async def test_a_waiting_kernel_that_does_not_answer_is_replaced() -> None:
     assert 'cellblock_ready_kernels_replaced_total{reason="silent"} 1.0' in metrics(telemetry)
 
 
-async def test_a_kernel_that_is_leased_while_it_is_checked_stays() -> None:
+@pytest.mark.parametrize("leased", [True, False])
+async def test_a_kernel_that_is_leased_while_it_is_checked_stays(leased: bool) -> None:
     """A running cell may keep it from answering; the cell's own time limit covers that."""
-    start = Factory()
-    async with running(start=start, warm=1, rules=Pool(check_every_s=1)) as pool:
-        await until(lambda: pool.available_count == 1)
-        (kernel,) = start.made
-        kernel.answers, kernel.answer_s = False, 0.1
-        (resource,) = pool.kernels.values()
-        resource.checked -= 1
-        await until(lambda: kernel.asked == 1)
-        assert await lease(pool) is resource
-        await asyncio.sleep(0.15)
-        assert kernel.is_alive
-        assert not resource.is_shutting_down
+    factory = Factory()
+    factory.answers = False
+    kernel = await factory()
+    resource = KernelResource("k", kernel)
+    resource.checked -= 1
+    replaced: list[str] = []
+    upkeep = Upkeep(Pool(check_every_s=1), lambda _resource, reason: replaced.append(reason))
+    upkeep.check_due([resource])
+    if leased:
+        resource.acquire()
+    await asyncio.sleep(0.01)
+    assert replaced == ([] if leased else ["silent"])
 
 
-async def test_a_kernel_that_is_being_replaced_is_not_leased() -> None:
-    """It is still there, and alive, while its container is being removed."""
-    start = Factory()
-    async with running(start=start, warm=1, rules=Pool(max_age_s=60)) as pool:
-        await until(lambda: pool.available_count == 1)
-        (old,) = pool.kernels.values()
-        start.made[0].stop_s = 0.2
-        old.begun -= 61
-        await until(lambda: old.is_shutting_down)
-        assert old.kernel_id in pool.kernels
-        assert start.made[0].is_alive
-        assert await lease(pool) is not old
+async def test_a_kernel_that_is_being_removed_is_not_leased() -> None:
+    async with running() as pool:
+        ending = KernelResource("ending")
+        ending.is_shutting_down = True
+        pool.add_kernel(ending)
+        assert (pool.counts()["ending"], pool.available_count) == (1, 0)
+        assert await lease(pool) is not ending
 
 
 async def test_a_kernel_that_has_waited_too_long_is_replaced_once_a_fresh_one_is_ready() -> None:
