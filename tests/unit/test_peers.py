@@ -106,10 +106,10 @@ def test_a_peer_within_five_times_is_named_with_the_reason() -> None:
     far = subject("far", 0.050, 1.0, "1.0")
     near = subject("near", 0.010, 1.0, "1.0", "for a reason")
     assert report.verdicts(report.figures_of([ours, far], "20.10")) == [
-        "Every peer is at least 5 times behind on both."
+        "Every peer takes at least 5 times as long in both measures."
     ]
     (line,) = report.verdicts(report.figures_of([ours, far, near], "20.10"))
-    assert line.startswith("near is 2.0 times behind")
+    assert line.startswith("near takes 2.0 times as long")
     assert line.endswith(": for a reason")
 
 
@@ -118,7 +118,7 @@ def test_a_peer_without_figures_is_in_the_table_but_not_in_the_chart() -> None:
     ours, broken = subject(report.BASELINE, 0.005, 0.010), subject("broken", 0.0, 0.0, "1.0")
     broken.executes, broken.leases, broken.failures = [], [], ["it could not start"]
     figures = report.figures_of([ours, broken], "20.10")
-    assert report.verdicts(figures) == ["broken failed in 1 of its turns, the last time: it could not start"]
+    assert report.verdicts(figures) == ["broken failed in 1 of its turns; the last failure: it could not start"]
     picture = chart.draw(json.loads(json.dumps(figures)))
     ET.fromstring(picture)  # noqa: S314 - drawn by the code under test
     assert report.BASELINE in picture
