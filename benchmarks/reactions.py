@@ -19,6 +19,7 @@ from rich.table import Table
 from benchmarks.command import run_main
 from benchmarks.subjects import data_folder, engine_runtimes
 from orchestrator import AgentKernelManager, KernelResourceLimits, KernelTimeoutError, Settings
+from orchestrator.kernel.containerkernel import ContainerKernel
 from orchestrator.sessions.session import KernelSession
 
 LIMIT = 2.0  # the time limit of a cell, in seconds
@@ -66,7 +67,7 @@ async def killed_kernel(manager: AgentKernelManager, session: KernelSession) -> 
     """Return the seconds from an external SIGKILL of the container to the result."""
     running = asyncio.create_task(manager.execute_code(session, "for _ in range(10**12): pass"))
     await asyncio.sleep(0.3)
-    assert session.kernel is not None
+    assert isinstance(session.kernel, ContainerKernel)
     begun = time.monotonic()
     session.kernel.container.kill()
     result = await running

@@ -34,6 +34,7 @@ from benchmarks.command import run_main
 from benchmarks.subjects import READY
 from orchestrator import AgentKernelManager, KernelResourceLimits, KernelSession, KernelTimeoutError, Settings
 from orchestrator.container.engine import connect
+from orchestrator.container.folders import instance_folder
 from orchestrator.container.hostconfig import INSTANCE_LABEL
 from orchestrator.errors import KernelDiedError
 from orchestrator.isolation.measure import quantile
@@ -251,7 +252,8 @@ async def soak(runtime: str, leases: int, seed: int, folder: Path, *, faults: in
                 await asyncio.gather(*(work(until) for _ in range(AGENTS)))
                 await quiet(manager)
                 done, instance = int(shown.tasks[0].completed), manager.instance_id
-                sample = await asyncio.to_thread(sample_of, done, instance, settings.state_path / f"i-{instance}")
+                home = instance_folder(settings.state_path, instance)
+                sample = await asyncio.to_thread(sample_of, done, instance, home)
                 sample.tasks = len(asyncio.all_tasks())
                 seen.samples.append(sample)
     return seen

@@ -19,8 +19,9 @@ from weakref import WeakValueDictionary
 from orchestrator.container.container import remove_by_name
 from orchestrator.container.engine import FAILURES, Engine
 from orchestrator.container.enginewatch import EngineWatch
+from orchestrator.container.folders import instance_folder, kernel_folder, wire_folder
 from orchestrator.container.hostconfig import LOCK_LABEL
-from orchestrator.container.lease import Lease, host_identity, instance_lease, is_dead
+from orchestrator.container.lease import Lease, host_identity, instance_lease
 from orchestrator.container.reaper import Leftover, clear_folder, leftovers, sweep_instance, sweep_late, sweep_orphans
 from orchestrator.errors import (
     CellblockError,
@@ -30,9 +31,13 @@ from orchestrator.errors import (
     KernelStartError,
     SettingsError,
 )
+from orchestrator.eventfeed import EventFeed
 from orchestrator.image.build import image_name
-from orchestrator.kernel.kernel import Kernel, KernelConfig
+from orchestrator.kernel import adoption, startup
+from orchestrator.kernel.containerkernel import ContainerKernel
+from orchestrator.kernel.kernelconfig import KernelConfig
 from orchestrator.limits import MIB, KernelResourceLimits
+from orchestrator.logs import log_event
 from orchestrator.policy.policy import Policy
 from orchestrator.settings import Settings
 from orchestrator.store.audit import AuditLog
@@ -45,16 +50,17 @@ _SWEEP_EVERY = 20.0  # seconds
 class Instance:
     """What all kernels of one manager share. Opened and closed by the manager alone."""
 
-    def __init__(self, config: KernelConfig, lease: Lease, *, may_fall_back: bool) -> None:
+    def __init__(self, config: KernelConfig, lease: Lease, audit: AuditLog, *, may_fall_back: bool) -> None:
         self._config = config
+        self._audit = audit
         self._lease = lease
         self._may_fall_back = may_fall_back
         self._pid = os.getpid()
-        self._kernels: WeakValueDictionary[str, Kernel] = WeakValueDictionary()
+        self._kernels: WeakValueDictionary[str, ContainerKernel] = WeakValueDictionary()
         self._inherited: dict[str, Lease] = {}  # dead instances whose kernels this one has adopted, or may yet
         self._watch = EngineWatch(config.engine, on_oom=self._on_oom, on_lost=self._on_lost)
         atexit.register(self._last_act)
-        config.audit.write(
+        config.feed.publish(
             "instance.opened",
             instance=config.instance,
             pid=self._pid,
@@ -81,13 +87,16 @@ class Instance:
             runtime = await engine.resolve_runtime(wanted)
             instance, lease = _new_instance()
             try:
-                folder = _make_folder(settings.state_path / f"i-{instance}")  # no await: nothing can come between
+                # No await, so that nothing can come between the lease and the folder.
+                folder = _make_folder(instance_folder(settings.state_path, instance))
             except SettingsError:
                 lease.release()
                 raise
         except BaseException:
             engine.close()
             raise
+        telemetry = telemetry or Telemetry()
+        audit = AuditLog(settings.audit_path, fsync=policy.audit.fsync, rotate_at=settings.audit_rotate_mb * MIB)
         config = KernelConfig(
             engine=engine,
             image=image,
@@ -101,27 +110,14 @@ class Instance:
             uid_base=settings.uid_base,
             uid_count=settings.uid_count,
             start_timeout=settings.start_timeout,
-            audit=AuditLog(settings.audit_path, fsync=policy.audit.fsync, rotate_at=settings.audit_rotate_mb * MIB),
-            telemetry=telemetry or Telemetry(),
+            feed=EventFeed(audit.receive, telemetry.receive, log_event),
+            telemetry=telemetry,
         )
-        return cls(config, lease, may_fall_back=wanted == "auto" and runtime == "runsc")
+        return cls(config, lease, audit, may_fall_back=wanted == "auto" and runtime == "runsc")
 
     @property
     def id(self) -> str:
         return self._config.instance
-
-    @property
-    def name(self) -> str:
-        """This process's name in the store: who owns a session."""
-        return "/".join((*self._config.host, self.id))
-
-    @staticmethod
-    def is_dead(name: str) -> bool:
-        """Whether the process of that name has ended, as far as can be judged from here."""
-        boot, namespace, instance = name.split("/")
-        if boot != host_identity()[0]:
-            return True
-        return namespace == host_identity()[1] and is_dead(instance)
 
     @property
     def runtime(self) -> str:
@@ -136,23 +132,22 @@ class Instance:
         """What its kernels have in common."""
         return self._config
 
-    async def start_kernel(self, config: KernelConfig | None = None) -> Kernel:
+    async def start_kernel(self, config: KernelConfig | None = None) -> ContainerKernel:
         """Start a kernel; with the runtime "auto", under runc when the very first one cannot start under runsc.
 
         Args:
             config: another than the instance's own.
 
         Raises:
-            KernelStartError, EngineError: see ``Kernel.start``.
+            KernelStartError, EngineError: see ``startup.start``.
         """
-        telemetry = self._config.telemetry
         try:
-            with telemetry.span("start_kernel", runtime=self.runtime):
-                kernel = await (self._start_or_fall_back() if config is None else Kernel.start(config))
-        except CellblockError:
-            telemetry.kernel_failed()
+            with self._config.telemetry.span("start_kernel", runtime=self.runtime):
+                kernel = await (self._start_or_fall_back() if config is None else startup.start(config))
+        except CellblockError as error:
+            self._config.feed.publish("kernel.failed", instance=self.id, reason=str(error))
             raise
-        self._kernels[kernel.container.name] = kernel
+        self._kernels[kernel.container_name] = kernel
         return kernel
 
     async def inherit(self, kernel_ids: Collection[str]) -> tuple[list[Leftover], set[str]]:
@@ -177,21 +172,21 @@ class Instance:
                 others.add(left.kernel_id)
         return mine, others
 
-    async def adopt(self, left: Leftover) -> Kernel:
+    async def adopt(self, left: Leftover) -> ContainerKernel:
         """Take over an inherited kernel.
 
         Raises:
-            KernelStartError, EngineError: see ``Kernel.adopt``.
+            KernelStartError, EngineError: see ``adoption.adopt``.
         """
         config = replace(self._config, instance=left.instance, folder=self._folder_of(left.instance))
-        kernel = await Kernel.adopt(config, left)
-        self._kernels[kernel.container.name] = kernel
+        kernel = await adoption.adopt(config, left)
+        self._kernels[kernel.container_name] = kernel
         return kernel
 
     def would_start_alike(self, left: Leftover) -> bool:
         """Whether a kernel started now would have that one's image, runtime, policy and limits."""
         config = replace(self._config, instance=left.instance, folder=self._folder_of(left.instance))
-        request = config.request(left.kernel_id, config.folder / left.kernel_id[:12] / "wire", left.uid)
+        request = config.request(left.kernel_id, wire_folder(kernel_folder(config.folder, left.kernel_id)), left.uid)
         return bool(request["Labels"][LOCK_LABEL] == left.lock)
 
     async def sweep(self, *, everywhere: bool = False) -> int:
@@ -242,23 +237,23 @@ class Instance:
             self._inherited.popitem()[1].release()
 
     def _folder_of(self, instance: str) -> Path:
-        return self._config.folder.parent / f"i-{instance}"
+        return instance_folder(self._config.folder.parent, instance)
 
     def _sweep_own(self) -> None:
         for instance in (self.id, *self._inherited):
             sweep_instance(self._config.engine.client.api, instance, self._folder_of(instance), self._config.left)
 
-    async def _start_or_fall_back(self) -> Kernel:
+    async def _start_or_fall_back(self) -> ContainerKernel:
         config = self._config
         try:
-            kernel = await Kernel.start(config)
+            kernel = await startup.start(config)
         except (KernelStartError, EngineError) as error:
             if not self._may_fall_back or config.runtime != "runsc" or not _speaks_against_runtime(error):
                 raise
             _log.warning("gVisor is registered but cannot run a kernel, taking runc: %s", error)
-            config.audit.write("runtime.fell_back", instance=self.id, to="runc", reason=str(error))
+            config.feed.publish("runtime.fell_back", instance=self.id, to="runc", reason=str(error))
             self._config = replace(config, runtime="runc")
-            return await Kernel.start(self._config)
+            return await startup.start(self._config)
         if config.runtime == self._config.runtime:
             self._may_fall_back = False
         return kernel
@@ -269,7 +264,7 @@ class Instance:
             kernel.ran_out_of_memory()
 
     def _on_lost(self) -> None:
-        self._config.audit.write("engine.lost", instance=self.id)
+        self._config.feed.publish("engine.lost", instance=self.id)
         for kernel in list(self._kernels.values()):
             kernel.lose_engine()
 
@@ -306,8 +301,8 @@ class Instance:
         with contextlib.suppress(OSError):
             self._config.folder.parent.rmdir()  # only when no other instance has a folder there
         self._config.engine.close()
-        self._config.audit.write("instance.closed", instance=self.id)
-        self._config.audit.close()
+        self._config.feed.publish("instance.closed", instance=self.id)
+        self._audit.close()
         for lease in (self._lease, *self._inherited.values()):
             lease.release()
 

@@ -63,9 +63,6 @@ class Deadline:
         """Seconds left, never below 0."""
         return max(0.0, self._end - time.monotonic())
 
-    def passed(self) -> bool:
-        return self.remaining() == 0.0
-
 
 @dataclass(frozen=True, slots=True)
 class OutputLimits:

@@ -14,6 +14,7 @@ from orchestrator.container.hostconfig import USER_LABEL
 from orchestrator.container.process import ContainerProcess
 from orchestrator.container.usage import Usage, engine_usage
 from orchestrator.errors import EngineError, EngineTimeoutError, EngineUnavailableError, UserIdTakenError
+from orchestrator.outcome import Outcome
 
 _EXIT_WAIT = 5.0  # seconds in which a container whose process is gone must show as exited
 _POLL = 0.05  # seconds between two looks at a container that is about to be exited
@@ -128,7 +129,7 @@ class Container:
                 state = await self.state()
             except EngineError as error:
                 if _status(error, 404):  # somebody removed it, and its exit code with it
-                    return Exit("kernel_died", None)
+                    return Exit(Outcome.KERNEL_DIED, None)
                 raise
             if state["Status"] in ("exited", "dead"):
                 return classify(state, await self._oom_events(), self._runtime)

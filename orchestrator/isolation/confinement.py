@@ -56,7 +56,7 @@ async def _names(subject: Subject) -> Verdict:
     faults = [] if found["hostname"] == "sandbox" else [f"host name {found['hostname']}"]
     known = {*_IMAGE_NAMES, *_HARMLESS_NAMES, *subject.policy.environment}
     faults += [f"variable {name}" for name in found["environment"] if name not in known]
-    own = subject.kernel.container.name
+    own = subject.kernel.container_name
     faults += found["resolvers"] + [line for line in found["hosts"] if "sandbox" not in line and own not in line]
     return verdict(faults, "host name `sandbox`, no variable, resolver or address of the host")
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from orchestrator.container.hostconfig import ContainerSpec, create_request
 from orchestrator.kernel.guard import Guard
-from orchestrator.kernel.kernel import ContainerRequest, KernelConfig
+from orchestrator.kernel.kernelconfig import ContainerRequest, KernelConfig
 from orchestrator.kernel.loopshare import KernelShare, LoopShare
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.policy.policy import Policy

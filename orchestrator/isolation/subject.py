@@ -14,7 +14,8 @@ from typing import Any
 
 from orchestrator.errors import KernelTimeoutError
 from orchestrator.instance import Instance
-from orchestrator.kernel.kernel import Kernel, KernelConfig
+from orchestrator.kernel.containerkernel import ContainerKernel
+from orchestrator.kernel.kernelconfig import KernelConfig
 from orchestrator.kernel.transfer import put_file
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.output.events import CellFinished, ExecutionResult
@@ -56,7 +57,7 @@ class Subject:
         self,
         instance: Instance,
         config: KernelConfig,
-        kernel: Kernel,
+        kernel: ContainerKernel,
         bait: Bait,
         *,
         neighbour: Subject | None = None,
@@ -72,7 +73,7 @@ class Subject:
         self.deserted = deserted
         self.quiet_p99 = 0.0
         self.runtime = config.runtime
-        self._session = KernelSession.of(f"probe-{secrets.token_hex(4)}", kernel)
+        self._session = KernelSession.of(f"probe-{secrets.token_hex(4)}", kernel, config.policy)
         self._facts: dict[str, Any] | None = None
         self._record: dict[str, Any] | None = None
 
@@ -108,7 +109,7 @@ class Subject:
             return error.result
         finally:
             await events.aclose()
-            self._session.execution_history.clear()
+            self._session.clear_history()
         assert result is not None
         return result
 
@@ -133,7 +134,7 @@ class Subject:
         """
         if self._record is None:
             engine = self.instance.engine
-            found: dict[str, Any] = await engine.retry(engine.client.api.inspect_container, self.kernel.container.name)
+            found: dict[str, Any] = await engine.retry(engine.client.api.inspect_container, self.kernel.container_name)
             self._record = found
         return self._record
 
@@ -142,11 +143,11 @@ class Subject:
         """Start ``count`` kernels with the same configuration, all at once, for attacks that may kill them.
 
         Raises:
-            KernelStartError, EngineError: see ``Kernel.start``.
+            KernelStartError, EngineError: see ``startup.start``.
         """
         starts = (self.instance.start_kernel(self.config) for _ in range(count))
         started = await asyncio.gather(*starts, return_exceptions=True)
-        kernels = [kernel for kernel in started if isinstance(kernel, Kernel)]
+        kernels = [kernel for kernel in started if isinstance(kernel, ContainerKernel)]
         try:
             for failure in started:
                 if isinstance(failure, BaseException):

@@ -18,7 +18,7 @@ from orchestrator.isolation import bombs, confinement, record, wire
 from orchestrator.isolation.claims import Claim, Verdict
 from orchestrator.isolation.controls import CONTROLS, Control, Scenery, network_name, scenery
 from orchestrator.isolation.subject import Bait, ProbeError, Subject
-from orchestrator.kernel.kernel import KernelConfig
+from orchestrator.kernel.kernelconfig import KernelConfig
 from orchestrator.policy.policy import Policy
 from orchestrator.settings import Settings
 
@@ -107,7 +107,7 @@ class Laboratory:
             whole, deserted: see ``Subject``.
 
         Raises:
-            KernelStartError, EngineError: see ``Kernel.start``.
+            KernelStartError, EngineError: see ``startup.start``.
         """
         kernel = await self.instance.start_kernel(config)
         try:

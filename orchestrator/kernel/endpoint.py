@@ -8,7 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Self
 
+from orchestrator.container.folders import wire_folder
+
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
+_CONNECTION = "connection.json"
 _LONGEST_PATH = 107  # bytes of a unix socket's path, on Linux
 
 
@@ -22,7 +25,7 @@ class Endpoint:
     def __init__(self, folder: Path, key: bytes) -> None:
         self.folder = folder
         self.key = key
-        self.wire = folder / "wire"
+        self.wire = wire_folder(folder)
 
     @classmethod
     def create(cls, folder: Path, message_bound: int) -> Self:
@@ -55,7 +58,7 @@ class Endpoint:
             OSError: they are not there.
             ValueError: the connection file is none.
         """
-        connection = json.loads((folder / "wire" / "connection.json").read_text())
+        connection = json.loads((wire_folder(folder) / _CONNECTION).read_text())
         endpoint = cls(folder, str(connection["key"]).encode())
         for channel in CHANNELS:
             endpoint.wire_path(channel).unlink(missing_ok=True)
@@ -71,7 +74,7 @@ class Endpoint:
     def _furnish(self, message_bound: int) -> None:
         # The sandbox's user is nobody on this host, so what it must reach is open to all, inside a closed folder.
         self.wire.mkdir(mode=0o755)
-        connection = self.wire / "connection.json"
+        connection = self.wire / _CONNECTION
         connection.write_text(json.dumps(self._connection_info() | {"message_bound": message_bound}))
         connection.chmod(0o444)
 

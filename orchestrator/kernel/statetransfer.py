@@ -7,7 +7,6 @@ Its pieces travel on the control channel meanwhile, one at a time.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -15,14 +14,14 @@ from typing import Any, Literal
 
 from orchestrator.errors import CheckpointStateError
 from orchestrator.kernel.channel import Message
+from orchestrator.kernel.interruption import Interruption
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.kernel.translate import text
 from orchestrator.limits import MIB, Deadline
+from orchestrator.outcome import Outcome
 
 PIECE = MIB  # bytes
 _ATTEMPTS = 2  # the second leaves out, or replaces, what the first could not do
-_GRACE = 3.0  # seconds from the first interrupt of a kernel that takes too long until it is killed
-_INTERRUPT_AGAIN = 0.25  # seconds: the first may come before there is something to interrupt
 _MOST_LOST = 1001  # entries that a kernel may report
 _LONGEST = 300  # characters of each of their texts
 
@@ -107,15 +106,14 @@ async def _move(
 
 
 async def _release(kernel: Kernel, request: asyncio.Task[Message]) -> None:
-    """Interrupt a kernel that is still at it, so that its session can go on; kill it when it does not heed that."""
-    deadline = Deadline(_GRACE)
-    while not request.done() and kernel.is_alive and deadline.remaining() > 0:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_INTERRUPT_AGAIN):
-                await kernel.interrupt()
-        await asyncio.wait({request}, timeout=_INTERRUPT_AGAIN)
-    if not request.done() and kernel.is_alive:
-        kernel.kill("timeout")
+    """Interrupt a kernel that still saves or loads, so that its session can go on; kill it if it ignores that."""
+    interruption = Interruption(kernel, lambda: not request.done() and kernel.is_alive)
+    try:
+        interruption.stop(kill=partial(kernel.kill, Outcome.TIMEOUT))
+        await asyncio.wait({request})
+        await interruption.settled()
+    finally:
+        interruption.cancel()
 
 
 async def _take(kernel: Kernel, transfer: str, write: Write, deadline: Deadline) -> None:

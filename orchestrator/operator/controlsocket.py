@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.container.folders import instance_folders, instance_of
 from orchestrator.errors import SettingsError
 from orchestrator.limits import MIB
 
@@ -55,8 +56,12 @@ class ControlClient:
 
 
 def control_clients(state: Path) -> list[ControlClient]:
-    """Return a client for each instance that has its folder in ``state``."""
-    return [ControlClient(path.parent.name.removeprefix("i-"), path) for path in sorted(state.glob(f"i-*/{_NAME}"))]
+    """Return a client for each instance that has a control socket in its folder in ``state``."""
+    return [
+        ControlClient(instance_of(folder), folder / _NAME)
+        for folder in instance_folders(state)
+        if (folder / _NAME).exists()
+    ]
 
 
 class ControlSocket:

@@ -51,13 +51,17 @@ class Monitor:
 
     Args:
         kernels: returns the live kernels. ``run`` calls it before each round.
+        memory_mb: the memory limit of each kernel, in MiB.
+        warn_percent: the percentage of that limit from which on a kernel counts as near it.
 
     Attributes:
         latest: the last sample of each live kernel, by kernel id.
     """
 
-    def __init__(self, kernels: Callable[[], Sequence[Kernel]]) -> None:
+    def __init__(self, kernels: Callable[[], Sequence[Kernel]], memory_mb: int, warn_percent: float) -> None:
         self._kernels = kernels
+        self._memory_limit = memory_mb * MIB
+        self._warn_from = self._memory_limit * warn_percent / 100
         self._warned: set[str] = set()
         self.latest: dict[str, Sample] = {}
 
@@ -110,10 +114,9 @@ class Monitor:
 
     def _watch_memory(self, kernel: Kernel, usage: Usage) -> None:
         """Record in the audit log that a kernel is near its memory limit, once per approach."""
-        limit = kernel.limits.max_memory_mb * MIB
-        near = usage.memory >= limit * kernel.policy.limits.warn_percent / 100
+        near = usage.memory >= self._warn_from
         if near and kernel.kernel_id not in self._warned:
             self._warned.add(kernel.kernel_id)
-            kernel.note("kernel.near_memory_limit", memory=usage.memory, limit=limit)
+            kernel.note("kernel.near_memory_limit", memory=usage.memory, limit=self._memory_limit)
         elif not near:
             self._warned.discard(kernel.kernel_id)

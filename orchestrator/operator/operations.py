@@ -64,7 +64,7 @@ class Operations:
         state = "ready" if session is None else "busy" if cell is not None else "idle"
         return {
             "kernel_id": resource.kernel_id,
-            "container": kernel.container.name,
+            "container": kernel.container_name,
             "runtime": kernel.runtime,
             "state": "ending" if resource.is_shutting_down or not kernel.is_alive else state,
             "agent": None if session is None else session.agent_id,

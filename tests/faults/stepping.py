@@ -1,4 +1,4 @@
-"""The checks of ``test_clock.py``, for a process with a stepping clock: ``python -m tests.faults.stepping NAME RUNTIME``."""
+"""The checks of ``test_clock.py`` with a stepping clock: ``python -m tests.faults.stepping NAME RUNTIME``."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from orchestrator.errors import EngineUnavailableError
 from orchestrator.sessions.retention import Retention
 from orchestrator.settings import Settings
 from orchestrator.store import auditchain
+from orchestrator.store.blobs import FolderBlobs
 from orchestrator.store.checkpointfiles import CheckpointFiles
 from orchestrator.store.history import History
 from orchestrator.store.payloads import Payloads
@@ -150,7 +151,8 @@ def sweep_after_a_step(settings: Settings, session_id: str) -> None:
     files = CheckpointFiles(settings.data_path)
     step_to(0.0)
     result: dict[str, Any] = {"stdout": "y" * 100_000}
-    taken, found = Payloads(settings.data_path / "payloads").take_out(result)
+    payloads = Payloads(FolderBlobs(settings.data_path / "payloads"))
+    taken, found = payloads.take_out(result)
     with files.writing("f" * 32, {}, 1000) as writer:
         writer.write(b"state")
         writer.finish({})
@@ -158,7 +160,7 @@ def sweep_after_a_step(settings: Settings, session_id: str) -> None:
     for offset in (HOUR, -HOUR):
         step_to(offset)
         assert Retention(history, files, settings).sweep() == 0
-    Payloads(settings.data_path / "payloads").put_back(taken, [(where, digest) for where, digest, _ in found])
+    payloads.put_back(taken, [(where, digest) for where, digest, _ in found])
     assert taken == result
     assert len(files.ids()) == before
     assert [len(cell.result["stdout"]) for cell in history.cells(session_id) if cell.code == LARGE] == [100_001] * 5

@@ -319,7 +319,7 @@ async def test_a_kernel_that_dies_on_a_full_disk_frees_its_place(disk: SmallDisk
 def pid_of(session: KernelSession) -> int:
     client = docker.from_env()
     try:
-        name = session.live_kernel().container.name
+        name = session.live_kernel().container_name
         return int(client.api.inspect_container(name)["State"]["Pid"])
     finally:
         client.close()

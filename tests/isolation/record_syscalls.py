@@ -94,7 +94,7 @@ async def record() -> dict[str, set[str]]:
         trace = Path(folder) / "trace"
         async with traced_kernel(trace) as kernel:
             await put_file(kernel, WORKLOAD, "workload.py")
-            async for event in KernelSession.of("recorder", kernel).run(CELL, LIMITS):
+            async for event in KernelSession.of("recorder", kernel, Policy.load("default")).run(CELL, LIMITS):
                 if isinstance(event, CellFinished):
                     print(event.result.stdout.strip() or event.result.error)
         with trace.open(errors="replace") as lines:
