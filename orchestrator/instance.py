@@ -20,7 +20,7 @@ from orchestrator.container.container import remove_by_name
 from orchestrator.container.engine import FAILURES, Engine
 from orchestrator.container.enginewatch import EngineWatch
 from orchestrator.container.hostconfig import LOCK_LABEL
-from orchestrator.container.lease import Lease, host_identity, instance_lease, is_dead
+from orchestrator.container.lease import Lease, host_identity, instance_lease
 from orchestrator.container.reaper import Leftover, clear_folder, leftovers, sweep_instance, sweep_late, sweep_orphans
 from orchestrator.errors import (
     CellblockError,
@@ -109,19 +109,6 @@ class Instance:
     @property
     def id(self) -> str:
         return self._config.instance
-
-    @property
-    def name(self) -> str:
-        """This process's name in the store: who owns a session."""
-        return "/".join((*self._config.host, self.id))
-
-    @staticmethod
-    def is_dead(name: str) -> bool:
-        """Whether the process of that name has ended, as far as can be judged from here."""
-        boot, namespace, instance = name.split("/")
-        if boot != host_identity()[0]:
-            return True
-        return namespace == host_identity()[1] and is_dead(instance)
 
     @property
     def runtime(self) -> str:

@@ -40,13 +40,17 @@ from orchestrator.pool.kernelpool import KernelPool
 from orchestrator.pool.scheduler import Admission, Scheduler
 from orchestrator.sessions import checkpoint as checkpoints
 from orchestrator.sessions import notebook
-from orchestrator.sessions.acquiring import SessionKeeper
-from orchestrator.sessions.checkpoint import Checkpoint
+from orchestrator.sessions.acquiring import Acquiring
+from orchestrator.sessions.checkpoint import Checkpoint, capture_between_cells, capture_if_due
+from orchestrator.sessions.forking import Forking
 from orchestrator.sessions.hibernation import Hibernation
+from orchestrator.sessions.owners import HostOwners
 from orchestrator.sessions.recovery import Recovery, recover
 from orchestrator.sessions.registry import SessionRegistry
+from orchestrator.sessions.restored import Restored
+from orchestrator.sessions.restoring import Restoring
 from orchestrator.sessions.retention import Retention
-from orchestrator.sessions.session import KernelSession, Restored
+from orchestrator.sessions.session import KernelSession
 from orchestrator.settings import Settings
 from orchestrator.store.checkpointfiles import CheckpointFiles
 from orchestrator.store.history import History
@@ -106,7 +110,9 @@ class AgentKernelManager:
         self.pool = self._make_pool()
         self._registry = SessionRegistry(self.pool, self.telemetry, self._spawn)
         self._hibernation = Hibernation(self._registry, self.pool, self.resource_limits, self.policy, self._spawn)
-        self._keeper = SessionKeeper(self._registry, self._hibernation, self.pool, self.policy)
+        self._acquiring = Acquiring(self._registry, self._hibernation, self.pool)
+        self._restoring = Restoring(self._registry, self._acquiring, self._hibernation, self.pool)
+        self._forking = Forking(self._registry)
         self.sessions = self._registry.sessions
         self.telemetry.watch_pool(self.pool.counts)
         self._operations = Operations(
@@ -155,11 +161,12 @@ class AgentKernelManager:
                 await asyncio.to_thread(store.close)
                 raise
             try:
-                self._registry.open(store, files, instance.name)
+                owners = HostOwners(instance.id)
+                self._registry.open(store, files, owners.name)
                 await self._control.listen(instance.config.folder)
                 if self.settings.metrics_port:
                     self.telemetry.serve(self.settings.metrics_address, self.settings.metrics_port)
-                self.recovery = await recover(store, self._keeper, instance, self.max_kernels)  # the last that can fail
+                self.recovery = await recover(self._registry, self.pool, instance, owners)  # the last that can fail
             except BaseException:  # what was taken over by then is left to the next start
                 for session in list(self.sessions.values()):
                     self._registry.abandon(session)
@@ -258,11 +265,10 @@ class AgentKernelManager:
         await self._start_in_time(timeout)
         caller = caller or f"uid {os.getuid()}, pid {os.getpid()}"
         with self.telemetry.span("acquire_kernel"):
-            session = await self._keeper.session_of(
+            session = await self._acquiring.session_of(
                 agent_id, None if deadline is None else deadline.remaining(), caller, group, priority
             )
         self.telemetry.leased(time.monotonic() - asked)
-        session.caller = caller
         async with self._in_use(session):
             yield session.live_kernel(), session
 
@@ -314,7 +320,7 @@ class AgentKernelManager:
                 except KernelTimeoutError:
                     span.set_attribute("cellblock.outcome", "timeout")
                     raise
-            await self._keeper.checkpoint_if_due(session)
+            await capture_if_due(session, self._registry.files, self.policy.sessions.checkpoint_every)
         assert finished is not None
         yield finished
 
@@ -377,7 +383,7 @@ class AgentKernelManager:
         Raises:
             KernelPoolExhaustedError: it has been on its way to its kernel, or to sleep, for a minute.
         """
-        return await self._keeper.end(agent_id, reason)
+        return await self._acquiring.end(agent_id, reason)
 
     async def checkpoint(self, session: KernelSession) -> Checkpoint:
         """Keep the session's state: variables, functions, classes, imports, files, working directory, random state.
@@ -392,7 +398,7 @@ class AgentKernelManager:
             KernelDiedError, SessionEndedError: there is no kernel.
         """
         async with self._in_use(session):
-            return await self._keeper.checkpoint(session)
+            return await capture_between_cells(session, self._registry.files, asked_for=True)
 
     async def restore(
         self, session: KernelSession, checkpoint: Checkpoint | str | Path, timeout: float | None = None
@@ -412,7 +418,7 @@ class AgentKernelManager:
             KernelPoolExhaustedError, KernelStartError, EngineError: there is no fresh kernel.
         """
         async with self._in_use(session):
-            return await self._keeper.restore(session, checkpoint, timeout)
+            return await self._restoring.restore(session, checkpoint, timeout)
 
     async def fork(
         self, session: KernelSession, count: int, *, agent_ids: Sequence[str] | None = None
@@ -431,7 +437,7 @@ class AgentKernelManager:
         if count < 1 or (agent_ids is not None and len(agent_ids) != count):
             raise InvalidInputError("count must be 1 or more, and agent_ids as many.")
         async with self._in_use(session):
-            return await self._keeper.fork(session, count, agent_ids)
+            return await self._forking.fork(session, count, agent_ids)
 
     async def hibernate(self, agent_id: str) -> bool:
         """Let the agent's session sleep now: checkpoint it, and give its kernel up.
@@ -602,18 +608,17 @@ class AgentKernelManager:
     @contextlib.asynccontextmanager
     async def _in_use(self, session: KernelSession) -> AsyncIterator[None]:
         """Keep a session awake, having woken it, whether or not its agent is inside ``acquire_kernel``."""
-        session.users += 1
         try:
-            await self._registry.reap_if_dead(session)
-            if session.asleep and session.ended is None:
-                self._refuse_when_closed()
-                await self._keeper.session_of(
-                    session.agent_id, None, session.caller, session.lease_request.group, session.lease_request.priority
-                )
-            yield
+            with session.in_use():
+                await self._registry.reap_if_dead(session)
+                if session.asleep and session.ended is None:
+                    self._refuse_when_closed()
+                    request = session.lease_request
+                    await self._acquiring.session_of(
+                        session.agent_id, None, session.caller, request.group, request.priority
+                    )
+                yield
         finally:
-            session.users -= 1
-            session.touch()
             self._hibernation.make_room()
 
     def _refuse_when_closed(self) -> None:

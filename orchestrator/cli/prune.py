@@ -12,8 +12,9 @@ from rich.table import Table
 from orchestrator.cli.render import console, plain, run_async
 from orchestrator.container.engine import Engine
 from orchestrator.container.reaper import orphaned_folders, orphans
-from orchestrator.instance import Instance, home_of
+from orchestrator.instance import home_of
 from orchestrator.manager import AgentKernelManager
+from orchestrator.sessions.owners import HostOwners, lost_sessions
 from orchestrator.settings import Settings
 from orchestrator.store.history import History, SessionRecord
 
@@ -42,9 +43,7 @@ async def _look(everywhere: bool) -> None:
     finally:
         engine.close()
     folders = orphaned_folders(settings.state_path)
-    lost = [
-        record for record in await _unended(settings) if record.owner is not None and Instance.is_dead(record.owner)
-    ]
+    lost = lost_sessions(await _unended(settings), HostOwners())
     console.print(f"containers of dead processes: {len(containers)}; folders: {len(folders)}")
     _show(lost, "lost its process")
 

@@ -18,8 +18,8 @@ from rich.table import Table
 
 from orchestrator.cli.render import console, plain
 from orchestrator.errors import InvalidInputError
-from orchestrator.instance import Instance
 from orchestrator.sessions.notebook import session_notebook
+from orchestrator.sessions.owners import HostOwners, lost_sessions
 from orchestrator.settings import Settings
 from orchestrator.store.checkpointfiles import CheckpointFiles
 from orchestrator.store.history import CellRecord, History, SessionRecord
@@ -148,7 +148,7 @@ def delete(
     """
     with _history() as (history, files):
         record = _find(history, session)
-        if record.owner is not None and not Instance.is_dead(record.owner):
+        if record.owner is not None and not lost_sessions([record], HostOwners()):
             raise InvalidInputError(
                 f"session {record.session_id[:12]} belongs to a process that runs.",
                 remedy="End it there first: `cellblock top` shows where it is.",
@@ -206,7 +206,7 @@ def _one_line(text: str) -> str:
 def _state(record: SessionRecord) -> str:
     if record.state == "ended":
         return f"ended ({plain(record.end_reason or 'unknown')})"
-    if record.state == "live" and record.owner is not None and Instance.is_dead(record.owner):
+    if record.state == "live" and lost_sessions([record], HostOwners()):
         return "lost its process"
     return record.state
 

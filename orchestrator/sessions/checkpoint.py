@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.errors import CheckpointForeignError, InvalidInputError, StoreError
+from orchestrator.errors import CellblockError, CheckpointForeignError, InvalidInputError, StoreError
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.kernel.statetransfer import load_state, save_state
 from orchestrator.limits import MIB
-from orchestrator.sessions.session import KernelSession, Lost, Restored
+from orchestrator.sessions.restored import Lost, Restored
+from orchestrator.sessions.session import KernelSession
 from orchestrator.store.checkpointfiles import CheckpointFiles, CheckpointReader, CheckpointWriter
 from orchestrator.store.history import CheckpointRecord, History
 from orchestrator.store.wholefile import save_whole
@@ -91,6 +92,21 @@ async def capture(session: KernelSession, files: CheckpointFiles, *, asked_for: 
         checkpoint_id, session.session_id, session.agent_id, now, session.cell_count, size, lost,
         files.path(checkpoint_id),
     )  # fmt: skip
+
+
+async def capture_between_cells(session: KernelSession, files: CheckpointFiles, *, asked_for: bool) -> Checkpoint:
+    """Do what ``capture`` does, once no cell runs."""
+    async with session.between_cells():
+        return await capture(session, files, asked_for=asked_for)
+
+
+async def capture_if_due(session: KernelSession, files: CheckpointFiles, every: int) -> None:
+    """Capture the session's state after every ``every``-th cell; 0 never does. A failure becomes a notice."""
+    if every and session.cell_count % every == 0 and session.is_awake:
+        try:
+            await capture_between_cells(session, files, asked_for=False)
+        except CellblockError as error:  # the cell has run, whatever happened to its kernel since
+            session.notify(f"no checkpoint could be made after cell {session.cell_count}: {error.message}")
 
 
 async def load(kernel: Kernel, files: CheckpointFiles, path: Path, agent_id: str) -> Restored:
@@ -176,14 +192,39 @@ async def _in_thread(context: contextlib.AbstractContextManager[T]) -> AsyncIter
     await asyncio.to_thread(context.__exit__, None, None, None)
 
 
-_KEYS = {"session_id": str, "kernel_id": str, "agent_id": str, "checkpoint_time": (int, float)}
+async def export_history(session: KernelSession, file_path: str | Path | None = None) -> dict[str, Any]:
+    """Return the session's identity and history; with ``file_path``, also write both to that file.
+
+    Raises:
+        StoreError: the file cannot be written, or the history cannot be read. An existing file is unchanged.
+    """
+    await session.history()
+    checkpoint = session.checkpoint()
+    if file_path is not None:
+        await asyncio.to_thread(lambda: save_whole(Path(file_path), json.dumps(checkpoint, indent=2)))
+    return checkpoint
+
+
+async def import_history(
+    session: KernelSession, checkpoint_data: dict[str, Any] | None = None, file_path: str | Path | None = None
+) -> None:
+    """Replace the session's history by that of ``export_history``, from its value or its file.
+
+    The session's kernel, variables and stored cells do not change.
+
+    Raises:
+        InvalidInputError: neither or both sources were given, or the data is not a checkpoint. The session is
+            unchanged.
+        OSError: the file cannot be read.
+    """
+    session.replace_history(await asyncio.to_thread(_read_checkpoint, checkpoint_data, file_path))
 
 
 def save_checkpoint(session: KernelSession, file_path: str | Path | None = None) -> dict[str, Any]:
-    """Return the session's history and identity; with ``file_path``, also write them there, whole or not at all.
+    """Do what ``export_history`` does. Blocks: it writes the file, and reads the history of a session that was woken.
 
     Raises:
-        StoreError: the file cannot be written.
+        StoreError: see ``export_history``.
     """
     checkpoint = session.checkpoint()
     if file_path is not None:
@@ -194,12 +235,18 @@ def save_checkpoint(session: KernelSession, file_path: str | Path | None = None)
 def restore_checkpoint(
     session: KernelSession, checkpoint_data: dict[str, Any] | None = None, file_path: str | Path | None = None
 ) -> None:
-    """Give the session the history of a checkpoint. Its kernel is untouched.
+    """Do what ``import_history`` does. Blocks while it reads the file.
 
     Raises:
-        InvalidInputError: neither or both were given, or it is no checkpoint; the session is unchanged.
-        OSError: the file cannot be read.
+        InvalidInputError, OSError: see ``import_history``.
     """
+    session.replace_history(_read_checkpoint(checkpoint_data, file_path))
+
+
+_KEYS = {"session_id": str, "kernel_id": str, "agent_id": str, "checkpoint_time": (int, float)}
+
+
+def _read_checkpoint(checkpoint_data: dict[str, Any] | None, file_path: str | Path | None) -> dict[str, Any]:
     if (checkpoint_data is None) == (file_path is None):
         raise InvalidInputError("pass either checkpoint_data or file_path.")
     data: object = checkpoint_data
@@ -207,11 +254,8 @@ def restore_checkpoint(
         try:
             data = json.loads(Path(file_path).read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
-            raise InvalidInputError(f"{file_path} is no checkpoint: {error}.") from error
-    checkpoint = _checked(data)
-    session.execution_history = list(checkpoint["execution_history"])
-    session.checkpoint_data = checkpoint
-    session.last_checkpoint = float(checkpoint["checkpoint_time"])
+            raise InvalidInputError(f"{file_path} is not a checkpoint: {error}.") from error
+    return _checked(data)
 
 
 def _checked(data: object) -> dict[str, Any]:

@@ -26,9 +26,10 @@ from orchestrator.execution import INTERRUPT_GRACE
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.policy.policy import Policy
 from orchestrator.pool.kernelpool import KernelPool
-from orchestrator.sessions.checkpoint import Checkpoint, capture
+from orchestrator.sessions.checkpoint import capture, capture_between_cells
 from orchestrator.sessions.registry import SessionRegistry
-from orchestrator.sessions.session import KernelSession, names_of
+from orchestrator.sessions.restored import names_of
+from orchestrator.sessions.session import KernelSession
 
 _log = logging.getLogger(__name__)
 _LEAST_SWEEP = 0.05  # seconds between two looks for idle sessions
@@ -73,7 +74,7 @@ class Hibernation:
             if self._registry.sessions.get(session.agent_id) is not session or session.users or session.is_busy:
                 return False
             try:
-                made = await self._capture(session)
+                made = await capture_between_cells(session, self._registry.files, asked_for=False)
             except (KernelDiedError, SessionEndedError):
                 return False
             except StoreError as error:
@@ -93,7 +94,7 @@ class Hibernation:
                 return False
             if session.users or session.is_busy:  # somebody came meanwhile
                 return False
-            await self._registry.fall_asleep(session, reason)
+            await self._registry.put_to_sleep(session, reason)
             return True
 
     async def sleep_when_idle(self) -> None:
@@ -171,10 +172,6 @@ class Hibernation:
             if session is not spare and self._may_sleep(session) and not self._registry.is_locked(session.agent_id):
                 yield session
 
-    async def _capture(self, session: KernelSession) -> Checkpoint:
-        async with session.between_cells():
-            return await capture(session, self._registry.files, asked_for=False)
-
     def _may_sleep(self, session: KernelSession) -> bool:
         return (
             session.users == 0
@@ -186,9 +183,7 @@ class Hibernation:
 
     def _keep(self, session: KernelSession, why: str, seconds: float = math.inf) -> None:
         self._kept[session.session_id] = session.cell_count, time.monotonic() + seconds
-        notice = f"this session keeps its kernel while it is idle: {why}"
-        if notice not in session.notices:
-            session.notices.append(notice)
+        session.notify(f"this session keeps its kernel while it is idle: {why}")
 
     def _is_kept(self, session: KernelSession) -> bool:
         cell, until = self._kept.get(session.session_id, (-1, 0.0))
@@ -228,9 +223,9 @@ class Hibernation:
                     return
                 _log.warning("the newest state of agent %s's session is lost: %s", session.agent_id, error)
         if await self._registry.has_checkpoint(session.session_id):
-            await self._registry.fall_asleep(session, "shutdown")
+            await self._registry.put_to_sleep(session, "shutdown")
         else:
-            await self._end_without_pool(session)
+            await self._registry.end_with_pool(session, "shutdown")
 
     async def _capture_last(self, session: KernelSession) -> None:
         """Capture a session's state once its running cell has ended, within the grace period, or was interrupted.
@@ -241,7 +236,7 @@ class Hibernation:
             CheckpointError, StoreError, KernelDiedError: see ``checkpoint.capture``.
             CheckpointStateError: the cell does not end.
         """
-        session.closing = True
+        session.refuse_cells()
         for patience in (_SHUTDOWN_GRACE, INTERRUPT_GRACE):
             try:
                 async with contextlib.AsyncExitStack() as held:
@@ -252,10 +247,3 @@ class Hibernation:
             except TimeoutError:
                 session.interrupt()
         raise CheckpointStateError("its cell did not heed its interrupt.")
-
-    async def _end_without_pool(self, session: KernelSession) -> None:
-        self._registry.sessions.pop(session.agent_id, None)
-        session.ended = "shutdown"
-        if session.kernel is not None:
-            session.note(session.kernel, "session.ended", reason="shutdown", cells=session.cell_count)
-        await self._registry.forget(session.session_id, "shutdown")

@@ -1,7 +1,8 @@
-"""A session as a Jupyter notebook. Pure but for the file."""
+"""A session as a Jupyter notebook."""
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,27 @@ def session_notebook(history: list[dict[str, Any]], title: str) -> NotebookNode:
     return NotebookNode(notebook)
 
 
-def save_notebook(session: KernelSession, path: Path, title: str) -> None:
-    """Write the session's notebook, whole or not at all.
+async def export_notebook(session: KernelSession, path: Path, title: str) -> None:
+    """Write the session as a notebook to ``path``.
 
     Raises:
-        StoreError: it cannot be written.
+        StoreError: the file cannot be written, or the history cannot be read. An existing file is unchanged.
     """
-    save_whole(path, nbformat.writes(session_notebook(session.execution_history, title)) + "\n")
+    history = list(await session.history())
+    await asyncio.to_thread(_write_notebook, history, path, title)
+
+
+def save_notebook(session: KernelSession, path: Path, title: str) -> None:
+    """Do what ``export_notebook`` does. Blocks while it reads the history and writes the file.
+
+    Raises:
+        StoreError: see ``export_notebook``.
+    """
+    _write_notebook(session.execution_history, path, title)
+
+
+def _write_notebook(history: list[dict[str, Any]], path: Path, title: str) -> None:
+    save_whole(path, nbformat.writes(session_notebook(history, title)) + "\n")
 
 
 def _cell(number: int, entry: dict[str, Any]) -> NotebookNode:

@@ -1,16 +1,16 @@
-"""SessionRegistry: which sessions have a kernel, and how one loses it: it sleeps, ends, or is left to the next start.
+"""SessionRegistry: which sessions have a kernel, and what follows when one loses its kernel.
 
-It never finds a kernel for a session, and never chooses the one that has to go.
+It never finds a kernel for a session, and never chooses the session that has to give up its kernel.
 
-Whoever finds a session, wakes it or puts it to sleep holds its agent's lock. A death and an end do not wait for that.
+A caller that finds a session, wakes it or puts it to sleep holds its agent's lock. A kernel's death and a session's end
+do not wait for that lock.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -24,21 +24,20 @@ from orchestrator.store.checkpointfiles import CheckpointFiles
 from orchestrator.store.history import History, SessionRecord
 from orchestrator.telemetry import Telemetry
 
-_log = logging.getLogger(__name__)
 _REMEMBERED_ENDS = 10_000  # agents whose last session's end is remembered until they return
 
 
 class SessionRegistry:
-    """The sessions of one manager, and where they stand in its store.
+    """The sessions of one manager.
 
     Args:
         spawn: runs background work of the manager.
 
     Attributes:
-        sessions: those that have a kernel, by agent id.
-        asleep: those without one that somebody still holds, by session id.
-        inherited: ids of a dead process's sessions that no agent of this one has asked for yet.
-        closed: whether the manager shuts down: no session gets a kernel any more.
+        sessions: the sessions that have a kernel, by agent id.
+        asleep: the sessions without a kernel that a caller still holds, by session id.
+        inherited: ids of a dead process's sessions that no agent of this process has acquired yet.
+        closed: whether the manager shuts down: no session gets a kernel then.
         owner: this process's name in the store.
     """
 
@@ -61,20 +60,23 @@ class SessionRegistry:
         self._ends: dict[str, str] = {}
 
     def open(self, store: History, files: CheckpointFiles, owner: str) -> None:
-        """Begin, with what outlives this process."""
+        """Set the store and this process's name in it. The manager calls this once, when it starts."""
         self._store, self._files, self.owner = store, files, owner
 
     @property
     def is_open(self) -> bool:
+        """Whether ``open`` was called."""
         return self._store is not None
 
     @property
     def store(self) -> History:
+        """The store of the sessions."""
         assert self._store is not None
         return self._store
 
     @property
     def files(self) -> CheckpointFiles:
+        """The files of the sessions' checkpoints."""
         assert self._files is not None
         return self._files
 
@@ -83,113 +85,114 @@ class SessionRegistry:
         """Hold an agent's lock.
 
         Raises:
-            KernelPoolExhaustedError: another call has it for longer than ``timeout`` seconds.
+            KernelPoolExhaustedError: another call holds it for longer than ``timeout`` seconds.
         """
         lock = self._agents.setdefault(agent_id, asyncio.Lock())
-        try:
-            async with asyncio.timeout(timeout):
-                await lock.acquire()
-        except TimeoutError:
-            raise KernelPoolExhaustedError(
-                f"the session of agent {agent_id!r} is still being woken, or put to sleep, for another call.",
-                max_kernels=self._pool.max_kernels,
-                waited=timeout or 0.0,
-            ) from None
+        async with self._in_time(
+            timeout, f"the session of agent {agent_id!r} is still being woken, or put to sleep, for another call."
+        ):
+            await lock.acquire()
         try:
             yield
         finally:
             lock.release()
 
     def is_locked(self, agent_id: str) -> bool:
+        """Return whether a call holds the agent's lock."""
         lock = self._agents.get(agent_id)
         return lock is not None and lock.locked()
 
-    def recall(self, record: SessionRecord, kernel: Kernel) -> KernelSession:
-        """Return a session as the store has it, with a kernel: the object that callers hold, where they still do."""
-        session = self.asleep.pop(record.session_id, None) or KernelSession(
-            record.session_id,
-            kernel.kernel_id,
-            record.agent_id,
-            created_at=record.created_at,
-            parent_id=record.parent_id,
-            store=self.store,
-        )
-        session.forget_history()
-        session.cell_count = record.cells
-        session.attach(kernel)
-        return session
+    def recall(self, record: SessionRecord) -> KernelSession:
+        """Return the session of a row: the object that callers hold, if there is one, else a new object."""
+        held = self.asleep.get(record.session_id)
+        return held or KernelSession.of_record(record, self.store, self.owner)
 
-    def enter(self, session: KernelSession, resource: KernelResource, caller: str) -> None:
-        """Note that a session has a kernel, and look after that kernel's end.
+    def enter(self, session: KernelSession, resource: KernelResource) -> None:
+        """Add a session that has a kernel, and watch that kernel for its end.
 
         Raises:
-            KernelDiedError: it has come already.
+            KernelDiedError: the kernel is gone already.
         """
         kernel = session.live_kernel()
         resource.served = True
-        session.caller = caller
+        self.asleep.pop(session.session_id, None)
         self.sessions[session.agent_id] = session
         self._leases[kernel.kernel_id] = resource
         kernel.on_lost(lambda: self._spawn(self._reap_lost(session, kernel)))
 
     def charge(self, session: KernelSession, request: LeaseRequest) -> None:
-        """Count a session's kernel for another group from now on."""
-        session.lease_request = request
+        """Charge a session's kernel to the request's group from now on."""
         if (resource := self._leases.get(session.kernel_id)) is not None:
             self._pool.charge(resource, request.group)
 
-    def take_lease(self, session: KernelSession) -> KernelResource | None:
-        """Take a session's place in the pool from it: what becomes of that is the caller's affair."""
-        return self._leases.pop(session.kernel_id, None)
+    def take_lease(self, kernel_id: str) -> KernelResource | None:
+        """Remove and return a kernel's place in the pool; the caller frees it."""
+        return self._leases.pop(kernel_id, None)
 
     def take_end(self, agent_id: str) -> str | None:
-        """Return what became of the agent's last kernel, once."""
+        """Return why the agent's last kernel ended, once; None when it is not known."""
         return self._ends.pop(agent_id, None)
 
     def remember_end(self, agent_id: str, reason: str) -> None:
-        """Have ``take_end`` say what became of the agent's last kernel."""
+        """Keep for ``take_end`` why the agent's last kernel ended."""
         self._ends.pop(agent_id, None)
         self._ends[agent_id] = reason
         while len(self._ends) > _REMEMBERED_ENDS:
             del self._ends[next(iter(self._ends))]
 
     async def has_checkpoint(self, session_id: str) -> bool:
+        """Return whether the session has a checkpoint.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
         return bool(await self.store.run(History.checkpoints_of, session_id))
 
     # A kernel's death
 
     async def reap_if_dead(self, session: KernelSession) -> None:
-        """Find out what becomes of a session whose kernel has just died."""
+        """Put a session whose kernel has just died to sleep, or end it."""
         if session.kernel is not None and not session.kernel.is_alive and session.ended is None:
             await self._reap(session)
 
     async def reaped(self, agent_id: str, deadline: Deadline | None) -> None:
-        """Wait for the end of the agent's last kernel, if it is coming.
+        """Wait until the agent's dead kernel, if it has one, is reaped.
 
         Raises:
-            KernelPoolExhaustedError: it takes longer than the deadline.
+            KernelPoolExhaustedError: that takes longer than the deadline.
         """
         session = self.sessions.get(agent_id)
-        waited = None if deadline is None else deadline.remaining()
+        async with self._in_time(
+            None if deadline is None else deadline.remaining(),
+            f"the last kernel of agent {agent_id!r} is gone, and the engine has not yet said how.",
+        ):
+            if session is not None:
+                await self._reap(session)
+            elif agent_id in self._reaping:
+                await asyncio.shield(self._reaping[agent_id])
+
+    @contextlib.asynccontextmanager
+    async def _in_time(self, timeout: float | None, message: str) -> AsyncIterator[None]:
+        """Bound a wait for the agent's own session, in seconds; None does not bound it.
+
+        Raises:
+            KernelPoolExhaustedError: the wait took longer.
+        """
+        limit = asyncio.timeout(timeout)
         try:
-            async with asyncio.timeout(waited):
-                if session is not None:
-                    await self._reap(session)
-                elif agent_id in self._reaping:
-                    await asyncio.shield(self._reaping[agent_id])
+            async with limit:
+                yield
         except TimeoutError:
-            raise KernelPoolExhaustedError(
-                f"the last kernel of agent {agent_id!r} is gone, and the engine has not yet said how.",
-                max_kernels=self._pool.max_kernels,
-                waited=waited or 0.0,
-            ) from None
+            if not limit.expired():
+                raise
+            raise KernelPoolExhaustedError(message, max_kernels=self._pool.max_kernels, waited=timeout or 0.0) from None
 
     async def _reap_lost(self, session: KernelSession, kernel: Kernel) -> None:
         if session.kernel is kernel and not self.closed:
             await self._reap(session)
 
     async def _reap(self, session: KernelSession) -> None:
-        """A session's kernel is gone: find out why, and free its place in the pool. Once, whoever asks for it."""
+        """Find out why a session's kernel is gone, and free its place. Concurrent callers share one task."""
         agent_id = session.agent_id
         if agent_id not in self._reaping:
             self._reaping[agent_id] = asyncio.create_task(self._reap_once(session))
@@ -212,78 +215,63 @@ class SessionRegistry:
     # How a session loses its kernel
 
     async def give_up(self, session: KernelSession, reason: str) -> None:
-        """Take a session's kernel away as it is: it goes on from its newest checkpoint, if there is one."""
+        """Discard a session's kernel without a new checkpoint: the session sleeps if it has an older one, else ends."""
         try:
-            goes_on = await self.has_checkpoint(session.session_id)
-        except StoreError:  # its place must be free all the same; waking it tells
-            goes_on = True
-        if goes_on:
-            await self.fall_asleep(session, reason)
+            has_checkpoint = await self.has_checkpoint(session.session_id)
+        except StoreError:  # its place in the pool must be freed all the same; waking the session reports the error
+            has_checkpoint = True
+        if has_checkpoint:
+            await self.put_to_sleep(session, reason)
         else:
             await self.end(session, reason)
 
-    async def fall_asleep(self, session: KernelSession, reason: str) -> None:
-        """Take a session's kernel away, its state being in a checkpoint."""
-        if self.sessions.get(session.agent_id) is not session:  # somebody has ended it meanwhile
+    async def put_to_sleep(self, session: KernelSession, reason: str) -> None:
+        """Discard the kernel of a session that has a checkpoint. Does nothing for one that has ended meanwhile."""
+        if self.sessions.get(session.agent_id) is not session:
             return
-        del self.sessions[session.agent_id]
-        resource = self.take_lease(session)
-        if session.kernel is not None:
-            session.note(session.kernel, "session.asleep", reason=reason, cells=session.cell_count)
-        session.previous_end = reason
-        session.detach()
-        session.forget_history()
+        resource = self._remove(session, reason)
         self.asleep[session.session_id] = session
-        self.remember_end(session.agent_id, reason)
-        self._telemetry.kernel_ended(reason)
         try:
-            with _logged():
-                await self.store.run(History.session_sleeps, session.session_id)
+            await session.sleep(reason)
         finally:
             if resource is not None:
                 await self._pool.discard(resource)
 
     def abandon(self, session: KernelSession) -> None:
-        """Let go of a session and its kernel as they are, as the end of this process would: the next start goes on."""
+        """Let go of a session and its kernel, as the end of this process would: the next start adopts both."""
         del self.sessions[session.agent_id]
-        if session.kernel is not None:
-            session.note(session.kernel, "session.left", cells=session.cell_count)
-        resource = self.take_lease(session)
-        session.detach()
+        resource = self.take_lease(session.kernel_id)
+        session.abandon()
         if resource is not None:
             self._pool.abandon(resource)
 
     async def end(self, session: KernelSession, reason: str) -> None:
-        """End a session, and its place in the pool. Whoever holds it finds out. Once: its kernel may die meanwhile."""
+        """End a session and discard its kernel. Idempotent: the kernel may die meanwhile."""
         if session.ended is not None:
             return
-        if self.sessions.get(session.agent_id) is session:
-            del self.sessions[session.agent_id]
-        session.ended = reason
-        self.remember_end(session.agent_id, reason)
-        self._telemetry.kernel_ended(reason)
-        if session.kernel is not None:
-            session.note(session.kernel, "session.ended", reason=reason, cells=session.cell_count)
-        resource = self.take_lease(session)
+        resource = self._remove(session, reason)
         try:
+            await session.end(reason)
+        finally:
             if resource is not None:
                 await self._pool.discard(resource)
             await session.settled()
-        finally:
-            await self.forget(session.session_id, reason)
+            await self.drop_checkpoints(session)
 
-    async def forget(self, session_id: str, reason: str) -> None:
-        """Note a session's end in the store; the checkpoints that nobody asked for go with it."""
-        with _logged():
-            await self.store.run(History.session_ends, session_id, reason)
-            for checkpoint_id in await self.store.run(History.drop_checkpoints, session_id):
-                await asyncio.to_thread(self.files.remove, checkpoint_id)
+    async def end_with_pool(self, session: KernelSession, reason: str) -> None:
+        """End a session at shutdown. The pool ends its kernel when it closes."""
+        self.sessions.pop(session.agent_id, None)
+        await session.end(reason)
+        await self.drop_checkpoints(session)
 
+    async def drop_checkpoints(self, session: KernelSession) -> None:
+        """Remove an ended session's checkpoints, but for those that a caller asked for."""
+        for checkpoint_id in await session.drop_checkpoints():
+            await asyncio.to_thread(self.files.remove, checkpoint_id)
 
-@contextlib.contextmanager
-def _logged() -> Iterator[None]:
-    """Log that a session's end cannot be noted: it has come all the same, and is noted with the next thing that can."""
-    try:
-        yield
-    except StoreError as error:
-        _log.warning("what became of a session is not in the history yet: %s", error)
+    def _remove(self, session: KernelSession, reason: str) -> KernelResource | None:
+        if self.sessions.get(session.agent_id) is session:
+            del self.sessions[session.agent_id]
+        self.remember_end(session.agent_id, reason)
+        self._telemetry.kernel_ended(reason)
+        return self.take_lease(session.kernel_id)

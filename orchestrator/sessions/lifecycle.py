@@ -1,0 +1,354 @@
+"""Lifecycle: a session's state, and the transitions that change it together with its row in the store.
+
+```mermaid
+stateDiagram-v2
+    [*] --> new
+    new --> live: begin
+    new --> ended: begin (its row cannot be written)
+    [*] --> asleep: fork, of_record
+    asleep --> live: wake (from a checkpoint), adopt (the kernel of a dead process)
+    live --> live: move (to another kernel)
+    live --> asleep: sleep, abandon
+    asleep --> asleep: take_over (of a dead process)
+    asleep --> ended: end
+    live --> ended: end
+```
+
+A transition changes the session's fields *and* its row in the store; no other module assigns either.
+- Transitions to a kernel (``begin``, ``wake``, ``move``) write the row first. If that fails, the session is as it was.
+- Transitions away from it (``sleep``, ``end``) change the fields first and always succeed. The store keeps a row
+  that it cannot write, and writes it before anything else.
+- ``abandon`` leaves the row "live": the next process finds that its owner is dead, takes it over and adopts the kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+from orchestrator.errors import CheckpointError, SessionEndedError
+from orchestrator.kernel.kernel import Kernel
+from orchestrator.pool.scheduler import LeaseRequest
+from orchestrator.sessions.restored import Restored
+from orchestrator.sessions.sessionrow import SessionRow
+from orchestrator.store.history import CheckpointRecord, History, SessionRecord, SessionState
+
+DEATHS = ("oom", "kernel_died", "timeout", "cancelled", "engine_lost")  # ends of a session that were its kernel's
+
+
+@dataclass(eq=False)
+class Lifecycle:
+    """What a session is, and where it stands. Read the fields; only the transitions assign them.
+
+    Attributes:
+        kernel_id: the id of its kernel, or of its last one.
+        created_at, last_used_at, last_checkpoint: seconds since the epoch, for display only.
+        execution_history: one ``{"timestamp", "code", "result"}`` per cell, in order. An entry is made before its cell
+            runs, with ``result["status"] == "running"``, and closed afterwards: a crash leaves evidence of it. After a
+            wake the first access reads the store and blocks; ``await session.history()`` does not block.
+        cell_count: how many cells it has run.
+        caller: who acquired its kernel last, for the audit log.
+        lease_request: the group and the priority that its kernel was requested with.
+        users: how many callers use it now, such as open ``acquire_kernel`` contexts.
+        closing: whether its manager shuts down. Cells that wait for their turn are then refused.
+        idle_since: monotonic seconds of the last use.
+        ended: why the session is over; None while it is not.
+        asleep: whether it has no kernel and continues from its newest checkpoint at its next use.
+        previous_end: why this agent's previous kernel ended, such as "idle"; None for its first kernel.
+        restored: the checkpoint that its variables come from; None if they come from none.
+        parent_id: the session that it was forked from.
+        owner: this process's name in the store.
+    """
+
+    session_id: str
+    kernel_id: str
+    agent_id: str
+    created_at: float = field(default_factory=time.time)
+    last_used_at: float = field(default_factory=time.time)
+    last_checkpoint: float | None = None
+    checkpoint_data: dict[str, Any] | None = None
+    execution_history: list[dict[str, Any]] = field(default_factory=list)
+    previous_end: str | None = None
+    kernel: Kernel | None = field(default=None, repr=False)
+    ended: str | None = field(default=None, repr=False)
+    asleep: bool = field(default=False, repr=False)
+    restored: Restored | None = field(default=None, repr=False)
+    parent_id: str | None = None
+    cell_count: int = 0
+    caller: str = ""
+    lease_request: LeaseRequest = field(default_factory=LeaseRequest)
+    store: History | None = field(default=None, repr=False)
+    owner: str = field(default="", repr=False)
+    notices: list[str] = field(default_factory=list, repr=False)
+    users: int = field(default=0, repr=False)
+    closing: bool = field(default=False, repr=False)
+    idle_since: float = field(default_factory=time.monotonic, repr=False)
+    _end_written: bool = field(default=False, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._row = SessionRow(self.store, self.session_id, self.owner)
+
+    @classmethod
+    def of(cls, agent_id: str, kernel: Kernel) -> Self:
+        """Return a live session that has no store."""
+        return cls(uuid.uuid4().hex, kernel.kernel_id, agent_id, kernel=kernel)
+
+    @classmethod
+    def new(cls, agent_id: str, store: History, owner: str) -> Self:
+        """Return a session that has no kernel and no row yet: ``begin`` gives it both."""
+        return cls(uuid.uuid4().hex, "", agent_id, store=store, owner=owner)
+
+    @classmethod
+    def of_record(cls, record: SessionRecord, store: History, owner: str) -> Self:
+        """Return the session of a row, without its kernel: ``wake`` or ``adopt`` gives it one."""
+        session = cls(
+            record.session_id,
+            record.kernel_id,
+            record.agent_id,
+            created_at=record.created_at,
+            parent_id=record.parent_id,
+            cell_count=record.cells,
+            asleep=True,
+            store=store,
+            owner=owner,
+        )
+        session._forget_history()
+        return session
+
+    # Transitions
+
+    @property
+    def state(self) -> SessionState | Literal["new"]:
+        """Where the session is in the module's diagram."""
+        if self.ended is not None:
+            return "ended"
+        if self.asleep:
+            return "asleep"
+        return "new" if self.kernel is None else "live"
+
+    async def begin(self, kernel: Kernel, *, last_end: str | None = None) -> None:
+        """Give a new session its first kernel.
+
+        Args:
+            last_end: why the agent's last kernel ended.
+
+        Raises:
+            StoreError: its row cannot be written. The session has ended.
+        """
+        try:
+            await self._row.add(self.agent_id, kernel)
+        except BaseException:
+            self.ended = "never_started"
+            raise
+        self.previous_end = last_end
+        self._attach(kernel)
+        self.note(kernel, "session.started", previous_end=last_end)
+
+    async def wake(
+        self, kernel: Kernel, load: Callable[[], Awaitable[Restored]], *, cells: int, last_end: str | None = None
+    ) -> None:
+        """Give a sleeping session a kernel that loads its checkpoint. On any failure it sleeps as before.
+
+        Args:
+            load: loads the checkpoint into the kernel.
+            cells: how many cells the session has run, by its row.
+            last_end: why its last kernel ended, where this process knows.
+
+        Raises:
+            CheckpointError: another process was quicker, or ``load`` raised it.
+            StoreError: the row cannot be written.
+        """
+        if not await self.take_over(None):
+            raise CheckpointError(f"another process has just woken the session of agent {self.agent_id!r}.")
+        try:
+            restored = await load()
+            await self._row.lives(kernel)
+        except BaseException:
+            self._row.sleeps_still()
+            raise
+        self.cell_count = cells
+        self._forget_history()
+        self._attach(kernel)
+        self.restored = restored
+        self.previous_end = last_end or self.previous_end
+        self.notices += restored.notices(cells, self.previous_end)
+        self.note(kernel, "session.woken", checkpoint=restored.checkpoint_id, lost=len(restored.lost))
+
+    async def move(self, kernel: Kernel, restored: Restored) -> None:
+        """Continue in another kernel, which has loaded a checkpoint. On any failure the session keeps its own.
+
+        Raises:
+            KernelDiedError, SessionEndedError: one of the two kernels died meanwhile, or the session ended.
+            StoreError: the row cannot be written.
+        """
+        old = self.live_kernel()
+        try:
+            await self._row.lives(kernel)
+            self.live_kernel()
+            if not kernel.is_alive:
+                raise kernel.died_error("kernel_died")
+        except BaseException:
+            if self.kernel is old:
+                self._row.lives_still(old)
+            raise
+        self._attach(kernel)
+        self.restored = restored
+        self.note(kernel, "session.restored", checkpoint=restored.checkpoint_id, lost=len(restored.lost))
+
+    async def take_over(self, owner: str | None) -> bool:
+        """Make this process the session's owner in place of ``owner``: None for a session that nobody owns.
+
+        Returns:
+            False when another process was quicker.
+        """
+        return await self._row.take_over(owner)
+
+    def adopt(self, kernel: Kernel, *, interrupted: bool) -> None:
+        """Continue in the kernel of a dead process, once ``take_over`` made this process the owner of the live row.
+
+        Args:
+            interrupted: whether a cell ran when the process died.
+        """
+        if interrupted:
+            self.notify(
+                f"the orchestrator ended while cell {self.cell_count} ran: the cell was interrupted and not run again; "
+                "what it had done by then remains"
+            )
+        self._attach(kernel)
+        self.note(kernel, "session.adopted", cells=self.cell_count)
+
+    async def sleep(self, reason: str) -> None:
+        """Give up the kernel; the session continues from its newest checkpoint. Idempotent; an ended one stays ended.
+
+        The caller ends the kernel.
+        """
+        if self.ended is not None:
+            return
+        if self.kernel is not None:
+            self.note(self.kernel, "session.asleep", reason=reason, cells=self.cell_count)
+        self.previous_end = reason
+        self._detach()
+        self._forget_history()
+        await self._row.sleeps()
+
+    def abandon(self) -> None:
+        """Let go of a live kernel, which runs on. The row stays live, as after a crash: the next process adopts it."""
+        if self.kernel is not None:
+            self.note(self.kernel, "session.left", cells=self.cell_count)
+        self._detach()
+
+    async def end(self, reason: str) -> None:
+        """End the session. Idempotent: the first reason stays. The caller ends the kernel."""
+        if self.ended is not None:
+            return
+        self.ended, self.asleep = reason, False
+        if self.kernel is not None:
+            self.note(self.kernel, "session.ended", reason=reason, cells=self.cell_count)
+        self._end_written = await self._row.ends(reason)
+
+    async def drop_checkpoints(self) -> list[str]:
+        """Forget an ended session's checkpoints, but for those that a caller asked for.
+
+        Returns:
+            Their ids. The caller removes the files.
+        """
+        return await self._row.drop_checkpoints() if self._end_written else []
+
+    async def fork(self, agent_ids: Sequence[str], copy: Callable[[Self], Awaitable[CheckpointRecord]]) -> list[Self]:
+        """Return a sleeping session with this one's state for each agent id; all or none.
+
+        Args:
+            copy: makes a fork's checkpoint.
+
+        Raises:
+            StoreError: the rows cannot be written.
+        """
+        kernel = self.live_kernel()
+        forks = [
+            type(self)(
+                uuid.uuid4().hex,
+                kernel.kernel_id,
+                agent_id,
+                parent_id=self.session_id,
+                lease_request=self.lease_request,
+                asleep=True,
+                store=self.store,
+                owner=self.owner,
+            )
+            for agent_id in agent_ids
+        ]
+        records = [(fork.agent_id, await copy(fork)) for fork in forks]
+        await self._row.add_forks(records, kernel)
+        return forks
+
+    def _attach(self, kernel: Kernel) -> None:
+        self.kernel, self.kernel_id, self.asleep = kernel, kernel.kernel_id, False
+        self.touch()
+
+    def _detach(self) -> None:
+        self.kernel, self.asleep = None, True
+
+    def _forget_history(self) -> None:
+        """Read the history from the store when it is next used."""
+        if self.store is not None:
+            vars(self).pop("execution_history", None)
+
+    # Use
+
+    def lease(self, request: LeaseRequest, caller: str) -> None:
+        """Note for which group and priority, and for which caller, the kernel is acquired."""
+        self.lease_request, self.caller = request, caller
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Count one more user, so that the session does not sleep."""
+        self.users += 1
+        try:
+            yield
+        finally:
+            self.users -= 1
+            self.touch()
+
+    def touch(self) -> None:
+        """Set the time of the last use to now."""
+        self.last_used_at, self.idle_since = time.time(), time.monotonic()
+
+    def notify(self, notice: str) -> None:
+        """Add a warning to the next result that the agent gets, unless it is there already."""
+        if notice not in self.notices:
+            self.notices.append(notice)
+
+    def refuse_cells(self) -> None:
+        """Refuse every cell that has not begun: the manager shuts down."""
+        self.closing = True
+
+    @property
+    def is_awake(self) -> bool:
+        """Whether it has a kernel that is alive."""
+        return self.kernel is not None and self.kernel.is_alive
+
+    def note(self, kernel: Kernel, event: str, **details: Any) -> None:
+        """Add an entry on this session to the audit log."""
+        kernel.note(event, agent=self.agent_id, caller=self.caller, session=self.session_id, **details)
+
+    def live_kernel(self) -> Kernel:
+        """Return the kernel.
+
+        Raises:
+            KernelDiedError: the kernel is gone.
+            SessionEndedError: the session sleeps, has ended for another reason, or never had a kernel.
+        """
+        if self.kernel is not None and (self.ended in DEATHS or (self.ended is None and not self.kernel.is_alive)):
+            raise self.kernel.died_error(self.ended or "kernel_died")
+        if self.ended is not None or self.kernel is None:
+            reason = self.ended or ("asleep" if self.asleep else "never_started")
+            raise SessionEndedError(
+                f"the session of agent {self.agent_id!r} {'is asleep' if self.asleep else f'has ended ({reason})'}.",
+                reason=reason,
+                remedy="Acquire the agent's kernel again.",
+            )
+        return self.kernel

@@ -1,0 +1,188 @@
+"""SessionRow: one session's rows in the store. Only ``KernelSession`` uses it: no other module writes them.
+
+A session without a store, such as one in a test, has no rows: every method then does nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from orchestrator.errors import StoreError
+from orchestrator.kernel.kernel import Kernel
+from orchestrator.store.history import CheckpointRecord, History
+
+_log = logging.getLogger(__name__)
+NEVER_RAN: dict[str, Any] = {"status": "error", "outcome": "cancelled", "outputs": [], "error": None}
+
+
+class SessionRow:
+    """The row of one session, and the rows of its cells.
+
+    Args:
+        owner: this process's name in the store.
+    """
+
+    def __init__(self, store: History | None, session_id: str, owner: str) -> None:
+        self._store = store
+        self._session_id = session_id
+        self._owner = owner
+
+    async def add(self, agent_id: str, kernel: Kernel) -> None:
+        """Add the row of a session that has a kernel. After a failure the row, if it exists, is ended.
+
+        Raises:
+            StoreError: the row cannot be written.
+        """
+        if self._store is None:
+            return
+        owner, kernel_id, runtime = self._owner, kernel.kernel_id, kernel.runtime
+        try:
+            await self._store.run(
+                History.add_session, self._session_id, agent_id, owner=owner, kernel_id=kernel_id, runtime=runtime
+            )
+        except BaseException:  # a cancelled caller does not know whether the row was written
+            self._store.submit(History.session_ends, self._session_id, "never_started")
+            raise
+
+    async def add_forks(self, forks: Sequence[tuple[str, CheckpointRecord]], kernel: Kernel) -> None:
+        """Add the rows of sleeping forks, all or none, each with its agent and its checkpoint.
+
+        Raises:
+            StoreError: the rows cannot be written.
+        """
+        if self._store is not None:
+            names = {"kernel_id": kernel.kernel_id, "runtime": kernel.runtime}
+            await self._store.run(History.add_forks, self._session_id, forks, **names)
+
+    async def take_over(self, owner: str | None) -> bool:
+        """Make this process the owner in place of ``owner``. Returns False when another process was quicker.
+
+        Raises:
+            StoreError: the row cannot be written.
+        """
+        if self._store is None:
+            return True
+        try:
+            return await self._store.run(History.take_ownership, self._session_id, owner, self._owner)
+        except asyncio.CancelledError:  # the row is changed all the same: undo it, or nobody could wake the session
+            self._store.submit(History.take_ownership, self._session_id, self._owner, owner)
+            raise
+
+    async def lives(self, kernel: Kernel) -> None:
+        """Write that the session has this kernel.
+
+        Raises:
+            StoreError: the row cannot be written.
+        """
+        if self._store is not None:
+            await self._store.run(History.session_lives, self._session_id, **self._names(kernel))
+
+    def lives_still(self, kernel: Kernel) -> None:
+        """Write, in the background, that the session still has this kernel."""
+        if self._store is not None:
+            self._store.submit(History.session_lives, self._session_id, **self._names(kernel))
+
+    def sleeps_still(self) -> None:
+        """Write, in the background, that the session sleeps as before."""
+        if self._store is not None:
+            self._store.submit(History.session_sleeps, self._session_id)
+
+    async def sleeps(self) -> None:
+        """Write that the session has no kernel and no owner. The store keeps a write that fails for the next one."""
+        if self._store is not None:
+            with self._owed():
+                await self._store.run(History.session_sleeps, self._session_id)
+
+    async def ends(self, reason: str) -> bool:
+        """Write that the session is over. The store keeps a write that fails for the next one.
+
+        Returns:
+            Whether it is written.
+        """
+        if self._store is not None:
+            with self._owed():
+                await self._store.run(History.session_ends, self._session_id, reason)
+                return True
+        return False
+
+    async def drop_checkpoints(self) -> list[str]:
+        """Forget the checkpoints that nobody asked for. Returns their ids; the caller removes the files."""
+        dropped: list[str] = []
+        if self._store is not None:
+            with self._owed():
+                dropped = await self._store.run(History.drop_checkpoints, self._session_id)
+        return dropped
+
+    async def begin_cell(self, number: int, code: str, kernel: Kernel) -> None:
+        """Write that a cell is about to run. When the caller is cancelled, the cell's row says that it never ran.
+
+        Raises:
+            StoreError: the row cannot be written.
+        """
+        if self._store is None:
+            return
+        try:
+            await self._store.run(History.begin_cell, self._session_id, number, code, kernel.kernel_id)
+        except asyncio.CancelledError:  # the row is written all the same
+            self._store.submit(History.end_cell, self._session_id, number, NEVER_RAN)
+            raise
+
+    async def end_cell(self, number: int, result: dict[str, Any]) -> None:
+        """Write a cell's result. The store keeps a write that fails for the next one.
+
+        Raises:
+            StoreError: the result is not written yet.
+        """
+        if self._store is not None:
+            await self._store.run(History.end_cell, self._session_id, number, result)
+
+    async def end_lost_cell(self, number: int, result: dict[str, Any]) -> None:
+        """Do what ``end_cell`` does, and log a failure: another error is on its way to the caller."""
+        with self._owed():
+            await self.end_cell(number, result)
+
+    async def end_running_cells(self, result: dict[str, Any]) -> bool:
+        """Close the cells that ran when their process died. Returns whether there were any.
+
+        Raises:
+            StoreError: the rows cannot be read.
+        """
+        if self._store is None or not await self._store.run(History.has_running_cells, self._session_id):
+            return False
+        self._store.submit(History.end_running_cells, self._session_id, result)
+        return True
+
+    async def read_history(self) -> list[dict[str, Any]]:
+        """Return the cells in the form of ``KernelSession.execution_history``.
+
+        Raises:
+            StoreError: the rows cannot be read.
+        """
+        if self._store is None:
+            return []
+        return await self._store.run(_history_of, self._session_id)
+
+    def read_history_now(self) -> list[dict[str, Any]]:
+        """Do what ``read_history`` does, and block."""
+        return [] if self._store is None else _history_of(self._store, self._session_id)
+
+    def _names(self, kernel: Kernel) -> dict[str, str]:
+        return {"owner": self._owner, "kernel_id": kernel.kernel_id, "runtime": kernel.runtime}
+
+    @contextlib.contextmanager
+    def _owed(self) -> Iterator[None]:
+        """Log a write that failed. The store repeats it before its next write."""
+        try:
+            yield
+        except StoreError as error:
+            _log.warning("session %s is not up to date in the history yet: %s", self._session_id, error)
+
+
+def _history_of(store: History, session_id: str) -> list[dict[str, Any]]:
+    return [
+        {"timestamp": cell.started_at, "code": cell.code, "result": cell.result} for cell in store.cells(session_id)
+    ]
