@@ -1,4 +1,4 @@
-"""The documents are sound: links lead somewhere, every page is in the site, and snippets are Python with public names."""
+"""The documents are sound: links lead somewhere, every page is in the site, programs compile and use public names."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import pytest
 import orchestrator
 from orchestrator.errors import CellblockError
 from tests.conftest import REPOSITORY
+from tests.docker.snippets import programs
 
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 DOCUMENTS = [*(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")), *PAGES]
-FENCE = re.compile(r"^(```+)(\w*)\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^(```+)\w*\n.*?^\1$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 MODULE = re.compile(r"`((?:[a-z]\w*/)+\w+\.(?:py|toml|json|txt|svg))(?:::\w+)?`")
 
@@ -30,11 +31,6 @@ def prose(path: Path) -> str:
     """Return a document without its code, where brackets are no links."""
     text = re.sub(r"^ {4}.*$", "", FENCE.sub("", path.read_text()), flags=re.MULTILINE)
     return re.sub(r"`[^`\n]*`", "", text)
-
-
-def snippets(path: Path) -> list[str]:
-    """Return a document's Python, one string for each fence."""
-    return [body for _, language, body in FENCE.findall(path.read_text()) if language == "python"]
 
 
 @cache
@@ -85,10 +81,10 @@ def test_every_file_that_is_named_exists(document: Path) -> None:
         assert (REPOSITORY / path).is_file() or (REPOSITORY / "orchestrator" / path).is_file(), path
 
 
-@pytest.mark.parametrize("document", [page for page in DOCUMENTS if snippets(page)], ids=name_of)
-def test_every_snippet_compiles_and_imports_public_names(document: Path) -> None:
+@pytest.mark.parametrize("document", [page for page in DOCUMENTS if programs(page)], ids=name_of)
+def test_every_program_compiles_and_imports_public_names(document: Path) -> None:
     """Readers can copy it: it is a whole program, and what it imports of Cellblock is public."""
-    for source in snippets(document):
+    for source in programs(document):
         tree = ast.parse(source)
         compile(tree, name_of(document), "exec")
         for node in ast.walk(tree):
