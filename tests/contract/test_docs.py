@@ -81,6 +81,21 @@ def test_every_file_that_is_named_exists(document: Path) -> None:
         assert (REPOSITORY / path).is_file() or (REPOSITORY / "orchestrator" / path).is_file(), path
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_every_test_that_is_named_exists(document: Path) -> None:
+    """A promise names its test by file and function; both are there."""
+    for file, test in re.findall(r"`(tests/\w+/test_\w+\.py)::(test_\w+)`", document.read_text()):
+        assert f"def {test}(" in (REPOSITORY / file).read_text(), test
+
+
+def test_every_promise_of_the_specification_names_its_test() -> None:
+    """Each row of docs/specification.md has a promise and one test."""
+    rows = re.findall(r"^\| (?!promise|-)(.*) \|$", (DOCS / "specification.md").read_text(), re.MULTILINE)
+    assert len(rows) >= 25
+    for row in rows:
+        assert re.fullmatch(r"[A-Z\d].*\. \| `tests/[\w/]+\.py::test_\w+`", row), row
+
+
 @pytest.mark.parametrize("document", [page for page in DOCUMENTS if programs(page)], ids=name_of)
 def test_every_program_compiles_and_imports_public_names(document: Path) -> None:
     """Readers can copy it: it is a whole program, and what it imports of Cellblock is public."""
