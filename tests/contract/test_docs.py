@@ -12,6 +12,7 @@ import pytest
 
 import orchestrator
 from orchestrator.errors import CellblockError
+from orchestrator.policy.policy import Policy
 from tests.conftest import REPOSITORY
 from tests.docker.snippets import programs
 
@@ -108,6 +109,18 @@ def test_every_program_compiles_and_imports_public_names(document: Path) -> None
             assert not node.module.startswith("orchestrator"), "the import name for users is cellblock"
             if node.module == "cellblock":
                 assert {alias.name for alias in node.names} <= set(orchestrator.__all__)
+
+
+def test_every_policy_in_the_documents_is_sound(tmp_path: Path) -> None:
+    """Each TOML block is a policy that loads; the folder of data that it names is left out."""
+    found = 0
+    for document in DOCUMENTS:
+        for text in re.findall(r"^```toml\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL):
+            file = tmp_path / f"policy-{found}.toml"
+            file.write_text(re.sub(r'^\w+ = "/srv/.*$', "", text, flags=re.MULTILINE))
+            Policy.load(str(file))
+            found += 1
+    assert found >= 4
 
 
 def subclasses(kind: type[CellblockError]) -> set[type[CellblockError]]:
