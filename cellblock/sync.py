@@ -17,7 +17,7 @@ import functools
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import TracebackType
-from typing import Concatenate, Generic, ParamSpec, Self, TypeVar
+from typing import Concatenate, Generic, Never, ParamSpec, Self, TypeVar
 
 from cellblock.loopthread import LoopThread
 from orchestrator import AgentKernelManager, InputHandler, InputRequest, ManagerClosedError
@@ -103,6 +103,9 @@ class _Attribute(Generic[R]):
     def __get__(self, manager: Manager, owner: object = None) -> R:
         return self._read(manager._manager)
 
+    def __set__(self, manager: Manager, value: Never) -> None:
+        raise AttributeError("the attributes of a synchronous manager are read only.")
+
 
 class Manager:
     """``AgentKernelManager`` in an event loop of its own, in a thread of its own. Safe to use from several threads.
@@ -164,6 +167,9 @@ class Manager:
     restore = _waits(AgentKernelManager.restore)
     fork = _waits(AgentKernelManager.fork)
     hibernate = _waits(AgentKernelManager.hibernate)
+    export_history = _waits(AgentKernelManager.export_history)
+    import_history = _waits(AgentKernelManager.import_history)
+    export_notebook = _waits(AgentKernelManager.export_notebook)
     get_kernel_resource_usage = _waits(AgentKernelManager.get_kernel_resource_usage)
     sweep_everywhere = _waits(AgentKernelManager.sweep_everywhere)
     apply_retention = _waits(AgentKernelManager.apply_retention)
