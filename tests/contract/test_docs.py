@@ -111,6 +111,15 @@ def test_every_program_compiles_and_imports_public_names(document: Path) -> None
                 assert {alias.name for alias in node.names} <= set(orchestrator.__all__)
 
 
+def test_every_public_name_is_in_the_reference() -> None:
+    """docs/reference/ has each name of ``orchestrator.__all__``; the errors are those of their module."""
+    pages = "".join(page.read_text() for page in (DOCS / "reference").glob("*.md"))
+    listed = set(re.findall(r"^::: orchestrator\.(\w+)$", pages, re.MULTILINE))
+    errors = {name for name in dir(orchestrator.errors) if not name.startswith("_")}
+    assert "errors" in listed
+    assert set(orchestrator.__all__) - listed - errors == set()
+
+
 def test_every_policy_in_the_documents_is_sound(tmp_path: Path) -> None:
     """Each TOML block is a policy that loads; the folder of data that it names is left out."""
     found = 0
