@@ -68,7 +68,8 @@ def platforms(architecture: str) -> list[str]:
     """
     if architecture not in _WHEEL_ARCHITECTURES:
         raise ImageBuildError(
-            f"the sandbox image cannot be built for {architecture!r}, the engine's architecture, only for amd64 and arm64."
+            f"the sandbox image cannot be built for this engine's architecture, {architecture!r}.",
+            remedy="Use an engine on amd64 or arm64.",
         )
     name = _WHEEL_ARCHITECTURES[architecture]
     newest_first = [f"manylinux_2_{minor}_{name}" for minor in range(_GLIBC_OF_BASE, _OLDEST_GLIBC - 1, -1)]
@@ -95,9 +96,9 @@ def _download(
         finished = hostcommand.run(command, seconds=_DOWNLOAD_SECONDS, on_line=follow)
         if finished.code != 0 or not complete(wheels, requirements.read_text()):
             raise ImageBuildError(
-                f"the Python packages of the sandbox image could not be downloaded (pip failed with exit status {finished.code}):\n"
-                f"{finished.tail}\n",
-                remedy="Check that `pip download` reaches your package index from this host, then run the command again.",
+                "the Python packages of the sandbox image could not be downloaded (pip failed with exit status "
+                f"{finished.code}):\n{finished.tail}\n",
+                remedy="Check that `pip download` reaches your package index from here, then run the command again.",
             )
         if folder.exists():
             shutil.rmtree(folder)
