@@ -1,4 +1,4 @@
-"""``cellblock image``: build the sandbox image, and say whether the engine has the one that matches its sources."""
+"""`cellblock image`: builds the sandbox image, and shows whether the engine has a current one."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from orchestrator.settings import Settings
 
 app = typer.Typer(
     name="image",
-    help="The image that every sandbox runs.",
+    help="Build and show the image that every sandbox runs.",
     epilog="Example: cellblock image build",
     no_args_is_help=True,
 )
 
-Force = Annotated[bool, typer.Option("--force", help="Build it, and its base, even if it is there.")]
+Force = Annotated[bool, typer.Option("--force", help="Rebuild the image and its base even if they are current.")]
 
 
 class BuildDisplay:
-    """Shows a build: a bar for each part on a terminal, one line for each step elsewhere."""
+    """Shows a build: as one bar per part on a terminal, as one line per step elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -47,7 +47,7 @@ class BuildDisplay:
         self._bars.stop()
 
     def __call__(self, step: BuildStep) -> None:
-        """Called by ``build_image``, with each step."""
+        """Show one step. ``build_image`` calls it."""
         if self._console.is_terminal:
             self._draw(step)
         else:
@@ -72,7 +72,7 @@ class BuildDisplay:
 
 @app.command(epilog="Example: cellblock image build")
 def build(force: Force = False) -> None:
-    """Build the sandbox image, unless the engine has the one that matches its sources."""
+    """Build the sandbox image, unless the engine has one that matches the sources."""
     settings = Settings.load()
     client = engine.connect(settings.engine_timeout)
     try:
@@ -80,12 +80,12 @@ def build(force: Force = False) -> None:
             image = build_image(EngineImages(client), settings, display, force)
     finally:
         client.close()
-    _show(image, "built" if image.built else "is there")
+    _show(image, "built" if image.built else "is current")
 
 
 @app.command(epilog="Example: cellblock image show")
 def show() -> None:
-    """Say which image kernels would start from; the exit status is 1 when it is missing or out of date."""
+    """Show which image new kernels use. Exit status: 0 if it is current, 1 if it is missing or out of date."""
     settings = Settings.load()
     client = engine.connect(settings.engine_timeout)
     try:

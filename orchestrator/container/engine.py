@@ -22,7 +22,10 @@ from orchestrator.errors import (
     UnknownRuntimeError,
 )
 
-_START_ENGINE = "Start Docker, set DOCKER_HOST or, as root on Debian, run `cellblock engine start` (in a checkout: `make engine`)."
+_START_ENGINE = (
+    "Start Docker, set DOCKER_HOST or, as root on Debian, run `cellblock engine start` "
+    "(in a checkout: `make engine`)."
+)
 _HANGS = "Look into the engine's log, and restart the engine."
 _THREADS = 8  # concurrent calls; the engine creates containers one after the other anyway
 _HOST_UDS = ("open", "all")  # values of runsc's --host-uds with which a sandbox can connect to the host's Unix sockets

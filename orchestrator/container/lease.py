@@ -1,9 +1,9 @@
 """Leases on names of this host, for instances and user ids.
 
 A lease is an abstract Unix socket that is bound to the name. Linux lets only one process bind a name, and frees the
-name when that process ends, however it ends. So there is nothing to clean up, no stale file and no reused pid. The socket is
-a datagram socket because one can find out whether its name is bound without binding it. Abstract names belong to a
-network namespace, hence ``host_identity``. A sandbox has a namespace of its own.
+name when that process ends, however it ends. So there is nothing to clean up, no stale file and no reused pid. The
+socket is a datagram socket because one can find out whether its name is bound without binding it. Abstract names belong
+to a network namespace, hence ``host_identity``. A sandbox has a namespace of its own.
 """
 
 from __future__ import annotations
