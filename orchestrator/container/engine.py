@@ -23,8 +23,7 @@ from orchestrator.errors import (
 )
 
 _START_ENGINE = (
-    "Start Docker, set DOCKER_HOST or, as root on Debian, run `cellblock engine start` "
-    "(in a checkout: `make engine`)."
+    "Start Docker, set DOCKER_HOST or, as root on Debian, run `cellblock engine start` (in a checkout: `make engine`)."
 )
 _HANGS = "Look into the engine's log, and restart the engine."
 _THREADS = 8  # concurrent calls; the engine creates containers one after the other anyway
