@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from orchestrator.container.folders import kernel_folder
 from orchestrator.container.lease import UserId
 from orchestrator.container.reaper import Leftover
 from orchestrator.errors import KernelDiedError, KernelStartError
@@ -35,7 +36,7 @@ async def adopt(config: KernelConfig, left: Leftover) -> ContainerKernel:
     if user is None:
         raise KernelStartError(f"user id {left.uid} is taken.", cause="host")
     try:
-        endpoint = Endpoint.reopen(config.folder / left.kernel_id[:12])
+        endpoint = Endpoint.reopen(kernel_folder(config.folder, left.kernel_id))
     except (OSError, ValueError, KeyError, TypeError) as error:
         user.release()
         raise KernelStartError(f"the kernel's folder is not whole: {error}.", cause="host") from error

@@ -17,14 +17,15 @@ from orchestrator.container.exits import Exit
 from orchestrator.container.lease import UserId
 from orchestrator.container.usage import Usage
 from orchestrator.errors import EngineError, KernelDiedError, KernelStartError
-from orchestrator.kernel.channel import Accept, Channel, Handler, KernelClient, Message
+from orchestrator.kernel.channel import Accept, Channel, Handler, Message
 from orchestrator.kernel.endpoint import Endpoint
 from orchestrator.kernel.kernel import Kernel
+from orchestrator.kernel.kernelclient import KernelClient
 from orchestrator.kernel.kernelconfig import KernelConfig, container_name
 from orchestrator.kernel.lost import failing_when_lost
 from orchestrator.kernel.warmup import run_first_cells
+from orchestrator.kernel.wire import Wire
 from orchestrator.outcome import Outcome, Stop
-from orchestrator.store.audit import brief
 
 _log = logging.getLogger(__name__)
 _LOOKS = 2  # sweeps that look for an unremoved container: an engine that hung may make it after the first one
@@ -47,7 +48,8 @@ class ContainerKernel(Kernel):
         self._kernel_id = kernel_id
         self._endpoint = endpoint
         self._guard = config.guard(config.message_bound, config.loop_share.of_kernel())
-        self._client = KernelClient(endpoint.key, self._guard, self._note_reject)
+        self._wire = Wire(endpoint.key, self._guard, self._note_reject)
+        self._client = KernelClient(self._wire)
         self._exit: asyncio.Task[Exit] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._killed_for: Stop | None = None
@@ -85,7 +87,7 @@ class ContainerKernel(Kernel):
             KernelStartError: a socket could not be made.
         """
         try:
-            self._guard.listen(self._endpoint, self._client.receive)
+            self._guard.listen(self._endpoint, self._wire.receive)
         except OSError as error:
             raise no_sockets(error) from error
 
@@ -97,7 +99,7 @@ class ContainerKernel(Kernel):
     @property
     def rejected(self) -> int:
         """How many of the kernel's messages were dropped because they were malformed or wrongly signed."""
-        return self._client.rejected
+        return self._wire.rejected
 
     async def welcomed(self) -> None:
         """Wait until the kernel has confirmed the subscription to its outputs; before that they would be lost.
@@ -105,8 +107,8 @@ class ContainerKernel(Kernel):
         Raises:
             KernelDiedError: the wire was disconnected before.
         """
-        with failing_when_lost(self, self._client.welcome):
-            await self._client.welcome
+        with failing_when_lost(self, self._wire.welcome):
+            await self._wire.welcome
 
     def enter_service(self, event: str) -> None:
         """Note in the audit log that the kernel is ready, and later its end."""
@@ -156,14 +158,14 @@ class ContainerKernel(Kernel):
     async def stop(self) -> None:
         if self._stopping is None:
             self._guard.disconnect("it was stopped")
-            self._client.close()
+            self._wire.close()
             self._stopping = asyncio.create_task(self._remove())
         await asyncio.shield(self._stopping)
 
     def abandon(self) -> None:
         self.config.left.add(self.kernel_id)
         self._guard.disconnect("its host has let go of it")
-        self._client.close()
+        self._wire.close()
         self.container.forget_process()
         self.user.release()
 
@@ -176,7 +178,7 @@ class ContainerKernel(Kernel):
         content: dict[str, Any],
         handler: Handler,
         buffers: Sequence[bytes] = (),
-        accept: Accept = lambda _kind, _size: True,
+        accept: Accept | None = None,
     ) -> str:
         if not self.is_alive:
             raise self.died_error(Outcome.KERNEL_DIED)
@@ -260,10 +262,7 @@ class ContainerKernel(Kernel):
     # What is recorded of it
 
     def note(self, event: str, **details: Any) -> None:
-        self.config.audit.write(event, instance=self.instance, kernel=self.kernel_id, **details)
-        if _log.isEnabledFor(logging.INFO):
-            fields = {key: brief(value) for key, value in details.items() if key != "code"}
-            _log.info(event, extra={"fields": {"kernel": self.kernel_id, **fields}})
+        self.config.feed.publish(event, instance=self.instance, kernel=self.kernel_id, **details)
 
     def description(self) -> dict[str, Any]:
         config, limits = self.config, self.config.limits

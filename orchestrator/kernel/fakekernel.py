@@ -183,7 +183,7 @@ class FakeKernel(Kernel):
         content: Content,
         handler: Handler,
         buffers: Sequence[bytes] = (),
-        accept: Accept = lambda _kind, _size: True,
+        accept: Accept | None = None,
     ) -> str:
         if not self.is_alive:
             raise self.died_error(Outcome.KERNEL_DIED)

@@ -101,14 +101,14 @@ class Kernel(Protocol):
         content: dict[str, Any],
         handler: Handler,
         buffers: Sequence[bytes] = (),
-        accept: Accept = ...,
+        accept: Accept | None = None,
     ) -> str:
         """Send a request and return its id.
 
         Args:
             handler: called with every message whose parent is this request, until ``forget``.
             accept: called before a message is parsed, with its kind and the bytes that its content takes in memory at
-                most; returns whether ``handler`` gets it. Without it, all are accepted.
+                most; returns whether ``handler`` gets it. None: always.
 
         Raises:
             KernelDiedError: the kernel is gone.
@@ -172,7 +172,7 @@ class Kernel(Protocol):
     # What is recorded of it
 
     def note(self, event: str, **details: Any) -> None:
-        """Write an entry on this kernel to the audit log, and without its code to the program's log."""
+        """Publish an event of this kernel to the feed."""
 
     def description(self) -> dict[str, Any]:
         """Return what the audit log says of the sandbox: container, runtime, image, policy and limits."""

@@ -7,6 +7,7 @@ import logging
 import math
 import uuid
 
+from orchestrator.container.folders import kernel_folder
 from orchestrator.container.lease import UserId
 from orchestrator.errors import EngineError, KernelDiedError, KernelStartError, UserIdTakenError
 from orchestrator.kernel.containerkernel import ContainerKernel, no_sockets
@@ -59,7 +60,7 @@ async def start(config: KernelConfig) -> ContainerKernel:
 async def _start_as(config: KernelConfig, user: UserId, deadline: Deadline, patience: float) -> ContainerKernel:
     kernel_id = uuid.uuid4().hex
     try:
-        endpoint = Endpoint.create(config.folder / kernel_id[:12], config.message_bound)
+        endpoint = Endpoint.create(kernel_folder(config.folder, kernel_id), config.message_bound)
     except OSError as error:
         user.release()
         raise no_sockets(error) from error

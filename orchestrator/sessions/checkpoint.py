@@ -79,17 +79,10 @@ async def capture(session: KernelSession, files: CheckpointFiles, *, asked_for: 
     async with _in_thread(files.writing(checkpoint_id, header, policy.checkpoint_mb * MIB)) as writer:
         found = await save_state(kernel, _begin(writer), policy.checkpoint_time_s)
         await asyncio.to_thread(writer.finish, {"lost": found})
-    size = await asyncio.to_thread(lambda: files.path(checkpoint_id).stat().st_size)
+    size = await asyncio.to_thread(files.size, checkpoint_id)
     lost = tuple(Lost(**loss) for loss in found)
     record = CheckpointRecord(checkpoint_id, session.session_id, now, session.cell_count, asked_for, size, found)
-    if session.store is not None:
-        try:
-            replaced = await session.store.run(History.add_checkpoint, record)
-        except StoreError:
-            await asyncio.to_thread(files.remove, checkpoint_id)
-            raise
-        for earlier in replaced:
-            await asyncio.to_thread(files.remove, earlier)
+    await _record(session.store, files, record)
     session.note(
         kernel, "checkpoint.made", checkpoint=checkpoint_id, cell=session.cell_count, bytes=size, lost=len(lost)
     )
@@ -97,6 +90,19 @@ async def capture(session: KernelSession, files: CheckpointFiles, *, asked_for: 
         checkpoint_id, session.session_id, session.agent_id, now, session.cell_count, size, lost,
         files.path(checkpoint_id),
     )  # fmt: skip
+
+
+async def _record(store: History | None, files: CheckpointFiles, record: CheckpointRecord) -> None:
+    """Record a new checkpoint, and remove the files of those that it replaces; on failure its own file."""
+    if store is None:
+        return
+    try:
+        replaced = await store.run(History.add_checkpoint, record)
+    except StoreError:
+        await asyncio.to_thread(files.remove, record.checkpoint_id)
+        raise
+    for earlier in replaced:
+        await asyncio.to_thread(files.remove, earlier)
 
 
 async def capture_between_cells(session: KernelSession, files: CheckpointFiles, *, asked_for: bool) -> Checkpoint:
