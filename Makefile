@@ -102,12 +102,12 @@ $(STAMP): requirements-dev.txt pyproject.toml $(if $(shell $(BIN)/python --versi
 	@echo "venv: installing $$(grep -c '^[a-z].*==' requirements-dev.txt) locked packages into $(VENV)"
 	@if [ -e $@ ] && $(BIN)/python --version >/dev/null 2>&1; then rm $@; else $(PYTHON) -m venv --clear $(VENV); fi
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements-dev.txt
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e '.[cli]'
 	@touch $@
 
 lock: $(STAMP) ## renew every lock file to the newest versions
 	@$(UV_COMPILE) --python-platform linux --no-emit-package debugpy -o sandbox_image/requirements.txt sandbox_image/requirements.in
-	@$(UV_COMPILE) --universal --group dev -o requirements-dev.txt pyproject.toml
+	@$(UV_COMPILE) --universal --extra cli --group dev -o requirements-dev.txt pyproject.toml
 	@$(UV_COMPILE) --python-platform linux --constraint sandbox_image/requirements.txt --no-emit-package debugpy \
 		-o benchmarks/peers/image/requirements.txt benchmarks/peers/image/requirements.in
 	@for peer in llm_sandbox smolagents autogen gateway_provisioners; do $(UV_COMPILE) --universal \
