@@ -219,8 +219,8 @@ class Policy(_Section):
         total = self.tmpfs.work_mb + self.tmpfs.tmp_mb + self.tmpfs.shm_mb
         if total > self.limits.memory_mb:
             raise ValueError(
-                f"the sizes in [tmpfs] add up to {total} MiB, more than limits.memory_mb = {self.limits.memory_mb}; files "
-                "in a tmpfs count as memory"
+                f"the sizes in [tmpfs] add up to {total} MiB, more than limits.memory_mb = {self.limits.memory_mb}; "
+                "files in a tmpfs count as memory"
             )
         return self
 

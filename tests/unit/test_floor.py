@@ -203,7 +203,7 @@ WEAKENED = {
 
 @pytest.mark.parametrize("name", WEAKENED)
 def test_a_request_without_one_restriction_is_refused(name: str) -> None:
-    """A request that lacks a single restriction is refused, and the error says which."""
+    """A request that lacks a single restriction is refused."""
     request = copy.deepcopy(request_of(Policy()))
     check_floor(request)
     WEAKENED[name](request)

@@ -62,9 +62,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("text", "line", "key", "reason"), FAULTS)
-def test_a_fault_is_reported_with_file_line_and_key(
-    tmp_path: Path, text: str, line: int, key: str, reason: str
-) -> None:
+def test_a_fault_has_its_file_line_and_key(tmp_path: Path, text: str, line: int, key: str, reason: str) -> None:
     error = refusal(tmp_path, text)
     assert len(error.faults) == 1
     fault = error.faults[0]
