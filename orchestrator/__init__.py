@@ -1,41 +1,189 @@
 """Cellblock: a Jupyter kernel of its own, in a locked container of its own, for every agent that runs code."""
 
-from orchestrator.errors import CellblockError, KernelDiedError, KernelPoolExhaustedError, KernelTimeoutError
-from orchestrator.limits import KernelResourceLimits
-from orchestrator.manager import AgentKernelManager
+from importlib.metadata import version
+
+from orchestrator.container.usage import (
+    Usage,
+)
+from orchestrator.errors import (
+    CellblockError,
+    CheckpointDamagedError,
+    CheckpointError,
+    CheckpointForeignError,
+    CheckpointFormatError,
+    CheckpointMissingError,
+    CheckpointStateError,
+    CheckpointTooLargeError,
+    EngineError,
+    EnginePermissionError,
+    EngineSetupError,
+    EngineTimeoutError,
+    EngineUnavailableError,
+    FileTransferError,
+    ImageBuildError,
+    ImageMissingError,
+    InvalidAgentIdError,
+    InvalidCodeError,
+    InvalidInputError,
+    KernelDiedError,
+    KernelError,
+    KernelPoolExhaustedError,
+    KernelStartError,
+    KernelTimeoutError,
+    ManagerClosedError,
+    PolicyError,
+    PolicyFault,
+    SandboxFloorError,
+    Scarcity,
+    SessionEndedError,
+    SettingsError,
+    StoreError,
+    UnknownKernelNameError,
+    UnknownRuntimeError,
+    UserIdTakenError,
+)
+from orchestrator.kernel.kernel import (
+    Kernel,
+)
+from orchestrator.limits import (
+    KernelResourceLimits,
+)
+from orchestrator.manager import (
+    AgentKernelManager,
+)
+from orchestrator.operator.monitor import (
+    Monitor,
+    Sample,
+)
+from orchestrator.outcome import (
+    Outcome,
+)
 from orchestrator.output.events import (
     CellFinished,
+    ClearOutput,
+    CommMessage,
     DisplayData,
     ErrorOutput,
+    Event,
     Evidence,
     ExecuteResult,
     ExecutionResult,
+    InputHandler,
+    InputRequest,
+    KernelState,
+    Output,
     OutputDropped,
+    OutputEvent,
+    Status,
     StreamOutput,
     Truncation,
+    UpdateDisplayData,
 )
-from orchestrator.pool.kernelpool import KernelPool, KernelResource
-from orchestrator.sessions.session import KernelSession
-from orchestrator.settings import Settings
+from orchestrator.policy.policy import (
+    Policy,
+)
+from orchestrator.pool.kernelpool import (
+    KernelPool,
+)
+from orchestrator.pool.kernelresource import (
+    KernelResource,
+)
+from orchestrator.pool.scheduler import (
+    LeaseRequest,
+)
+from orchestrator.sessions.checkpoint import (
+    Checkpoint,
+)
+from orchestrator.sessions.recovery import (
+    Recovery,
+)
+from orchestrator.sessions.restored import (
+    Lost,
+    Restored,
+)
+from orchestrator.sessions.session import (
+    KernelSession,
+)
+from orchestrator.settings import (
+    Settings,
+)
+from orchestrator.telemetry import (
+    Telemetry,
+)
+
+__version__ = version("cellblock")
 
 __all__ = [
     "AgentKernelManager",
     "CellFinished",
     "CellblockError",
+    "Checkpoint",
+    "CheckpointDamagedError",
+    "CheckpointError",
+    "CheckpointForeignError",
+    "CheckpointFormatError",
+    "CheckpointMissingError",
+    "CheckpointStateError",
+    "CheckpointTooLargeError",
+    "ClearOutput",
+    "CommMessage",
     "DisplayData",
+    "EngineError",
+    "EnginePermissionError",
+    "EngineSetupError",
+    "EngineTimeoutError",
+    "EngineUnavailableError",
     "ErrorOutput",
+    "Event",
     "Evidence",
     "ExecuteResult",
     "ExecutionResult",
+    "FileTransferError",
+    "ImageBuildError",
+    "ImageMissingError",
+    "InputHandler",
+    "InputRequest",
+    "InvalidAgentIdError",
+    "InvalidCodeError",
+    "InvalidInputError",
+    "Kernel",
     "KernelDiedError",
+    "KernelError",
     "KernelPool",
     "KernelPoolExhaustedError",
     "KernelResource",
     "KernelResourceLimits",
     "KernelSession",
+    "KernelStartError",
+    "KernelState",
     "KernelTimeoutError",
+    "LeaseRequest",
+    "Lost",
+    "ManagerClosedError",
+    "Monitor",
+    "Outcome",
+    "Output",
     "OutputDropped",
+    "OutputEvent",
+    "Policy",
+    "PolicyError",
+    "PolicyFault",
+    "Recovery",
+    "Restored",
+    "Sample",
+    "SandboxFloorError",
+    "Scarcity",
+    "SessionEndedError",
     "Settings",
+    "SettingsError",
+    "Status",
+    "StoreError",
     "StreamOutput",
+    "Telemetry",
     "Truncation",
+    "UnknownKernelNameError",
+    "UnknownRuntimeError",
+    "UpdateDisplayData",
+    "Usage",
+    "UserIdTakenError",
 ]

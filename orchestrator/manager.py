@@ -1,63 +1,36 @@
-"""AgentKernelManager: the public facade. Wires the parts, and owns the lifetimes of sessions and kernels.
+"""AgentKernelManager: the public facade. ``wiring`` makes its parts, starts and closes them.
 
-Used in an async program, from one event loop.
+Use it from one event loop. ``cellblock.sync`` has a synchronous form.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from functools import partial
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from nbformat import NotebookNode
 
-from orchestrator.errors import (
-    EngineTimeoutError,
-    InvalidInputError,
-    KernelTimeoutError,
-    ManagerClosedError,
-    UnknownKernelNameError,
-)
+from orchestrator.errors import InvalidInputError, KernelTimeoutError, UnknownKernelNameError
 from orchestrator.inputs import check_agent_id, check_code, check_lease_request
-from orchestrator.instance import Instance
 from orchestrator.kernel import transfer
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import MIB, Deadline, KernelResourceLimits
-from orchestrator.operator.controlsocket import ControlSocket
-from orchestrator.operator.monitor import Monitor
-from orchestrator.operator.operations import Operations
-from orchestrator.output.events import CellFinished, Event, InputHandler
+from orchestrator.output.events import CellFinished, Event, ExecutionResult, InputHandler
 from orchestrator.policy.policy import Policy
-from orchestrator.pool.hostload import HostLoad
-from orchestrator.pool.kernelpool import KernelPool
-from orchestrator.pool.scheduler import Admission, Scheduler
 from orchestrator.sessions import checkpoint as checkpoints
 from orchestrator.sessions import notebook
-from orchestrator.sessions.acquiring import Acquiring
 from orchestrator.sessions.checkpoint import Checkpoint, capture_between_cells, capture_if_due
-from orchestrator.sessions.forking import Forking
-from orchestrator.sessions.hibernation import Hibernation
-from orchestrator.sessions.owners import HostOwners
-from orchestrator.sessions.recovery import Recovery, recover
-from orchestrator.sessions.registry import SessionRegistry
+from orchestrator.sessions.recovery import Recovery
 from orchestrator.sessions.restored import Restored
-from orchestrator.sessions.restoring import Restoring
-from orchestrator.sessions.retention import Retention
 from orchestrator.sessions.session import KernelSession
 from orchestrator.settings import Settings
-from orchestrator.store.checkpointfiles import CheckpointFiles
-from orchestrator.store.history import History
-from orchestrator.telemetry import Telemetry
-from orchestrator.termination import Termination
-
-_log = logging.getLogger(__name__)
+from orchestrator.wiring import Wiring
 
 KERNEL_NAMES = ("python3",)
 
@@ -65,27 +38,31 @@ KERNEL_NAMES = ("python3",)
 class AgentKernelManager:
     """Gives every agent a kernel of its own, in a locked container of its own.
 
-    Use it as an async context manager, or call ``await shutdown()`` at the end; the first ``acquire_kernel`` starts
-    one that was not entered. Where the program leaves SIGTERM to its default, ``shutdown(keep_sessions=True)`` comes
-    before that.
+    Use it as an async context manager, or call ``await shutdown()`` at the end. The first ``acquire_kernel`` starts a
+    manager that was not entered. In a program that does not handle SIGTERM, ``shutdown(keep_sessions=True)`` runs
+    before SIGTERM ends the process.
 
     Args:
-        max_kernels: containers at the same time, those kept warm included.
+        max_kernels: how many containers may exist at the same time, warm ones included.
         kernel_name: "python3".
-        resource_limits: for every kernel; None: those of the policy.
+        resource_limits: of every kernel; None: those of the policy.
         settings: None: from CELLBLOCK_* variables and ``.env``.
+        keep_sessions: what leaving the context, and ``shutdown()`` without an argument, do with the sessions. False:
+            end those that never had a checkpoint. True: keep all; each agent's next ``acquire_kernel``, in any process
+            with the same data folder, continues its session.
 
     Attributes:
         pool: the kernels.
-        monitor: what they use.
-        telemetry: metrics and spans; ``telemetry.registry`` is for an endpoint of the program around.
+        monitor: the resource usage of the kernels.
+        telemetry: metrics and spans. Serve ``telemetry.registry`` from an endpoint of your program.
         sessions: the live sessions, by agent id.
         resource_limits: the limits in force.
-        recovery: what processes that had died left on this host, when this manager started.
 
     Raises:
         ValueError: ``max_kernels`` is below 1.
-        UnknownKernelNameError, SettingsError, PolicyError: as they say.
+        UnknownKernelNameError: the sandbox image has no kernel of this name.
+        SettingsError: a CELLBLOCK_* variable cannot be used.
+        PolicyError: the policy cannot be used.
     """
 
     def __init__(
@@ -95,6 +72,7 @@ class AgentKernelManager:
         resource_limits: KernelResourceLimits | None = None,
         *,
         settings: Settings | None = None,
+        keep_sessions: bool = False,
     ) -> None:
         if kernel_name not in KERNEL_NAMES:
             raise UnknownKernelNameError(
@@ -104,34 +82,13 @@ class AgentKernelManager:
         self.policy = Policy.load(self.settings.policy)
         self.max_kernels = max_kernels
         self.kernel_name = kernel_name
+        self.keep_sessions = keep_sessions
         self.resource_limits = resource_limits or self.policy.resource_limits()
-        self.telemetry = Telemetry()
-        self.monitor = Monitor(self._live_kernels, self.resource_limits.max_memory_mb, self.policy.limits.warn_percent)
-        self.pool = self._make_pool()
-        self._registry = SessionRegistry(self.pool, self.policy, self._spawn)
-        self._hibernation = Hibernation(self._registry, self.pool, self.resource_limits, self.policy, self._spawn)
-        self._acquiring = Acquiring(self._registry, self._hibernation, self.pool)
-        self._restoring = Restoring(self._registry, self._acquiring, self._hibernation, self.pool)
-        self._forking = Forking(self._registry)
-        self.sessions = self._registry.sessions
-        self.telemetry.watch_pool(self.pool.counts)
-        self._operations = Operations(
-            pool=self.pool,
-            sessions=self.sessions,
-            monitor=self.monitor,
-            limits=self.resource_limits,
-            instance=self._describe,
-            end_session=self.end_session,
-        )
-        self._control = ControlSocket(self._operations.commands())
-        self.recovery = Recovery()
-        self._instance: Instance | None = None
-        self._opening = asyncio.Lock()
-        self._store: History | None = None
-        self._retention: Retention | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._closing: asyncio.Task[None] | None = None
-        self._call_off: Callable[[], None] = lambda: None
+        self._wiring = Wiring(max_kernels, self.settings, self.policy, self.resource_limits)
+        self.telemetry = self._wiring.telemetry
+        self.monitor = self._wiring.monitor
+        self.pool = self._wiring.pool
+        self.sessions = self._wiring.registry.sessions
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -143,85 +100,30 @@ class AgentKernelManager:
         await self.shutdown()
 
     async def start(self) -> None:
-        """Connect to the engine and begin to warm kernels. Does nothing when that was done.
+        """Connect to the engine, take over the sessions of dead processes and begin to warm kernels. Idempotent.
 
         Raises:
             ManagerClosedError: the manager was shut down.
             EngineUnavailableError, EnginePermissionError, ImageMissingError, UnknownRuntimeError, SettingsError:
                 kernels cannot be started here; the message says what to do.
+            StoreError: the history cannot be read or written.
         """
-        async with self._opening:
-            self._refuse_when_closed()
-            if self._instance is not None:
-                return
-            store, files = await asyncio.to_thread(self._open_store)
-            try:
-                instance = await Instance.open(self.settings, self.policy, self.resource_limits, self.telemetry)
-            except BaseException:
-                await asyncio.to_thread(store.close)
-                raise
-            try:
-                owners = HostOwners(instance.id)
-                self._registry.open(store, files, owners.name)
-                await self._control.listen(instance.config.folder)
-                if self.settings.metrics_port:
-                    self.telemetry.serve(self.settings.metrics_address, self.settings.metrics_port)
-                self.recovery = await recover(self._registry, self.pool, instance, owners)  # the last that can fail
-            except BaseException:  # what was taken over by then is left to the next start
-                for session in list(self.sessions.values()):
-                    self._registry.abandon(session)
-                instance.disclaim()
-                await self._control.close()
-                await asyncio.to_thread(self.telemetry.close)
-                await instance.close()
-                await asyncio.to_thread(store.close)
-                raise
-            self._instance, self._store = instance, store
-            self._call_off = Termination.call_first(partial(self.shutdown, keep_sessions=True))
-            self._spawn(instance.keep_clean())
-            self._spawn(self._hibernation.sleep_when_idle())
-            self._retention = Retention(store, files, self.settings)
-            self._spawn(self._retention.run())
-            self._spawn(self.monitor.run())
-            self._spawn(self.pool.run())
-            self.pool.prewarm()
-
-    async def _start_in_time(self, timeout: float | None) -> None:
-        """Start within ``timeout`` seconds; a start that takes longer goes on for those who come later."""
-        if self._instance is not None and self._closing is None:
-            return
-        starting = asyncio.create_task(self.start())
-        self._tasks.add(starting)
-        starting.add_done_callback(self._tasks.discard)
-        try:
-            await asyncio.wait({starting}, timeout=timeout)
-        except asyncio.CancelledError:
-            starting.cancel()
-            await asyncio.wait({starting})
-            raise
-        if not starting.done():
-            starting.add_done_callback(_report_late_start)
-            raise EngineTimeoutError(
-                f"the manager did not start within {timeout:g} s: the engine or a recovery takes longer.",
-                remedy="It goes on trying; `cellblock doctor` says whether the engine answers.",
-            )
-        if starting.cancelled():
-            self._refuse_when_closed()
-        starting.result()
+        await self._wiring.start()
 
     @property
     def runtime(self) -> str:
-        """The container runtime of new kernels: "runsc", "runc" or another that was asked for; "" before ``start``."""
-        return "" if self._instance is None else self._instance.runtime
+        """The container runtime of new kernels: "runsc", "runc" or the one in the settings; "" before ``start``."""
+        return self._wiring.runtime
 
     @property
     def instance_id(self) -> str:
-        """What the label ``org.cellblock.instance`` of this manager's containers says; "" before ``start``."""
-        return "" if self._instance is None else self._instance.id
+        """The label ``org.cellblock.instance`` of this manager's containers; "" before ``start``."""
+        return self._wiring.instance_id
 
     @property
-    def _shutdown(self) -> bool:
-        return self._closing is not None and self._closing.done()
+    def recovery(self) -> Recovery:
+        """What this manager took over from dead processes when it started; empty before ``start``."""
+        return self._wiring.recovery
 
     @contextlib.asynccontextmanager
     async def acquire_kernel(
@@ -262,31 +164,52 @@ class AgentKernelManager:
             raise InvalidInputError("the timeout must be a number of seconds, 0 or more.")
         asked = time.monotonic()
         deadline = None if timeout is None else Deadline(timeout)
-        await self._start_in_time(timeout)
+        await self._wiring.start_in_time(timeout)
         caller = caller or f"uid {os.getuid()}, pid {os.getpid()}"
         with self.telemetry.span("acquire_kernel"):
-            session = await self._acquiring.session_of(
+            session = await self._wiring.acquiring.session_of(
                 agent_id, None if deadline is None else deadline.remaining(), caller, group, priority
             )
         self.telemetry.leased(time.monotonic() - asked)
-        async with self._in_use(session):
+        async with self._wiring.in_use(session):
             yield session.live_kernel(), session
+
+    async def execute(
+        self, session: KernelSession, code: str, *, answer: InputHandler | None = None
+    ) -> ExecutionResult:
+        """Run one cell and return its result, however the cell ended: a timeout is a result with outcome "timeout".
+
+        Args:
+            answer: answers the cell's ``input()``, if the policy has ``channels.stdin``. The cell's time limit does
+                not pause. Without a handler, or under another policy, ``input()`` fails at once.
+
+        Raises:
+            InvalidCodeError: see ``check_code``. No cell ran.
+            KernelDiedError, SessionEndedError: there is no kernel to run the cell.
+            StoreError: the result could not be kept; the error has it.
+        """
+        try:
+            async with contextlib.aclosing(self.stream_code(session, code, answer=answer)) as events:
+                async for event in events:
+                    if isinstance(event, CellFinished):
+                        return event.result
+        except KernelTimeoutError as error:
+            return error.result
+        raise AssertionError("unreachable: a stream ends with CellFinished or an error")
 
     async def execute_code(
         self, session: KernelSession, code: str, *, answer: InputHandler | None = None
     ) -> dict[str, Any]:
-        """Run one cell and return its result: the reference's keys, and those of ``ExecutionResult`` beside them.
+        """Run one cell and return its result as a dict: the reference's keys, and all of ``ExecutionResult``.
 
         An error of the code is a result with status "error"; so is a kernel that its own cell has ended.
 
         Args:
-            answer: answers the cell's ``input()``, where the policy has ``channels.stdin``; the cell's time goes on.
-                Without it, or under another policy, a cell that asks fails at once.
+            answer: see ``execute``.
 
         Raises:
-            InvalidCodeError: see ``check_code``.
-            KernelTimeoutError: the cell ran past ``max_execution_time``; the error holds what it had printed.
-            KernelDiedError, SessionEndedError: there is no kernel to run it.
+            KernelTimeoutError: the cell ran past ``max_execution_time``; the error has the result so far.
+            InvalidCodeError, KernelDiedError, SessionEndedError, StoreError: see ``execute``.
         """
         async with contextlib.aclosing(self.stream_code(session, code, answer=answer)) as events:
             async for event in events:
@@ -307,7 +230,7 @@ class AgentKernelManager:
         """
         check_code(code)
         finished: CellFinished | None = None
-        async with self._in_use(session):
+        async with self._wiring.in_use(session):
             with self.telemetry.span("execute_cell", runtime=self.runtime) as span:
                 try:
                     async with contextlib.aclosing(session.run(code, self.resource_limits, answer)) as events:
@@ -320,7 +243,7 @@ class AgentKernelManager:
                 except KernelTimeoutError:
                     span.set_attribute("cellblock.outcome", "timeout")
                     raise
-            await capture_if_due(session, self._registry.files, self.policy.sessions.checkpoint_every)
+            await capture_if_due(session, self._wiring.registry.files, self.policy.sessions.checkpoint_every)
         assert finished is not None
         yield finished
 
@@ -349,7 +272,7 @@ class AgentKernelManager:
             KernelDiedError, SessionEndedError: there is no kernel.
         """
         host = source if isinstance(source, bytes) else Path(source)
-        async with self._in_use(session):
+        async with self._wiring.in_use(session):
             kernel = session.live_kernel()
             sent = await transfer.put_file(kernel, host, destination)
             session.note(kernel, "file.in", path=destination, bytes=sent.size, sha256=sent.sha256)
@@ -368,7 +291,7 @@ class AgentKernelManager:
             FileTransferError: it cannot be read or written, or exceeds the limit; no half of it is left.
             KernelDiedError, SessionEndedError: there is no kernel.
         """
-        async with self._in_use(session):
+        async with self._wiring.in_use(session):
             kernel = session.live_kernel()
             taken = await transfer.get_file(kernel, source, Path(destination), limit)
             session.note(kernel, "file.out", path=source, bytes=taken.size, sha256=taken.sha256)
@@ -383,7 +306,7 @@ class AgentKernelManager:
         Raises:
             SessionBusyError: it has been on its way to its kernel, or to sleep, for a minute.
         """
-        return await self._acquiring.end(agent_id, reason)
+        return await self._wiring.acquiring.end(agent_id, reason)
 
     async def checkpoint(self, session: KernelSession) -> Checkpoint:
         """Keep the session's state: variables, functions, classes, imports, files, working directory, random state.
@@ -397,8 +320,8 @@ class AgentKernelManager:
             StoreError: it could not be written; nothing of it is left.
             KernelDiedError, SessionEndedError: there is no kernel.
         """
-        async with self._in_use(session):
-            return await capture_between_cells(session, self._registry.files, asked_for=True)
+        async with self._wiring.in_use(session):
+            return await capture_between_cells(session, self._wiring.registry.files, asked_for=True)
 
     async def restore(
         self, session: KernelSession, checkpoint: Checkpoint | str | Path, timeout: float | None = None
@@ -417,8 +340,8 @@ class AgentKernelManager:
             CheckpointStateError: the fresh kernel could not load it.
             KernelPoolExhaustedError, KernelStartError, EngineError: there is no fresh kernel.
         """
-        async with self._in_use(session):
-            return await self._restoring.restore(session, checkpoint, timeout)
+        async with self._wiring.in_use(session):
+            return await self._wiring.restoring.restore(session, checkpoint, timeout)
 
     async def fork(
         self, session: KernelSession, count: int, *, agent_ids: Sequence[str] | None = None
@@ -436,8 +359,8 @@ class AgentKernelManager:
         """
         if count < 1 or (agent_ids is not None and len(agent_ids) != count):
             raise InvalidInputError("count must be 1 or more, and agent_ids as many.")
-        async with self._in_use(session):
-            return await self._forking.fork(session, count, agent_ids)
+        async with self._wiring.in_use(session):
+            return await self._wiring.forking.fork(session, count, agent_ids)
 
     async def hibernate(self, agent_id: str) -> bool:
         """Let the agent's session sleep now: checkpoint it, and give its kernel up.
@@ -446,10 +369,43 @@ class AgentKernelManager:
             Whether it sleeps. Not when it is in use, or the policy keeps what no checkpoint can hold.
         """
         session = self.sessions.get(agent_id)
-        return session is not None and await self._hibernation.hibernate(session, "hibernate")
+        return session is not None and await self._wiring.hibernation.hibernate(session, "hibernate")
+
+    async def export_history(self, session: KernelSession, file_path: str | Path | None = None) -> dict[str, Any]:
+        """Return the session's identity and history; with ``file_path``, also write both to that file, as JSON.
+
+        It holds no variables: see ``checkpoint`` for those.
+
+        Raises:
+            StoreError: the file cannot be written, or the history cannot be read. An existing file is unchanged.
+        """
+        return await checkpoints.export_history(session, file_path)
+
+    async def import_history(
+        self,
+        session: KernelSession,
+        checkpoint_data: dict[str, Any] | None = None,
+        file_path: str | Path | None = None,
+    ) -> None:
+        """Replace the session's history with what ``export_history`` returned or wrote. Its kernel is unchanged.
+
+        Raises:
+            InvalidInputError: neither or both sources were given, or the data is not a checkpoint. The session is
+                unchanged.
+            OSError: the file cannot be read.
+        """
+        await checkpoints.import_history(session, checkpoint_data, file_path)
+
+    async def export_notebook(self, session: KernelSession, output_path: str | Path, title: str = "") -> None:
+        """Write the session's cells and outputs as a notebook.
+
+        Raises:
+            StoreError: the file cannot be written, or the history cannot be read. An existing file is unchanged.
+        """
+        await notebook.export_notebook(session, Path(output_path), title or _title(session))
 
     def save_checkpoint(self, session: KernelSession, file_path: str | Path | None = None) -> dict[str, Any]:
-        """See ``checkpoint.save_checkpoint``."""
+        """Do what ``export_history`` does, but block the event loop: the reference's interface is synchronous."""
         return checkpoints.save_checkpoint(session, file_path)
 
     def restore_checkpoint(
@@ -458,16 +414,12 @@ class AgentKernelManager:
         checkpoint_data: dict[str, Any] | None = None,
         file_path: str | Path | None = None,
     ) -> None:
-        """See ``checkpoint.restore_checkpoint``."""
+        """Do what ``import_history`` does, but block the event loop: the reference's interface is synchronous."""
         checkpoints.restore_checkpoint(session, checkpoint_data, file_path)
 
     def save_session_as_notebook(self, session: KernelSession, output_path: str | Path, title: str = "") -> None:
-        """Write the session's cells and outputs as a notebook.
-
-        Raises:
-            StoreError: it cannot be written.
-        """
-        notebook.save_notebook(session, Path(output_path), title or f"Session of {session.agent_id}")
+        """Do what ``export_notebook`` does, but block the event loop: the reference's interface is synchronous."""
+        notebook.save_notebook(session, Path(output_path), title or _title(session))
 
     async def get_kernel_resource_usage(self, kernel_id: str) -> dict[str, Any]:
         """Measure a kernel.
@@ -488,155 +440,45 @@ class AgentKernelManager:
         return {"kernel_id": kernel_id, **sample.as_dict(self.resource_limits)}
 
     async def sweep_everywhere(self) -> int:
-        """Remove also the running kernels of dead processes with other folders. Returns how many.
+        """Remove also the running kernels of dead processes with other folders. Return how many were removed.
 
         Raises:
             EngineError: the engine does not answer.
             See ``start``.
         """
         await self.start()
-        assert self._instance is not None
-        return await self._instance.sweep(everywhere=True)
+        return await self._wiring.live_instance().sweep(everywhere=True)
 
     async def apply_retention(self) -> int:
-        """Delete now the sessions that are too old or too much, as is done every hour. Returns how many.
+        """Delete the sessions that are too old or too many now, not at the next full hour. Return how many.
 
         Raises:
             StoreError: the history cannot be read or written.
             See ``start``.
         """
         await self.start()
-        assert self._retention is not None
-        return await asyncio.to_thread(self._retention.sweep)
+        return await asyncio.to_thread(self._wiring.live_retention().sweep)
 
-    async def shutdown(self, *, keep_sessions: bool = False) -> None:
-        """End all sessions and kernels and remove all that is left of them. A cancelled shutdown still finishes.
+    async def shutdown(self, *, keep_sessions: bool | None = None) -> None:
+        """End all sessions and kernels, and remove their containers and folders. Idempotent.
 
-        A session that has a checkpoint is checkpointed once more, and wakes at its agent's next ``acquire_kernel``, in
-        whatever process.
+        A session that has a checkpoint is checkpointed once more, and continues at its agent's next
+        ``acquire_kernel``, in any process. A shutdown that is cancelled still finishes before it raises.
 
         Args:
-            keep_sessions: every session is kept so. A running cell has 5 s to end, and is interrupted then. A kernel
-                whose state cannot be written runs on, as after a kill, and the next start goes on with it.
+            keep_sessions: keep every session in this way; None: as the manager was made. A running cell has 5 s to
+                end and is then interrupted. A kernel whose state cannot be written runs on, and the next start adopts
+                it.
 
         Raises:
-            EngineError: the engine does not answer; what is left is removed by the next start on this host.
+            EngineError: the engine does not answer; the next start on this host removes what is left.
         """
-        if self._closing is None:
-            self._closing = asyncio.create_task(self._close(keep_sessions))
-        cancelled = False
-        while not self._closing.done():
-            try:
-                await asyncio.shield(self._closing)
-            except asyncio.CancelledError:
-                cancelled = True
-        if cancelled:
-            raise asyncio.CancelledError
-        self._closing.result()
-
-    async def _close(self, keep_sessions: bool) -> None:
-        await self._cancel_tasks()
-        async with self._opening:
-            await self._cancel_tasks()
-            sessions = list(self.sessions.values())
-            await self._hibernation.close(keep=keep_sessions)
-            await self._control.close()
-            await asyncio.to_thread(self.telemetry.close)
-            await self.pool.close()
-            for session in sessions:
-                await session.settled()
-            try:
-                if self._instance is not None:
-                    await self._instance.close()
-            finally:
-                if self._store is not None:
-                    await asyncio.to_thread(self._store.close)
-                self._call_off()
-
-    async def _cancel_tasks(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._wiring.close(keep_sessions=self.keep_sessions if keep_sessions is None else keep_sessions)
 
     def overview(self) -> dict[str, Any]:
-        """What `cellblock ps` shows: the instance, its pool, and each kernel with its agent, cell and usage."""
-        return self._operations.overview()
-
-    def _describe(self) -> dict[str, Any]:
-        return {
-            "instance": self.instance_id,
-            "pid": os.getpid(),
-            "runtime": self.runtime,
-            "policy": self.settings.policy,
-        }
-
-    def _make_pool(self) -> KernelPool:
-        policy, warm = self.policy, self.settings.warm_kernels
-        host = HostLoad(self._memory_of_kernels)
-        admission = Admission(self.resource_limits, policy.scheduling)
-        return KernelPool(
-            self.max_kernels,
-            start=self._start_kernel,
-            warm=policy.pool.warm if warm is None else warm,
-            rules=policy.pool,
-            scheduler=Scheduler(policy.scheduling, policy.groups),
-            room=lambda kernels, starting: admission.room(host.read(), kernels, starting),
-            telemetry=self.telemetry,
-        )
-
-    def _memory_of_kernels(self) -> int:
-        """Bytes that the pool's kernels used when they were sampled last."""
-        latest = self.monitor.latest
-        return sum(latest[kernel_id].usage.memory for kernel_id in self.pool.kernels if kernel_id in latest)
-
-    def _live_kernels(self) -> list[Kernel]:
-        kernels = (resource.kernel for resource in self.pool.kernels.values())
-        return [kernel for kernel in kernels if kernel is not None and kernel.is_alive]
-
-    async def _start_kernel(self) -> Kernel:
-        assert self._instance is not None
-        return await self._instance.start_kernel()
-
-    def _open_store(self) -> tuple[History, CheckpointFiles]:
-        history = History.open(self.settings.history_url, self.settings.data_path)
-        try:
-            return history, CheckpointFiles(self.settings.data_path)
-        except BaseException:
-            history.close()
-            raise
-
-    @contextlib.asynccontextmanager
-    async def _in_use(self, session: KernelSession) -> AsyncIterator[None]:
-        """Keep a session awake, having woken it, whether or not its agent is inside ``acquire_kernel``."""
-        try:
-            with session.in_use():
-                await self._registry.reap_if_dead(session)
-                if session.asleep and session.ended is None:
-                    self._refuse_when_closed()
-                    request = session.lease_request
-                    await self._acquiring.session_of(
-                        session.agent_id, None, session.caller, request.group, request.priority
-                    )
-                yield
-        finally:
-            self._hibernation.make_room()
-
-    def _refuse_when_closed(self) -> None:
-        if self._closing is not None:
-            raise ManagerClosedError("the manager has been shut down.", remedy="Make a new one.")
-
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(_report)
+        """Return what `cellblock ps` shows: the instance, its pool, and each kernel with its agent, cell and usage."""
+        return self._wiring.operations.overview()
 
 
-def _report_late_start(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log.warning("the manager could not start: %s", error)
-
-
-def _report(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log.error("a background task of the manager failed", exc_info=error)
+def _title(session: KernelSession) -> str:
+    return f"Session of {session.agent_id}"

@@ -21,10 +21,11 @@ import docker
 from docker.errors import DockerException, ImageNotFound
 
 from orchestrator.container.engine import connect
+from orchestrator.container.engineimages import EngineImages
 from orchestrator.errors import ImageMissingError
 from orchestrator.host import hostcommand
-from orchestrator.image import build as imagebuild
 from orchestrator.image import wheels
+from orchestrator.image.build import find_current_image, image_name
 from orchestrator.settings import Settings
 
 REPOSITORY = Path(__file__).parents[2]
@@ -98,11 +99,11 @@ def place(report: Report) -> Iterator[Place]:
 def _image(client: docker.DockerClient, report: Report) -> str:
     """Return the peers' image. Build it on the sandbox image if necessary."""
     settings = Settings.load()
-    sandbox = imagebuild.find_current(client, settings)
+    sandbox = find_current_image(EngineImages(client), settings)
     if sandbox is None:
         raise ImageMissingError(
-            "the engine has no current sandbox image.",
-            image=imagebuild.image_name(settings),
+            "the engine has no sandbox image of this checkout.",
+            image=image_name(settings),
             remedy="`make image` builds it.",
         )
     lock = IMAGE / "requirements.txt"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 import sys
+from typing import Annotated
 
 import typer
 
+from orchestrator import __version__
 from orchestrator.cli import auditlog, daemon, doctor, image, policies, prune, ps, run, sessions, top, verify
 from orchestrator.cli.render import complain
 from orchestrator.errors import CellblockError
@@ -21,6 +23,23 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cellblock {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Take the options of the command itself."""
+
+
 app.command(name="run")(run.run)
 app.command(name="ps")(ps.ps)
 app.command(name="top")(top.top)
@@ -36,7 +55,7 @@ app.add_typer(daemon.app, name="engine")
 
 def main() -> None:
     """Run the command line. Exit status: 0 done, 1 it failed, 2 wrong usage, 130 interrupted."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends us leaves nothing behind, like Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
     try:
         settings = Settings.load()
         configure(settings.log_level, settings.log_format)

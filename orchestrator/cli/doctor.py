@@ -99,7 +99,7 @@ def _engine(info: dict[str, Any], version: dict[str, Any]) -> Iterator[Diagnosis
     components = {part.get("Name"): part.get("Version", "") for part in version.get("Components") or ()}
     found = list(weaknesses(look(), info, gvisor_fault(runtimes), components.get("runc", "")))
     for one in found:
-        yield Diagnosis(one.subject, "broken" if one.broken else "weak", one.found, one.mend, one.consequence)
+        yield Diagnosis(one.subject, "broken" if one.broken else "weak", one.found, one.fix, one.consequence)
     strong = [name for name in _LOOKED_FOR if name not in {one.subject for one in found}]
     if strong:
         yield Diagnosis("also checked", "good", ", ".join(strong))

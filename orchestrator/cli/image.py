@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from orchestrator.container import engine
-from orchestrator.image import build as imagebuild
-from orchestrator.image.build import BuildStep
+from orchestrator.container.engineimages import EngineImages
+from orchestrator.image.build import BuildStep, BuiltImage, build_image, find_current_image, find_image, image_name
 from orchestrator.settings import Settings
 
 app = typer.Typer(
@@ -47,7 +47,7 @@ class BuildDisplay:
         self._bars.stop()
 
     def __call__(self, step: BuildStep) -> None:
-        """Show one step. ``imagebuild.build`` calls it."""
+        """Show one step. ``build_image`` calls it."""
         if self._console.is_terminal:
             self._draw(step)
         else:
@@ -77,7 +77,7 @@ def build(force: Force = False) -> None:
     client = engine.connect(settings.engine_timeout)
     try:
         with BuildDisplay(Console(stderr=True)) as display:
-            image = imagebuild.build(client, settings, display, force)
+            image = build_image(EngineImages(client), settings, display, force)
     finally:
         client.close()
     _show(image, "built" if image.built else "is current")
@@ -89,16 +89,16 @@ def show() -> None:
     settings = Settings.load()
     client = engine.connect(settings.engine_timeout)
     try:
-        image = imagebuild.find(client, imagebuild.image_name(settings))
-        current = imagebuild.find_current(client, settings)
+        image = find_image(EngineImages(client), image_name(settings))
+        current = find_current_image(EngineImages(client), settings)
     finally:
         client.close()
     if image is None:
-        raise engine.image_missing(imagebuild.image_name(settings))
+        raise engine.image_missing(image_name(settings))
     _show(image, "matches its sources" if current else "does not match its sources: run `cellblock image build`")
     if current is None:
         raise typer.Exit(1)
 
 
-def _show(image: imagebuild.BuiltImage, state: str) -> None:
+def _show(image: BuiltImage, state: str) -> None:
     typer.echo(f"image: {image.name} {state}; {image.size / 1e6:.0f} MB, {image.image_id.removeprefix('sha256:')[:12]}")

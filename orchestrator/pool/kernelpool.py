@@ -1,10 +1,10 @@
 """KernelPool: kernels kept ready, handed out in the scheduler's order, never more than ``max_kernels`` at once.
 
 Invariants:
-- a kernel that served an agent never returns: ``release`` discards it;
-- kernels that are starting, ready, leased or still being removed all count;
-- only the pool and the manager end kernels;
-- a kernel that is ready goes to whoever the scheduler names, before anything else happens.
+- A kernel that served an agent never returns: ``release`` discards it.
+- Kernels that are starting, ready, leased or being removed all count.
+- Only the pool and the manager end kernels.
+- A ready kernel goes to the caller that the scheduler names, before anything else happens.
 """
 
 from __future__ import annotations
@@ -13,107 +13,41 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
-from typing import Any, Self
 
-from orchestrator.errors import (
-    CellblockError,
-    KernelDiedError,
-    KernelPoolExhaustedError,
-    ManagerClosedError,
-    Scarcity,
-)
+from orchestrator.errors import CellblockError, KernelPoolExhaustedError, ManagerClosedError, Scarcity
 from orchestrator.kernel.kernel import Kernel
-from orchestrator.limits import MIB
 from orchestrator.policy.policy import Pool
+from orchestrator.pool.kernelresource import KernelResource
+from orchestrator.pool.refill import Refill
+from orchestrator.pool.refusal import Refusal
 from orchestrator.pool.scheduler import UNLIMITED, LeaseRequest, Room, Scheduler, Ticket
+from orchestrator.pool.upkeep import Upkeep
 from orchestrator.telemetry import Telemetry
+
+__all__ = ["KernelPool", "KernelResource"]
 
 _log = logging.getLogger(__name__)
 
-# Seconds before a lease is refilled while nobody waits: starting a container takes a whole core for most of a second,
-# and the agent that has just got its kernel is about to use it.
+# Seconds from a lease to the start of its successor while nobody waits: starting a container takes a whole core for
+# most of a second, and the agent that has just got its kernel is about to use it.
 _REFILL_DELAY = 0.3
-_LONGEST_DELAY = 60.0  # seconds between two attempts to refill while every start fails
-_TICK = 1.0  # seconds between two looks at the kernels that wait, and at the room on the host
-_ANSWER = 5.0  # seconds in which a kernel that nobody uses must answer
-_END_A_SESSION = "End a session with `await manager.end_session(agent_id)`, wait longer, or raise max_kernels."
-_REMEDIES: dict[Scarcity, str] = {
-    "memory": "End a session, free memory on the host, or change limits.memory_mb, scheduling.memory_reserve_mb or "
-    "scheduling.memory_overcommit in the policy.",
-    "cpu": "End a session, or raise scheduling.cpu_overcommit in the policy.",
-    "quota": "End a session of the group, wait longer, or raise its quota in the policy.",
-    "queue": "Try again later, or raise pool.queue in the policy.",
-    "starting": "Wait longer; `cellblock doctor` says whether kernels start here.",
-}
-
-
-class KernelResource:
-    """One place in the pool, and the kernel that fills it.
-
-    Attributes:
-        kernel: None for a resource that only stands for a kernel.
-        created_at, last_used_at: seconds since the epoch.
-        begun: monotonic seconds of its making.
-        checked: monotonic seconds of its last sign of life.
-        group: of the agent that has it, which is charged for it; None while nobody is.
-        served: whether an agent has had it; then it is discarded on release.
-    """
-
-    def __init__(self, kernel_id: str, kernel: Kernel | None = None) -> None:
-        self.kernel_id = kernel_id
-        self.kernel = kernel
-        self.is_available = True
-        self.is_shutting_down = False
-        self.served = False
-        self.created_at = time.time()
-        self.begun = self.checked = time.monotonic()
-        self.group: str | None = None
-        self.last_used_at: float | None = None
-
-    def acquire(self) -> None:
-        """Take it.
-
-        Raises:
-            RuntimeError: it is taken, or being shut down.
-        """
-        if not self.is_available or self.is_shutting_down:
-            raise RuntimeError("Kernel is not available")
-        self.is_available = False
-        self.last_used_at = time.time()
-
-    def release(self) -> None:
-        """Give it back.
-
-        Raises:
-            RuntimeError: nobody has taken it.
-        """
-        if self.is_available:
-            raise RuntimeError("Kernel is already available")
-        self.is_available = True
-        self.last_used_at = time.time()
-
-    async def __aenter__(self) -> Self:
-        self.acquire()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.release()
+_TICK = 1.0  # seconds between two looks at the ready kernels and at the room on the host
 
 
 class KernelPool:
     """At most ``max_kernels`` kernels, and no more than the host has room for.
 
     Args:
-        start: makes a kernel; without it the pool only hands out what ``add_kernel`` gave it.
+        start: starts a kernel; None: the pool only hands out kernels that ``add_kernel`` was given.
         warm: kernels to keep ready beyond those in use.
-        rules: how old a kernel that waits may become, how often it must answer, and what becomes of callers.
-        scheduler: who gets the next kernel; without one it is first come, first served.
-        room: called before kernels are started, with the numbers of kernels that there are and that are starting;
-            tells how many more the host has room for.
-        tick: seconds between two looks at the kernels that wait, and at the room on the host.
-        refill_delay: seconds after a lease until its successor is started; doubled after each start that fails.
+        rules: how old a ready kernel may become, how often it must answer, and how many callers may wait.
+        scheduler: says who gets the next kernel; None: first come, first served.
+        room: called before kernels are started, with the numbers of existing and of starting kernels; returns how many
+            more the host has room for.
+        tick: seconds between two looks at the ready kernels and at the room on the host.
+        refill_delay: seconds from a lease to the start of its successor; doubled after each start that fails.
     """
 
     def __init__(
@@ -133,56 +67,58 @@ class KernelPool:
             raise ValueError("max_kernels must be at least 1")
         self.max_kernels = max_kernels
         self.kernels: dict[str, KernelResource] = {}
-        self._start = start
         self._warm = warm
         self._tick = tick
-        self._refill_delay = refill_delay
         self._rules = rules or Pool()
         self._scheduler = Scheduler() if scheduler is None else scheduler
         self._ask_room = room
         self._telemetry = telemetry or Telemetry()
         self._reclaim: Callable[[], Counter[str]] = Counter
         self._waiters: dict[Ticket, asyncio.Future[KernelResource]] = {}
-        self._starting: set[asyncio.Task[None]] = set()
         self._discarding: set[asyncio.Task[None]] = set()
-        self._checking: set[asyncio.Task[None]] = set()
-        self._refill: asyncio.TimerHandle | None = None
-        self._refill_at = 0.0  # monotonic seconds before which no kernel is started ahead of need
-        self._failures = 0  # starts that failed in a row
+        self._upkeep = Upkeep(self._rules, self._replace)
+        self._refill = Refill(
+            start,
+            refill_delay,
+            has_waiters=lambda: self._scheduler.eligible > 0,
+            started=self._add_started,
+            failed=self._report_failed_start,
+            ended=self._balance,
+        )
         self._closed = False
 
     def reclaim_with(self, reclaim: Callable[[], Counter[str]]) -> None:
-        """Have ``reclaim`` called before a caller is refused: how many kernels does each group then give up?"""
+        """Call ``reclaim`` before a caller is refused; it returns how many kernels each group is giving up."""
         self._reclaim = reclaim
 
     @property
     def available_count(self) -> int:
-        """How many kernels are ready and not taken."""
+        """How many kernels are ready and not leased."""
         return sum(1 for _ in self._ready())
 
     def counts(self) -> dict[str, int]:
-        """How many kernels there may be, are in each state, and how many callers wait for one."""
+        """Return the largest number of kernels, how many are in each state, and how many callers wait."""
         ready, ending = self.available_count, self._ending()
         return {
             "max": self.max_kernels,
             "ready": ready,
             "leased": len(self.kernels) - ready - ending,
-            "starting": len(self._starting),
+            "starting": self._refill.starting,
             "ending": ending,
             "waiting": len(self._scheduler),
         }
 
     def shortage(self, *, with_warm: bool) -> int:
-        """How many kernels have to be given up so that everybody who waits gets one, but for those at a quota.
+        """Return how many sessions must give up their kernels so that each caller below its quota gets one.
 
         Args:
-            with_warm: and so that as many are kept ready as should be.
+            with_warm: count the kernels that should be kept ready, too.
         """
-        coming = max(self._room().kernels, 0) + len(self._starting) + self._ending() + self.available_count
+        coming = max(self._room().kernels, 0) + self._refill.starting + self._ending() + self.available_count
         return self._scheduler.eligible + (self._warm if with_warm else 0) - coming
 
     def quota_shortages(self) -> dict[str, int]:
-        """How many kernels each group at its quota has to give up itself, so that all who wait in it get one."""
+        """Return how many of its own kernels each group at its quota must give up, so that its callers get one each."""
         return {
             group: short
             for group, waiting in self._scheduler.blocked.items()
@@ -190,10 +126,10 @@ class KernelPool:
         }
 
     def add_kernel(self, kernel: KernelResource) -> None:
-        """Add a kernel that is ready, or that somebody has.
+        """Add a kernel that is ready or leased.
 
         Raises:
-            ValueError: the pool has one of this id.
+            ValueError: the pool has a kernel with this id.
         """
         if kernel.kernel_id in self.kernels:
             raise ValueError(f"Kernel with ID {kernel.kernel_id} already exists")
@@ -203,7 +139,7 @@ class KernelPool:
         self._hand_out()
 
     def charge(self, kernel: KernelResource, group: str) -> None:
-        """Have a kernel that somebody has count as a group's, be it past its quota."""
+        """Charge a leased kernel to a group, even over quota."""
         if kernel.group == group:
             return
         if kernel.group is not None:
@@ -214,14 +150,14 @@ class KernelPool:
         self._balance()
 
     async def acquire(self, timeout: float | None = None, *, request: LeaseRequest | None = None) -> KernelResource:
-        """Take a kernel, when it is this caller's turn: see ``scheduler``.
+        """Lease a kernel when it is this caller's turn: see ``scheduler``.
 
         Args:
-            timeout: seconds to wait for one, its start included; None waits for ever.
+            timeout: seconds to wait, including a start; None: without a limit.
 
         Raises:
-            KernelPoolExhaustedError: none became free, or ready, in time; or the policy lets nobody wait for one.
-            KernelStartError, EngineError: one was started for this caller, and failed.
+            KernelPoolExhaustedError: no kernel became ready in time, or the policy refuses callers that would wait.
+            KernelStartError, EngineError: the start of a kernel for this caller failed.
             ManagerClosedError: the pool is closed.
         """
         if self._closed:
@@ -243,14 +179,14 @@ class KernelPool:
     def release(self, kernel: KernelResource) -> None:
         """Give a kernel back. One that served an agent is discarded, in the background."""
         if kernel.served or (kernel.kernel is not None and not kernel.kernel.is_alive):
-            self._spawn(self._discarding, self.discard(kernel))
+            self._discard_later(kernel)
             return
         kernel.release()
         self._discharge(kernel)
         self._hand_out()
 
     async def discard(self, resource: KernelResource) -> None:
-        """End a kernel. Its place is free once nothing of it is left."""
+        """End a kernel. Its place is free once its container and folder are gone."""
         resource.is_shutting_down = True
         try:
             if resource.kernel is not None:
@@ -264,7 +200,7 @@ class KernelPool:
             self._balance()
 
     def abandon(self, resource: KernelResource) -> None:
-        """Forget a kernel, which runs on for the next start."""
+        """Forget a kernel and let it run on for the next start."""
         self.kernels.pop(resource.kernel_id, None)
         if resource.kernel is not None:
             resource.kernel.abandon()
@@ -274,24 +210,20 @@ class KernelPool:
         self._balance()
 
     async def run(self) -> None:
-        """Each second look at the kernels that wait, and at the room that the host has, until cancelled."""
+        """Look at the ready kernels and at the room on the host each second, until cancelled."""
         while True:
             await asyncio.sleep(self._tick)
-            self._check_due()
+            self._upkeep.check_due(list(self._ready()))
             self._retire()
             self._balance()
 
     async def close(self) -> None:
-        """End every kernel, ready, leased or starting; those who wait get ManagerClosedError."""
+        """End every kernel, ready, leased or starting. Callers that wait get ManagerClosedError."""
         self._closed = True
-        if self._refill is not None:
-            self._refill.cancel()
         for waiter in self._waiters.values():
             if not waiter.done():
                 waiter.set_exception(ManagerClosedError("the kernel pool was closed."))
-        for task in self._starting | self._checking:
-            task.cancel()
-        await asyncio.gather(*self._starting, *self._checking, return_exceptions=True)
+        await asyncio.gather(self._refill.close(), self._upkeep.close())
         await asyncio.gather(*(self.discard(resource) for resource in list(self.kernels.values())))
         await asyncio.gather(*self._discarding, return_exceptions=True)
 
@@ -309,11 +241,11 @@ class KernelPool:
             if waiter is not None:
                 resource.acquire()
                 resource.group = group
-                self._put_off_refill(self._refill_delay)
+                self._refill.put_off()
                 waiter.set_result(resource)
 
     def _next_waiter(self) -> tuple[asyncio.Future[KernelResource] | None, str]:
-        """Take whose turn it is from the queue, and charge the group; None for one that has just gone."""
+        """Take the next caller from the queue, and charge its group; None if that caller has just gone."""
         ticket = self._scheduler.next()
         assert ticket is not None
         waiter, group = self._waiters.pop(ticket), ticket.request.group
@@ -340,7 +272,7 @@ class KernelPool:
             self._scheduler.withdraw(ticket)
 
     def _discharge(self, resource: KernelResource) -> None:
-        """Charge nobody for a kernel any more. One that served has come free for others."""
+        """Stop charging a group for the kernel. A kernel that served an agent counts for the pace of leases."""
         if resource.group is not None:
             self._scheduler.release(resource.group, time.monotonic() if resource.served else None)
             resource.group = None
@@ -350,10 +282,10 @@ class KernelPool:
             self.release(waiter.result())
 
     def _refuse_if_hopeless(self, ticket: Ticket) -> None:
-        """Refuse a caller at once where too many wait already, or where the policy lets none wait for others' kernels.
+        """Refuse a caller at once if too many wait, or if the policy says "fail" and no kernel is coming.
 
         Raises:
-            KernelPoolExhaustedError: so it is.
+            KernelPoolExhaustedError: it is refused.
         """
         if len(self._scheduler) > self._rules.queue:
             raise self._refusal("queue", ticket, 0.0)
@@ -361,51 +293,37 @@ class KernelPool:
             raise self._refusal(self._scarce(ticket), ticket, 0.0)
 
     def _is_hopeless(self, group: str) -> bool:
-        """Whether more callers wait than kernels are ready, being made or being given up."""
+        """Return whether more callers wait than kernels are ready, starting or being given up."""
         reclaimed = self._reclaim()
         blocked = self._scheduler.blocked.get(group, 0) - self._ending(group) - reclaimed[group]
         return blocked > 0 or self.shortage(with_warm=False) > reclaimed.total()
 
     def _scarce(self, ticket: Ticket) -> Scarcity:
-        """What a caller that waits has too little of."""
+        """Return what is scarce for a caller that waits."""
         if self._scheduler.blocked.get(ticket.request.group):
             return "quota"
-        if len(self._starting) >= self._scheduler.eligible:
+        if self._refill.starting >= self._scheduler.eligible:
             return "starting"
         room = self._room()
-        if len(self.kernels) + len(self._starting) >= self.max_kernels or self._start is None:
+        if len(self.kernels) + self._refill.starting >= self.max_kernels or not self._refill.can_start:
             return "max_kernels"
         return "starting" if room.kernels > 0 else room.short_of
 
     def _refusal(self, reason: Scarcity, ticket: Ticket, waited: float) -> KernelPoolExhaustedError:
         group = ticket.request.group
-        expected = self._scheduler.expected_wait(group, time.monotonic())
-        room = self._room()
         self._telemetry.refused(reason)
-        happened = f"no kernel became free within {waited:g} s" if waited else "no kernel is free"
-        outlook = "" if expected is None else f" One more that waits now would wait about {expected:.2g} s."
-        return KernelPoolExhaustedError(
-            f"{happened}: {self._why(reason, group, room)}.{outlook}",
-            max_kernels=self.max_kernels,
+        return Refusal(
+            reason,
+            group,
+            held=self._scheduler.held(group),
             waited=waited,
-            reason=reason,
-            expected_wait=expected,
-            needed_bytes=room.needed if reason == "memory" else None,
-            free_bytes=room.free if reason == "memory" else None,
-            remedy=_REMEDIES.get(reason, _END_A_SESSION),
-        )
-
-    def _why(self, reason: Scarcity, group: str, room: Room) -> str:
-        leased = sum(1 for resource in self.kernels.values() if not resource.is_available)
-        kernels = f"{leased} of {self.max_kernels} belong to agents, {len(self._starting)} are starting"
-        whys = {
-            "quota": f"group {group!r} holds {self._scheduler.held(group)}, which is its quota",
-            "queue": f"{self._rules.queue} callers wait already, which is the most; {kernels}",
-            "memory": f"one more is promised {room.needed // MIB} MiB of memory, and {room.free // MIB} MiB "
-            f"of the host's are neither used, reserved nor promised; {kernels}",
-            "cpu": f"the host's cores are promised to the kernels that there are; {kernels}",
-        }
-        return whys.get(reason, kernels)
+            expected_wait=self._scheduler.expected_wait(group, time.monotonic()),
+            room=self._room(),
+            max_kernels=self.max_kernels,
+            leased=sum(1 for resource in self.kernels.values() if not resource.is_available),
+            starting=self._refill.starting,
+            queue=self._rules.queue,
+        ).error()
 
     # Kernels
 
@@ -414,77 +332,33 @@ class KernelPool:
         return sum(1 for resource in ending if group is None or resource.group == group)
 
     def _room(self) -> Room:
-        """What may be started now, ``max_kernels`` included."""
-        kernels = len(self.kernels) + len(self._starting)
-        room = self._ask_room(kernels, len(self._starting))
-        places = 0 if self._start is None else self.max_kernels - kernels
+        """Return what may be started now, within ``max_kernels``."""
+        kernels = len(self.kernels) + self._refill.starting
+        room = self._ask_room(kernels, self._refill.starting)
+        places = self.max_kernels - kernels if self._refill.can_start else 0
         return replace(room, kernels=min(room.kernels, places))
 
     def _balance(self) -> None:
-        """Start what is wanted and fits: at once for those who wait, a little after the last lease to refill."""
-        if self._closed or self._start is None:
+        """Start the kernels that are wanted and fit."""
+        if self._closed or not self._refill.can_start:
             return
-        room, ready, waiting = self._room(), self.available_count, self._scheduler.eligible
-        started = self._start_up_to(min(waiting - ready - len(self._starting), room.kernels), room.at_once)
-        fresh = ready - len(self._stale())
-        missing = min(waiting + self._warm - fresh - len(self._starting), room.kernels - started)
-        delay = self._refill_at - time.monotonic()
-        if missing > 0 and delay <= 0:
-            self._start_up_to(missing, room.ahead)
-        elif missing > 0 and self._refill is None:
-            self._refill = asyncio.get_running_loop().call_later(delay, self._refill_now)
+        ready = self.available_count
+        self._refill.balance(
+            self._room(),
+            waiting=self._scheduler.eligible,
+            ready=ready,
+            fresh=ready - len(self._upkeep.stale(self._ready())),
+            warm=self._warm,
+        )
 
-    def _refill_now(self) -> None:
-        self._refill = None
-        self._balance()
-
-    def _put_off_refill(self, seconds: float) -> None:
-        """Refill no sooner than in so many seconds; leases one after another put it off only once."""
-        now = time.monotonic()
-        if now >= self._refill_at:
-            self._refill_at = now + seconds
-
-    def _start_up_to(self, wanted: int, at_once: int) -> int:
-        count = max(0, min(wanted, at_once - len(self._starting)))
-        for _ in range(count):
-            self._spawn(self._starting, self._start_one())
-        return count
-
-    async def _start_one(self) -> None:
-        try:
-            kernel = await self._start_counted()
-        except Exception as error:  # noqa: BLE001 - whatever it was, somebody waits for this kernel and must be told
-            self._failures = min(self._failures + 1, 10)
-            self._put_off_refill(min(self._refill_delay * 2**self._failures, _LONGEST_DELAY))
-            self._tell(error)
-            return
-        self._failures = 0
+    def _add_started(self, kernel: Kernel) -> None:
         resource = KernelResource(kernel.kernel_id, kernel)
-        kernel.on_lost(lambda: self._died(resource))
+        kernel.on_lost(lambda: self._replace_dead(resource))
         self.add_kernel(resource)
 
-    async def _start_counted(self) -> Kernel:
-        """Start a kernel, which from its very end on is not counted as starting: whoever gets it may look at once."""
-        assert self._start is not None
-        try:
-            kernel = await self._start()
-            if not self._scheduler.eligible:
-                await self._warm_up(kernel)
-            return kernel
-        finally:
-            self._starting.discard(asyncio.current_task())
-
-    @staticmethod
-    async def _warm_up(kernel: Kernel) -> None:
-        try:
-            await kernel.warm_up()
-        except BaseException:
-            await kernel.stop()
-            raise
-
-    def _tell(self, error: Exception) -> None:
-        """Tell whose turn it is of a failed start, unless enough others are under way for all who wait."""
-        if self._scheduler.eligible <= len(self._starting):
+    def _report_failed_start(self, error: Exception) -> None:
+        """Give the error to the next caller, unless enough other starts are under way for all callers."""
+        if self._scheduler.eligible <= self._refill.starting:
             return
         while self._scheduler.eligible:
             waiter, group = self._next_waiter()
@@ -494,52 +368,25 @@ class KernelPool:
                 return
         _log.warning("a kernel could not be started ahead of need: %s", error)
 
-    def _died(self, resource: KernelResource) -> None:
-        """A kernel that nobody had taken ended; a leased one is its session's affair."""
+    def _replace_dead(self, resource: KernelResource) -> None:
+        """Called when a kernel's connection is lost. A leased kernel is left to its session."""
         if resource.is_available and not resource.is_shutting_down and not self._closed:
-            self._end(resource, "died")
+            self._replace(resource, "died")
 
-    def _end(self, resource: KernelResource, reason: str) -> None:
-        """End a kernel that nobody has, in the background; nobody gets it from now on."""
+    def _replace(self, resource: KernelResource, reason: str) -> None:
+        """End a ready kernel in the background. From now on nobody gets it."""
         resource.is_shutting_down = True
         self._telemetry.replaced(reason)
-        self._spawn(self._discarding, self.discard(resource))
-
-    def _stale(self) -> list[KernelResource]:
-        """The ready kernels that are too old, the oldest first."""
-        born = time.monotonic() - self._rules.max_age_s
-        return [resource for resource in self._ready() if resource.kernel is not None and resource.begun < born]
+        self._discard_later(resource)
 
     def _retire(self) -> None:
-        """End ready kernels that are too old: as many as fresh ones stand in for, or one where no other way is left."""
-        stale = self._stale()
+        """Replace ready kernels that are too old: those above the target, or one if no successor fits beside it."""
         surplus = self.available_count - self._warm
-        if surplus <= 0 and self._room().kernels <= 0 and not self._starting and not self._ending():
+        if surplus <= 0 and self._room().kernels <= 0 and not self._refill.starting and not self._ending():
             surplus = 1
-        for resource in stale[: max(surplus, 0)]:
-            self._end(resource, "age")
+        self._upkeep.retire(self._upkeep.stale(self._ready()), surplus)
 
-    def _check_due(self) -> None:
-        """Ask the ready kernels that have not been heard of for long whether they still answer."""
-        now = time.monotonic()
-        for resource in self._ready():
-            if resource.kernel is not None and now - resource.checked >= self._rules.check_every_s:
-                resource.checked = now
-                self._spawn(self._checking, self._check(resource, resource.kernel))
-
-    async def _check(self, resource: KernelResource, kernel: Kernel) -> None:
-        """Have a ready kernel's main thread answer; its control thread would also when the main one is stuck."""
-        try:
-            await kernel.request("shell", "kernel_info_request", {}, timeout=_ANSWER)
-        except KernelDiedError:
-            return  # `_died` has heard of it
-        except TimeoutError:
-            if resource.is_available and not resource.is_shutting_down:  # an agent's kernel may be busy with a cell
-                _log.warning("kernel %s did not answer while it was waiting; it is replaced", resource.kernel_id)
-                self._end(resource, "silent")
-
-    def _spawn(self, tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-        task.add_done_callback(lambda _: self._balance() if tasks is self._starting else None)
+    def _discard_later(self, resource: KernelResource) -> None:
+        task = asyncio.get_running_loop().create_task(self.discard(resource))
+        self._discarding.add(task)
+        task.add_done_callback(self._discarding.discard)

@@ -1,12 +1,16 @@
-"""The law of the layout, and that documents and code tell the same."""
+"""The rules of the layout, and that documents and code say the same."""
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+
+import pytest
 
 from orchestrator.cli.policies import MEANINGS
 from orchestrator.isolation.verification import CLAIMS
@@ -19,11 +23,42 @@ ROWS = {
 }  # fmt: skip
 
 
+def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False, timeout=120)
+
+
 def test_imports_point_down_only(repository: Path) -> None:
     """import-linter's contracts hold."""
-    command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]
-    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False, timeout=120)
+    done = lint_imports(repository)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "planted", "contract"),
+    [
+        ("orchestrator/pool/hostload.py", "import docker", "only container/ and host/ import docker"),
+        ("orchestrator/sessions/retention.py", "import sqlalchemy", "only store/ imports sqlalchemy"),
+        ("orchestrator/store/audit.py", "import jupyter_client", "only kernel/ imports jupyter_client"),
+        ("orchestrator/container/lease.py", "import zmq", "only kernel/ may import zmq"),
+        ("orchestrator/limits.py", "import orchestrator.pool", "imports point down only"),
+        ("orchestrator/stray.py", "", "imports point down only"),
+        ("orchestrator/logs.py", "import cellblock", "cellblock/ imports orchestrator, not the other way round"),
+    ],
+)
+def test_a_planted_import_breaks_its_contract(
+    repository: Path, tmp_path: Path, module: str, planted: str, contract: str
+) -> None:
+    """One line in a room that must not have it, or a module without a layer: import-linter names the contract."""
+    for name in ("orchestrator", "cellblock"):
+        shutil.copytree(repository / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(repository / "pyproject.toml", tmp_path)
+    with (tmp_path / module).open("a") as file:
+        file.write(f"\n{planted}\n")
+    done = lint_imports(tmp_path)
+    assert done.returncode == 1, done.stdout
+    assert f"{contract} BROKEN" in done.stdout
 
 
 def test_no_two_modules_share_a_name(repository: Path) -> None:

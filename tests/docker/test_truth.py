@@ -104,7 +104,7 @@ async def test_what_is_killed_between_two_cells_is_told_with_the_next(runtime: s
             if runtime == "runc":
                 told, after = [await manager.execute_code(session, "1") for _ in range(2)]
                 assert (told["outcome"], told["evidence"]["oom_kills"]) == ("ok", 0)
-                assert "a process of earlier ones ran out of it" in told["warnings"][0]
+                assert "a process of an earlier cell ran out of memory" in told["warnings"][0]
                 assert after["warnings"] == []
                 return
         async with manager.acquire_kernel("agent", timeout=60) as (_kernel, session):
