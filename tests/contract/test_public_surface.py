@@ -27,9 +27,9 @@ ERRORS = {
     "EnginePermissionError", "EngineSetupError", "EngineTimeoutError", "EngineUnavailableError", "FileTransferError",
     "ImageBuildError", "ImageMissingError", "InvalidAgentIdError", "InvalidCodeError", "InvalidInputError",
     "KernelDiedError", "KernelError", "KernelPoolExhaustedError", "KernelStartError", "KernelTimeoutError",
-    "ManagerClosedError", "PolicyError", "PolicyFault", "SandboxFloorError", "Scarcity", "SessionBusyError",
-    "SessionEndedError", "SettingsError", "StoreError", "UnknownKernelNameError", "UnknownRuntimeError",
-    "UserIdTakenError",
+    "ManagerClosedError", "PolicyError", "PolicyFault", "SandboxFloorError", "Scarcity",
+    "SessionBusyError", "SessionEndedError",
+    "SettingsError", "StoreError", "UnknownKernelNameError", "UnknownRuntimeError", "UserIdTakenError",
 }  # fmt: skip
 EVENTS = {
     "CellFinished", "ClearOutput", "CommMessage", "DisplayData", "ErrorOutput", "Event", "Evidence", "ExecuteResult",
