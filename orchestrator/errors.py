@@ -40,16 +40,63 @@ An exception of the *code in a cell* is never raised here: it is a result with `
 
 from __future__ import annotations
 
+import copyreg
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, dataclass_transform
 
-from orchestrator.cellblockerror import CellblockError as CellblockError
 from orchestrator.outcome import Outcome
 
 if TYPE_CHECKING:
     from orchestrator.output.events import ExecutionResult
+
+
+@dataclass_transform(eq_default=False, kw_only_default=True, field_specifiers=(field,))
+class _Coded:
+    """Makes each subclass a dataclass, and sets its ``code``. Without annotated fields it inherits ``__init__``."""
+
+    code: ClassVar[str]
+
+    def __init_subclass__(cls, *, code: str = "") -> None:
+        super().__init_subclass__()
+        cls.code = code or cls.code
+        dataclass(init="__annotations__" in vars(cls), eq=False, repr=False, kw_only=True)(cls)
+
+
+class CellblockError(_Coded, Exception, code="cellblock"):
+    """The base of all errors. Each can be pickled and copied, with its fields.
+
+    Attributes:
+        code: the stable name of the class, in snake case.
+        message: what happened, and what state remains.
+        remedy: what the user can do, in one sentence, which also ends ``str(error)``; may be empty.
+    """
+
+    message: str = field(kw_only=False)
+    remedy: str = ""
+
+    def __post_init__(self) -> None:
+        self.args = (self.message,)
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.remedy}".rstrip()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the fields instead of the arguments, which are keywords of each class's own."""
+        return copyreg.__newobj__, (type(self),), {**vars(self), "args": self.args}  # type: ignore[attr-defined]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return ``code``, ``message``, ``remedy`` and ``fields``, for JSON."""
+        own = {name: value for name, value in vars(self).items() if name not in ("message", "remedy", "__notes__")}
+        fields = json.loads(json.dumps(own, default=_plain), parse_constant=lambda _infinite: None)
+        return {"code": self.code, "message": self.message, "remedy": self.remedy, "fields": fields}
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON has no type for: a result and a fault as a dict, anything else as text."""
+    return value.as_dict() if hasattr(value, "as_dict") else asdict(value) if is_dataclass(value) else str(value)  # type: ignore[arg-type]
 
 
 class InvalidInputError(CellblockError, ValueError, code="invalid_input"):
@@ -70,13 +117,7 @@ class UnknownKernelNameError(InvalidInputError, code="unknown_kernel_name"):
 
 @dataclass(frozen=True, slots=True)
 class PolicyFault:
-    """One fault of a policy file.
-
-    Attributes:
-        key: the dotted key; "" where the fault is not about one.
-        line: the line on which it begins; None where that is unknown.
-        reason: what is wrong with it.
-    """
+    """One fault of a policy file: its dotted key ("" for none), its first line (None: unknown), and what is wrong."""
 
     key: str
     line: int | None
@@ -154,9 +195,7 @@ class ImageMissingError(EngineError, LookupError, code="image_missing"):
         image: the image's name.
     """
 
-    def __init__(self, message: str, *, image: str, remedy: str = "") -> None:
-        super().__init__(message, remedy=remedy)
-        self.image = image
+    image: str
 
 
 class ImageBuildError(EngineError, code="image_build"):
@@ -227,13 +266,9 @@ class KernelDiedError(KernelError, code="kernel_died"):
         exit_code: of the container's first process; None while the engine has not reported one.
     """
 
-    def __init__(
-        self, message: str, *, kernel_id: str, reason: Outcome, exit_code: int | None = None, remedy: str = ""
-    ) -> None:
-        super().__init__(message, remedy=remedy)
-        self.kernel_id = kernel_id
-        self.reason = reason
-        self.exit_code = exit_code
+    kernel_id: str
+    reason: Outcome
+    exit_code: int | None = None
 
 
 class KernelTimeoutError(KernelError, TimeoutError, code="kernel_timeout"):
@@ -244,9 +279,7 @@ class KernelTimeoutError(KernelError, TimeoutError, code="kernel_timeout"):
             cell (the variables remain), "dead" when the kernel had to be killed.
     """
 
-    def __init__(self, message: str, *, result: ExecutionResult, remedy: str = "") -> None:
-        super().__init__(message, remedy=remedy)
-        self.result = result
+    result: ExecutionResult
 
 
 Scarcity = Literal["max_kernels", "memory", "cpu", "quota", "queue", "starting"]
@@ -261,31 +294,16 @@ class KernelPoolExhaustedError(KernelError, TimeoutError, code="kernel_pool_exha
         reason: what was scarce: "max_kernels": agents have all kernels; "memory", "cpu": the host has no room for one
             more; "quota": the group has all kernels that it may have; "queue": too many callers wait already;
             "starting": the kernel was still starting.
-        expected_wait: estimated seconds that the group's next caller would wait, from the rate at which kernels became
-            free; None where there is no estimate.
-        needed_bytes, free_bytes: memory that one more kernel would reserve, and unreserved memory; None where memory
-            is not the reason.
+        expected_wait: estimated seconds that the group's next caller would wait; None where there is no estimate.
+        needed_bytes, free_bytes: memory that one more kernel would reserve, and unreserved memory; else None.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        max_kernels: int,
-        waited: float,
-        reason: Scarcity,
-        expected_wait: float | None = None,
-        needed_bytes: int | None = None,
-        free_bytes: int | None = None,
-        remedy: str = "",
-    ) -> None:
-        super().__init__(message, remedy=remedy)
-        self.max_kernels = max_kernels
-        self.waited = waited
-        self.reason = reason
-        self.expected_wait = expected_wait
-        self.needed_bytes = needed_bytes
-        self.free_bytes = free_bytes
+    max_kernels: int
+    waited: float
+    reason: Scarcity
+    expected_wait: float | None = None
+    needed_bytes: int | None = None
+    free_bytes: int | None = None
 
 
 class SessionBusyError(KernelError, TimeoutError, code="session_busy"):
@@ -296,10 +314,9 @@ class SessionBusyError(KernelError, TimeoutError, code="session_busy"):
         waited: seconds.
     """
 
-    def __init__(self, message: str, *, agent_id: str, waited: float, remedy: str = "") -> None:
-        super().__init__(message, remedy=remedy or "Try again in a moment, or with a longer timeout.")
-        self.agent_id = agent_id
-        self.waited = waited
+    agent_id: str
+    waited: float
+    remedy: str = "Try again in a moment, or with a longer timeout."
 
 
 class SessionEndedError(CellblockError, LookupError, code="session_ended"):
@@ -309,9 +326,7 @@ class SessionEndedError(CellblockError, LookupError, code="session_ended"):
         reason: why it ended: an outcome that ends a session, such as "idle", or the caller's own text.
     """
 
-    def __init__(self, message: str, *, reason: str, remedy: str = "") -> None:
-        super().__init__(message, remedy=remedy)
-        self.reason = reason
+    reason: str
 
 
 class ManagerClosedError(CellblockError, RuntimeError, code="manager_closed"):
@@ -325,9 +340,7 @@ class FileTransferError(CellblockError, OSError, code="file_transfer"):
         path: the file, as the caller named it.
     """
 
-    def __init__(self, message: str, *, path: str, remedy: str = "") -> None:
-        super().__init__(message, remedy=remedy)
-        self.path = path
+    path: str
 
 
 class StoreError(CellblockError, OSError, code="store"):
@@ -337,9 +350,7 @@ class StoreError(CellblockError, OSError, code="store"):
         result: the result of a cell that ran and whose result could not be stored; else None.
     """
 
-    def __init__(self, message: str, *, result: ExecutionResult | None = None, remedy: str = "") -> None:
-        super().__init__(message, remedy=remedy)
-        self.result = result
+    result: ExecutionResult | None = None
 
 
 class CheckpointError(CellblockError, code="checkpoint"):
@@ -349,9 +360,7 @@ class CheckpointError(CellblockError, code="checkpoint"):
         checkpoint: the checkpoint's id, or its file's name; "" where it has none yet.
     """
 
-    def __init__(self, message: str, *, checkpoint: str = "", remedy: str = "") -> None:
-        super().__init__(message, remedy=remedy)
-        self.checkpoint = checkpoint
+    checkpoint: str = ""
 
 
 class CheckpointMissingError(CheckpointError, LookupError, code="checkpoint_missing"):
@@ -373,9 +382,7 @@ class CheckpointForeignError(CheckpointError, PermissionError, code="checkpoint_
         agent_id: the agent that asked for it.
     """
 
-    def __init__(self, message: str, *, agent_id: str, checkpoint: str = "", remedy: str = "") -> None:
-        super().__init__(message, checkpoint=checkpoint, remedy=remedy)
-        self.agent_id = agent_id
+    agent_id: str
 
 
 class CheckpointTooLargeError(CheckpointError, code="checkpoint_too_large"):
@@ -385,9 +392,7 @@ class CheckpointTooLargeError(CheckpointError, code="checkpoint_too_large"):
         limit_mb: the limit, in MiB.
     """
 
-    def __init__(self, message: str, *, limit_mb: int, checkpoint: str = "", remedy: str = "") -> None:
-        super().__init__(message, checkpoint=checkpoint, remedy=remedy)
-        self.limit_mb = limit_mb
+    limit_mb: int
 
 
 class CheckpointStateError(CheckpointError, code="checkpoint_state"):

@@ -62,7 +62,7 @@ class Outcome(StrEnum):
     ENGINE_LOST = "engine_lost", Ends.CELL | _DEATH, False  # the Docker engine does not answer
 
     # Of sessions: each ended, or sleeps until its agent's kernel is acquired again
-    IDLE = "idle", Ends.SESSION, False  # nobody used the session for ``idle_timeout_seconds``
+    IDLE = "idle", Ends.SESSION, False  # unused for ``idle_timeout_seconds``
     EVICTED = "evicted", Ends.SESSION, False  # another agent needed the kernel
     HIBERNATE = "hibernate", Ends.SESSION, False  # by ``manager.hibernate``
     RECONFIGURED = "reconfigured", Ends.SESSION, False  # the policy, limits or image changed between two starts

@@ -1,4 +1,4 @@
-"""Reads the fields of a dict that nobody has checked: each is of its type, or the error names its key. Pure."""
+"""Fields: reads an unchecked dict. Each field has its type, or the error names its key. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cells in real kernels: what they put out, how they end, and what the host is told."""
+"""Cells in real kernels: what they put out, how they end, and what the host learns of it."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ async def test_cancelling_twice_still_sees_the_cell_end(manager: AgentKernelMana
 
 
 async def test_a_slow_consumer_does_not_stretch_the_time_limit(runtime: str) -> None:
-    """The limit holds while nobody takes the events."""
+    """The limit holds while the consumer takes no events."""
     code = "import time\nprint('first', flush=True)\nfor _ in range(50): time.sleep(0.1)\nprint('never')"
     limits = KernelResourceLimits(max_execution_time=1)
     async with make_manager(runtime, limits=limits) as manager, manager.acquire_kernel("a") as (_kernel, session):

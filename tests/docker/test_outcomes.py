@@ -41,7 +41,7 @@ async def result_of(manager: AgentKernelManager, session: KernelSession, code: s
     "cell", [pytest.param(cell, marks=pytest.mark.alone if cell.heavy else (), id=cell.name) for cell in CELLS]
 )
 async def test_a_cell_ends_as_it_must(manager: AgentKernelManager, runtime: str, cell: HostileCell) -> None:
-    """Outcome, error, evidence and what became of the kernel are those of the table; the state says what is there."""
+    """Outcome, error, evidence and the kernel's state are those of the table; a live kernel has its variables."""
     ending = cell.ending_under(runtime)
     alone = cell.alone or ending.kernel == "dead"
     agent = f"agent-{cell.name}" if alone else "agent"

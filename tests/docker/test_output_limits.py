@@ -1,4 +1,4 @@
-"""Too much output, and consumers that are too slow for it: what is kept, what is said, and what it costs the host."""
+"""Too much output, and slow consumers: what is kept, what the result says of the rest, and what it costs the host."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ async def test_what_no_message_can_hold_is_counted_too(runtime: str, code: str) 
 
 @pytest.mark.alone
 async def test_a_slow_consumer_costs_no_memory(runtime: str) -> None:
-    """While nobody takes the events the kernel has to wait: RSS stays, and nothing is lost below the limit."""
+    """While the consumer takes no events the kernel waits: RSS stays, and nothing below the limit is lost."""
     limits = KernelResourceLimits(max_output_size_mb=64, max_execution_time=120)
     async with one_session(runtime, limits=limits) as (manager, session):
         code = "for n in range(40): print('x' * 999_999)\nimport time; print(f'end {time.time()}')"

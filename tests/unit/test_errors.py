@@ -141,10 +141,12 @@ def test_an_error_shows_its_message_and_then_its_remedy() -> None:
 def test_a_subclass_of_a_user_keeps_the_code_that_it_is_mapped_by() -> None:
     """A class without a code of its own has its parent's."""
 
-    class OwnError(errors.KernelError):
+    class OwnError(errors.PolicyError):
         pass
 
-    assert OwnError.code == "kernel"
+    own: Any = OwnError  # mypy expects a dataclass's own arguments
+    error = own("it failed.", path=Path("a.toml"), faults=FAULTS)
+    assert (error.code, error.as_dict()["fields"]["line"]) == ("policy", 3)
 
 
 async def test_a_session_that_another_call_holds_is_busy() -> None:

@@ -1,4 +1,4 @@
-"""Head and tail of too much output, and what is said of the part between them."""
+"""Head and tail of too much output, and how the gap between them is reported."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def text_of(outputs: tuple[Output, ...], name: str = "stdout") -> str:
 
 
 def test_all_that_fits_stays_as_it_is() -> None:
-    """Up to its limit a cell's output is whole, and nothing is said of it."""
+    """Up to its limit a cell's output is whole, without a truncation."""
     collector = OutputCollector(OutputLimits(100 * KIB))
     assert all(collector.add(StreamOutput("stdout", "x" * KIB)) for _ in range(99))
     late, outputs = finish(collector)
@@ -65,7 +65,7 @@ def test_past_the_limit_head_and_tail_stay_and_the_cut_is_marked_in_place() -> N
 
 
 def test_a_consumer_hears_of_the_cut_and_then_gets_the_tail() -> None:
-    """What comes past the limit is not streamed; at the end the consumer is told of the gap, and given what is left."""
+    """Output past the limit is not streamed; at the end the consumer receives the size of the gap, and the tail."""
     collector = OutputCollector(OutputLimits(100 * KIB))
     streamed = [
         event
@@ -117,7 +117,7 @@ def test_messages_and_displays_have_limits_of_their_own(what: str, reason: str) 
 
 
 def test_cleared_output_makes_room() -> None:
-    """What a cell clears away counts no more, and nothing is said to be missing of what is shown."""
+    """Cleared output no longer counts, and the remaining output is complete."""
     collector = OutputCollector(OutputLimits(100 * KIB))
     for number in range(50):
         collector.add(StreamOutput("stdout", "x" * 90 * KIB))
