@@ -26,7 +26,6 @@ from orchestrator.kernel.lost import failing_when_lost
 from orchestrator.kernel.warmup import run_first_cells
 from orchestrator.kernel.wire import Wire
 from orchestrator.outcome import Outcome, Stop
-from orchestrator.store.audit import brief
 
 _log = logging.getLogger(__name__)
 _LOOKS = 2  # sweeps that look for an unremoved container: an engine that hung may make it after the first one
@@ -165,7 +164,7 @@ class ContainerKernel(Kernel):
 
     def abandon(self) -> None:
         self.config.left.add(self.kernel_id)
-        self._guard.disconnect("its host has let go of it")
+        self._guard.disconnect("its orchestrator abandoned it")
         self._wire.close()
         self.container.forget_process()
         self.user.release()
@@ -228,7 +227,7 @@ class ContainerKernel(Kernel):
 
     def kill(self, why: Stop) -> None:
         self._killed_for = why
-        self._guard.disconnect("its cell did not heed the interrupt")
+        self._guard.disconnect("its cell ignored the interrupt")
 
     def ran_out_of_memory(self) -> None:
         """Note that the engine saw an out-of-memory kill in this container. Called by the instance.
@@ -263,10 +262,7 @@ class ContainerKernel(Kernel):
     # What is recorded of it
 
     def note(self, event: str, **details: Any) -> None:
-        self.config.audit.write(event, instance=self.instance, kernel=self.kernel_id, **details)
-        if _log.isEnabledFor(logging.INFO):
-            fields = {key: brief(value) for key, value in details.items() if key != "code"}
-            _log.info(event, extra={"fields": {"kernel": self.kernel_id, **fields}})
+        self.config.feed.publish(event, instance=self.instance, kernel=self.kernel_id, **details)
 
     def description(self) -> dict[str, Any]:
         config, limits = self.config, self.config.limits

@@ -172,7 +172,7 @@ class Kernel(Protocol):
     # What is recorded of it
 
     def note(self, event: str, **details: Any) -> None:
-        """Write an entry on this kernel to the audit log, and without its code to the program's log."""
+        """Publish an event of this kernel to the feed."""
 
     def description(self) -> dict[str, Any]:
         """Return what the audit log says of the sandbox: container, runtime, image, policy and limits."""

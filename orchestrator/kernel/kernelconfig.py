@@ -9,11 +9,11 @@ from typing import Any
 
 from orchestrator.container.engine import Engine
 from orchestrator.container.hostconfig import ContainerSpec, create_request
+from orchestrator.eventfeed import EventFeed
 from orchestrator.kernel.guard import Guard
 from orchestrator.kernel.loopshare import KernelShare, LoopShare
 from orchestrator.limits import MIB, KernelResourceLimits
 from orchestrator.policy.policy import Policy
-from orchestrator.store.audit import AuditLog
 from orchestrator.telemetry import Telemetry
 
 # An honest kernel cuts text into pieces, and reports a display that it leaves out for its size. Measured: receiving and
@@ -30,7 +30,7 @@ class KernelConfig:
     Attributes:
         folder: the instance's folder, in which each kernel gets one of its own.
         start_timeout: seconds in which a kernel must be ready.
-        audit: records each kernel's start, end and violations.
+        feed: gets the events of every kernel.
         loop_share: divides the event loop among the kernels.
         unremoved: names of containers that the engine did not remove when asked; for each, how often the sweep has to
             look for it before it counts as gone.
@@ -54,7 +54,7 @@ class KernelConfig:
     start_timeout: float
     container_request: ContainerRequest = create_request
     guard: Callable[[int, KernelShare], Guard] = Guard
-    audit: AuditLog = field(default_factory=lambda: AuditLog(None))
+    feed: EventFeed = field(default_factory=EventFeed)
     loop_share: LoopShare = field(default_factory=LoopShare)
     unremoved: dict[str, int] = field(default_factory=dict)
     left: set[str] = field(default_factory=set)

@@ -115,12 +115,9 @@ def _warnings(facts: CellFacts) -> Iterator[str]:
         elif peak >= share * limit:
             yield f"memory: the cell needed up to {peak:.0f} of {limit} MiB; above that its kernel is killed"
     if facts.killed_before > 0:
-        killed = "a process" if facts.killed_before == 1 else f"{facts.killed_before} processes"
-        yield f"memory: {killed} of an earlier cell ran out of memory and {_were(facts.killed_before)} killed"
+        many = facts.killed_before > 1
+        killed = f"{facts.killed_before} processes of earlier cells" if many else "a process of an earlier cell"
+        yield f"memory: {killed} ran out of memory and {'were' if many else 'was'} killed"
     limit_s = facts.limits.max_execution_time
     if facts.stopped is None and facts.duration_s >= share * limit_s:
         yield f"time: the cell took {facts.duration_s:.1f} of {limit_s:g} s; above that it is interrupted"
-
-
-def _were(number: int) -> str:
-    return "was" if number == 1 else "were"

@@ -79,7 +79,7 @@ async def capture(session: KernelSession, files: CheckpointFiles, *, asked_for: 
     async with _in_thread(files.writing(checkpoint_id, header, policy.checkpoint_mb * MIB)) as writer:
         found = await save_state(kernel, _begin(writer), policy.checkpoint_time_s)
         await asyncio.to_thread(writer.finish, {"lost": found})
-    size = await asyncio.to_thread(lambda: files.path(checkpoint_id).stat().st_size)
+    size = await asyncio.to_thread(files.size, checkpoint_id)
     lost = tuple(Lost(**loss) for loss in found)
     record = CheckpointRecord(checkpoint_id, session.session_id, now, session.cell_count, asked_for, size, found)
     await _record(session.store, files, record)

@@ -38,7 +38,6 @@ from orchestrator.pool.scheduler import LeaseRequest
 from orchestrator.sessions.restored import Restored
 from orchestrator.sessions.sessionrow import SessionRow
 from orchestrator.store.history import CheckpointRecord, History, SessionRecord, SessionState
-from orchestrator.telemetry import Telemetry
 
 
 @dataclass(eq=False)
@@ -64,7 +63,6 @@ class Lifecycle:
         parent_id: the session that it was forked from.
         owner: this process's name in the store.
         policy: what its cells may do.
-        telemetry: observes its cells; None: nothing does.
     """
 
     session_id: str
@@ -87,7 +85,6 @@ class Lifecycle:
     store: History | None = field(default=None, repr=False)
     owner: str = field(default="", repr=False)
     policy: Policy = field(default_factory=Policy, repr=False)
-    telemetry: Telemetry | None = field(default=None, repr=False)
     notices: list[str] = field(default_factory=list, repr=False)
     users: int = field(default=0, repr=False)
     closing: bool = field(default=False, repr=False)
@@ -103,11 +100,9 @@ class Lifecycle:
         return cls(uuid.uuid4().hex, kernel.kernel_id, agent_id, kernel=kernel, policy=policy)
 
     @classmethod
-    def new(
-        cls, agent_id: str, *, store: History, owner: str, policy: Policy, telemetry: Telemetry | None = None
-    ) -> Self:
+    def new(cls, agent_id: str, *, store: History, owner: str, policy: Policy) -> Self:
         """Return a session that has no kernel and no row yet: ``begin`` gives it both."""
-        return cls(uuid.uuid4().hex, "", agent_id, store=store, owner=owner, policy=policy, telemetry=telemetry)
+        return cls(uuid.uuid4().hex, "", agent_id, store=store, owner=owner, policy=policy)
 
     @classmethod
     def of_record(
@@ -117,7 +112,6 @@ class Lifecycle:
         store: History,
         owner: str,
         policy: Policy,
-        telemetry: Telemetry | None = None,
     ) -> Self:
         """Return the session of a row, without its kernel: ``wake`` or ``adopt`` gives it one."""
         session = cls(
@@ -131,7 +125,6 @@ class Lifecycle:
             store=store,
             owner=owner,
             policy=policy,
-            telemetry=telemetry,
         )
         session._forget_history()
         return session
@@ -296,7 +289,6 @@ class Lifecycle:
                 store=self.store,
                 owner=self.owner,
                 policy=self.policy,
-                telemetry=self.telemetry,
             )
             for agent_id in agent_ids
         ]
@@ -351,7 +343,7 @@ class Lifecycle:
         return self.kernel is not None and self.kernel.is_alive
 
     def note(self, kernel: Kernel, event: str, **details: Any) -> None:
-        """Add an entry on this session to the audit log."""
+        """Publish an event of this session to the feed."""
         kernel.note(event, agent=self.agent_id, caller=self.caller, session=self.session_id, **details)
 
     def live_kernel(self) -> Kernel:

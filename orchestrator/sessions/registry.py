@@ -24,7 +24,6 @@ from orchestrator.pool.scheduler import LeaseRequest
 from orchestrator.sessions.session import KernelSession
 from orchestrator.store.checkpointfiles import CheckpointFiles
 from orchestrator.store.history import History, SessionRecord
-from orchestrator.telemetry import Telemetry
 
 _REMEMBERED_ENDS = 10_000  # agents whose last session's end is remembered until they return
 
@@ -48,7 +47,6 @@ class SessionRegistry:
         self,
         pool: KernelPool,
         policy: Policy,
-        telemetry: Telemetry,
         spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
         self.policy = policy
@@ -58,7 +56,6 @@ class SessionRegistry:
         self.closed = False
         self.owner = ""
         self._pool = pool
-        self._telemetry = telemetry
         self._spawn = spawn
         self._store: History | None = None
         self._files: CheckpointFiles | None = None
@@ -114,15 +111,11 @@ class SessionRegistry:
         held = self.asleep.get(record.session_id)
         if held is not None:
             return held
-        return KernelSession.of_record(
-            record, store=self.store, owner=self.owner, policy=self.policy, telemetry=self._telemetry
-        )
+        return KernelSession.of_record(record, store=self.store, owner=self.owner, policy=self.policy)
 
     def make(self, agent_id: str) -> KernelSession:
         """Return a new session, which has no kernel yet."""
-        return KernelSession.new(
-            agent_id, store=self.store, owner=self.owner, policy=self.policy, telemetry=self._telemetry
-        )
+        return KernelSession.new(agent_id, store=self.store, owner=self.owner, policy=self.policy)
 
     def enter(self, session: KernelSession, resource: KernelResource) -> None:
         """Add a session that has a kernel, and watch that kernel for its end.
@@ -273,7 +266,6 @@ class SessionRegistry:
         if self.sessions.get(session.agent_id) is session:
             del self.sessions[session.agent_id]
         self.remember_end(session.agent_id, reason)
-        self._telemetry.kernel_ended(reason)
         return self.take_lease(session.kernel_id)
 
 

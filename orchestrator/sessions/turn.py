@@ -89,12 +89,11 @@ class Turn:
         self._session.note(self._kernel, "cell.started", cell=number, **code, **self._kernel.description())
 
     def _note_end(self, result: ExecutionResult) -> None:
-        if self._session.telemetry is not None:
-            self._session.telemetry.cell_ended(result)
         self._session.note(
             self._kernel,
             "cell.ended",
             cell=self._session.cell_count,
+            runtime=result.runtime,
             outcome=result.outcome,
             error=None if result.error is None else result.error.ename,
             kernel_state=result.kernel_state,

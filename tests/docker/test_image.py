@@ -9,8 +9,8 @@ import docker
 import pytest
 
 from orchestrator.container import engine
-from orchestrator.image import build as imagebuild
-from orchestrator.image.build import BuiltImage
+from orchestrator.container.engineimages import EngineImages
+from orchestrator.image.build import BuiltImage, build_image, find_current_image, find_image
 from orchestrator.settings import Settings
 
 PYTHON = ["/opt/cellblock/bin/python", "-I"]
@@ -29,7 +29,7 @@ def client() -> Iterator[docker.DockerClient]:
 
 @pytest.fixture(scope="module")
 def image(client: docker.DockerClient) -> BuiltImage:
-    return imagebuild.build(client, Settings.load(), lambda step: None)
+    return build_image(EngineImages(client), Settings.load(), lambda step: None)
 
 
 def run(client: docker.DockerClient, image: BuiltImage, command: list[str], user: str = "200123:200123") -> str:
@@ -101,7 +101,7 @@ def test_nothing_of_this_host_is_in_the_image(client: docker.DockerClient, image
 
 def test_label_is_the_digest_of_the_sources(client: docker.DockerClient, image: BuiltImage) -> None:
     """The image says what it was made from, and is found by that without a build."""
-    again = imagebuild.build(client, Settings.load(), lambda step: pytest.fail(f"was built again: {step}"))
+    again = build_image(EngineImages(client), Settings.load(), lambda step: pytest.fail(f"was built again: {step}"))
     assert again.image_id == image.image_id
     assert not again.built
 
@@ -111,7 +111,7 @@ def test_image_that_no_longer_matches_is_noticed(client: docker.DockerClient, im
     stale = Settings(image="cellblock-test:stale", base_image="made-from-something-else")
     client.api.tag(image.image_id, "cellblock-test", "stale")
     try:
-        assert imagebuild.find(client, stale.image) is not None
-        assert imagebuild.find_current(client, stale) is None
+        assert find_image(EngineImages(client), stale.image) is not None
+        assert find_current_image(EngineImages(client), stale) is None
     finally:
         client.api.remove_image("cellblock-test:stale", noprune=True)

@@ -30,7 +30,6 @@ from orchestrator.sessions.restoring import Restoring
 from orchestrator.sessions.session import KernelSession
 from orchestrator.store.checkpointfiles import CheckpointFiles
 from orchestrator.store.history import History, SessionRecord
-from orchestrator.telemetry import Telemetry
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -45,10 +44,8 @@ class FaultyHistory(History):
         refuses: methods that raise StoreError.
     """
 
-    def __init__(self, url: str, folder: Path) -> None:
-        super().__init__(url, folder)
-        self.deaf_to: tuple[object, ...] = ()
-        self.refuses: tuple[object, ...] = ()
+    deaf_to: tuple[object, ...] = ()
+    refuses: tuple[object, ...] = ()
 
     async def run(self, method: Callable[Concatenate[Any, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         if method in self.refuses:
@@ -148,7 +145,7 @@ class World:
         self.pool = KernelPool(max_kernels, start=self._start, refill_delay=0.0, scheduler=scheduler)
         self.store = FaultyHistory.open(f"sqlite:///{folder}/history.db", folder)
         self.files = CheckpointFiles(folder)
-        self.registry = SessionRegistry(self.pool, self.policy, Telemetry(), self._spawn)
+        self.registry = SessionRegistry(self.pool, self.policy, self._spawn)
         self.hibernation = Hibernation(self.registry, self.pool, self.limits, self.policy, self._spawn)
         self.acquiring = Acquiring(self.registry, self.hibernation, self.pool)
         self.restoring = Restoring(self.registry, self.acquiring, self.hibernation, self.pool)

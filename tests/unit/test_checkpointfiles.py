@@ -186,7 +186,7 @@ def test_nothing_is_left_of_one_that_is_too_large_or_fails(files: CheckpointFile
 
 def test_key_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "key").write_bytes(b"short")
-    with pytest.raises(StoreError, match="is no key"):
+    with pytest.raises(StoreError, match="is not a key"):
         CheckpointFiles(tmp_path)
 
 

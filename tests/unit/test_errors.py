@@ -18,7 +18,6 @@ from orchestrator.output.events import ExecutionResult, StreamOutput
 from orchestrator.policy.policy import Policy
 from orchestrator.pool.kernelpool import KernelPool
 from orchestrator.sessions.registry import SessionRegistry
-from orchestrator.telemetry import Telemetry
 
 RESULT = ExecutionResult(
     status="error", outcome=Outcome.TIMEOUT, outputs=(StreamOutput("stdout", "x"),), error=None, msg_id="m",
@@ -150,7 +149,7 @@ def test_a_subclass_of_a_user_keeps_the_code_that_it_is_mapped_by() -> None:
 
 async def test_a_session_that_another_call_holds_is_busy() -> None:
     """Whoever waits for it gets a SessionBusyError after the timeout, which says nothing of the pool."""
-    registry = SessionRegistry(KernelPool(1), Policy(), Telemetry(), lambda work: work.close())
+    registry = SessionRegistry(KernelPool(1), Policy(), lambda work: work.close())
     async with registry.locked("a", None):
         with pytest.raises(errors.SessionBusyError) as caught:
             async with registry.locked("a", 0.01):

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.errors import ImageBuildError
 from orchestrator.image import baseimage, wheels
-from orchestrator.image import build as imagebuild
+from orchestrator.image.build import image_name, input_digest
 from orchestrator.settings import Settings, data_folder
 
 
@@ -22,15 +22,15 @@ def sources(tmp_path: Path) -> Path:
 
 def test_digest_stays_while_nothing_changes(sources: Path) -> None:
     """The digest depends on names and contents, not on times or on the order of a directory."""
-    before = imagebuild.digest(sources)
+    before = input_digest(sources)
     (sources / "kernel.py").touch()
-    assert imagebuild.digest(sources) == before
+    assert input_digest(sources) == before
 
 
 @pytest.mark.parametrize("change", ["content", "new file", "name", "base"])
 def test_digest_changes_with_every_input(sources: Path, change: str) -> None:
     """A changed, added or renamed input, and another base, each make another image."""
-    before = imagebuild.digest(sources)
+    before = input_digest(sources)
     base = ""
     match change:
         case "content":
@@ -41,7 +41,7 @@ def test_digest_changes_with_every_input(sources: Path, change: str) -> None:
             (sources / "kernel.py").rename(sources / "launcher.py")
         case "base":
             base = "python:3.11"
-    assert imagebuild.digest(sources, base) != before
+    assert input_digest(sources, base) != before
 
 
 def test_digest_cannot_be_shifted_between_files(tmp_path: Path) -> None:
@@ -51,23 +51,23 @@ def test_digest_cannot_be_shifted_between_files(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / "a").write_text(first)
         (folder / "b").write_text(second)
-    assert imagebuild.digest(one) != imagebuild.digest(two)
+    assert input_digest(one) != input_digest(two)
 
 
 @pytest.mark.parametrize("leftover", ["__pycache__/kernel.cpython-311.pyc", ".kernel.py.swp", "kernel.py~"])
 def test_leftovers_of_tools_are_no_inputs(sources: Path, leftover: str) -> None:
     """What editors and interpreters leave behind does not make another image."""
-    before = imagebuild.digest(sources)
+    before = input_digest(sources)
     (sources / leftover).parent.mkdir(exist_ok=True)
     (sources / leftover).write_text("x")
-    assert imagebuild.digest(sources) == before
+    assert input_digest(sources) == before
 
 
 def test_image_name_is_the_operators_or_the_digest() -> None:
     """CELLBLOCK_IMAGE wins; else the tag says what the image was made from."""
-    assert imagebuild.image_name(Settings(image="team/sandbox:7")) == "team/sandbox:7"
-    digest = imagebuild.digest(data_folder("sandbox_image"))
-    assert imagebuild.image_name(Settings(image="", base_image="")) == f"cellblock-sandbox:{digest[:12]}"
+    assert image_name(Settings(image="team/sandbox:7")) == "team/sandbox:7"
+    digest = input_digest(data_folder("sandbox_image"))
+    assert image_name(Settings(image="", base_image="")) == f"cellblock-sandbox:{digest[:12]}"
 
 
 def test_lock_file_pins_every_package_with_hashes_and_names_no_index() -> None:
