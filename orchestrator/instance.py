@@ -88,13 +88,7 @@ class Instance:
         try:
             image = await engine.resolve_image(await asyncio.to_thread(image_name, settings))
             runtime = await engine.resolve_runtime(wanted)
-            instance, lease = _new_instance()
-            try:
-                # No await, so that nothing can come between the lease and the folder.
-                folder = _make_folder(instance_folder(settings.state_path, instance))
-            except SettingsError:
-                lease.release()
-                raise
+            instance, lease, folder = _new_instance(settings.state_path)
         except BaseException:
             engine.close()
             raise
@@ -324,11 +318,16 @@ def _speaks_against_runtime(error: KernelStartError | EngineError) -> bool:
     return not isinstance(error, EngineUnavailableError | ImageMissingError)
 
 
-def _new_instance() -> tuple[str, Lease]:
+def _new_instance(state: Path) -> tuple[str, Lease, Path]:
+    """Return a new instance's id, lease and folder. No await, so that nothing can come between lease and folder."""
     while True:
         instance = secrets.token_hex(6)
         if (lease := instance_lease(instance)) is not None:
-            return instance, lease
+            try:
+                return instance, lease, _make_folder(instance_folder(state, instance))
+            except SettingsError:
+                lease.release()
+                raise
 
 
 def _make_folder(folder: Path) -> Path:
