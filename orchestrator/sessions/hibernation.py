@@ -152,7 +152,7 @@ class Hibernation:
         closed = await asyncio.gather(
             *(self._close_one(session, keep=keep) for session in sessions), return_exceptions=True
         )
-        for failure in filter(None, closed):  # the shutdown goes on with the other sessions
+        for failure in filter(None, closed):  # the shutdown continues with the other sessions
             _log.error("a session could not be closed; the next start closes it", exc_info=failure)
 
     def _wanted_of(self) -> list[str | None]:

@@ -64,7 +64,7 @@ class Inheritance:
 
     Attributes:
         left: the kernels that live, by id.
-        others: ids of kernels that belong to somebody else.
+        others: ids of kernels that belong to another process.
         adopted: the kernels that were adopted.
         failure: what ``adopt`` raises.
         dies: whether a kernel dies as it is adopted.
@@ -193,7 +193,7 @@ class World:
         return found[0] if found else None
 
     async def crash(self) -> None:
-        """End as a killed process does: nothing is written any more."""
+        """End as a killed process does: write nothing more."""
         self.registry.closed = True
         await asyncio.to_thread(self.store.close)
 

@@ -177,7 +177,7 @@ async def test_a_cell_cancelled_before_it_begins_is_recorded_as_cancelled(world:
 
 
 async def test_a_result_that_cannot_be_kept_is_in_the_error(world: World) -> None:
-    """The session goes on."""
+    """The session continues."""
     session = await world.acquire("a")
     world.store.refuses = (History.end_cell,)
     with pytest.raises(StoreError, match="the cell has run") as refused:

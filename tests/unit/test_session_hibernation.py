@@ -209,7 +209,7 @@ async def test_a_shutdown_ends_a_session_whose_state_cannot_be_captured(tmp_path
 
 
 async def test_a_shutdown_reports_a_store_that_cannot_be_read(tmp_path: Path) -> None:
-    """It goes on with the other sessions."""
+    """It continues with the other sessions."""
     world = World(tmp_path)
     await world.acquire("a")
     world.store.refuses = (History.checkpoints_of,)

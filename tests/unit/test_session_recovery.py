@@ -50,7 +50,7 @@ async def state_of(world: World, session: KernelSession) -> tuple[str, str | Non
 
 
 async def test_a_kernel_that_lives_is_adopted(heir: World, dead: KernelSession) -> None:
-    """The running cell is recorded as interrupted, and the agent is told with the next result."""
+    """The running cell is recorded as interrupted, and the next result says so."""
     recovery = await heir.recover(Inheritance({dead.kernel_id}))
     assert (recovery.sessions, recovery.containers) == ((dead.session_id,), 4)
     assert heir.registry.inherited == {dead.session_id}
@@ -76,7 +76,7 @@ async def test_a_session_without_kernel_and_checkpoint_has_ended(heir: World, de
 
 
 async def test_a_session_with_a_checkpoint_sleeps(heir: World, dead: KernelSession) -> None:
-    """The agent is told how many cells are lost."""
+    """The next result says how many cells are lost."""
     other = World(heir.folder, name="older")
     second = await other.acquire("b")
     await other.checkpoint(second)
@@ -92,7 +92,7 @@ async def test_a_session_with_a_checkpoint_sleeps(heir: World, dead: KernelSessi
 
 @pytest.mark.parametrize("case", ["other policy", "no place", "not captured"])
 async def test_a_kernel_that_cannot_stay_hands_its_state_over(heir: World, dead: KernelSession, case: str) -> None:
-    """Its state goes on in another kernel, unless it cannot be captured."""
+    """Its state continues in another kernel, unless it cannot be captured."""
     inheritance = Inheritance({dead.kernel_id})
     inheritance.alike = case == "no place"
     if case == "no place":

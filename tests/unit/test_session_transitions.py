@@ -147,7 +147,7 @@ async def test_an_end_that_comes_second_to_another_process_does_nothing(world: W
 
 
 async def test_ending_a_session_that_sleeps_or_is_not_there(world: World) -> None:
-    """The first is over for whoever holds it; the second is reported."""
+    """The object that a caller holds says that it has ended; without a session, ``end`` returns False."""
     session = await asleep(world)
     assert await world.acquiring.end("a", "end_session")
     assert (session.state, session.ended) == ("ended", "end_session")
