@@ -9,12 +9,14 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
+DOCS_VENV := .venv-docs
+DOCS_STAMP := $(DOCS_VENV)/.complete
 # Two at once, since most tests wait for the engine; each file's in one process, which then starts fewer kernels.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help demo test check lint bench bench-peers soak reactions usage schedule service-times crashes sessions screenshots state-table verify fuzz seccomp-record engine engine-stop image venv lock clean FORCE
+.PHONY: help demo test check lint bench bench-peers soak reactions usage schedule service-times crashes sessions screenshots state-table docs verify fuzz seccomp-record engine engine-stop image venv lock clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -68,6 +70,17 @@ screenshots: image ## make the pictures in docs/pictures, of real commands on re
 state-table: $(STAMP) ## make docs/state.md of the table of state kinds that the tests try
 	@$(BIN)/python -m docs.statetable
 
+docs: $(DOCS_STAMP) ## build the documentation's site into out/site; a broken link or reference fails
+	@NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
+	@echo "docs: open out/site/index.html"
+
+# A virtual environment of its own: what the site needs is not what the tests need.
+$(DOCS_STAMP): docs/requirements.txt $(STAMP)
+	@echo "docs: installing $$(grep -c '^[a-z].*==' docs/requirements.txt) locked packages into $(DOCS_VENV)"
+	@$(BIN)/python -m venv --clear $(DOCS_VENV)
+	@$(DOCS_VENV)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r docs/requirements.txt
+	@touch $@
+
 verify: image ## probe every promise on this host, and every probe on containers that must fail it
 	@$(BIN)/cellblock verify --self-test
 
@@ -112,9 +125,10 @@ lock: $(STAMP) ## renew every lock file to the newest versions
 		-o benchmarks/peers/image/requirements.txt benchmarks/peers/image/requirements.in
 	@for peer in llm_sandbox smolagents autogen gateway_provisioners; do $(UV_COMPILE) --universal \
 		-o benchmarks/peers/drivers/$$peer.txt benchmarks/peers/drivers/$$peer.in || exit 1; done
+	@$(UV_COMPILE) --universal -o docs/requirements.txt docs/requirements.in
 
 clean: ## remove the virtual environment and every cache; engine and image stay
-	@rm -rf $(VENV) dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) $(DOCS_VENV) dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 FORCE:

@@ -1,4 +1,4 @@
-"""How a benchmark is run from a shell."""
+"""Runs the main function of a benchmark."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestrator.errors import CellblockError
 
 
 def run_main(main: Callable[[], int | None]) -> NoReturn:
-    """Run ``main`` and exit with what it returns; Ctrl-C, and what Cellblock refuses, are told in a line."""
+    """Run ``main`` and exit with its result. Ctrl-C and errors of Cellblock are reported without a traceback."""
     try:
         sys.exit(main())
     except KeyboardInterrupt:

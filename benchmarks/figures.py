@@ -1,4 +1,4 @@
-"""Figures: medians and their spread, ratios to a baseline of the same run, as a table and as JSON."""
+"""Figures of a benchmark: quantiles, and ratios to a baseline of the same run, as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ console = Console()
 
 @dataclass
 class Figure:
-    """One measure of one subject.
+    """The result of one measure for one subject.
 
     Attributes:
-        measure, subject, unit: what was measured, of whom, and in what.
+        measure, subject, unit: what was measured, for which subject, and the unit.
         p10, p50, p90, p99: quantiles of the samples.
-        ratio: of the median to the baseline's in the same run; None for the baseline itself.
-        spread: the ratio's 10th and 90th percentile over the rounds, each beside the baseline of its own round; None
-            where rounds are not paired.
-        bound: what the ratio should be at most (at least, where ``more_is_better``); None where nothing is promised.
+        ratio: the median divided by the baseline's median of the same run; None for the baseline itself.
+        spread: the 10th and 90th percentile of the ratio in each round; None if rounds are not paired.
+        bound: the promised maximum of the ratio, or its minimum if ``more_is_better``; None if nothing is promised.
+        more_is_better: whether a higher value is better, as for a throughput.
     """
 
     measure: str
@@ -44,6 +44,7 @@ class Figure:
 
     @property
     def is_met(self) -> bool:
+        """Whether the ratio keeps its bound."""
         if self.bound is None or self.ratio is None:
             return True
         return self.ratio >= self.bound if self.more_is_better else self.ratio <= self.bound
@@ -51,7 +52,7 @@ class Figure:
 
 @dataclass
 class Report:
-    """All figures of one run."""
+    """Collects all figures of one run."""
 
     figures: list[Figure] = field(default_factory=list)
 
@@ -65,7 +66,12 @@ class Report:
         bounds: Mapping[str, float] | None = None,
         more_is_better: bool = False,
     ) -> None:
-        """Take a measure: the samples of each subject, in rounds, and what is promised of some subjects' ratios."""
+        """Add the figures of one measure and print them as a table.
+
+        Args:
+            samples: the samples of each subject, one per round.
+            bounds: the promised bound of the ratio, for some subjects.
+        """
         base = samples[baseline]
         for subject, values in samples.items():
             p10, p50, p90, p99 = (quantile(values, share) for share in (0.1, 0.5, 0.9, 0.99))
@@ -80,17 +86,20 @@ class Report:
         self._show(measure)
 
     def save(self, path: Path) -> None:
+        """Write all figures as JSON."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps([asdict(figure) for figure in self.figures], indent=2) + "\n")
 
     @property
     def missed(self) -> list[Figure]:
+        """The figures that miss their bound."""
         return [figure for figure in self.figures if not figure.is_met]
 
     def _show(self, measure: str) -> None:
         shown = [figure for figure in self.figures if figure.measure == measure]
-        table = Table(title=f"{measure}, in {shown[0].unit}", title_justify="left")
-        for column in ("subject", "p50", "p10-p90", "p99", "ratio", "of rounds", "bound"):
+        better = "higher" if shown[0].more_is_better else "lower"
+        table = Table(title=f"{measure}, in {shown[0].unit} ({better} is better)", title_justify="left")
+        for column in ("subject", "p50", "p10-p90", "p99", "ratio", "p10-p90 of ratio", "bound"):
             table.add_column(column, justify="left" if column == "subject" else "right", no_wrap=True)
         for figure in shown:
             table.add_row(*_row(figure))

@@ -1,7 +1,7 @@
-"""What isolation costs: a cell, a lease, a cold start, outputs, agents at once and memory, beside a stock local kernel.
+"""Measures the cost of isolation, compared with a stock local kernel: cells, leases, starts, outputs and memory.
 
-Run it with ``make bench``. All subjects take turns in one run, so that a noisy machine is noisy for all of them; the
-figures to quote are the ratios of the medians. ``--only`` measures one thing.
+Run it with ``make bench``. All subjects take turns in one run, so that load on the machine affects all of them. Quote
+the ratios of the medians. ``--only`` selects one measure.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from benchmarks.subjects import (
 )
 
 CODE = "1 + 1"
-WARM_UP = 20  # executes of each subject that are not counted
-SETTLE = 1.0  # seconds of quiet before each lease, in which the pool has refilled
+WARM_UP = 20  # executes of each subject before the measurement
+SETTLE = 1.0  # seconds of idle time before each lease, after the pool has refilled
 AGENTS = 8
 BATCH = 25  # executes of each agent between two turns
 OUTPUTS = {
@@ -43,20 +43,21 @@ OUTPUTS = {
     "10,000 prints": "for n in range(10_000): print(n)",
     "100 displays": "from IPython.display import HTML, display\nfor n in range(100): display(HTML(f'<b>{n}</b>'))",
 }
-IDLE_KERNELS = 4  # whose memory is measured together: what they share is shared out among them
+IDLE_KERNELS = 4  # measured together: proportional set size divides shared memory among them
 IMPORT = "import time; begun = time.perf_counter()\nimport pandas\ntime.perf_counter() - begun"
 
 Subjects = dict[str, Run]
 
 
 async def timed(run: Awaitable[object]) -> float:
-    """Milliseconds."""
+    """Await ``run`` and return its duration in milliseconds."""
     begun = time.perf_counter()
     await run
     return 1000 * (time.perf_counter() - begun)
 
 
 async def open_subjects(stack: AsyncExitStack, runtimes: list[str], *, output_mb: float = 10) -> Subjects:
+    """Start a stock kernel and a sandboxed kernel under each runtime; return how to run a cell in each."""
     subjects: Subjects = {BASELINE: (await stack.enter_async_context(stock_kernel())).run}
     for runtime in runtimes:
         subjects[runtime] = await stack.enter_async_context(sandboxed_kernel(runtime, output_mb=output_mb))
@@ -64,7 +65,7 @@ async def open_subjects(stack: AsyncExitStack, runtimes: list[str], *, output_mb
 
 
 async def measure_executes(report: Report, runtimes: list[str], rounds: int) -> None:
-    """A trivial cell, again and again."""
+    """Measure the time of a trivial cell."""
     async with AsyncExitStack() as stack:
         subjects = await open_subjects(stack, runtimes)
         samples: dict[str, list[float]] = {name: [] for name in subjects}
@@ -77,7 +78,7 @@ async def measure_executes(report: Report, runtimes: list[str], rounds: int) -> 
 
 
 async def measure_leases(report: Report, runtimes: list[str], rounds: int) -> None:
-    """From asking for a warm kernel to its first result; beside the same cell in a stock kernel that runs already."""
+    """Measure the time from requesting a warm kernel to its first result; the stock kernel runs already."""
     async with AsyncExitStack() as stack:
         stock = await stack.enter_async_context(stock_kernel())
         managers = {
@@ -99,7 +100,7 @@ async def measure_leases(report: Report, runtimes: list[str], rounds: int) -> No
             await asyncio.sleep(SETTLE)
             samples[BASELINE].append(await timed(stock.run(CODE)))
     report.add(
-        "lease of a warm kernel and first result, beside an execute that comes as late",
+        "lease of a warm kernel and first result",
         samples | later,
         baseline=BASELINE,
         bounds=dict.fromkeys(runtimes, 1.3),
@@ -107,7 +108,7 @@ async def measure_leases(report: Report, runtimes: list[str], rounds: int) -> No
 
 
 async def measure_preload(report: Report, runtimes: list[str], rounds: int) -> None:
-    """``import pandas`` in an agent's first cell, inside the cell; the baseline is a policy without ``preload``."""
+    """Measure ``import pandas`` in an agent's first cell; the baseline is a policy without ``preload``."""
     for runtime in runtimes:
         samples: dict[str, list[float]] = {"default": [], "data-science": []}
         for policy in track(list(samples) * rounds, f"imports under {runtime}", console=console):
@@ -122,7 +123,7 @@ async def measure_preload(report: Report, runtimes: list[str], rounds: int) -> N
 
 
 async def measure_cold_starts(report: Report, runtimes: list[str], rounds: int) -> None:
-    """From nothing to the first result; of the baseline ``start_kernel``, ``wait_for_ready`` and the same cell."""
+    """Measure the time from the request for a kernel to its first result, with no warm kernel."""
     async with AsyncExitStack() as stack:
         managers = {runtime: await stack.enter_async_context(manager_on(runtime)) for runtime in runtimes}
         samples: dict[str, list[float]] = {BASELINE: [], **{runtime: [] for runtime in runtimes}}
@@ -137,12 +138,12 @@ async def measure_cold_starts(report: Report, runtimes: list[str], rounds: int) 
                     await runner(manager, session)(CODE)
                     samples[runtime].append(1000 * (time.perf_counter() - begun))
                 await manager.end_session(f"agent-{number}")
-                await asyncio.sleep(SETTLE / 2)  # its removal is nobody's to pay for
+                await asyncio.sleep(SETTLE / 2)  # so that its removal does not slow the next start
     report.add("cold start to first result", samples, baseline=BASELINE, bounds={"runc": 1.3, "runsc": 3.0})
 
 
 async def measure_agents(report: Report, runtimes: list[str], rounds: int) -> None:
-    """Executes a second of eight agents at once, each in a loop of its own."""
+    """Measure the executes per second of eight agents that run at once, each in its own loop."""
     async with AsyncExitStack() as stack:
         groups: dict[str, list[Run]] = {BASELINE: []}
         groups[BASELINE] = [(await stack.enter_async_context(stock_kernel())).run for _ in range(AGENTS)]
@@ -174,7 +175,7 @@ async def _batch(run: Run) -> None:
 
 
 async def measure_outputs(report: Report, runtimes: list[str], rounds: int) -> None:
-    """Cells that put out much: cells a second."""
+    """Measure the cells per second of cells with much output."""
     for title, code in OUTPUTS.items():
         async with AsyncExitStack() as stack:
             subjects = await open_subjects(stack, runtimes, output_mb=64)
@@ -195,7 +196,7 @@ async def measure_outputs(report: Report, runtimes: list[str], rounds: int) -> N
 
 
 async def measure_memory(report: Report, runtimes: list[str], _rounds: int) -> None:
-    """What an idle kernel that has run one cell holds: MiB of proportional set size; of runsc the cgroup's figure."""
+    """Measure the memory of an idle kernel after one cell: MiB of proportional set size, and of the cgroup."""
     async with AsyncExitStack() as stack:
         stocks = [await stack.enter_async_context(stock_kernel()) for _ in range(IDLE_KERNELS)]
         for stock in stocks:
@@ -216,7 +217,7 @@ async def measure_memory(report: Report, runtimes: list[str], _rounds: int) -> N
                 samples["runc, PSS"] = _shares(_first_process(kernel_id) for kernel_id in processes)
     report.add("memory of an idle kernel", samples, baseline=BASELINE, unit="MiB")
     ours, theirs = statistics.median(samples["runc, PSS"]), statistics.median(samples[BASELINE])
-    console.print(f"runc, PSS: {ours - theirs:+.1f} MiB beside a stock kernel (at most +10)\n")
+    console.print(f"runc, PSS: {ours - theirs:+.1f} MiB compared with a stock kernel (bound: +10)\n")
 
 
 def _shares(pids: Iterable[int]) -> list[float]:
@@ -245,15 +246,19 @@ MEASURES: dict[str, tuple[Callable[[Report, list[str], int], Coroutine[Any, Any,
 
 
 def main() -> int:
-    """Measure, print, draw and save. The exit code is 1 when a bound was missed."""
+    """Measure, print, draw and save. Exit status: 0 if every bound is met, 1 if one is missed."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog="example: python -m benchmarks.latency --only executes --rounds 200"
     )
-    parser.add_argument("--only", choices=list(MEASURES), action="append", help="measure this alone; may be repeated")
-    parser.add_argument("--rounds", type=int, help="of every measure, instead of its own number")
-    parser.add_argument("--runtime", action="append", help="measure under this alone; default: all of the engine's")
-    parser.add_argument("--json", type=Path, help="a file for the figures")
-    parser.add_argument("--plot", type=Path, help="an SVG file for the ratios")
+    parser.add_argument("--only", choices=list(MEASURES), action="append", help="run only this measure; repeatable")
+    parser.add_argument("--rounds", type=int, help="rounds of every measure; default: each has its own")
+    parser.add_argument(
+        "--runtime",
+        action="append",
+        help="repeatable; default: all runtimes of the engine",
+    )
+    parser.add_argument("--json", type=Path, help="write the figures to this file as JSON")
+    parser.add_argument("--plot", type=Path, help="draw the ratios to this SVG file")
     options = parser.parse_args()
     report = Report()
     runtimes = options.runtime or engine_runtimes()

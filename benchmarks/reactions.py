@@ -1,6 +1,6 @@
-"""How soon an agent is told: a deadline, a cancellation, a kernel out of memory or killed, each beside its bound.
+"""Measures how soon a timeout, a cancellation, an out-of-memory kill and a killed kernel are reported.
 
-Run it with ``make reactions``. The engine's own end is in ``tests/faults/test_engine.py``, on an engine of its own.
+Run it with ``make reactions``. ``tests/faults/test_engine.py`` covers the death of the engine, on a separate engine.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from rich.table import Table
 from benchmarks.command import run_main
 from benchmarks.subjects import data_folder, engine_runtimes
 from orchestrator import AgentKernelManager, KernelResourceLimits, KernelTimeoutError, Settings
+from orchestrator.kernel.containerkernel import ContainerKernel
 from orchestrator.sessions.session import KernelSession
 
-LIMIT = 2.0  # seconds a cell has
+LIMIT = 2.0  # the time limit of a cell, in seconds
 SLEEP = "import time; time.sleep(60)"
 BUSY = "while True: pass"
 DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass"
-# It says what time it is before each step: the kill came after the last that was heard.
+# Prints the time before each allocation, so that the kill happened after the last time received.
 BOMB = "import time\nx = []\nwhile True: print(time.time(), flush=True); x.append(b'x' * 2**22)"
 
 Reaction = Callable[[AgentKernelManager, KernelSession], Awaitable[float]]
@@ -33,7 +34,7 @@ console = Console()
 
 
 async def timeout_of(manager: AgentKernelManager, session: KernelSession, code: str) -> float:
-    """Seconds from a cell's deadline to its interrupt."""
+    """Return the seconds from a cell's deadline to its interrupt."""
     stopped = None
     try:
         await manager.execute_code(session, code)
@@ -44,7 +45,7 @@ async def timeout_of(manager: AgentKernelManager, session: KernelSession, code: 
 
 
 async def cancellation_of(manager: AgentKernelManager, session: KernelSession, code: str) -> float:
-    """Seconds from cancelling the awaiting task to its end."""
+    """Return the seconds from cancelling the task that awaits a cell to the end of the task."""
     task = asyncio.create_task(manager.execute_code(session, code))
     await asyncio.sleep(0.5)
     begun = time.monotonic()
@@ -55,18 +56,18 @@ async def cancellation_of(manager: AgentKernelManager, session: KernelSession, c
 
 
 async def oom(manager: AgentKernelManager, session: KernelSession) -> float:
-    """Seconds from the last moment at which the kernel lived to the result."""
+    """Return the seconds from the last sign of life of a kernel that runs out of memory to the result."""
     result = await manager.execute_code(session, BOMB)
-    told = time.time()
+    reported = time.time()
     assert result["outcome"] == "oom", result
-    return told - float(result["stdout"].split()[-1])
+    return reported - float(result["stdout"].split()[-1])
 
 
 async def killed_kernel(manager: AgentKernelManager, session: KernelSession) -> float:
-    """Seconds from a SIGKILL of the container's process, from outside, to the result."""
+    """Return the seconds from an external SIGKILL of the container to the result."""
     running = asyncio.create_task(manager.execute_code(session, "for _ in range(10**12): pass"))
     await asyncio.sleep(0.3)
-    assert session.kernel is not None
+    assert isinstance(session.kernel, ContainerKernel)
     begun = time.monotonic()
     session.kernel.container.kill()
     result = await running
@@ -75,18 +76,22 @@ async def killed_kernel(manager: AgentKernelManager, session: KernelSession) -> 
 
 
 REACTIONS: dict[str, tuple[Reaction, float]] = {
-    "deadline of a sleeping cell noticed": (lambda manager, session: timeout_of(manager, session, SLEEP), 0.1),
-    "deadline of a busy cell noticed": (lambda manager, session: timeout_of(manager, session, BUSY), 0.1),
-    "cancelled: a sleeping cell": (lambda manager, session: cancellation_of(manager, session, SLEEP), 0.5),
-    "cancelled: a busy cell": (lambda manager, session: cancellation_of(manager, session, BUSY), 0.5),
-    "cancelled: a cell deaf to interrupts": (lambda manager, session: cancellation_of(manager, session, DEAF), 0.5),
-    "out of memory told": (oom, 2.0),
-    "killed kernel told": (killed_kernel, 2.0),
+    "timeout of a sleeping cell": (lambda manager, session: timeout_of(manager, session, SLEEP), 0.1),
+    "timeout of a busy cell": (lambda manager, session: timeout_of(manager, session, BUSY), 0.1),
+    "cancellation of a sleeping cell": (lambda manager, session: cancellation_of(manager, session, SLEEP), 0.5),
+    "cancellation of a busy cell": (lambda manager, session: cancellation_of(manager, session, BUSY), 0.5),
+    "cancellation of a cell that ignores interrupts": (
+        lambda manager, session: cancellation_of(manager, session, DEAF),
+        0.5,
+    ),
+    "out of memory": (oom, 2.0),
+    "killed kernel": (killed_kernel, 2.0),
 }
 
 
 @asynccontextmanager
 async def manager_on(runtime: str) -> AsyncIterator[AgentKernelManager]:
+    """Open a manager with a warm kernel and tight limits."""
     settings = Settings.load().model_copy(
         update={"runtime": runtime, "warm_kernels": 1, "audit_log": "off", "data_dir": data_folder(runtime)}
     )
@@ -96,7 +101,7 @@ async def manager_on(runtime: str) -> AsyncIterator[AgentKernelManager]:
 
 
 async def measure(runtime: str, rounds: int, progress: Callable[[], None] = lambda: None) -> dict[str, list[float]]:
-    """Return, for each reaction, its seconds in every round."""
+    """Return the seconds of each reaction in every round."""
     taken: dict[str, list[float]] = {name: [] for name in REACTIONS}
     async with manager_on(runtime) as manager:
         for number in range(rounds):
@@ -110,11 +115,11 @@ async def measure(runtime: str, rounds: int, progress: Callable[[], None] = lamb
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser = argparse.ArgumentParser(description=__doc__, epilog="example: python -m benchmarks.reactions --rounds 3")
+    parser.add_argument("--rounds", type=int, default=10, help="rounds per runtime (default: %(default)s)")
     rounds = parser.parse_args().rounds
     runtimes = engine_runtimes()
-    table = Table("reaction", "runtime", "median", "worst", "bound", title=f"{rounds} rounds, in milliseconds")
+    table = Table("reaction", "runtime", "median", "worst", "bound", title=f"{rounds} rounds, in ms (lower is better)")
     late = False
     with Progress(console=console, transient=True) as shown:
         task = shown.add_task("measuring", total=len(runtimes) * rounds * len(REACTIONS))

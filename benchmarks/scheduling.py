@@ -1,29 +1,29 @@
-"""Who waits how long: ten thousand agents over a thousand kernels, once first come first served, once as we do it.
+"""Compares the fair scheduler with first come, first served: 10,000 agents share 1,000 kernels.
 
-Run it with ``make schedule``. A simulation of events drives the real ``orchestrator/pool/scheduler.py``; no kernel is
-started.
+Run it with ``make schedule``. An event simulation drives the real ``orchestrator/pool/scheduler.py``; it starts no
+kernel.
 
-What is measured: how long a kernel takes to start, to run a cell and to end (``servicetimes.json``, of real kernels).
-What is assumed:
+Measured input: the times that real kernels take to start, to run a cell and to end (``servicetimes.json``).
+Assumed input:
 
 - an agent runs a heavy-tailed number of cells (Pareto, exponent 1.5, at least 10), each as long as a measured one;
-- twenty groups. One, the hog, has 40 % of the agents, and all of them ask in the first second. The others' come
-  at random times, at a rate that would use 70 % of the kernels; the largest of them has six times the least;
+- there are twenty groups. One, the hog, has 40 % of the agents, which all ask in the first second. The other agents
+  ask at random times, at a rate that would use 70 % of the kernels; the largest group has six times as many as the
+  smallest;
 - one agent in twenty is urgent, by one step of priority;
-- a kernel serves one agent, then ends, and a fresh one is started in its place.
+- a kernel serves one agent, then ends and is replaced.
 
-What is reported:
+Reported figures:
 
-- utilisation: of the time of all kernels while somebody waited, the part in which agents had them. The rest are
-  starts and ends; a kernel that was ready while somebody waited would be a fault ("idle", always 0);
-- waits, of all, of the agents outside the hog, and of the urgent ones among those;
-- fairness: at one moment, x = the kernels that a group has / those that max-min fairness would give it, of the kernels
-  that agents have, by what it has and waits for. Jain's index of that is (sum x)^2 / (n sum x^2), over the n groups
-  that have or want some: 1 when all get the same part of their due, 1/n when one gets all. The mean over moments
-  while somebody waited;
+- utilisation: the share of kernel time that was leased, while agents waited. The rest are starts and ends, and idle
+  time, which must be 0 while agents wait;
+- waits: of all agents, of the agents outside the hog (others), and of the urgent agents outside the hog;
+- fairness: Jain's index (sum x)^2 / (n sum x^2) over the n groups that hold or want kernels, where x is the kernels of
+  a group divided by its max-min fair share. It is 1 if all groups get the same share of what is due to them, and 1/n
+  if one group gets everything. The figure is the mean over the moments while agents waited;
 - starved: agents that waited longer than all kernels together need for the work of all agents;
-- told: of agents outside the hog that waited for 0.5 s or more, the wait that the scheduler expected when they asked /
-  the real one. (The hog's ask before kernels come free at the pace at which they will.)
+- estimate: the expected wait that the scheduler reported divided by the real wait, for agents outside the hog that
+  waited for 0.5 s or more. (The hog asks before kernels become free at a steady rate.)
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import json
 import math
 import random
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -49,16 +49,25 @@ from orchestrator.isolation.measure import quantile
 from orchestrator.pool.scheduler import LeaseRequest, Scheduler, Ticket
 
 HOG = "hog"
-HOGS = 0.4  # of all agents
-LOAD = 0.7  # of all kernels, that the others would use
-URGENT = 0.05  # of all agents
-CELLS, TAIL = 10, 1.5  # the least number of cells, and the exponent of how many more
+HOGS = 0.4  # share of all agents
+LOAD = 0.7  # share of all kernels that the other agents would use
+URGENT = 0.05  # share of all agents
+CELLS, TAIL = 10, 1.5  # the minimum number of cells, and the Pareto exponent
 MOST_CELLS = 5000
-LOOKS = 400  # moments at which fairness is judged, about
+SAMPLES = 400  # about how often fairness is sampled
+
+
+_HIGHER = ("utilisation", "fairness")
+# The figures of each table, by name.
+_BETTER: dict[str, Callable[[str], bool]] = {
+    "higher is better": lambda name: name in _HIGHER,
+    "lower is better": lambda name: name not in _HIGHER and not name.startswith("estimate"),
+    "1 is exact": lambda name: name.startswith("estimate"),
+}
 
 
 class Order(Protocol):
-    """Who gets the next kernel: ``Scheduler``, or what it is compared with."""
+    """Decides who gets the next kernel: ``Scheduler`` or ``FirstComeFirstServed``."""
 
     def ask(self, request: LeaseRequest, now: float) -> Ticket: ...
     def next(self) -> Ticket | None: ...
@@ -67,6 +76,8 @@ class Order(Protocol):
 
 
 class FirstComeFirstServed:
+    """Serves requests in the order in which they come."""
+
     def __init__(self) -> None:
         self._queue: deque[Ticket] = deque()
 
@@ -86,7 +97,13 @@ class FirstComeFirstServed:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Agent:
-    """Asks for a kernel at a time, and has it for some seconds; its kernel's end and the next one's start follow."""
+    """One agent of the simulation.
+
+    Attributes:
+        asks_at: when it asks for a kernel, in seconds from the start.
+        needs: for how many seconds it uses its kernel.
+        turnover: the seconds that the end of its kernel and the start of the next one take.
+    """
 
     request: LeaseRequest
     asks_at: float
@@ -96,13 +113,13 @@ class Agent:
 
 @dataclass
 class Run:
-    """What came of one order.
+    """The result of a simulation.
 
     Attributes:
-        waits: seconds, of each agent.
-        leased, turning, idle: kernel-seconds while somebody waited: in agents' hands, ending or starting, ready.
-        fairness: Jain's index, at moments while somebody waited.
-        told: seconds that each agent was told it would wait, where the order could say.
+        waits: how long each agent waited, in seconds.
+        leased, turning, idle: kernel-seconds while agents waited: leased, ending or starting, and ready.
+        fairness: Jain's index at the sampled moments while agents waited.
+        estimates: the expected wait that was reported to each agent, in seconds.
     """
 
     waits: dict[Agent, float] = field(default_factory=dict)
@@ -110,11 +127,11 @@ class Run:
     turning: float = 0.0
     idle: float = 0.0
     fairness: list[float] = field(default_factory=list)
-    told: dict[Agent, float] = field(default_factory=dict)
+    estimates: dict[Agent, float] = field(default_factory=dict)
 
 
 def agents(count: int, kernels: int, groups: int, seed: int, times: ServiceTimes) -> list[Agent]:
-    """Make the agents, in the order of asking."""
+    """Return the agents in the order in which they ask."""
     chance = random.Random(seed)  # noqa: S311 - the same agents each time
     hogs = round(HOGS * count)
     needs = [_work(chance, times) for _ in range(count)]
@@ -140,7 +157,7 @@ def _work(chance: random.Random, times: ServiceTimes) -> float:
 
 
 class Simulation:
-    """One order, over all agents, from the first that asks to the last that gets its kernel."""
+    """Simulates one order until every agent has had its kernel."""
 
     def __init__(self, order: Order, agents: Sequence[Agent], kernels: int) -> None:
         self._order = order
@@ -151,21 +168,22 @@ class Simulation:
         self._asked: dict[Ticket, Agent] = {}
         self._numbers = itertools.count()
         self._now = 0.0
-        self._every = agents[-1].asks_at / LOOKS
-        self._look_at = 0.0
+        self._every = agents[-1].asks_at / SAMPLES
+        self._sample_at = 0.0
         self._events: list[tuple[float, int, str, Agent]] = []
         for agent in agents:
             self._at(agent.asks_at, "asks", agent)
         self.run = Run()
 
     def play(self) -> Run:
+        """Run the simulation and return its result."""
         while self._events:
             at, _, kind, agent = heapq.heappop(self._events)
             self._pass_time(at)
             match kind:
                 case "asks":
                     self._ask(agent)
-                case "leaves":
+                case "ends":
                     self._order.release(agent.request.group, at)
                     self._held[agent.request.group] -= 1
                     self._at(at + agent.turnover, "is replaced", agent)
@@ -178,9 +196,9 @@ class Simulation:
         heapq.heappush(self._events, (when, next(self._numbers), kind, agent))
 
     def _ask(self, agent: Agent) -> None:
-        told = self._order.expected_wait(agent.request.group, self._now)
-        if told is not None:
-            self.run.told[agent] = told
+        estimate = self._order.expected_wait(agent.request.group, self._now)
+        if estimate is not None:
+            self.run.estimates[agent] = estimate
         self._asked[self._order.ask(agent.request, self._now)] = agent
         self._waiting[agent.request.group] += 1
 
@@ -192,7 +210,7 @@ class Simulation:
             self._waiting[group] -= 1
             self._held[group] += 1
             self.run.waits[agent] = self._now - agent.asks_at
-            self._at(self._now + agent.needs, "leaves", agent)
+            self._at(self._now + agent.needs, "ends", agent)
 
     def _pass_time(self, now: float) -> None:
         span, self._now = now - self._now, now
@@ -202,20 +220,20 @@ class Simulation:
         self.run.leased += span * leased
         self.run.idle += span * self._ready
         self.run.turning += span * (self._kernels - leased - self._ready)
-        if now >= self._look_at:
-            self._look_at = now + self._every
+        if now >= self._sample_at:
+            self._sample_at = now + self._every
             self.run.fairness.append(jain(self._held, self._held + self._waiting))
 
 
 def jain(held: Mapping[str, int], wanted: Mapping[str, int]) -> float:
-    """Jain's index of what groups have, each beside its max-min fair share of all that is had."""
+    """Return Jain's index of the groups' kernels, each divided by the group's max-min fair share."""
     due = fair_shares(sum(held.values()), wanted)
     parts = [held[group] / share for group, share in due.items() if share]
     return sum(parts) ** 2 / (len(parts) * sum(part * part for part in parts)) if any(parts) else 1.0
 
 
 def fair_shares(kernels: float, wanted: Mapping[str, int]) -> dict[str, float]:
-    """Divide kernels: whoever wants least is served first, and what it leaves is divided among the others."""
+    """Return the max-min fair shares: the smallest demand is met first, the rest is divided among the others."""
     shares: dict[str, float] = {}
     for number, group in enumerate(sorted(wanted, key=lambda group: wanted[group])):
         shares[group] = min(wanted[group], kernels / (len(wanted) - number))
@@ -225,7 +243,7 @@ def fair_shares(kernels: float, wanted: Mapping[str, int]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Figures:
-    """What is reported of one order; seconds, and parts of 1."""
+    """The reported figures of one order, in seconds and as shares of 1."""
 
     utilisation: float
     idle: float
@@ -238,19 +256,20 @@ class Figures:
     hog_p50_s: float
     fairness: float
     starved: int
-    told_p10: float | None
-    told_p50: float | None
-    told_p90: float | None
+    estimate_p10: float | None
+    estimate_p50: float | None
+    estimate_p90: float | None
 
 
 def figures(run: Run, kernels: int) -> Figures:
+    """Return the figures of one simulation."""
     waits = list(run.waits.values())
     others = [wait for agent, wait in run.waits.items() if agent.request.group != HOG]
     urgent = [wait for agent, wait in run.waits.items() if agent.request.group != HOG and agent.request.priority]
     hogs = [wait for agent, wait in run.waits.items() if agent.request.group == HOG]
     work = math.fsum(agent.needs + agent.turnover for agent in run.waits) / kernels
-    waited = {agent: run.waits[agent] for agent in run.told if agent.request.group != HOG and run.waits[agent] >= 0.5}
-    told = [run.told[agent] / wait for agent, wait in waited.items()]
+    waited = [agent for agent in run.estimates if agent.request.group != HOG and run.waits[agent] >= 0.5]
+    estimates = [run.estimates[agent] / run.waits[agent] for agent in waited]
     whole = run.leased + run.turning + run.idle
     return Figures(
         utilisation=run.leased / whole,
@@ -264,25 +283,28 @@ def figures(run: Run, kernels: int) -> Figures:
         hog_p50_s=quantile(hogs, 0.5),
         fairness=math.fsum(run.fairness) / len(run.fairness),
         starved=sum(wait > work for wait in waits),
-        told_p10=quantile(told, 0.1) if told else None,
-        told_p50=quantile(told, 0.5) if told else None,
-        told_p90=quantile(told, 0.9) if told else None,
+        estimate_p10=quantile(estimates, 0.1) if estimates else None,
+        estimate_p50=quantile(estimates, 0.5) if estimates else None,
+        estimate_p90=quantile(estimates, 0.9) if estimates else None,
     )
 
 
 def compare(count: int, kernels: int, groups: int, seed: int, times: ServiceTimes) -> dict[str, Figures]:
-    """Let the same agents ask under either order."""
+    """Simulate the same agents under each order."""
     asking = agents(count, kernels, groups, seed, times)
     orders: dict[str, Order] = {"first come, first served": FirstComeFirstServed(), "fair scheduler": Scheduler()}
     return {name: figures(Simulation(order, asking, kernels).play(), kernels) for name, order in orders.items()}
 
 
 def report(compared: Mapping[str, Figures], console: Console) -> None:
-    table = Table("", *compared, title_justify="left")
-    for row in asdict(next(iter(compared.values()))):
-        values = [getattr(found, row) for found in compared.values()]
-        table.add_row(row.replace("_", " "), *map(_shown, values))
-    console.print(table)
+    """Print a table of the figures for each group of ``_BETTER``."""
+    rows = list(asdict(next(iter(compared.values()))))
+    for better, chosen in _BETTER.items():
+        table = Table(better, *compared)
+        for row in (row for row in rows if chosen(row)):
+            values = [getattr(found, row) for found in compared.values()]
+            table.add_row(row.replace("_", " "), *map(_shown, values))
+        console.print(table)
 
 
 def _shown(value: float | None) -> str:
@@ -290,12 +312,15 @@ def _shown(value: float | None) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--agents", type=int, default=10_000)
-    parser.add_argument("--kernels", type=int, default=1_000)
-    parser.add_argument("--groups", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="a file for the figures")
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n")[0],
+        epilog="example: python -m benchmarks.scheduling --agents 1000 --kernels 100",
+    )
+    parser.add_argument("--agents", type=int, default=10_000, help="default: %(default)s")
+    parser.add_argument("--kernels", type=int, default=1_000, help="default: %(default)s")
+    parser.add_argument("--groups", type=int, default=20, help="groups of agents (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the random agents (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="write the figures to this file as JSON")
     options = parser.parse_args()
     compared = compare(options.agents, options.kernels, options.groups, options.seed, ServiceTimes.load())
     report(compared, Console())

@@ -1,6 +1,6 @@
-"""How long agents keep a kernel: measured on real ones, and kept in ``servicetimes.json`` for ``scheduling.py``.
+"""Measures how long kernels take to start, to run cells and to end, for the simulation in ``scheduling.py``.
 
-``python -m benchmarks.servicetimes`` measures anew: cold starts, cells of an agent that analyses a table, and ends.
+``make service-times`` runs it on real kernels and replaces ``servicetimes.json``.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ CELLS = (
 
 @dataclass
 class ServiceTimes:
-    """Seconds, each of one observation.
+    """Observed times in seconds.
 
     Attributes:
-        start: from asking an empty pool for a kernel to its lease.
-        cell: one cell, from sending it to its result.
-        end: from the end of a session until nothing of its kernel is left.
+        start: from the request for a kernel to its lease, with an empty pool.
+        cell: from sending a cell to its result.
+        end: from the end of a session until its kernel is removed.
     """
 
     start: list[float] = field(default_factory=list)
@@ -50,11 +50,12 @@ class ServiceTimes:
 
     @classmethod
     def load(cls) -> Self:
+        """Return the times of ``servicetimes.json``."""
         return cls(**json.loads(FILE.read_text()))
 
 
 async def observe(manager: AgentKernelManager, found: ServiceTimes) -> None:
-    """Have one agent do its work in a kernel that is started for it."""
+    """Run all cells as one agent in a new kernel, and add the times to ``found``."""
     asked = time.monotonic()
     async with manager.acquire_kernel("agent", timeout=120) as (_kernel, session):
         found.start.append(time.monotonic() - asked)
@@ -69,6 +70,7 @@ async def observe(manager: AgentKernelManager, found: ServiceTimes) -> None:
 
 
 async def measure(runtime: str, sessions: int) -> ServiceTimes:
+    """Return the times of ``sessions`` sessions, one after the other."""
     found = ServiceTimes()
     async with manager_on(runtime, warm=0) as manager:
         await manager.start()
@@ -78,9 +80,11 @@ async def measure(runtime: str, sessions: int) -> ServiceTimes:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sessions", type=int, default=20)
-    parser.add_argument("--runtime", default="runc")
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="example: python -m benchmarks.servicetimes --sessions 5"
+    )
+    parser.add_argument("--sessions", type=int, default=20, help="default: %(default)s")
+    parser.add_argument("--runtime", default="runc", help="default: %(default)s")
     options = parser.parse_args()
     found = asyncio.run(measure(options.runtime, options.sessions))
     rounded = {name: [round(seconds, 4) for seconds in observed] for name, observed in asdict(found).items()}

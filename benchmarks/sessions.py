@@ -1,7 +1,7 @@
-"""Many sessions over few kernels: does each find its own state again, and what does it cost to wake one?
+"""Checks that many sessions on few kernels keep their state, and measures the cost of waking a session.
 
-Run it with ``make sessions``: 200 sessions over four kernels. A wake is compared with its parts: the lease of a
-warm kernel, taken in turn with it, and the time that its state took to load.
+Run it with ``make sessions``: 200 sessions on four kernels. The time of a wake is compared with the sum of its parts:
+the lease of a warm kernel, measured in turn with it, and the loading of the state.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.command import run_main
 from benchmarks.subjects import data_folder, engine_runtimes
 from orchestrator import AgentKernelManager, Settings
 
-BOUND = 1.5  # times the lease of a warm kernel and the time to load the state
+BOUND = 1.5  # maximum time of a wake, divided by the time of a lease plus the loading of the state
 OWN_STATE = """
 import os, pandas as pd, matplotlib.pyplot as plt
 me = {me}
@@ -48,7 +48,7 @@ console = Console()
 
 
 def expected(me: int) -> str:
-    """Return what ``FOUND`` prints in the session of that number."""
+    """Return what ``FOUND`` prints in the session with the number ``me``."""
     total = sum(n * n + me for n in range(50))
     return repr(
         (
@@ -59,14 +59,14 @@ def expected(me: int) -> str:
 
 
 @dataclass
-class Findings:
-    """What came of it.
+class WakeTimes:
+    """The measured times, in seconds, and the sessions with wrong state.
 
     Attributes:
-        wrong: what a session found instead of its own state.
-        wakes: seconds of each ``acquire_kernel`` of a sleeping session while a warm kernel was there.
-        loads: seconds of it that its state took to load.
-        leases: seconds of each ``acquire_kernel`` of a new agent, in turn with those.
+        wrong: a line for each session that did not find its own state.
+        wakes: each ``acquire_kernel`` of a sleeping session, with a warm kernel ready.
+        loads: the part of each wake that loaded the state.
+        leases: each ``acquire_kernel`` of a new agent, measured in turn with the wakes.
     """
 
     wrong: list[str] = field(default_factory=list)
@@ -76,13 +76,13 @@ class Findings:
 
     @property
     def ratio(self) -> float:
-        """Of the median wake to the median lease and the median load."""
+        """The median wake divided by the sum of the median lease and the median load."""
         return statistics.median(self.wakes) / (statistics.median(self.leases) + statistics.median(self.loads))
 
 
-async def measure(runtime: str, sessions: int, kernels: int, progress: Progress) -> Findings:
-    """Give each session a state of its own, and wake all of them, in another order."""
-    found = Findings()
+async def measure(runtime: str, sessions: int, kernels: int, progress: Progress) -> WakeTimes:
+    """Give each session its own state, then wake all sessions in random order and check their state."""
+    found = WakeTimes()
     settings = Settings.load().model_copy(
         update={"runtime": runtime, "warm_kernels": 1, "data_dir": data_folder(runtime)}
     )
@@ -115,27 +115,27 @@ async def measure(runtime: str, sessions: int, kernels: int, progress: Progress)
 
 
 async def _lease(manager: AgentKernelManager) -> float:
-    """Return the seconds that a new agent waits for its kernel, which is then given up."""
+    """Return the seconds that a new agent waits for a warm kernel; the session is ended afterwards."""
     await _quiet(manager)
     begun = time.perf_counter()
-    async with manager.acquire_kernel("passer-by", timeout=120):
+    async with manager.acquire_kernel("new-agent", timeout=120):
         took = time.perf_counter() - begun
-    await manager.end_session("passer-by")
+    await manager.end_session("new-agent")
     return took
 
 
 async def _quiet(manager: AgentKernelManager) -> None:
-    """Wait for a warm kernel, and until no other is being made or removed beside it."""
+    """Wait until a kernel is ready and no other kernel is starting or ending."""
     async with asyncio.timeout(120):
         while (counts := manager.pool.counts())["ready"] < 1 or counts["starting"] or counts["ending"]:
             await asyncio.sleep(0.05)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sessions", type=int, default=200)
-    parser.add_argument("--kernels", type=int, default=4)
-    parser.add_argument("--runtime", action="append", help="default: every one of the engine's")
+    parser = argparse.ArgumentParser(description=__doc__, epilog="example: python -m benchmarks.sessions --sessions 20")
+    parser.add_argument("--sessions", type=int, default=200, help="default: %(default)s")
+    parser.add_argument("--kernels", type=int, default=4, help="default: %(default)s")
+    parser.add_argument("--runtime", action="append", help="repeatable; default: all runtimes of the engine")
     arguments = parser.parse_args()
     table = Table("runtime", "sessions", "wrong", "wakes", "wake p50 s", "lease p50 s", "load p50 s", "ratio", "bound")
     failed = False

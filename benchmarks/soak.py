@@ -1,8 +1,8 @@
-"""Thousands of leases and cells with random faults, and what is left of them: nothing may grow.
+"""Runs thousands of leases with random faults, and checks that no resource use grows.
 
-Run it with ``make soak``: 2,000 leases of ten cells each under runc, about a quarter of an hour. Every sixth lease
-has a fault: a kernel killed from outside, by its own code, for want of memory, or by a deadline that it is deaf to; an
-interrupt, a cancelled caller, a flood of output, sleep and waking.
+Run it with ``make soak``: 2,000 leases of ten cells each under runc, about 15 minutes. Every sixth lease has a fault: a
+kernel that is killed, exits, runs out of memory or ignores its timeout; an interrupt, a cancelled caller, a flood of
+output, or a hibernation.
 """
 
 from __future__ import annotations
@@ -34,21 +34,22 @@ from benchmarks.command import run_main
 from benchmarks.subjects import READY
 from orchestrator import AgentKernelManager, KernelResourceLimits, KernelSession, KernelTimeoutError, Settings
 from orchestrator.container.engine import connect
+from orchestrator.container.folders import instance_folder
 from orchestrator.container.hostconfig import INSTANCE_LABEL
 from orchestrator.errors import KernelDiedError
 from orchestrator.isolation.measure import quantile
 
 AGENTS = 4  # at once
-CELLS = 10  # of a lease
-FAULTS = 6  # one lease in so many has one
+CELLS = 10  # per lease
+FAULTS = 6  # one lease in this many has a fault
 KERNELS, WARM = 6, 2
-THREADS = 6  # of asyncio's pool, as many as it may have on two cores
+THREADS = 6  # of asyncio's thread pool, its maximum on two cores
 LIMITS = KernelResourceLimits(max_cpu_percent=100, max_memory_mb=256, max_execution_time=3, max_output_size_mb=1)
 DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass"
 SHIMS = ("containerd-shim", "runsc-sandbox", "runsc-gofer")
-SETTLE = 4  # looks, a second apart, of which the one with the fewest shims counts
-SLOPE = 1.0  # MiB by which resident memory may grow in a thousand leases
-LATE = 1.5  # the last tenth's p99, as a ratio to the first's
+SETTLE = 4  # counts of the shims, a second apart; the lowest is used
+SLOPE = 1.0  # MiB by which resident memory may grow per 1,000 leases
+SLOWER = 1.5  # maximum p99 of the last tenth of the cells, divided by that of the first tenth
 
 console = Console()
 Fault = Callable[[AgentKernelManager, KernelSession], Awaitable[str]]
@@ -108,27 +109,28 @@ def cell(code: str) -> Fault:
     return fault
 
 
-# Each with the outcomes that are true of it.
+# Each fault with the outcomes that it may have.
 KINDS: dict[str, tuple[Fault, set[str]]] = {
     "killed from outside": (killed, {"kernel_died"}),
-    "ended itself": (cell("import os; os._exit(3)"), {"kernel_died"}),
+    "exited": (cell("import os; os._exit(3)"), {"kernel_died"}),
     "out of memory": (cell("x = []\nwhile True: x.append(bytearray(2**24))"), {"oom", "error"}),
-    "deaf to its deadline": (cell(DEAF), {"timeout"}),
-    "past its deadline": (cell("while True: pass"), {"timeout"}),
+    "ignores its timeout": (cell(DEAF), {"timeout"}),
+    "timeout": (cell("while True: pass"), {"timeout"}),
     "cancelled": (cancelled, {"cancelled"}),
     "interrupted": (interrupted, {"interrupted"}),
     "flood": (cell("print(('x' * 99 + chr(10)) * 50_000)"), {"ok"}),
-    "an error": (cell("1 / 0"), {"error"}),
-    "slept and woken": (slept, {"ok"}),
+    "error": (cell("1 / 0"), {"error"}),
+    "hibernated": (slept, {"ok"}),
 }
 
 
 @dataclass
 class Sample:
-    """What the process and its engine hold while no lease is open, after so many.
+    """The resources of the process and its engine while no lease is open.
 
     Attributes:
-        folders: entries in the kernels' folder.
+        leases: how many leases there were before.
+        folders: entries in the instance's folder.
     """
 
     leases: int
@@ -143,7 +145,12 @@ class Sample:
 
 @dataclass
 class Soak:
-    """What was seen."""
+    """The results of a soak.
+
+    Attributes:
+        latencies: seconds of each trivial cell.
+        untrue: a line for each wrong result or outcome.
+    """
 
     samples: list[Sample] = field(default_factory=list)
     latencies: array[float] = field(default_factory=lambda: array("d"))  # a list would grow by 0.4 MiB in 1,000 leases
@@ -162,9 +169,9 @@ async def lease(manager: AgentKernelManager, number: int, chance: random.Random,
             soak.latencies.append(time.perf_counter() - begun)
             if result["result"] != str(value + number):
                 soak.untrue.append(f"{agent}: {value} + {number} gave {result}")
-        if kind and kind != "slept and woken":
+        if kind and kind != "hibernated":
             await _strike(manager, session, kind, soak)
-    if kind == "slept and woken":  # nobody may be using it
+    if kind == "hibernated":  # needs a session without a lease
         await _strike(manager, session, kind, soak)
     await manager.end_session(agent)
 
@@ -174,20 +181,21 @@ async def _strike(manager: AgentKernelManager, session: KernelSession, kind: str
     outcome = await fault(manager, session)
     soak.faults[kind] += 1
     if outcome not in true:
-        soak.untrue.append(f"{session.agent_id}: {kind} was told as {outcome}")
+        soak.untrue.append(f"{session.agent_id}: {kind} was reported as {outcome}")
 
 
 async def quiet(manager: AgentKernelManager) -> None:
-    """Wait until the pool is full again and nothing is being removed."""
+    """Wait until the pool has refilled and no kernel is ending."""
     async with asyncio.timeout(READY):
         while (counts := manager.pool.counts())["ready"] != WARM or counts["starting"] or counts["ending"]:
             await asyncio.sleep(0.1)
     await asyncio.sleep(1)
 
 
-def look(leases: int, instance: str, folder: Path) -> Sample:
+def sample_of(leases: int, instance: str, folder: Path) -> Sample:
+    """Return the resources after ``leases`` leases. Blocks for some seconds."""
     me = psutil.Process()
-    gc.collect()  # what waits for the collector is not held
+    gc.collect()  # so that unreachable objects do not count
     client = connect(30)
     try:
         containers = client.containers.list(all=True, filters={"label": f"{INSTANCE_LABEL}={instance}"})
@@ -207,24 +215,24 @@ def look(leases: int, instance: str, folder: Path) -> Sample:
 
 
 def _shims() -> int:
-    time.sleep(1)  # one that has nothing left to do takes its time to go
+    time.sleep(1)  # a shim without a container takes a moment to exit
     commands = (process.info["cmdline"] or [""] for process in psutil.process_iter(["cmdline"]))
     return sum(1 for command in commands if Path(command[0]).name.startswith(SHIMS))
 
 
 async def soak(runtime: str, leases: int, seed: int, folder: Path, *, faults: int = FAULTS, parts: int = 20) -> Soak:
-    """Open and close so many leases, and look in between.
+    """Open and close ``leases`` leases, and take samples in between.
 
     Args:
-        folder: for the sessions' history and checkpoints.
-        faults: one lease in so many has one.
-        parts: how often to look.
+        folder: holds the sessions' history and checkpoints.
+        faults: one lease in this many has a fault.
+        parts: the number of samples.
     """
-    seen, chance = Soak(), random.Random(seed)  # noqa: S311 - moments, not secrets
+    seen, chance = Soak(), random.Random(seed)  # noqa: S311 - not a secret
     settings = Settings.load().model_copy(
         update={"runtime": runtime, "warm_kernels": WARM, "data_dir": str(folder / "data"), "audit_log": "off"}
     )
-    # asyncio makes the threads of its pool one by one, as they are needed; here all are made before they are counted.
+    # asyncio starts the threads of its pool when they are needed. Start all of them before the first count.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
     await asyncio.gather(*(asyncio.to_thread(time.sleep, 0.2) for _ in range(THREADS)))
     async with AgentKernelManager(max_kernels=KERNELS, resource_limits=LIMITS, settings=settings) as manager:
@@ -244,33 +252,34 @@ async def soak(runtime: str, leases: int, seed: int, folder: Path, *, faults: in
                 await asyncio.gather(*(work(until) for _ in range(AGENTS)))
                 await quiet(manager)
                 done, instance = int(shown.tasks[0].completed), manager.instance_id
-                sample = await asyncio.to_thread(look, done, instance, settings.state_path / f"i-{instance}")
+                home = instance_folder(settings.state_path, instance)
+                sample = await asyncio.to_thread(sample_of, done, instance, home)
                 sample.tasks = len(asyncio.all_tasks())
                 seen.samples.append(sample)
     return seen
 
 
 def growth(seen: Soak) -> list[str]:
-    """Say of what there is more in the end than after the first tenth: pools make their threads as they need them."""
+    """Return a line for each resource that grew after the first tenth of the samples."""
     first, last = asdict(seen.samples[len(seen.samples) // 10]), asdict(seen.samples[-1])
     counted = ("containers", "shims", "descriptors", "threads", "tasks", "folders")
     return [f"{name} grew from {first[name]} to {last[name]}" for name in counted if last[name] > first[name]]
 
 
 def judge(seen: Soak) -> list[str]:
-    """Say what has grown, and what was untrue; nothing when all is well."""
+    """Return a line for each wrong result and for each resource that grew."""
     wrong = seen.untrue + growth(seen)
     if (slope := memory_slope(seen.samples)) > SLOPE:
-        wrong.append(f"memory grew by {slope:.2f} MiB in a thousand leases")
-    if (late := lateness(seen)) > LATE:
-        wrong.append(f"the last tenth's p99 is {late:.2f} times the first's")
+        wrong.append(f"memory grew by {slope:.2f} MiB per 1,000 leases")
+    if (slower := slowdown(seen)) > SLOWER:
+        wrong.append(f"the last tenth's p99 is {slower:.2f} times the first's")
     return wrong
 
 
 def memory_slope(samples: list[Sample]) -> float:
-    """Return MiB in a thousand leases, of the second half: what a process needs once it has by then.
+    """Return the growth of resident memory in MiB per 1,000 leases, over the second half of the samples.
 
-    The median of the slopes between each two looks (Theil and Sen's): one that fell into a peak does not count.
+    It is the Theil-Sen estimate, the median of the slopes between every two samples, which ignores single peaks.
     """
     pairs = itertools.combinations(samples[len(samples) // 2 :], 2)
     slopes = [(later.rss_mb - sooner.rss_mb) / (later.leases - sooner.leases) for sooner, later in pairs]
@@ -278,17 +287,18 @@ def memory_slope(samples: list[Sample]) -> float:
 
 
 def tenths(seen: Soak) -> tuple[list[float], list[float]]:
+    """Return the latencies of the first and of the last tenth of the cells."""
     size = max(1, len(seen.latencies) // 10)
     return list(seen.latencies[:size]), list(seen.latencies[-size:])
 
 
-def lateness(seen: Soak) -> float:
+def slowdown(seen: Soak) -> float:
     first, last = (quantile(tenth, 0.99) for tenth in tenths(seen))
     return last / first
 
 
 def show(seen: Soak, runtime: str) -> None:
-    table = Table(title=f"what is held between leases under {runtime}", title_justify="left")
+    table = Table(title=f"resources between leases under {runtime} (lower is better)", title_justify="left")
     for column in asdict(seen.samples[0]):
         table.add_column(column, justify="right")
     for sample in seen.samples:
@@ -300,19 +310,19 @@ def show(seen: Soak, runtime: str) -> None:
         first, last = (1000 * quantile(tenth, share) for tenth in tenths(seen))
         console.print(f"trivial cells: p{100 * share:g} {first:.1f} → {last:.1f} ms (first and last tenth)")
     console.print(
-        f"{len(seen.latencies):,} trivial cells; p99 grew {lateness(seen):.2f} times (bound {LATE:g}); "
-        f"memory {memory_slope(seen.samples):+.2f} MiB in a thousand leases (bound {SLOPE:g})"
+        f"{len(seen.latencies):,} trivial cells; p99 grew {slowdown(seen):.2f} times (bound {SLOWER:g}); "
+        f"memory {memory_slope(seen.samples):+.2f} MiB per 1,000 leases (bound {SLOPE:g})"
     )
     console.print("faults: " + ", ".join(f"{kind} {count}" for kind, count in sorted(seen.faults.items())))
 
 
 def main() -> int:
-    """Soak, and judge. The exit code is 1 when something grew, or was untrue."""
+    """Run the soak and print its results. Exit status: 0 if nothing grew and every result was right, else 1."""
     parser = argparse.ArgumentParser(description=__doc__, epilog="example: python -m benchmarks.soak --leases 200")
-    parser.add_argument("--leases", type=int, default=2000)
-    parser.add_argument("--runtime", default="runc")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="a file for what was seen")
+    parser.add_argument("--leases", type=int, default=2000, help="default: %(default)s")
+    parser.add_argument("--runtime", default="runc", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=1, help="of the random faults (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="write all samples and latencies to this file as JSON")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         seen = asyncio.run(soak(options.runtime, options.leases, options.seed, Path(folder)))

@@ -1,4 +1,4 @@
-"""What is compared: a stock local ipykernel with a stock client, and a kernel of Cellblock's."""
+"""The subjects of the benchmarks: a stock local ipykernel with a stock client, and kernels of Cellblock."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from orchestrator import AgentKernelManager, KernelResourceLimits, KernelSession
 from orchestrator.container.engine import connect, gvisor_fault
 
 BASELINE = "local ipykernel (ipc)"
-READY = 60.0  # seconds in which a kernel must be ready
+READY = 60.0  # seconds until a kernel must be ready
 MESSAGE = 60.0  # seconds between two messages of a kernel
 
 Run = Callable[[str], Coroutine[Any, Any, None]]
@@ -28,13 +28,13 @@ Run = Callable[[str], Coroutine[Any, Any, None]]
 
 @dataclass(frozen=True)
 class Stock:
-    """A plain local kernel over ipc, as ``jupyter_client`` starts it."""
+    """A local kernel over ipc, started by ``jupyter_client``."""
 
     manager: AsyncKernelManager
     client: AsyncKernelClient
 
     async def run(self, code: str) -> None:
-        """Run one cell, and take all that it puts out: until its reply, and until it is idle."""
+        """Run one cell and receive all its output, until its reply and its idle message."""
         request = self.client.execute(code)
         while True:
             message = await self.client.get_iopub_msg(timeout=MESSAGE)
@@ -52,6 +52,7 @@ class Stock:
 
 @asynccontextmanager
 async def stock_kernel() -> AsyncIterator[Stock]:
+    """Start a stock kernel, and shut it down when the context ends."""
     manager = AsyncKernelManager(transport="ipc")
     await manager.start_kernel()
     client = manager.client()
@@ -66,7 +67,7 @@ async def stock_kernel() -> AsyncIterator[Stock]:
 
 
 def data_folder(runtime: str) -> str:
-    """Return one of this run alone: else a session that another has left asleep under the same name would be woken."""
+    """Return a data folder for this run, so that it does not wake sessions of other runs."""
     return str(_own_folder() / runtime)
 
 
@@ -80,7 +81,7 @@ def _own_folder() -> Path:
 def manager_on(
     runtime: str, *, warm: int = 0, kernels: int = 2, output_mb: float = 10, policy: str = "default"
 ) -> AgentKernelManager:
-    """Make a manager whose kernels have a whole core each, which is all of one that the baseline can use."""
+    """Return a manager whose kernels may use one core each, as much as the baseline can use."""
     chosen = {"runtime": runtime, "warm_kernels": warm, "policy": policy, "data_dir": data_folder(runtime)}
     settings = Settings.load().model_copy(update=chosen)
     limits = KernelResourceLimits(max_cpu_percent=100, max_output_size_mb=output_mb, max_execution_time=300)
@@ -88,7 +89,7 @@ def manager_on(
 
 
 def runner(manager: AgentKernelManager, session: KernelSession) -> Run:
-    """Return what runs one cell of a session; it must end well, and whole."""
+    """Return a function that runs one cell of the session and checks that it succeeds without truncation."""
 
     async def run(code: str) -> None:
         result = await manager.execute_code(session, code)
@@ -99,6 +100,7 @@ def runner(manager: AgentKernelManager, session: KernelSession) -> Run:
 
 @asynccontextmanager
 async def sandboxed_kernel(runtime: str, *, output_mb: float = 10) -> AsyncIterator[Run]:
+    """Start a kernel under a runtime, and yield a function that runs one cell in it."""
     async with (
         manager_on(runtime, output_mb=output_mb) as manager,
         manager.acquire_kernel("bench", timeout=READY) as (_kernel, session),
@@ -107,6 +109,7 @@ async def sandboxed_kernel(runtime: str, *, output_mb: float = 10) -> AsyncItera
 
 
 def engine_runtimes() -> list[str]:
+    """Return runc, and runsc if the engine has it."""
     client = connect(30)
     try:
         return ["runc"] if gvisor_fault(client.info()["Runtimes"]) else ["runc", "runsc"]

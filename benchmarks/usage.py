@@ -1,6 +1,6 @@
-"""What it costs to watch kernels: 100 that wait, each sampled once a second by the manager, as in any program.
+"""Measures the cost of monitoring: 100 idle kernels, each sampled once a second by the manager.
 
-Run it with ``make usage``. The figure is all CPU time of the host's process, so the sampling cannot cost more.
+Run it with ``make usage``. The figure is the CPU time of the whole host process, which includes the sampling.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from orchestrator import AgentKernelManager, KernelResourceLimits, Settings
 
 BOUND = 3.0  # percent of a core
 ROUNDS = 6
-ROUND = 10.0  # seconds
-START = 900.0  # seconds for all kernels to be there
+ROUND = 10.0  # seconds per round
+START = 900.0  # seconds until all kernels must be ready
 
 console = Console()
 
 
 async def measure(runtime: str, kernels: int) -> list[float]:
-    """Return, for each round, the percentage of a core that the host's process took."""
+    """Return the percentage of a core that the host process used in each round."""
     settings = Settings.load().model_copy(
         update={"runtime": runtime, "warm_kernels": kernels, "audit_log": "off", "data_dir": data_folder(runtime)}
     )
-    limits = KernelResourceLimits(max_memory_mb=200)  # a host of 24 GiB has room for a hundred
+    limits = KernelResourceLimits(max_memory_mb=200)  # 100 kernels fit on a host with 24 GiB
     taken: list[float] = []
     async with AgentKernelManager(max_kernels=kernels, resource_limits=limits, settings=settings) as manager:
         with Progress(console=console, transient=True) as shown:
@@ -53,12 +53,19 @@ async def measure(runtime: str, kernels: int) -> list[float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kernels", type=int, default=100)
-    parser.add_argument("--runtime", default="runc")
+    parser = argparse.ArgumentParser(description=__doc__, epilog="example: python -m benchmarks.usage --kernels 10")
+    parser.add_argument("--kernels", type=int, default=100, help="idle kernels (default: %(default)s)")
+    parser.add_argument("--runtime", default="runc", help="default: %(default)s")
     arguments = parser.parse_args()
     taken = asyncio.run(measure(arguments.runtime, arguments.kernels))
-    table = Table("kernels", "runtime", "median", "worst", "bound", title="percent of one core, sampled at 1 Hz")
+    table = Table(
+        "kernels",
+        "runtime",
+        "median",
+        "worst",
+        "bound",
+        title="% of one core (lower is better)",
+    )
     median, worst = statistics.median(taken), max(taken)
     table.add_row(str(arguments.kernels), arguments.runtime, f"{median:.2f}", f"{worst:.2f}", f"{BOUND:g}")
     console.print(table)

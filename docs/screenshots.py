@@ -1,4 +1,4 @@
-"""Make the pictures in docs/pictures: real commands in a real terminal, on real kernels.
+"""Draws the terminal pictures in docs/pictures by running real commands with real kernels.
 
 Run it with ``make screenshots``.
 """
@@ -36,19 +36,19 @@ WORK = {
 FLOOD = """\
 import time
 
-print("reading the log of the last night")
+print("reading last night's log")
 for number in range(100_000):
     print(f"{number:06} nothing unusual")
 print("done: 100,000 lines, 3 alarms")
 """
 NARROW = "[limits]\noutput_mb = 0.0012\n"
 
-# The colours' names in pyte that rich calls otherwise.
+# Names of colours in pyte, and the names that rich uses.
 _COLOURS = {"brown": "yellow", "brightbrown": "bright_yellow"}
 
 
 def picture_of(screen: pyte.Screen, title: str) -> str:
-    """Return what a terminal shows as SVG, without the empty lines at its end."""
+    """Return the terminal's contents as SVG, without empty lines at the end."""
     lines = len("\n".join(screen.display).rstrip().split("\n"))
     with open(os.devnull, "w") as nowhere:
         console = Console(record=True, width=screen.columns, height=lines, file=nowhere, force_terminal=True)
@@ -81,7 +81,7 @@ def _style(cell: pyte.screens.Char) -> Style:
 
 @asynccontextmanager
 async def agents_at_work(runtime: str, state: str) -> AsyncIterator[None]:
-    """Some agents, each with a cell of its own."""
+    """Start agents that each run a cell, until the context ends."""
     settings = Settings.load().model_copy(
         update={"runtime": runtime, "warm_kernels": 1, "audit_log": "off", "state_dir": state}
     )
@@ -102,7 +102,7 @@ async def agents_at_work(runtime: str, state: str) -> AsyncIterator[None]:
 
 
 async def top() -> None:
-    """`cellblock top`, while several agents work."""
+    """Draw `cellblock top` while several agents work."""
     client = connect(30)
     runtimes = ["runc"] if gvisor_fault(client.info()["Runtimes"]) else ["runc", "runsc"]
     client.close()
@@ -124,7 +124,7 @@ async def top() -> None:
 
 
 async def truncated() -> None:
-    """`cellblock run`, where the policy has room for very little."""
+    """Draw `cellblock run` under a policy with a very low output limit."""
     with tempfile.TemporaryDirectory(prefix="cb-") as folder:
         script, policy = Path(folder) / "nightly.py", Path(folder) / "narrow.toml"
         script.write_text(FLOOD)

@@ -1,4 +1,4 @@
-"""Makes docs/state.md of the table that tests/docker/test_state_matrix.py tries: ``python -m docs.statetable``."""
+"""Writes docs/state.md from the table that tests/docker/test_state_matrix.py tests: ``python -m docs.statetable``."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ Of {kinds} kinds, {equal} are restored equal and {reported} are reported.
 
 
 def row_of(kind: StateKind) -> str:
+    """Return the table row of one kind of state."""
     name = kind.name.replace("|", "\\|")
     return f"| {name} | {'reported' if kind.reported else 'equal'} | {kind.note} |"
 
 
 def page() -> str:
-    """Return what docs/state.md must say."""
+    """Return the content of docs/state.md."""
     reported = sum(kind.reported for kind in KINDS)
     parts = [HEAD.format(kinds=len(KINDS), equal=len(KINDS) - reported, reported=reported)]
     for title, kinds in GROUPS.items():

@@ -1,10 +1,10 @@
-"""Three agents analyse one workbook at once, each in a locked kernel of its own.
+"""Three agents analyse one workbook at the same time, each in its own locked kernel.
 
     python examples/spreadsheet_agents.py BOOK.xlsx
 
-The formula agent reads how the workbook computes, the pattern agent what its tables hold, the picture agent draws it.
-The workbook is opened in the sandboxes alone: on the host it is a file to hand over, and what the agents say about it
-is checked before it is shown. ``spreadsheet/inside/`` is the agents' code, the rest of ``spreadsheet/`` the host's.
+The formula agent analyses the formulas, the pattern agent the tables, and the picture agent draws charts. Only the
+sandboxes open the workbook; the host copies the file into them, and validates the agents' findings before it shows
+them. ``spreadsheet/inside/`` is the agents' code; the rest of ``spreadsheet/`` runs on the host.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ LARGEST_PICTURE = 20 * 1024 * 1024  # bytes
 
 
 class AgentFailedError(Exception):
-    """A cell of the agent failed, or what it handed out cannot be used."""
+    """A cell of the agent failed, or the agent returned something unusable."""
 
 
 async def analyse(
     book: Path, out: Path, console: Console, agents: Sequence[Agent] = AGENTS
 ) -> tuple[str, list[Outcome]]:
-    """Let the agents work on the workbook; return the container runtime and what came of each."""
+    """Run the agents on the workbook; return the container runtime and the outcome of each agent."""
     async with AgentKernelManager(max_kernels=len(agents), resource_limits=LIMITS) as manager:
         with Progress(console, agents) as progress:
             work = [run_agent(manager, agent, book, out, progress) for agent in agents]
@@ -49,12 +49,12 @@ async def analyse(
 
 
 async def run_agent(manager: AgentKernelManager, agent: Agent, book: Path, out: Path, progress: Progress) -> Outcome:
-    """One agent from its kernel to its findings. Its failure is its own: the others go on."""
+    """Run one agent and return its outcome. If it fails, the other agents go on."""
     outcome = Outcome(agent)
     started = time.monotonic()
     try:
         async with manager.acquire_kernel(agent.name, timeout=120) as (_, session):
-            progress.begin(agent, "hand over the workbook")
+            progress.begin(agent, "copy the workbook into the sandbox")
             await manager.put_file(session, book, "book.xlsx")
             for module, place in modules():
                 await manager.put_file(session, module, place)
@@ -73,8 +73,8 @@ async def run_agent(manager: AgentKernelManager, agent: Agent, book: Path, out: 
 
 
 async def run_cells(manager: AgentKernelManager, session: KernelSession, agent: Agent, progress: Progress) -> Findings:
-    """Run the agent's cells one after the other, and check what the last one displays."""
-    handed_out: object = None
+    """Run the agent's cells in order, and return the validated findings that the last cell displays."""
+    displayed: object = None
     for cell in agent.cells():
         progress.step(agent, cell.title)
         async with aclosing(manager.stream_code(session, cell.code)) as events:
@@ -83,16 +83,16 @@ async def run_cells(manager: AgentKernelManager, session: KernelSession, agent: 
                     case StreamOutput(name="stdout", text=text):
                         progress.say(agent, text)
                     case DisplayData(data=data) if "application/json" in data:
-                        handed_out = data["application/json"]
+                        displayed = data["application/json"]
                     case CellFinished(result=result) if result.error is not None:
                         raise AgentFailedError(f"{cell.title}: {result.error.ename}: {result.error.evalue}")
-    return checked(agent.shape, handed_out)
+    return checked(agent.shape, displayed)
 
 
 async def fetch_pictures(
     manager: AgentKernelManager, session: KernelSession, findings: PictureFindings, out: Path
 ) -> list[Path]:
-    """Copy the pictures out of the sandbox; what is not a PNG is not kept."""
+    """Copy the pictures out of the sandbox and return their paths. A file that is not a PNG is deleted."""
     paths = []
     for picture in findings.pictures:
         path = out / picture.file
@@ -122,14 +122,14 @@ def save_json(path: Path, book: Path, runtime: str, outcomes: list[Outcome]) -> 
 
 
 def mistake(options: argparse.Namespace) -> str:
-    """What the user got wrong, or ""."""
+    """Return what is wrong with the arguments, or an empty string."""
     if options.json is not None and not options.json.absolute().parent.is_dir():
         return f"there is no directory for {options.json}."
     return check_book(options.book) if options.book is not None else ""
 
 
 def check_book(path: Path) -> str:
-    """What is wrong with the workbook's path, or "". Looks at the file's table of contents, and not further."""
+    """Return what is wrong with the workbook's path, or an empty string. Reads only the archive's directory."""
     if path.is_dir():
         return f"{path} is a directory; name a workbook (.xlsx)."
     if not path.exists():
@@ -143,22 +143,26 @@ def check_book(path: Path) -> str:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Three agents analyse a workbook, each in a locked kernel of its own.",
+        description="Three agents analyse a workbook, each in its own locked kernel.",
         epilog="example: python examples/spreadsheet_agents.py budget.xlsx --out /tmp/budget",
     )
-    parser.add_argument("book", nargs="?", type=Path, metavar="BOOK.xlsx", help="default: one with planted faults")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="for pictures and notebooks; default: out/<book name>")
+    parser.add_argument(
+        "book", nargs="?", type=Path, metavar="BOOK.xlsx", help="default: a generated workbook with planted faults"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for pictures and notebooks; default: out/<book name>"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the findings as JSON")
     return parser.parse_args()
 
 
 def prepare(book: Path | None, out: Path | None) -> tuple[Path, Path]:
-    """Where the workbook and the output folder are; both exist afterwards."""
+    """Return the paths of the workbook and of the output folder, and create those that do not exist."""
     if book is not None:
         folder = out or Path("out") / book.stem
         folder.mkdir(parents=True, exist_ok=True)
         return book, folder
-    from spreadsheet import make_workbook  # needs openpyxl, which nobody needs for a workbook of their own
+    from spreadsheet import make_workbook  # needs openpyxl, which is not needed otherwise
 
     folder = out or Path("out") / "planted_faults"
     folder.mkdir(parents=True, exist_ok=True)
@@ -166,7 +170,7 @@ def prepare(book: Path | None, out: Path | None) -> tuple[Path, Path]:
 
 
 def main() -> int:
-    """Run the example; the exit status is 0 when every agent succeeded, 1 when one failed, 2 for a user's mistake."""
+    """Run the example. Exit status: 0 if every agent succeeded, 1 if one failed, 2 for wrong arguments."""
     options = arguments()
     if fault := mistake(options):
         print(clean(f"error: {fault}", 400), file=sys.stderr)

@@ -35,6 +35,7 @@ from orchestrator.errors import (
     PolicyFault,
     SandboxFloorError,
     Scarcity,
+    SessionBusyError,
     SessionEndedError,
     SettingsError,
     StoreError,
@@ -55,6 +56,9 @@ from orchestrator.operator.monitor import (
     Monitor,
     Sample,
 )
+from orchestrator.outcome import (
+    Outcome,
+)
 from orchestrator.output.events import (
     CellFinished,
     ClearOutput,
@@ -68,7 +72,6 @@ from orchestrator.output.events import (
     InputHandler,
     InputRequest,
     KernelState,
-    Outcome,
     Output,
     OutputDropped,
     OutputEvent,
@@ -171,6 +174,7 @@ __all__ = [
     "Sample",
     "SandboxFloorError",
     "Scarcity",
+    "SessionBusyError",
     "SessionEndedError",
     "Settings",
     "SettingsError",

@@ -1,41 +1,41 @@
-"""Every exception that Cellblock raises on purpose.
+"""Every exception that Cellblock raises on purpose, each with the stable ``code`` that HTTP, MCP and the CLI map.
 
-    CellblockError
-    ├── InvalidInputError (ValueError)         what the caller passed cannot be used; nothing was started
-    │   ├── InvalidAgentIdError
-    │   ├── InvalidCodeError
-    │   ├── UnknownKernelNameError
-    │   └── PolicyError                        a policy file, named by file, key and line
-    ├── SandboxFloorError                      a container without one of the locks that all have
-    ├── SettingsError (ValueError)             a CELLBLOCK_* variable or a line of .env
-    ├── EngineError                            the Docker engine
-    │   ├── EngineUnavailableError (ConnectionError)
-    │   │   └── EngineTimeoutError (TimeoutError)   it is there, and hangs
-    │   ├── EnginePermissionError (PermissionError)
-    │   ├── EngineSetupError                   the engine could not be installed or started
-    │   ├── ImageMissingError (LookupError)
-    │   ├── ImageBuildError
-    │   └── UnknownRuntimeError (LookupError)
-    ├── KernelError                            one kernel, or the pool of them
-    │   ├── KernelStartError
-    │   ├── KernelDiedError
-    │   ├── KernelTimeoutError (TimeoutError)
-    │   └── KernelPoolExhaustedError (TimeoutError)
-    ├── SessionEndedError (LookupError)        the session is over; acquire the kernel again
-    ├── ManagerClosedError (RuntimeError)
-    ├── FileTransferError (OSError)            a file could not travel; no half of it is left
-    ├── StoreError (OSError)                   the history or a checkpoint's file cannot be read or written
-    └── CheckpointError                        a checkpoint cannot be made or used; the running session is unharmed
-        ├── CheckpointMissingError (LookupError)
-        ├── CheckpointDamagedError             truncated, altered, or no checkpoint of this host at all
-        ├── CheckpointFormatError              written by another version of Cellblock
-        ├── CheckpointForeignError (PermissionError)  another agent's
-        ├── CheckpointTooLargeError
-        └── CheckpointStateError               the kernel could not capture or load the state
+    CellblockError                             cellblock                the base of all of them
+    ├── InvalidInputError (ValueError)         invalid_input            an argument is unusable; nothing was started
+    │   ├── InvalidAgentIdError                invalid_agent_id
+    │   ├── InvalidCodeError                   invalid_code
+    │   ├── UnknownKernelNameError             unknown_kernel_name
+    │   └── PolicyError                        policy                   names the file, key and line
+    ├── SandboxFloorError                      sandbox_floor            a container would lack a mandatory restriction
+    ├── SettingsError (ValueError)             settings                 a CELLBLOCK_* variable or a line of .env
+    ├── EngineError                            engine                   the Docker engine
+    │   ├── EngineUnavailableError (ConnectionError)  engine_unavailable
+    │   │   └── EngineTimeoutError (TimeoutError)     engine_timeout
+    │   ├── EnginePermissionError (PermissionError)   engine_permission
+    │   ├── EngineSetupError                   engine_setup             it could not be installed or started
+    │   ├── ImageMissingError (LookupError)    image_missing
+    │   ├── ImageBuildError                    image_build
+    │   └── UnknownRuntimeError (LookupError)  unknown_runtime
+    ├── KernelError                            kernel                   one kernel, or the pool of kernels
+    │   ├── KernelStartError                   kernel_start
+    │   │   └── UserIdTakenError               user_id_taken
+    │   ├── KernelDiedError                    kernel_died
+    │   ├── KernelTimeoutError (TimeoutError)  kernel_timeout           a cell exceeded its time limit
+    │   ├── KernelPoolExhaustedError (TimeoutError)   kernel_pool_exhausted
+    │   └── SessionBusyError (TimeoutError)    session_busy             another call is using the agent's session
+    ├── SessionEndedError (LookupError)        session_ended            acquire the kernel again
+    ├── ManagerClosedError (RuntimeError)      manager_closed
+    ├── FileTransferError (OSError)            file_transfer
+    ├── StoreError (OSError)                   store                    the history or a checkpoint file
+    └── CheckpointError                        checkpoint               the running session is unharmed
+        ├── CheckpointMissingError (LookupError)      checkpoint_missing
+        ├── CheckpointDamagedError             checkpoint_damaged       truncated, altered, or from another host
+        ├── CheckpointFormatError              checkpoint_format        written by another version of Cellblock
+        ├── CheckpointForeignError (PermissionError)  checkpoint_foreign
+        ├── CheckpointTooLargeError            checkpoint_too_large
+        └── CheckpointStateError               checkpoint_state         the kernel could not save or load its state
 
-An error of the *code in a cell* is never an exception: it is a result with ``status == "error"``.
-
-Every error has a ``remedy``: one sentence that says what the user can do. ``str(error)`` ends with it.
+An exception of the *code in a cell* is never raised here: it is a result with ``status == "error"``.
 """
 
 from __future__ import annotations
@@ -45,58 +45,50 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
+from orchestrator.cellblockerror import CellblockError as CellblockError
+from orchestrator.outcome import Outcome
+
 if TYPE_CHECKING:
     from orchestrator.output.events import ExecutionResult
 
 
-class CellblockError(Exception):
-    """Base of all of them.
-
-    Attributes:
-        message: what happened, and what state remains.
-        remedy: what the user can do; may be empty.
-    """
-
-    def __init__(self, message: str, *, remedy: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.remedy = remedy
-
-    def __str__(self) -> str:
-        return f"{self.message} {self.remedy}".rstrip()
+class InvalidInputError(CellblockError, ValueError, code="invalid_input"):
+    """An argument cannot be used. Nothing was started and nothing changed."""
 
 
-class InvalidInputError(CellblockError, ValueError):
-    """What the caller passed cannot be used. Nothing was started and nothing changed."""
+class InvalidAgentIdError(InvalidInputError, code="invalid_agent_id"):
+    """An agent id that is empty, too long, or contains characters that are unsafe in paths, logs or terminals."""
 
 
-class InvalidAgentIdError(InvalidInputError):
-    """An agent id that is empty, too long, or holds characters that break paths, logs or terminals."""
+class InvalidCodeError(InvalidInputError, code="invalid_code"):
+    """Invalid source code: empty, not text, too long, or not representable as UTF-8."""
 
 
-class InvalidCodeError(InvalidInputError):
-    """Code that is no code: empty, not text, too long, or not representable as UTF-8."""
-
-
-class UnknownKernelNameError(InvalidInputError):
+class UnknownKernelNameError(InvalidInputError, code="unknown_kernel_name"):
     """The sandbox image has no kernel of this name."""
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyFault:
-    """One fault of a policy file: the dotted key ("" for none), the line it begins in if that is known, and why."""
+    """One fault of a policy file.
+
+    Attributes:
+        key: the dotted key; "" where the fault is not about one.
+        line: the line on which it begins; None where that is unknown.
+        reason: what is wrong with it.
+    """
 
     key: str
     line: int | None
     reason: str
 
 
-class PolicyError(InvalidInputError):
-    """A policy that cannot be used.
+class PolicyError(InvalidInputError, code="policy"):
+    """A policy cannot be used.
 
     Attributes:
-        path: the policy file, or None where a name was not found.
-        faults: every fault that was found in it.
+        path: the policy file; None where no policy has the given name.
+        faults: every fault in the file.
         key, line: of the first fault; "" and None where there is none.
     """
 
@@ -111,16 +103,16 @@ class PolicyError(InvalidInputError):
 
     @classmethod
     def of(cls, path: Path, faults: Sequence[PolicyFault]) -> Self:
-        """Name every fault, each on a line as ``FILE:LINE: key: reason``."""
+        """Return an error that names every fault, each on a line as ``FILE:LINE: key: reason``."""
         lines = [f"{path}:{fault.line or '?'}: {f'{fault.key}: ' * bool(fault.key)}{fault.reason}" for fault in faults]
         return cls("\n".join(lines), path=path, faults=faults)
 
 
-class SandboxFloorError(CellblockError):
-    """A container was asked for that lacks a lock that every sandbox has. Nothing was started.
+class SandboxFloorError(CellblockError, code="sandbox_floor"):
+    """A container was requested without a restriction that every sandbox has. Nothing was started.
 
     Attributes:
-        breaches: what it lacks.
+        breaches: the restrictions that the request lacks.
     """
 
     def __init__(self, breaches: Sequence[str]) -> None:
@@ -131,35 +123,35 @@ class SandboxFloorError(CellblockError):
         self.breaches = tuple(breaches)
 
 
-class SettingsError(CellblockError, ValueError):
-    """A CELLBLOCK_* variable, or a line of .env, that cannot be used."""
+class SettingsError(CellblockError, ValueError, code="settings"):
+    """A CELLBLOCK_* variable, or a line of .env, cannot be used."""
 
 
-class EngineError(CellblockError):
-    """The Docker engine refused, failed or did not answer in time."""
+class EngineError(CellblockError, code="engine"):
+    """The Docker engine refused a request, failed, or did not answer in time."""
 
 
-class EngineUnavailableError(EngineError, ConnectionError):
+class EngineUnavailableError(EngineError, ConnectionError, code="engine_unavailable"):
     """No Docker engine answers."""
 
 
-class EngineTimeoutError(EngineUnavailableError, TimeoutError):
-    """The Docker engine is there, and did not answer in time; it may yet do what it was asked."""
+class EngineTimeoutError(EngineUnavailableError, TimeoutError, code="engine_timeout"):
+    """The Docker engine accepted the request and did not answer in time; it may still carry the request out."""
 
 
-class EnginePermissionError(EngineError, PermissionError):
-    """A Docker engine is there, and this user may not talk to it."""
+class EnginePermissionError(EngineError, PermissionError, code="engine_permission"):
+    """This user may not talk to the Docker engine."""
 
 
-class EngineSetupError(EngineError):
+class EngineSetupError(EngineError, code="engine_setup"):
     """The engine could not be installed, started or stopped."""
 
 
-class ImageMissingError(EngineError, LookupError):
+class ImageMissingError(EngineError, LookupError, code="image_missing"):
     """The engine has no sandbox image of this name, or none that matches its sources.
 
     Attributes:
-        image: the image that was looked for.
+        image: the image's name.
     """
 
     def __init__(self, message: str, *, image: str, remedy: str = "") -> None:
@@ -167,16 +159,16 @@ class ImageMissingError(EngineError, LookupError):
         self.image = image
 
 
-class ImageBuildError(EngineError):
+class ImageBuildError(EngineError, code="image_build"):
     """The sandbox image could not be built. An earlier image is untouched."""
 
 
-class UnknownRuntimeError(EngineError, LookupError):
+class UnknownRuntimeError(EngineError, LookupError, code="unknown_runtime"):
     """The engine has no such container runtime.
 
     Attributes:
-        runtime: the one that was asked for.
-        available: those that the engine has.
+        runtime: the requested runtime.
+        available: the runtimes that the engine has.
     """
 
     def __init__(self, runtime: str, available: tuple[str, ...], *, remedy: str = "") -> None:
@@ -186,39 +178,39 @@ class UnknownRuntimeError(EngineError, LookupError):
         self.available = available
 
 
-class KernelError(CellblockError):
-    """One kernel, or the pool of them."""
+class KernelError(CellblockError, code="kernel"):
+    """One kernel, or the pool of kernels, failed."""
 
 
-class KernelStartError(KernelError):
-    """A kernel did not become ready. Its container and directory are gone.
+class KernelStartError(KernelError, code="kernel_start"):
+    """A kernel did not become ready. Its container and directory were removed.
 
     Attributes:
-        cause: "container" when its container ended, "timeout" when it took too long, "host" when this host could not
-            provide for it, "policy" when a module that the policy preloads cannot be imported.
+        cause: "container": its container ended; "timeout": it took too long; "host": this host lacks a resource for
+            it; "policy": a module that the policy preloads cannot be imported.
         log: the last lines that the container wrote while it started; may be empty.
     """
 
     def __init__(
         self, message: str, *, cause: Literal["container", "timeout", "host", "policy"], log: str = "", remedy: str = ""
     ) -> None:
-        said = f"Its last words: {log.strip()[-500:]}" if log.strip() else "Run `cellblock doctor`."
+        said = f"Its log ends with: {log.strip()[-500:]}" if log.strip() else "Run `cellblock doctor`."
         super().__init__(message, remedy=remedy or said)
         self.cause = cause
         self.log = log
 
 
-class UserIdTakenError(KernelStartError):
-    """The user id that a kernel was to have is that of another live container on its engine. Nothing was started.
+class UserIdTakenError(KernelStartError, code="user_id_taken"):
+    """Another live container of the engine has the user id of the new kernel. Nothing was started.
 
     Attributes:
-        uid: the id.
-        container: the other's name.
+        uid: the user id.
+        container: the name of the container that has it.
     """
 
     def __init__(self, uid: str, container: str) -> None:
         super().__init__(
-            f"user id {uid} is that of the live container {container}.",
+            f"the live container {container} already has user id {uid}.",
             cause="host",
             remedy="Give each host process that shares this engine a range of its own: CELLBLOCK_UID_BASE.",
         )
@@ -226,17 +218,17 @@ class UserIdTakenError(KernelStartError):
         self.container = container
 
 
-class KernelDiedError(KernelError):
-    """The session's kernel is gone, and its variables with it; the session's history remains.
+class KernelDiedError(KernelError, code="kernel_died"):
+    """The session's kernel is gone, with its variables; the session's history remains.
 
     Attributes:
         kernel_id: the kernel that ended.
-        reason: "oom", "kernel_died" or "engine_lost".
-        exit_code: of its container's first process, where the engine has said by now.
+        reason: why, one of the outcomes that end a kernel, such as "oom" or "kernel_died".
+        exit_code: of the container's first process; None while the engine has not reported one.
     """
 
     def __init__(
-        self, message: str, *, kernel_id: str, reason: str, exit_code: int | None = None, remedy: str = ""
+        self, message: str, *, kernel_id: str, reason: Outcome, exit_code: int | None = None, remedy: str = ""
     ) -> None:
         super().__init__(message, remedy=remedy)
         self.kernel_id = kernel_id
@@ -244,12 +236,12 @@ class KernelDiedError(KernelError):
         self.exit_code = exit_code
 
 
-class KernelTimeoutError(KernelError, TimeoutError):
-    """A cell ran past its time limit and was stopped.
+class KernelTimeoutError(KernelError, TimeoutError, code="kernel_timeout"):
+    """A cell exceeded its time limit and was stopped.
 
     Attributes:
-        result: everything that the cell printed until then, and ``result.kernel_state``: "idle" when the
-            interrupt sufficed (the variables are there), "dead" when the kernel had to be killed.
+        result: everything that the cell printed, and ``result.kernel_state``: "idle" when the interrupt ended the
+            cell (the variables remain), "dead" when the kernel had to be killed.
     """
 
     def __init__(self, message: str, *, result: ExecutionResult, remedy: str = "") -> None:
@@ -257,22 +249,22 @@ class KernelTimeoutError(KernelError, TimeoutError):
         self.result = result
 
 
-Scarcity = Literal["max_kernels", "memory", "cpu", "quota", "queue", "starting", "session"]
+Scarcity = Literal["max_kernels", "memory", "cpu", "quota", "queue", "starting"]
 
 
-class KernelPoolExhaustedError(KernelError, TimeoutError):
-    """No kernel became free in time, or could. Nothing was taken.
+class KernelPoolExhaustedError(KernelError, TimeoutError, code="kernel_pool_exhausted"):
+    """No kernel became free in time, or none can. The caller holds nothing.
 
     Attributes:
         max_kernels: the pool's size.
         waited: seconds; 0 where the caller was refused at once.
-        reason: what there was too little of: "max_kernels": all belong to agents; "memory", "cpu": the host has no room
-            for as many; "quota": the group has all that it may have; "queue": too many callers wait already;
-            "starting": one was being started; "session": the agent's own session was busy.
-        expected_wait: seconds that one more caller of the group would wait, from the pace at which kernels came free;
-            None where nothing tells.
-        needed_bytes, free_bytes: memory that one more kernel is promised, and that was not yet promised; None where
-            memory is not the reason.
+        reason: what was scarce: "max_kernels": agents have all kernels; "memory", "cpu": the host has no room for one
+            more; "quota": the group has all kernels that it may have; "queue": too many callers wait already;
+            "starting": the kernel was still starting.
+        expected_wait: estimated seconds that the group's next caller would wait, from the rate at which kernels became
+            free; None where there is no estimate.
+        needed_bytes, free_bytes: memory that one more kernel would reserve, and unreserved memory; None where memory
+            is not the reason.
     """
 
     def __init__(
@@ -281,7 +273,7 @@ class KernelPoolExhaustedError(KernelError, TimeoutError):
         *,
         max_kernels: int,
         waited: float,
-        reason: Scarcity = "session",
+        reason: Scarcity,
         expected_wait: float | None = None,
         needed_bytes: int | None = None,
         free_bytes: int | None = None,
@@ -296,11 +288,25 @@ class KernelPoolExhaustedError(KernelError, TimeoutError):
         self.free_bytes = free_bytes
 
 
-class SessionEndedError(CellblockError, LookupError):
-    """The session is over: its kernel has been given up.
+class SessionBusyError(KernelError, TimeoutError, code="session_busy"):
+    """Another call is waking, moving or ending the agent's session, and did not finish in time. Nothing changed.
 
     Attributes:
-        reason: why it ended, such as "idle" or "end_session".
+        agent_id: the session's agent.
+        waited: seconds.
+    """
+
+    def __init__(self, message: str, *, agent_id: str, waited: float, remedy: str = "") -> None:
+        super().__init__(message, remedy=remedy or "Try again in a moment, or with a longer timeout.")
+        self.agent_id = agent_id
+        self.waited = waited
+
+
+class SessionEndedError(CellblockError, LookupError, code="session_ended"):
+    """The session has no kernel any longer: it is over, or it sleeps.
+
+    Attributes:
+        reason: why it ended: an outcome that ends a session, such as "idle", or the caller's own text.
     """
 
     def __init__(self, message: str, *, reason: str, remedy: str = "") -> None:
@@ -308,15 +314,15 @@ class SessionEndedError(CellblockError, LookupError):
         self.reason = reason
 
 
-class ManagerClosedError(CellblockError, RuntimeError):
+class ManagerClosedError(CellblockError, RuntimeError, code="manager_closed"):
     """The manager has been shut down, or is shutting down."""
 
 
-class FileTransferError(CellblockError, OSError):
-    """A file could not travel into or out of a sandbox. No half of it is left on either side.
+class FileTransferError(CellblockError, OSError, code="file_transfer"):
+    """A file could not be copied into or out of a sandbox. No partial file remains on either side.
 
     Attributes:
-        path: the file at fault, as the caller named it.
+        path: the file, as the caller named it.
     """
 
     def __init__(self, message: str, *, path: str, remedy: str = "") -> None:
@@ -324,11 +330,11 @@ class FileTransferError(CellblockError, OSError):
         self.path = path
 
 
-class StoreError(CellblockError, OSError):
-    """What is to outlive the process cannot be read or written. No half of an entry is left.
+class StoreError(CellblockError, OSError, code="store"):
+    """The history, or a checkpoint file, cannot be read or written. No partial entry remains.
 
     Attributes:
-        result: of a cell that ran, where only its result could not be kept; else None.
+        result: the result of a cell that ran and whose result could not be stored; else None.
     """
 
     def __init__(self, message: str, *, result: ExecutionResult | None = None, remedy: str = "") -> None:
@@ -336,11 +342,11 @@ class StoreError(CellblockError, OSError):
         self.result = result
 
 
-class CheckpointError(CellblockError):
-    """A checkpoint cannot be made or used. The running session, and its kernel, are as they were.
+class CheckpointError(CellblockError, code="checkpoint"):
+    """A checkpoint cannot be made or used. The running session and its kernel are unchanged.
 
     Attributes:
-        checkpoint: its id, or the file's name; "" where there is none yet.
+        checkpoint: the checkpoint's id, or its file's name; "" where it has none yet.
     """
 
     def __init__(self, message: str, *, checkpoint: str = "", remedy: str = "") -> None:
@@ -348,23 +354,23 @@ class CheckpointError(CellblockError):
         self.checkpoint = checkpoint
 
 
-class CheckpointMissingError(CheckpointError, LookupError):
+class CheckpointMissingError(CheckpointError, LookupError, code="checkpoint_missing"):
     """There is no such checkpoint, or its file is gone."""
 
 
-class CheckpointDamagedError(CheckpointError):
-    """It is truncated or altered, or was not written with this host's key. Nothing of it was looked at."""
+class CheckpointDamagedError(CheckpointError, code="checkpoint_damaged"):
+    """The file is truncated or altered, or was not written with this host's key. Its contents were not loaded."""
 
 
-class CheckpointFormatError(CheckpointError):
-    """Another version of Cellblock has written it, in another format."""
+class CheckpointFormatError(CheckpointError, code="checkpoint_format"):
+    """Another version of Cellblock wrote the file, in another format."""
 
 
-class CheckpointForeignError(CheckpointError, PermissionError):
-    """It is another agent's.
+class CheckpointForeignError(CheckpointError, PermissionError, code="checkpoint_foreign"):
+    """The checkpoint belongs to another agent.
 
     Attributes:
-        agent_id: the agent that asked.
+        agent_id: the agent that asked for it.
     """
 
     def __init__(self, message: str, *, agent_id: str, checkpoint: str = "", remedy: str = "") -> None:
@@ -372,11 +378,11 @@ class CheckpointForeignError(CheckpointError, PermissionError):
         self.agent_id = agent_id
 
 
-class CheckpointTooLargeError(CheckpointError):
-    """The state exceeds the policy's limit. Nothing of it was kept.
+class CheckpointTooLargeError(CheckpointError, code="checkpoint_too_large"):
+    """The state exceeds the policy's limit. Nothing was stored.
 
     Attributes:
-        limit_mb: MiB.
+        limit_mb: the limit, in MiB.
     """
 
     def __init__(self, message: str, *, limit_mb: int, checkpoint: str = "", remedy: str = "") -> None:
@@ -384,5 +390,5 @@ class CheckpointTooLargeError(CheckpointError):
         self.limit_mb = limit_mb
 
 
-class CheckpointStateError(CheckpointError):
-    """The kernel did not capture its state, or a fresh one did not load it: code in it failed, or took too long."""
+class CheckpointStateError(CheckpointError, code="checkpoint_state"):
+    """The kernel did not save its state, or a fresh kernel did not load it: code in it failed, or took too long."""

@@ -1,4 +1,4 @@
-"""One running orchestrator on this host: its engine connection, its folder, its lease, and how it starts kernels."""
+"""Instance: one running orchestrator on this host. Owns its engine connection, folder and lease, and starts kernels."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 from orchestrator.container.container import remove_by_name
 from orchestrator.container.engine import FAILURES, Engine
 from orchestrator.container.enginewatch import EngineWatch
+from orchestrator.container.folders import instance_folder, kernel_folder, wire_folder
 from orchestrator.container.hostconfig import LOCK_LABEL
 from orchestrator.container.lease import Lease, host_identity, instance_lease
 from orchestrator.container.reaper import Leftover, clear_folder, leftovers, sweep_instance, sweep_late, sweep_orphans
@@ -30,9 +31,13 @@ from orchestrator.errors import (
     KernelStartError,
     SettingsError,
 )
+from orchestrator.eventfeed import EventFeed
 from orchestrator.image.build import image_name
-from orchestrator.kernel.kernel import Kernel, KernelConfig
+from orchestrator.kernel import adoption, startup
+from orchestrator.kernel.containerkernel import ContainerKernel
+from orchestrator.kernel.kernelconfig import KernelConfig
 from orchestrator.limits import MIB, KernelResourceLimits
+from orchestrator.logs import log_event
 from orchestrator.policy.policy import Policy
 from orchestrator.settings import Settings
 from orchestrator.store.audit import AuditLog
@@ -43,18 +48,19 @@ _SWEEP_EVERY = 20.0  # seconds
 
 
 class Instance:
-    """What all kernels of one manager share. Opened and closed by the manager alone."""
+    """One running orchestrator. Opened and closed by its manager."""
 
-    def __init__(self, config: KernelConfig, lease: Lease, *, may_fall_back: bool) -> None:
+    def __init__(self, config: KernelConfig, lease: Lease, audit: AuditLog, *, may_fall_back: bool) -> None:
         self._config = config
+        self._audit = audit
         self._lease = lease
         self._may_fall_back = may_fall_back
         self._pid = os.getpid()
-        self._kernels: WeakValueDictionary[str, Kernel] = WeakValueDictionary()
-        self._inherited: dict[str, Lease] = {}  # dead instances whose kernels this one has adopted, or may yet
+        self._kernels: WeakValueDictionary[str, ContainerKernel] = WeakValueDictionary()
+        self._inherited: dict[str, Lease] = {}  # of dead instances whose kernels were adopted, or may be
         self._watch = EngineWatch(config.engine, on_oom=self._on_oom, on_lost=self._on_lost)
         atexit.register(self._last_act)
-        config.audit.write(
+        config.feed.publish(
             "instance.opened",
             instance=config.instance,
             pid=self._pid,
@@ -68,11 +74,14 @@ class Instance:
     async def open(
         cls, settings: Settings, policy: Policy, limits: KernelResourceLimits, telemetry: Telemetry | None = None
     ) -> Self:
-        """Connect, and check that kernels can be started.
+        """Connect to the engine, check that kernels can be started, and take a new instance id.
 
         Raises:
-            EngineUnavailableError, EnginePermissionError, ImageMissingError, UnknownRuntimeError: as they say.
-            SettingsError: the state folder cannot be made.
+            EngineUnavailableError: the engine does not answer.
+            EnginePermissionError: this user may not use the engine.
+            ImageMissingError: the engine does not have the sandbox image.
+            UnknownRuntimeError: the engine does not have the runtime that was asked for.
+            SettingsError: the state folder cannot be created.
         """
         wanted = policy.choose_runtime(settings.runtime)
         engine = await Engine.connect(settings.engine_timeout)
@@ -81,13 +90,16 @@ class Instance:
             runtime = await engine.resolve_runtime(wanted)
             instance, lease = _new_instance()
             try:
-                folder = _make_folder(settings.state_path / f"i-{instance}")  # no await: nothing can come between
+                # No await, so that nothing can come between the lease and the folder.
+                folder = _make_folder(instance_folder(settings.state_path, instance))
             except SettingsError:
                 lease.release()
                 raise
         except BaseException:
             engine.close()
             raise
+        telemetry = telemetry or Telemetry()
+        audit = AuditLog(settings.audit_path, fsync=policy.audit.fsync, rotate_at=settings.audit_rotate_mb * MIB)
         config = KernelConfig(
             engine=engine,
             image=image,
@@ -101,10 +113,10 @@ class Instance:
             uid_base=settings.uid_base,
             uid_count=settings.uid_count,
             start_timeout=settings.start_timeout,
-            audit=AuditLog(settings.audit_path, fsync=policy.audit.fsync, rotate_at=settings.audit_rotate_mb * MIB),
-            telemetry=telemetry or Telemetry(),
+            feed=EventFeed(audit.receive, telemetry.receive, log_event),
+            telemetry=telemetry,
         )
-        return cls(config, lease, may_fall_back=wanted == "auto" and runtime == "runsc")
+        return cls(config, lease, audit, may_fall_back=wanted == "auto" and runtime == "runsc")
 
     @property
     def id(self) -> str:
@@ -120,34 +132,35 @@ class Instance:
 
     @property
     def config(self) -> KernelConfig:
-        """What its kernels have in common."""
+        """The configuration that its kernels have in common."""
         return self._config
 
-    async def start_kernel(self, config: KernelConfig | None = None) -> Kernel:
-        """Start a kernel; with the runtime "auto", under runc when the very first one cannot start under runsc.
+    async def start_kernel(self, config: KernelConfig | None = None) -> ContainerKernel:
+        """Start a kernel and return it when it is ready.
+
+        With the runtime "auto", the instance falls back to runc when its first kernel cannot start under runsc.
 
         Args:
-            config: another than the instance's own.
+            config: used instead of the instance's own.
 
         Raises:
-            KernelStartError, EngineError: see ``Kernel.start``.
+            KernelStartError, EngineError: see ``startup.start``.
         """
-        telemetry = self._config.telemetry
         try:
-            with telemetry.span("start_kernel", runtime=self.runtime):
-                kernel = await (self._start_or_fall_back() if config is None else Kernel.start(config))
-        except CellblockError:
-            telemetry.kernel_failed()
+            with self._config.telemetry.span("start_kernel", runtime=self.runtime):
+                kernel = await (self._start_or_fall_back() if config is None else startup.start(config))
+        except CellblockError as error:
+            self._config.feed.publish("kernel.failed", instance=self.id, reason=str(error))
             raise
-        self._kernels[kernel.container.name] = kernel
+        self._kernels[kernel.container_name] = kernel
         return kernel
 
     async def inherit(self, kernel_ids: Collection[str]) -> tuple[list[Leftover], set[str]]:
-        """Find those of these kernels that still run.
+        """Find which of these kernels still run, and take over those of dead processes.
 
         Returns:
-            Those whose process is dead, which are this instance's from now on; and the ids of those that are not to be
-            touched from here: another process was quicker, or they have their folder elsewhere.
+            The kernels that belong to this instance now; and the ids of those that must not be touched, since another
+            process was quicker or their folder is elsewhere.
 
         Raises:
             EngineError: the engine does not answer.
@@ -164,31 +177,31 @@ class Instance:
                 others.add(left.kernel_id)
         return mine, others
 
-    async def adopt(self, left: Leftover) -> Kernel:
+    async def adopt(self, left: Leftover) -> ContainerKernel:
         """Take over an inherited kernel.
 
         Raises:
-            KernelStartError, EngineError: see ``Kernel.adopt``.
+            KernelStartError, EngineError: see ``adoption.adopt``.
         """
         config = replace(self._config, instance=left.instance, folder=self._folder_of(left.instance))
-        kernel = await Kernel.adopt(config, left)
-        self._kernels[kernel.container.name] = kernel
+        kernel = await adoption.adopt(config, left)
+        self._kernels[kernel.container_name] = kernel
         return kernel
 
     def would_start_alike(self, left: Leftover) -> bool:
-        """Whether a kernel started now would have that one's image, runtime, policy and limits."""
+        """Return whether a kernel started now would have the same image, runtime, policy and limits as that one."""
         config = replace(self._config, instance=left.instance, folder=self._folder_of(left.instance))
-        request = config.request(left.kernel_id, config.folder / left.kernel_id[:12] / "wire", left.uid)
+        request = config.request(left.kernel_id, wire_folder(kernel_folder(config.folder, left.kernel_id)), left.uid)
         return bool(request["Labels"][LOCK_LABEL] == left.lock)
 
     async def sweep(self, *, everywhere: bool = False) -> int:
-        """Remove what dead instances left on this host, but for the kernels that this one has adopted.
+        """Remove what dead instances left on this host, except the kernels that this one has adopted.
 
         Args:
-            everywhere: also kernels that run, and that a next start with other folders could go on with.
+            everywhere: remove also running kernels that an orchestrator with other folders could adopt.
 
         Returns:
-            How many containers that were.
+            How many containers were removed.
 
         Raises:
             EngineError: the engine does not answer.
@@ -209,7 +222,7 @@ class Instance:
         return removed + await self.engine.retry(sweep_orphans, api, folder, None if everywhere else self._config.home)
 
     async def keep_clean(self) -> None:
-        """Remove what the engine was too late, or unable, to make or remove when it was asked. Runs for ever."""
+        """Remove containers that the engine created late or could not remove when asked. Runs until cancelled."""
         while True:
             await asyncio.sleep(_SWEEP_EVERY)
             api, unremoved = self.engine.client.api, self._config.unremoved
@@ -221,31 +234,31 @@ class Instance:
                         del unremoved[name]
                 await self.engine.call(sweep_late, api)
             except EngineError as error:
-                _log.debug("the engine does not let itself be swept: %s", error)
+                _log.debug("the engine could not remove what is left over: %s", error)
 
     def disclaim(self) -> None:
-        """Let go of the dead instances: what is theirs stays for the next start. The kernels must have been left."""
+        """Release the dead instances, so that the next start can take them over. Abandon their kernels before."""
         while self._inherited:
             self._inherited.popitem()[1].release()
 
     def _folder_of(self, instance: str) -> Path:
-        return self._config.folder.parent / f"i-{instance}"
+        return instance_folder(self._config.folder.parent, instance)
 
     def _sweep_own(self) -> None:
         for instance in (self.id, *self._inherited):
             sweep_instance(self._config.engine.client.api, instance, self._folder_of(instance), self._config.left)
 
-    async def _start_or_fall_back(self) -> Kernel:
+    async def _start_or_fall_back(self) -> ContainerKernel:
         config = self._config
         try:
-            kernel = await Kernel.start(config)
+            kernel = await startup.start(config)
         except (KernelStartError, EngineError) as error:
             if not self._may_fall_back or config.runtime != "runsc" or not _speaks_against_runtime(error):
                 raise
             _log.warning("gVisor is registered but cannot run a kernel, taking runc: %s", error)
-            config.audit.write("runtime.fell_back", instance=self.id, to="runc", reason=str(error))
+            config.feed.publish("runtime.fell_back", instance=self.id, to="runc", reason=str(error))
             self._config = replace(config, runtime="runc")
-            return await Kernel.start(self._config)
+            return await startup.start(self._config)
         if config.runtime == self._config.runtime:
             self._may_fall_back = False
         return kernel
@@ -256,27 +269,27 @@ class Instance:
             kernel.ran_out_of_memory()
 
     def _on_lost(self) -> None:
-        self._config.audit.write("engine.lost", instance=self.id)
+        self._config.feed.publish("engine.lost", instance=self.id)
         for kernel in list(self._kernels.values()):
             kernel.lose_engine()
 
     async def close(self) -> None:
-        """Remove whatever there is of this instance, but for kernels that were left, and let go of the engine.
+        """Remove everything of this instance except abandoned kernels, and disconnect from the engine.
 
         Raises:
-            EngineError: the engine does not answer; the next start of any instance here sweeps up.
+            EngineError: the engine does not answer. The next start of any instance on this host removes the rest.
         """
         config = self._config
         try:
             await config.engine.retry(self._sweep_own)
         finally:
-            self._let_go()
+            self._release()
             atexit.unregister(self._last_act)  # only now: a Ctrl-C may come at any line
 
     def _last_act(self) -> None:
-        """Called at the interpreter's end when ``close`` was not reached: Ctrl-C twice, or a forgotten shutdown.
+        """Clean up at the interpreter's end when ``close`` was not reached: after a second Ctrl-C, or no shutdown.
 
-        Here another Ctrl-C comes too late: it would leave half of what is to be removed.
+        Ctrl-C is ignored here: it would leave half of the containers.
         """
         if os.getpid() != self._pid:
             return  # a forked child that ends is not the end of the instance
@@ -284,28 +297,28 @@ class Instance:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         with contextlib.suppress(*FAILURES):
             self._sweep_own()
-        self._let_go()
+        self._release()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         self._watch.close()
         for instance in (self.id, *self._inherited):
             clear_folder(self._folder_of(instance), self._config.left)
         with contextlib.suppress(OSError):
             self._config.folder.parent.rmdir()  # only when no other instance has a folder there
         self._config.engine.close()
-        self._config.audit.write("instance.closed", instance=self.id)
-        self._config.audit.close()
+        self._config.feed.publish("instance.closed", instance=self.id)
+        self._audit.close()
         for lease in (self._lease, *self._inherited.values()):
             lease.release()
 
 
 def home_of(settings: Settings) -> str:
-    """Return what stands for the folders of state and data, in the labels of containers."""
+    """Return the digest of the state and data folders that labels the containers."""
     return hashlib.sha256(f"{settings.state_path}\0{settings.data_path}".encode()).hexdigest()[:16]
 
 
 def _speaks_against_runtime(error: KernelStartError | EngineError) -> bool:
-    """Whether the runtime itself may be why: a slow, full or unreachable host is no reason to isolate less."""
+    """Return whether the runtime may be the cause. A slow, full or unreachable host is no reason to isolate less."""
     if isinstance(error, KernelStartError):
         return error.cause == "container"
     return not isinstance(error, EngineUnavailableError | ImageMissingError)
@@ -324,6 +337,6 @@ def _make_folder(folder: Path) -> Path:
         return folder
     except OSError as error:
         raise SettingsError(
-            f"the state folder {folder} cannot be made: {error.strerror}.",
-            remedy="Set CELLBLOCK_STATE_DIR to a folder that this user can write to and has room, with a short path.",
+            f"the state folder {folder} cannot be created: {error.strerror}.",
+            remedy="Set CELLBLOCK_STATE_DIR to a writable folder with a short path and free space.",
         ) from error

@@ -1,4 +1,4 @@
-"""Structured logs, on the standard library's: every event of the audit log is one at INFO, but never with code."""
+"""Structured logs, with the standard library's ``logging``. Every event of the feed is logged at INFO, without code."""
 
 from __future__ import annotations
 
@@ -8,11 +8,20 @@ import sys
 from datetime import UTC, datetime
 from typing import Literal
 
+from orchestrator.eventfeed import HostEvent
+
 _OURS = "orchestrator"
+_events = logging.getLogger(f"{_OURS}.events")
+
+
+def log_event(event: HostEvent) -> None:
+    """Log an event at INFO, with its fields and without its code. ``EventFeed`` calls it."""
+    if _events.isEnabledFor(logging.INFO):
+        _events.info(event.name, extra={"fields": event.fields})
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as a line of JSON: time, level, logger, event, and what ``extra={"fields": …}`` has."""
+    """Formats a record as a line of JSON: time, level, logger, event, and the fields in ``extra={"fields": …}``."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry = {
@@ -28,7 +37,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """A record as a line that people read."""
+    """Formats a record as a line of text."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = "".join(f" {key}={value!r}" for key, value in getattr(record, "fields", {}).items())
@@ -36,7 +45,7 @@ class TextFormatter(logging.Formatter):
 
 
 def configure(level: str, form: Literal["text", "json"]) -> None:
-    """Send this package's logs to stderr. For programs of our own; one that embeds us has its own ways."""
+    """Send this package's logs to stderr. Only Cellblock's own programs call it; others configure ``logging``."""
     handler = logging.StreamHandler(sys.stderr)
     text = TextFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(JsonFormatter() if form == "json" else text)

@@ -303,7 +303,7 @@ class AgentKernelManager:
             Whether the agent had a session.
 
         Raises:
-            KernelPoolExhaustedError: another call has been waking the session, or putting it to sleep, for a minute.
+            SessionBusyError: another call has been waking the session, or putting it to sleep, for a minute.
         """
         return await self._wiring.acquiring.end(agent_id, reason)
 

@@ -1,22 +1,21 @@
-"""Metrics for Prometheus, and spans for OpenTelemetry where it is installed. The one place that names either.
+"""Metrics for Prometheus, and spans for OpenTelemetry if it is installed. No other module imports either.
 
-Every manager has a registry of its own. Nothing here holds code, outputs or agents' names.
+Every manager has a registry of its own. Nothing here contains code, outputs or agents' names.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from orchestrator.errors import SettingsError
-
-if TYPE_CHECKING:
-    from orchestrator.output.events import ExecutionResult
+from orchestrator.eventfeed import HostEvent
 
 try:
     from opentelemetry import trace as otel
@@ -27,7 +26,7 @@ _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 
 
 
 class Span(Protocol):
-    """What is used of an OpenTelemetry span."""
+    """The part of an OpenTelemetry span that Cellblock uses."""
 
     def set_attribute(self, key: str, value: Any) -> Any: ...
     def set_status(self, status: Any) -> Any: ...
@@ -47,10 +46,11 @@ class _NoSpan:
 
 @dataclass(slots=True)
 class Phases:
-    """The phases of one kernel's start, observed one after another.
+    """Measures the phases of one kernel's start.
 
     Attributes:
-        current: the one that was begun last.
+        observe: takes a phase's name and its seconds.
+        current: the phase that began last.
     """
 
     observe: Callable[[str, float], None]
@@ -65,69 +65,60 @@ class Phases:
 
 
 class Telemetry:
-    """One manager's metrics and spans.
+    """One manager's metrics and spans. Events come from the feed; measurements have methods of their own.
 
     Attributes:
-        registry: pass it to ``prometheus_client`` where the program around has an endpoint of its own.
+        registry: pass it to ``prometheus_client`` if your program has a metrics endpoint of its own.
     """
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         self._server: Any = None
         self._tracer = None if otel is None else otel.get_tracer("cellblock")
+        counter = partial(Counter, registry=registry)
+        seconds = partial(Histogram, registry=registry, buckets=_SECONDS)
         self._kernels = Gauge("cellblock_kernels", "Kernels by state.", ["state"], registry=registry)
         self._waiting = Gauge("cellblock_waiting_callers", "Callers that wait for a kernel.", registry=registry)
-        self._lease = Histogram(
-            "cellblock_lease_wait_seconds",
-            "From asking for a kernel to its lease.",
-            buckets=_SECONDS,
-            registry=registry,
+        self._lease = seconds("cellblock_lease_wait_seconds", "From a request for a kernel to its lease.")
+        self._leases = counter(
+            "cellblock_leases", "Kernels leased, by whether one was ready when the caller asked.", ["ready"]
         )
-        self._leases = Counter(
-            "cellblock_leases",
-            "Kernels that were handed out: was one ready when it was asked for.",
-            ["ready"],
-            registry=registry,
-        )
-        self._refused = Counter(
-            "cellblock_leases_refused", "Callers that got no kernel, by what was scarce.", ["reason"], registry=registry
-        )
-        self._replaced = Counter(
-            "cellblock_ready_kernels_replaced",
-            "Kernels that were ended while nobody had them, by why.",
-            ["reason"],
-            registry=registry,
-        )
-        for ready in ("yes", "no"):  # a rate can be told before both have happened
+        for ready in ("yes", "no"):  # both series exist from the start, so that a rate can be computed
             self._leases.labels(ready)
-        self._start = Histogram(
-            "cellblock_kernel_start_seconds", "A kernel's cold start, by phase.", ["phase", "runtime"],
-            buckets=_SECONDS, registry=registry,
-        )  # fmt: skip
-        self._failed = Counter("cellblock_kernel_start_failures", "Kernels that did not start.", registry=registry)
-        self._cells = Counter("cellblock_cells", "Cells that ended.", ["outcome", "runtime"], registry=registry)
-        self._duration = Histogram(
-            "cellblock_cell_duration_seconds", "A cell, from sending to its result.", ["runtime"],
-            buckets=_SECONDS, registry=registry,
-        )  # fmt: skip
-        self._ends = Counter("cellblock_kernel_ends", "Kernels of sessions that ended.", ["reason"], registry=registry)
-        self._output = Counter("cellblock_output_bytes", "What cells put out.", registry=registry)
-        self._dropped = Counter("cellblock_output_dropped_bytes", "What of it was left out.", registry=registry)
+        self._refused = counter(
+            "cellblock_leases_refused", "Callers that got no kernel, by the scarce resource.", ["reason"]
+        )
+        self._replaced = counter(
+            "cellblock_ready_kernels_replaced", "Kernels that ended before anyone leased them, by reason.", ["reason"]
+        )
+        self._start = seconds(
+            "cellblock_kernel_start_seconds", "A kernel's cold start, by phase.", ["phase", "runtime"]
+        )
+        self._failed = counter("cellblock_kernel_start_failures", "Kernels that did not start.")
+        self._cells = counter("cellblock_cells", "Cells that ended.", ["outcome", "runtime"])
+        self._duration = seconds("cellblock_cell_duration_seconds", "A cell, from sending to its result.", ["runtime"])
+        self._ends = counter("cellblock_kernel_ends", "Kernels of sessions that ended.", ["reason"])
+        self._output = counter("cellblock_output_bytes", "Output of cells.")
+        self._dropped = counter("cellblock_output_dropped_bytes", "Output of cells that was left out.")
 
     def watch_pool(self, counts: Callable[[], dict[str, int]]) -> None:
-        """Have the pool's counts read whenever the metrics are."""
+        """Read the pool's counts whenever the metrics are read."""
         for state in ("ready", "leased", "starting", "ending"):
             self._kernels.labels(state).set_function(lambda state=state: counts()[state])  # type: ignore[misc]
         self._waiting.set_function(lambda: counts()["waiting"])
 
-    def serve(self, address: str, port: int) -> None:
-        """Answer Prometheus on a port of this host, in a thread.
+    def serve(self, address: str, port: int) -> int:
+        """Serve the metrics on a port of this host, in a thread.
+
+        Returns:
+            The port: a free one if ``port`` is 0.
 
         Raises:
-            SettingsError: the port cannot be had.
+            SettingsError: the port is not free, or needs more rights.
         """
         try:
             self._server, _ = start_http_server(port, address, self.registry)
+            return int(self._server.server_port)
         except OSError as error:
             raise SettingsError(
                 f"metrics cannot be served on {address}:{port}: {error.strerror or error}.",
@@ -135,45 +126,53 @@ class Telemetry:
             ) from error
 
     def close(self) -> None:
-        """End the thread of ``serve``. Blocks for a moment."""
+        """Stop the thread of ``serve``, if there is one. Blocks up to half a second."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
 
     def kernel_phases(self, runtime: str) -> Phases:
+        """Return a clock for the phases of one kernel's start."""
         return Phases(lambda phase, seconds: self._start.labels(phase, runtime).observe(seconds))
 
-    def kernel_failed(self) -> None:
-        self._failed.inc()
-
-    def kernel_ended(self, reason: str) -> None:
-        self._ends.labels(reason).inc()
+    def receive(self, event: HostEvent) -> None:
+        """Count an event. ``EventFeed`` calls it."""
+        fields = event.fields
+        match event.name:
+            case "kernel.failed":
+                self._failed.inc()
+            case "session.asleep" | "session.ended":
+                self._ends.labels(fields["reason"]).inc()
+            case "cell.ended":
+                self._count_cell(fields)
 
     def leased(self, seconds: float) -> None:
+        """Observe the time from a caller's request to the lease of its kernel."""
         self._lease.observe(seconds)
 
     def handed_out(self, *, ready: bool) -> None:
+        """Count a leased kernel.
+
+        Args:
+            ready: whether a kernel was ready when the caller asked.
+        """
         self._leases.labels("yes" if ready else "no").inc()
 
     def refused(self, reason: str) -> None:
+        """Count a caller that got no kernel, by the scarce resource."""
         self._refused.labels(reason).inc()
 
     def replaced(self, reason: str) -> None:
+        """Count a kernel that ended before anyone leased it."""
         self._replaced.labels(reason).inc()
-
-    def cell_ended(self, result: ExecutionResult) -> None:
-        self._cells.labels(result.outcome, result.runtime).inc()
-        self._duration.labels(result.runtime).observe(result.duration_s)
-        self._output.inc(result.evidence.output_bytes)
-        if result.truncated is not None:
-            self._dropped.inc(result.truncated.dropped_bytes)
 
     @contextlib.contextmanager
     def span(self, name: str, **attributes: str | int | float) -> Iterator[Span]:
-        """A span around a block; its parent is whatever span the caller is in. Not made the current one.
+        """Open a span for a block, as a child of the caller's current span.
 
-        An async generator may be resumed in another context, which a current span would not survive.
+        The span is not made the current one: an async generator may be resumed in another context, in which a current
+        span cannot be detached.
         """
         span: Span = _NoSpan()
         if self._tracer is not None:
@@ -189,3 +188,11 @@ class Telemetry:
             raise
         finally:
             span.end()
+
+    def _count_cell(self, fields: Mapping[str, Any]) -> None:
+        runtime = fields["runtime"]
+        self._cells.labels(fields["outcome"], runtime).inc()
+        self._duration.labels(runtime).observe(fields["duration_s"])
+        self._output.inc(fields["evidence"]["output_bytes"])
+        if fields["truncated"] is not None:
+            self._dropped.inc(fields["truncated"]["dropped_bytes"])

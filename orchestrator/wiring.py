@@ -54,9 +54,9 @@ class Wiring:
     ) -> None:
         self._settings, self._policy, self._limits = settings, policy, resource_limits
         self.telemetry = Telemetry()
-        self.monitor = Monitor(self._live_kernels)
+        self.monitor = Monitor(self._live_kernels, resource_limits.max_memory_mb, policy.limits.warn_percent)
         self.pool = self._make_pool(max_kernels)
-        self.registry = SessionRegistry(self.pool, self.telemetry, self._spawn)
+        self.registry = SessionRegistry(self.pool, policy, self._spawn)
         self.hibernation = Hibernation(self.registry, self.pool, resource_limits, policy, self._spawn)
         self.acquiring = Acquiring(self.registry, self.hibernation, self.pool)
         self.restoring = Restoring(self.registry, self.acquiring, self.hibernation, self.pool)

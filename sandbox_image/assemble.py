@@ -1,8 +1,8 @@
-"""Make the root file system of the sandbox image, in place: runs as root inside the build, and nowhere else.
+"""Make the root file system of the sandbox image in place. Runs as root inside the image build and nowhere else.
 
-Unpacks the wheels of ``<build>/wheels`` beside the interpreter that runs this, puts our own packages there, removes
-what no cell needs, compiles all that is left, and removes the build folder. The standard library suffices for it: the
-base has no pip.
+Unpacks the wheels of ``<build>/wheels`` for the interpreter that runs this program, adds Cellblock's own packages,
+removes what no cell needs, compiles the rest and removes the build folder. Uses the standard library only, because the
+base image has no pip.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ DOCUMENTATION = """
     usr/share/doc/* usr/share/man/* usr/share/info/* usr/share/locale/* usr/share/lintian usr/share/bash-completion
     usr/share/applications usr/share/pixmaps usr/share/menu usr/share/bug usr/share/binfmts
 """
-# The slim Python of a registry has them, and a base of Debian packages in part.
+# The slim Python image has all of these, a base image of Debian packages some.
 PACKAGE_MANAGERS = """
     usr/bin/apt* usr/bin/dpkg* usr/bin/perl* usr/bin/deb-systemd* usr/bin/update-alternatives usr/lib/apt usr/lib/dpkg
     usr/lib/*/perl* usr/share/perl* usr/share/dpkg usr/share/python3* etc/apt etc/dpkg var/lib/* var/cache/*
     usr/local/bin/pip* usr/local/bin/idle* usr/local/bin/2to3* usr/local/bin/*-config usr/local/include
     usr/local/lib/pkgconfig
 """
-# Nothing boots, logs or logs in here. gconv: character sets for iconv(1) and C programs; Python has its own.
+# Files for booting, logging and logins. gconv has character sets for iconv(1) and C programs; Python has its own.
 SYSTEM = """
     usr/sbin/* etc/cron* etc/init.d etc/rc*.d etc/systemd etc/default etc/logrotate.d etc/update-motd.d usr/lib/init
     usr/lib/systemd usr/lib/udev usr/libexec usr/games usr/src usr/include usr/lib/*/gconv var/log/* var/backups
@@ -50,14 +50,14 @@ PACKAGES = """
     jedi/third_party/django-stubs jedi/third_party/typeshed/stubs
     **/*.h **/*.hpp **/*.c **/*.cpp **/*.pyx **/*.pxd **/*.pxi **/*.a
 """
-# numpy.testing imports from the first; jedi reads the .pyi files below the second.
+# numpy.testing imports modules of the first folder; jedi reads the .pyi files in the second.
 KEPT_TESTS = SITE / "numpy/_core/tests"
 KEPT_STUBS = SITE / "jedi/third_party"
 
 READABLE = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
 EXECUTABLE = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
 
-# Debian's maintainer scripts would have made these, had they run.
+# Debian's maintainer scripts make these, but do not run.
 LINKS = {"usr/bin/awk": "mawk", "usr/bin/which": "which.debianutils"}
 USERS = """\
 root:x:0:0:root:/:/bin/sh
@@ -71,7 +71,7 @@ def main(build: Path) -> None:
     """Assemble the image from ``build``.
 
     Raises:
-        SystemExit: the base has another Python than the one that the wheels are for.
+        SystemExit: the base image does not have Python 3.11, the version that the wheels are for.
     """
     if sys.version_info[:2] != (3, 11):
         raise SystemExit(f"the base image has Python {platform.python_version()}; the wheels are for Python 3.11")
@@ -91,7 +91,7 @@ def main(build: Path) -> None:
 
 
 def unpack(wheel: Path) -> None:
-    """Put a wheel's modules into SITE; its scripts, headers and other data are left out."""
+    """Extract a wheel's modules into SITE, without its scripts, headers and other data."""
     with zipfile.ZipFile(wheel) as archive:
         for member in archive.infolist():
             folder, _, rest = member.filename.partition("/")
@@ -105,7 +105,7 @@ def unpack(wheel: Path) -> None:
 
 
 def trim() -> None:
-    """Remove what no cell needs, the loader's cache of libraries having been made by a part of that."""
+    """Remove what no cell needs. Runs ldconfig first, which makes the loader's cache and is then removed too."""
     if (ROOT / "usr/sbin/ldconfig").exists():
         subprocess.run(["/usr/sbin/ldconfig"], check=True)
     for pattern in (DOCUMENTATION + PACKAGE_MANAGERS + SYSTEM).split():
@@ -122,6 +122,7 @@ def trim() -> None:
 
 
 def remove_all(paths: Iterator[Path]) -> None:
+    """Remove files, links and whole folders."""
     for path in list(paths):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -130,10 +131,10 @@ def remove_all(paths: Iterator[Path]) -> None:
 
 
 def lay_out() -> None:
-    """Make the mount points, the links and the users that the sandbox relies on."""
+    """Create the mount points, links and users that the sandbox relies on."""
     for folder in ("work", "run/kernel", "tmp", "opt/cellblock/bin"):
         (ROOT / folder).mkdir(parents=True, exist_ok=True)
-    for folder in ("work", "tmp"):  # runc gives a tmpfs the mode of the folder that it covers
+    for folder in ("work", "tmp"):  # runc gives a tmpfs the mode of the folder below it
         (ROOT / folder).chmod(0o1777)
     for name, target in LINKS.items():
         if (ROOT / name).parent.joinpath(target).exists() and not os.path.lexists(ROOT / name):
@@ -147,7 +148,10 @@ def lay_out() -> None:
 
 
 def compile_all() -> None:
-    """Compile every module; unchecked, since no source can change, and independent of the layers' time stamps.
+    """Compile every module.
+
+    The compiled files are never checked against their sources: the sources cannot change, and image layers may change
+    their time stamps.
 
     Raises:
         SystemExit: a module does not compile.
@@ -159,13 +163,13 @@ def compile_all() -> None:
 
 
 def make_font_cache() -> None:
-    """Let matplotlib look at its fonts once, here: in a cell it costs a second."""
+    """Let matplotlib build its font cache, which takes a second in a cell."""
     command = [sys.executable, "-c", "import matplotlib.font_manager"]
     subprocess.run(command, check=True, env={"MPLCONFIGDIR": str(FONT_CACHE)})
 
 
 def open_to_all_users() -> None:
-    """Let the many user ids of sandboxes read all of it, and drop every setuid and setgid bit."""
+    """Make every file readable for all users, because sandboxes have many user ids, and drop setuid and setgid bits."""
     for folder, folders, files in os.walk(ROOT):
         if folder == str(ROOT):
             folders[:] = [name for name in folders if name not in ("proc", "sys", "dev")]
@@ -174,6 +178,7 @@ def open_to_all_users() -> None:
 
 
 def open_up(path: Path) -> None:
+    """Make a file readable, and a folder or program executable, for all users. Drop setuid and setgid."""
     mode = path.lstat().st_mode
     if stat.S_ISLNK(mode):
         return

@@ -1,4 +1,4 @@
-"""What a sandbox runs. All else is compiled when the image is made; this file is, at every start."""
+"""The program that a sandbox runs. Python compiles this file at every start; every other module is compiled already."""
 
 from cellblock_kernel.app import main
 

@@ -1,1 +1,1 @@
-"""Cellblock beside its peers: a repeated execute, and the way from asking for a sandbox to a first result."""
+"""Compares Cellblock with its peers: repeated executes, and the time from a request to a sandbox's first result."""

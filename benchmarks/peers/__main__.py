@@ -1,8 +1,8 @@
-"""Measure Cellblock beside its peers.
+"""Compares Cellblock with its peers.
 
-Run it with ``make bench-peers``. Two measures: a repeated execute in a sandbox that is open, and the time from asking
-for a sandbox to its first result. Each peer runs in an environment of its own with its own fastest documented settings;
-all take turns in one run, and the figures to quote are the ratios of the medians.
+Run it with ``make bench-peers``. There are two measures: a repeated execute in an open sandbox, and the time from a
+request for a sandbox to its first result. Each peer runs in its own environment with its fastest documented settings.
+All subjects take turns in one run. Quote the ratios of the medians.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ console = Console()
 
 
 def arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.peers",
         description=__doc__,
@@ -35,15 +36,15 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--executes", type=int, default=30, help="rounds of executes (default: %(default)s)")
     parser.add_argument("--leases", type=int, default=12, help="rounds of leases (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=240, help="most for either of the two (default: %(default)s)")
-    parser.add_argument("--only", metavar="PART", default="", help="the peers whose name has this in it")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="save the figures")
-    parser.add_argument("--svg", type=Path, metavar="FILE", help="save them as a picture")
+    parser.add_argument("--seconds", type=float, default=240, help="time limit of each measure (default: %(default)s)")
+    parser.add_argument("--only", metavar="PART", default="", help="only peers whose name contains this")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file as JSON")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the figures to this SVG file")
     return parser.parse_args()
 
 
 def run(options: argparse.Namespace) -> report.Figures:
-    """Prepare the peers, and measure."""
+    """Prepare the peers, measure all subjects, and return the figures."""
     bounds = Bounds(options.executes, options.leases, options.seconds)
     chosen = [peer for peer in PEERS if options.only in peer.name]
     with Progress(console=console, transient=True) as progress:
@@ -56,14 +57,14 @@ def run(options: argparse.Namespace) -> report.Figures:
 
 def main() -> int:
     options = arguments()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: everything is given back
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
     try:
         figures = run(options)
     except (CellblockError, RuntimeError) as error:
         console.print(f"peers: {error}", style="red", markup=False)
         return 1
     except KeyboardInterrupt:
-        console.print("peers: interrupted; everything is given back")
+        console.print("peers: interrupted; everything was cleaned up")
         return 130
     report.show(figures, console)
     if options.json:

@@ -1,4 +1,4 @@
-"""Who is measured, in which mode and with which settings."""
+"""The peers that are measured, with their modes and settings."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class Peer:
     """A peer in one of its modes.
 
     Attributes:
-        name: as in the table.
-        driver: its module in ``drivers/``, beside the lock file of its environment.
-        package: its name in that lock file.
-        mode: the driver's argument, or "".
-        settings: what it was given, for the reader of the table.
-        close: why it is less than ``report.BEHIND`` times behind, if it should be.
+        name: the name in the table.
+        driver: its module in ``drivers/``, next to the lock file of its environment.
+        package: its name in the lock file.
+        mode: the driver's argument, or empty.
+        settings: a description of its settings for the reader of the table.
+        close: why it is less than ``report.BEHIND`` times slower, if it is.
     """
 
     name: str
@@ -31,14 +31,15 @@ class Peer:
 
     @property
     def lock(self) -> Path:
+        """The lock file of its environment."""
         return DRIVERS / f"{self.driver}.txt"
 
     @property
     def version(self) -> str:
-        """As locked.
+        """The version that the lock file pins.
 
         Raises:
-            ValueError: the lock file does not have the package.
+            ValueError: the lock file does not pin the package.
         """
         pinned = re.search(rf"^{re.escape(self.package)}==(\S+)", self.lock.read_text(), re.MULTILINE)
         if pinned is None:
@@ -46,10 +47,10 @@ class Peer:
         return pinned[1]
 
 
-# Measured with TCP_NODELAY on the gateway's end: 23 ms instead of 56 ms, on a busy machine.
+# With TCP_NODELAY set in the gateway, an execute took 23 ms instead of 56 ms on a busy machine.
 _NAGLE = (
-    "it keeps a kernel alive, too; more than half of its time it waits for a delayed TCP acknowledgement, which a busy "
-    "machine does not lengthen, as it does all else"
+    "it keeps a kernel alive too; more than half of its time is a delayed TCP acknowledgement, which load on the "
+    "machine does not lengthen"
 )
 
 PEERS = (
@@ -72,14 +73,14 @@ PEERS = (
         "llm_sandbox",
         "llm-sandbox",
         "pool",
-        "two containers made in advance, which serve one agent after the other; a new process for each execute",
+        "two containers started in advance, which serve one agent after the other; a new process for each execute",
     ),
     Peer(
         "smolagents, Docker",
         "smolagents",
         "smolagents",
         "",
-        "DockerExecutor on an image that is there; nothing to install",
+        "DockerExecutor on a prepared image; nothing to install",
         _NAGLE,
     ),
     Peer(
@@ -87,7 +88,7 @@ PEERS = (
         "autogen",
         "autogen-ext",
         "container",
-        "a DockerJupyterServer and a DockerJupyterCodeExecutor for each agent, on an image that is there",
+        "a DockerJupyterServer and a DockerJupyterCodeExecutor for each agent, on a prepared image",
         _NAGLE,
     ),
     Peer(
@@ -110,7 +111,7 @@ PEERS = (
         "gateway_provisioners",
         "gateway-provisioners",
         "tuned",
-        "the same with GP_POLL_INTERVAL 0.02 and GP_SOCKET_TIMEOUT 0.0001, for which its event loop takes a core",
-        "no web server and no polling in the way: its client speaks straight to a stock ipykernel over TCP",
+        "the same with GP_POLL_INTERVAL 0.02 and GP_SOCKET_TIMEOUT 0.0001, with which its event loop uses a whole core",
+        "there is no web server and no polling: its client connects directly to a stock ipykernel over TCP",
     ),
 )

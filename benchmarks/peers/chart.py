@@ -1,4 +1,4 @@
-"""The figures as a picture: bars on a logarithmic scale, with p10 and p90, for each of the two measures."""
+"""Draws the figures of each measure as bars on a logarithmic scale, with p10 and p90."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from html import escape
 
 from benchmarks.peers.report import BASELINE, MEASURES, Figures
 
-WIDTH, LEFT, RIGHT = 860, 250, 170  # pixels; the names stand left of the bars, the figures right
+WIDTH, LEFT, RIGHT = 860, 250, 170  # pixels: the picture, the names left of the bars, the figures right of them
 ROW, BAR, TOP = 26, 14, 56
 DECADES = (1, 10_000)  # ms
 OURS, BASE, PEER = "#2f6f4f", "#8a8f98", "#c0622d"
 
 
 def draw(figures: Figures) -> str:
-    """Return an SVG."""
+    """Return the figures as an SVG."""
     panels, height = [], 0
     for measure, title in MEASURES.items():
         rows = [subject for subject in figures["subjects"] if subject[measure]]
@@ -29,7 +29,9 @@ def draw(figures: Figures) -> str:
 
 
 def _panel(measure: str, title: str, rows: list[Figures]) -> Iterator[str]:
-    yield _text(12, 22, f"{title.capitalize()} (ms, logarithmic; line: p10 to p90)", 'font-weight="600" font-size="14"')
+    yield _text(
+        12, 22, f"{title.capitalize()} (ms, lower is better; line: p10 to p90)", 'font-weight="600" font-size="14"'
+    )
     bottom = TOP + ROW * len(rows)
     for power in range(int(math.log10(DECADES[1])) + 1):
         x = _x(10**power)

@@ -1,4 +1,4 @@
-"""The turns: every subject once in each round, in an order drawn anew, so that a noisy machine is noisy for all."""
+"""Measures all subjects in turn: once per round, in a random order, so that load on the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from benchmarks.peers.subjects import Subject
 from benchmarks.subjects import engine_runtimes
 from orchestrator.errors import CellblockError
 
-WARM_UP = 2  # rounds of executes that are not counted
-BURST = 5  # executes in a turn, one right after the other
-FAILURES = 3  # turns of a subject that may fail
-QUIET = 0.3  # seconds before each turn, in which the machine did little
-BUSY = 25.0  # percent of all cores; a quiet machine is below
-PATIENCE = 2.0  # seconds to wait for that
-_ORDER = random.Random(1)  # noqa: S311 - the same turns in every run
+WARM_UP = 2  # rounds of executes before the measurement
+BURST = 5  # executes per turn, without a pause
+FAILURES = 3  # failed turns after which a subject is skipped
+QUIET = 0.3  # seconds of low load before each turn
+BUSY = 25.0  # percent of all cores; low load is below this
+PATIENCE = 2.0  # maximum seconds to wait for low load
+_ORDER = random.Random(1)  # noqa: S311 - the same order in every run
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """How much is measured.
+    """How much to measure.
 
     Attributes:
-        executes: rounds, each with a turn of BURST executes of every subject.
-        leases: rounds, each with one of every subject.
-        seconds: for each of the two; a round that has begun is finished.
+        executes: rounds of executes; each subject runs BURST executes per round.
+        leases: rounds of leases; each subject has one lease per round.
+        seconds: the time limit of each measure. A started round is finished.
     """
 
     executes: int
@@ -48,11 +48,11 @@ class Bounds:
 async def measure(
     peers: dict[Peer, Path], place: Place, logs: Path, bounds: Bounds, progress: Progress
 ) -> list[Subject]:
-    """Return all subjects with what they took, ours first.
+    """Return all subjects with their times, Cellblock first.
 
     Args:
-        peers: the Python of each one's environment.
-        logs: a folder for what the drivers say.
+        peers: the Python of each peer's environment.
+        logs: the folder for the drivers' logs.
     """
     async with AsyncExitStack() as stack:
         everyone = [subjects.local()]
@@ -72,8 +72,8 @@ async def measure(
 
 @asynccontextmanager
 async def opened(chosen: list[Subject], progress: Progress) -> AsyncIterator[list[Subject]]:
-    """Each subject with a sandbox open, given back in the end."""
-    task = progress.add_task("opening a sandbox of each", total=len(chosen))
+    """Open a sandbox for each subject, and close all of them when the context ends."""
+    task = progress.add_task("opening a sandbox for each subject", total=len(chosen))
     try:
         for subject in chosen:
             await _attempt(subject, subject.orders.open)
@@ -120,7 +120,7 @@ async def _lease(subject: Subject) -> None:
 
 
 async def _quiet() -> None:
-    """Wait until the machine has done little for a while: what the last turn left behind has ended, and others rest."""
+    """Wait for low load on the machine, for at most ``PATIENCE`` seconds."""
     end = time.monotonic() + PATIENCE
     psutil.cpu_percent()
     while time.monotonic() < end:
@@ -130,7 +130,7 @@ async def _quiet() -> None:
 
 
 async def _attempt(subject: Subject, turn: Callable[[], Awaitable[object]]) -> None:
-    """Give a subject its turn. One that failed too often has none any more: the table says why."""
+    """Run one turn of a subject and record its failure. Skip a subject that has failed too often."""
     if len(subject.failures) >= FAILURES:
         return
     try:

@@ -1,6 +1,6 @@
-"""What the peers need: an environment each, an image, a network. All of it blocks.
+"""Prepares what the peers need: an environment for each, an image and a network. Every function blocks.
 
-Environments, wheels and the image are kept for the next run; what a run makes of them ends with it.
+Environments, wheels and the base image are kept for the next run. The network and containers end with the run.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ import docker
 from docker.errors import DockerException, ImageNotFound
 
 from orchestrator.container.engine import connect
+from orchestrator.container.engineimages import EngineImages
 from orchestrator.errors import ImageMissingError
 from orchestrator.host import hostcommand
-from orchestrator.image import build as imagebuild
 from orchestrator.image import wheels
+from orchestrator.image.build import find_current_image, image_name
 from orchestrator.settings import Settings
 
 REPOSITORY = Path(__file__).parents[2]
 CACHE = REPOSITORY / "out" / "peers"
 IMAGE = Path(__file__).with_name("image")
-LABEL = "org.cellblock.peers"  # its value tells the run; each peer's containers have it from their image
+LABEL = "org.cellblock.peers"  # its value is the run; the containers inherit it from their image
 _NAME = "cellblock-peers"
 _INSTALL_SECONDS = 900.0
 _ENGINE_SECONDS = 600.0
@@ -40,11 +41,11 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Place:
-    """Where the peers of this run make their containers.
+    """What the peers use to start their containers.
 
     Attributes:
-        image: an image with all that any of them needs.
-        network: a bridge of Docker's.
+        image: an image with the packages of all peers.
+        network: a bridge network of Docker.
         gateway: this host's address on it.
         engine: the engine's version.
     """
@@ -56,7 +57,7 @@ class Place:
 
 
 def environment(lock: Path, report: Report) -> Path:
-    """Return the Python of an environment with what a lock file pins, making it where it is not whole.
+    """Return the Python of an environment with the packages of a lock file. Create the environment if necessary.
 
     Raises:
         RuntimeError: pip could not install it.
@@ -64,7 +65,7 @@ def environment(lock: Path, report: Report) -> Path:
     folder = CACHE / "environments" / f"{lock.stem}-{_digest(lock)}"
     python, whole = folder / "bin" / "python", folder / ".complete"
     if not whole.exists():
-        report(f"{lock.stem}: making its environment")
+        report(f"{lock.stem}: creating its environment")
         shutil.rmtree(folder, ignore_errors=True)
         _run([sys.executable, "-m", "venv", str(folder)])
         pip = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
@@ -75,10 +76,10 @@ def environment(lock: Path, report: Report) -> Path:
 
 @contextlib.contextmanager
 def place(report: Report) -> Iterator[Place]:
-    """Give the peers an image and a network; remove both in the end, and every container that is left of them.
+    """Create an image and a network for the peers. Remove them and all the peers' containers when the context ends.
 
     Raises:
-        EngineError: no engine answers, or it has no sandbox image.
+        EngineError: no engine answers, or the engine has no current sandbox image.
     """
     run = f"{os.getpid()}"
     name = f"{_NAME}-{run}"
@@ -96,13 +97,13 @@ def place(report: Report) -> Iterator[Place]:
 
 
 def _image(client: docker.DockerClient, report: Report) -> str:
-    """Return the image of all peers, building it on the sandbox image where it is not there."""
+    """Return the peers' image. Build it on the sandbox image if necessary."""
     settings = Settings.load()
-    sandbox = imagebuild.find_current(client, settings)
+    sandbox = find_current_image(EngineImages(client), settings)
     if sandbox is None:
         raise ImageMissingError(
             "the engine has no sandbox image of this checkout.",
-            image=imagebuild.image_name(settings),
+            image=image_name(settings),
             remedy="`make image` builds it.",
         )
     lock = IMAGE / "requirements.txt"
@@ -126,7 +127,7 @@ def _remove_containers(client: docker.DockerClient, run: str) -> None:
 
 
 def _ignoring(call: Callable[..., Any], *arguments: object, **options: object) -> None:
-    """Clean up: what is already gone, or does not go, keeps nobody from the rest."""
+    """Call a function and ignore errors of Docker, so that the clean-up goes on."""
     with contextlib.suppress(DockerException):
         call(*arguments, **options)
 

@@ -1,4 +1,4 @@
-"""What came of it: the table, the JSON figures, and whether every peer is far enough behind."""
+"""Reports the results: tables, figures for JSON, and the peers that are close to Cellblock."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from rich.table import Table
 from benchmarks.peers.subjects import Subject
 from orchestrator.isolation.measure import quantile
 
-BEHIND = 5.0  # times that a peer is to be behind
+BEHIND = 5.0  # a peer is close if it is less than this many times slower
 BASELINE = "Cellblock, runc"
-MEASURES = {"execute": "repeated execute of print(1 + 1)", "lease": "from asking for a sandbox to its first result"}
+MEASURES = {"execute": "repeated execute of print(1 + 1)", "lease": "from a request for a sandbox to its first result"}
 
 Figures = dict[str, Any]
-"""``machine``; and ``subjects``: for each the median, its p10 and p90 in ms, the count and the ratio to BASELINE."""
+"""``machine`` and ``subjects``; each subject has median, p10 and p90 in ms, the count and the ratio to BASELINE."""
 
 
 def figures_of(subjects: Sequence[Subject], engine: str) -> Figures:
-    """Sum up all subjects.
+    """Return the figures of all subjects.
 
     Args:
-        engine: its version.
+        engine: the engine's version.
     """
     base = next(subject for subject in subjects if subject.name == BASELINE)
     return {
@@ -64,9 +64,9 @@ def _summary(seconds: list[float], base: list[float]) -> dict[str, float] | None
 
 
 def show(figures: Figures, console: Console) -> None:
-    """Print the tables, what each subject was given, and who is not far enough behind."""
+    """Print the tables, the settings of each subject, and the verdicts."""
     for measure, title in MEASURES.items():
-        table = Table(title, "p50 ms", "p10-p90 ms", f"ratio to {BASELINE}")
+        table = Table(f"{title} (lower is better)", "p50 ms", "p10-p90 ms", f"ratio to {BASELINE}")
         for subject in figures["subjects"]:
             if subject[measure] or subject["failures"]:
                 table.add_row(_title(subject), *_cells(subject[measure]))
@@ -89,14 +89,14 @@ def _cells(summary: dict[str, float] | None) -> tuple[str, str, str]:
 
 
 def verdicts(figures: Figures) -> list[str]:
-    """Return a line for each peer that failed or is less than BEHIND times behind, or one that says that none is."""
+    """Return a line for each peer that failed or is less than BEHIND times slower, or one line if there is none."""
     lines = []
     for peer in (subject for subject in figures["subjects"] if subject["version"]):
         if failures := peer["failures"]:
-            lines.append(f"{peer['name']} failed in {len(failures)} of its turns, the last time: {failures[-1]}")
+            lines.append(f"{peer['name']} failed in {len(failures)} of its turns; the last failure: {failures[-1]}")
         for measure, title in MEASURES.items():
             summary = peer[measure]
             if summary and summary["ratio"] < BEHIND:
                 why = peer["close"] or "no reason is known"
-                lines.append(f"{peer['name']} is {summary['ratio']:.1f} times behind ({title}): {why}")
-    return lines or [f"Every peer is at least {BEHIND:g} times behind on both."]
+                lines.append(f"{peer['name']} takes {summary['ratio']:.1f} times as long ({title}): {why}")
+    return lines or [f"Every peer takes at least {BEHIND:g} times as long in both measures."]

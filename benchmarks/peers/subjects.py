@@ -1,4 +1,4 @@
-"""What takes turns: our own kernels and a local one in this process, and each peer in a process of its own."""
+"""The subjects: Cellblock and a local kernel in this process, and each peer in a process of its own."""
 
 from __future__ import annotations
 
@@ -20,13 +20,19 @@ from benchmarks.peers.drivers.serving import CODE, Execute, Server, check
 from benchmarks.peers.preparation import REPOSITORY, Place
 from benchmarks.subjects import manager_on, stock_kernel
 
-_ANSWER = 120.0  # seconds a driver has for one order
-_END = 60.0  # seconds a driver has to give everything back
-_PASSED_ON = ("PATH", "HOME", "LANG", "DOCKER_HOST", "TMPDIR")  # of the environment: a peer copies it into sandboxes
+_ANSWER = 120.0  # seconds for a driver to carry out one order
+_END = 60.0  # seconds for a driver to clean up and exit
+_PASSED_ON = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "DOCKER_HOST",
+    "TMPDIR",
+)  # environment variables for the drivers: some peers copy theirs into sandboxes
 
 
 class Orders(Protocol):
-    """What a subject can be told: ``drivers.serving`` says what each order means. Times are seconds."""
+    """The orders that a subject carries out; see ``drivers.serving``. Times are in seconds."""
 
     async def open(self) -> None: ...
     async def execute(self) -> float: ...
@@ -35,7 +41,7 @@ class Orders(Protocol):
 
 
 class PeerError(Exception):
-    """A peer could not do what it was told; in its own words."""
+    """A peer could not carry out an order. The message is the peer's."""
 
 
 @dataclass
@@ -43,14 +49,14 @@ class Subject:
     """One row of the table.
 
     Attributes:
-        settings: what it was given.
-        version: of the peer, or "".
-        close: why it may be less far behind than others, or "".
-        repeated: its repeated execute is measured, too.
-        ready: waits until its pool, if it has one here, has refilled.
+        settings: a description of its settings.
+        version: the peer's version, or empty.
+        close: why it may be close to Cellblock, or empty.
+        repeated: whether to measure its repeated execute too.
+        ready: waits until its pool has refilled, if it has one in this process.
         executes: seconds of each execute.
         leases: seconds of each lease.
-        failures: what went wrong in its turns, in its own words.
+        failures: the messages of its failed turns.
     """
 
     name: str
@@ -67,24 +73,25 @@ class Subject:
 
 @asynccontextmanager
 async def local_sandbox() -> AsyncIterator[Execute]:
-    """A stock ipykernel over ipc, as ``jupyter_client`` starts it: no sandbox at all."""
+    """Start a stock ipykernel over ipc with ``jupyter_client``, without a sandbox."""
     async with stock_kernel() as stock:
         yield executing(stock.client)
 
 
 def local() -> Subject:
+    """Return the subject for a stock local kernel."""
     return Subject("local ipykernel", Server(local_sandbox), "no sandbox; jupyter_client over ipc, started on demand")
 
 
 @asynccontextmanager
 async def cellblock(runtime: str, *, warm: int) -> AsyncIterator[Subject]:
-    """Cellblock with so many kernels kept warm."""
+    """Open a manager with ``warm`` warm kernels, and yield it as a subject."""
     async with manager_on(runtime, warm=warm) as manager:
         numbers = itertools.count()
 
         @asynccontextmanager
         async def sandbox() -> AsyncIterator[Execute]:
-            agent = f"peers-{os.getpid()}-{runtime}-{warm}-{next(numbers)}"  # nobody has a session under this name
+            agent = f"peers-{os.getpid()}-{runtime}-{warm}-{next(numbers)}"  # a new agent
             async with manager.acquire_kernel(agent, timeout=60) as (_kernel, session):
 
                 async def execute() -> None:
@@ -99,12 +106,12 @@ async def cellblock(runtime: str, *, warm: int) -> AsyncIterator[Subject]:
                     await asyncio.sleep(0.05)
 
         name = f"Cellblock, {runtime}" if warm else f"Cellblock, {runtime}, cold"
-        settings = "one warm kernel in its pool" if warm else "no warm kernel: a container for each lease"
+        settings = "one warm kernel in its pool" if warm else "no warm kernel: each lease starts a container"
         yield Subject(name, Server(sandbox), settings, repeated=warm > 0, ready=ready)
 
 
 class Driver:
-    """A peer's driver, at the other end of a line."""
+    """Sends orders to a peer's driver process."""
 
     def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
         self._process = process
@@ -123,7 +130,7 @@ class Driver:
         return await self._seconds("lease")
 
     async def end(self) -> None:
-        """Let it give everything back, and end it if it does not."""
+        """Let the driver clean up and exit; kill it if it does not."""
         assert self._process.stdin is not None
         with contextlib.suppress(ConnectionError):
             self._process.stdin.close()
@@ -148,7 +155,7 @@ class Driver:
         except (TimeoutError, ConnectionError) as error:
             raise PeerError(f"no answer to {order!r}: {type(error).__name__}") from error
         if not line:
-            raise PeerError(f"its driver ended: {self._log.read_text(errors='replace').strip().splitlines()[-1:]}")
+            raise PeerError(f"its driver exited: {self._log.read_text(errors='replace').strip().splitlines()[-1:]}")
         answer = json.loads(line)
         if "error" in answer:
             raise PeerError(answer["error"])
@@ -157,7 +164,7 @@ class Driver:
 
 @asynccontextmanager
 async def driven(peer: Peer, python: Path, place: Place, logs: Path) -> AsyncIterator[Subject]:
-    """A peer, driven in its own environment. Ctrl-C does not reach it: it is told to end."""
+    """Start a peer's driver in the peer's environment, and yield the subject. Ctrl-C does not reach the driver."""
     log = logs / f"{peer.driver}-{peer.mode or 'only'}.log"
     with log.open("wb") as file:
         driver = Driver(await _start(peer, python, place, file), log)

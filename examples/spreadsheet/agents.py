@@ -1,4 +1,4 @@
-"""The three agents: their names, their scripts, and the shape of what they hand out."""
+"""The three agents: their names, scripts, and the models of their findings."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Agent:
     """One agent.
 
     Attributes:
-        name: by which the kernel manager knows it.
-        task: what it is for, in a few words.
-        script: its cells, in a file of ``inside/``; the last one displays the findings as JSON.
-        shape: of these findings.
+        name: its agent id.
+        task: a short description of its task.
+        script: the file in ``inside/`` with its cells; the last cell displays the findings as JSON.
+        shape: the model of the findings.
     """
 
     name: str
@@ -40,12 +40,13 @@ class Agent:
     shape: type[Findings]
 
     def cells(self) -> list[AgentCell]:
+        """Return the cells of the script."""
         return split_cells((INSIDE / self.script).read_text())
 
 
 @dataclass
 class Outcome:
-    """How an agent's work ended: with findings or with a failure."""
+    """The result of an agent: findings or a failure."""
 
     agent: Agent
     findings: Findings | None = None
@@ -56,14 +57,14 @@ class Outcome:
 
 
 AGENTS = (
-    Agent("formula-agent", "How the workbook computes", "formula_agent.py", FormulaFindings),
-    Agent("pattern-agent", "What its tables hold", "pattern_agent.py", PatternFindings),
+    Agent("formula-agent", "How the workbook calculates", "formula_agent.py", FormulaFindings),
+    Agent("pattern-agent", "What its tables contain", "pattern_agent.py", PatternFindings),
     Agent("picture-agent", "What it looks like", "picture_agent.py", PictureFindings),
 )
 
 
 def split_cells(script: str) -> list[AgentCell]:
-    """Cut a script at its ``# %% Title`` lines; what stands before the first one is for its readers on the host."""
+    """Return the cells of a script, split at its ``# %% Title`` lines. Text before the first such line is ignored."""
     _, *parts = _CELL_MARK.split(script)
     return [
         AgentCell(title, f"# {title}\n{code.strip()}\n") for title, code in zip(parts[::2], parts[1::2], strict=True)
@@ -71,7 +72,7 @@ def split_cells(script: str) -> list[AgentCell]:
 
 
 def modules() -> Iterator[tuple[Path, str]]:
-    """The modules that the scripts import, and where Python finds them in a sandbox."""
+    """Yield each module that the scripts import, with its path in the sandbox."""
     for path in sorted(INSIDE.glob("*.py")):
         if not path.stem.endswith("_agent"):
             yield path, str(path.relative_to(EXAMPLES))

@@ -1,6 +1,6 @@
-"""What the agents hand out, and the check that every word of it passes before the host uses it.
+"""The models of the agents' findings, which validate everything that comes out of a sandbox.
 
-It comes from a sandbox, so it may be anything: each text, list and number has a bound, and nothing else gets through.
+A sandbox may send anything: each text, list and number has a limit, and unknown fields are refused.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Words = Annotated[str, Field(max_length=400)]
 
 
 class Findings(BaseModel):
-    """Base of all of them: no conversion of types, no unknown fields."""
+    """The base of all findings: types are not converted, and unknown fields are refused."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -31,7 +31,11 @@ class FunctionCalls(Findings):
 
 
 class ErrorValue(Findings):
-    """``computed``: a formula's result; else somebody typed it."""
+    """A cell with an error value.
+
+    Attributes:
+        computed: whether it is the result of a formula, instead of a typed value.
+    """
 
     cell: Name
     value: Name
@@ -44,7 +48,12 @@ class BrokenFormula(Findings):
 
 
 class TypedOver(Findings):
-    """A number between formulas that are copies of each other; ``neighbour`` is one of these."""
+    """A typed number in a run of formulas that are copies of each other.
+
+    Attributes:
+        neighbour: a cell of the run.
+        formula: the neighbour's formula.
+    """
 
     cell: Name
     neighbour: Name
@@ -70,7 +79,11 @@ class FormulaFindings(Findings):
 
 
 class ColumnFindings(Findings):
-    """``odd``: cells of another kind than most of their column."""
+    """The findings about one column.
+
+    Attributes:
+        odd: the number of cells of another kind than most of the column.
+    """
 
     name: Name
     kind: Name
@@ -113,7 +126,11 @@ class PatternFindings(Findings):
 
 
 class Picture(Findings):
-    """``file`` also names the copy on the host, hence so plain."""
+    """One picture.
+
+    Attributes:
+        file: its file name, also used on the host, so that its pattern is strict.
+    """
 
     file: str = Field(pattern=r"^[a-z]{1,30}\.png$")
     title: Name
@@ -124,21 +141,21 @@ class PictureFindings(Findings):
 
 
 class UnexpectedFindingsError(ValueError):
-    """What an agent handed out is not what it should be; nothing of it is used."""
+    """An agent's findings are invalid. None of them are used."""
 
 
 Shape = TypeVar("Shape", bound=Findings)
 
 
-def checked(shape: type[Shape], handed_out: object) -> Shape:
-    """Check what came out of a sandbox.
+def checked(shape: type[Shape], displayed: object) -> Shape:
+    """Return the findings that a sandbox displayed, validated by the model ``shape``.
 
     Raises:
-        UnexpectedFindingsError: it has not the shape; the message quotes the sandbox, so escape it before showing it.
+        UnexpectedFindingsError: the findings are invalid. The message quotes the sandbox: escape it before showing it.
     """
     try:
-        return shape.model_validate(handed_out)
+        return shape.model_validate(displayed)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"])) or "all of it"
-        raise UnexpectedFindingsError(f"the findings are not as agreed: {where}: {first['msg']}") from None
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise UnexpectedFindingsError(f"the findings are invalid: {where}: {first['msg']}") from None

@@ -1,8 +1,8 @@
-"""The example's own workbook: the books of a small shop, with faults planted for the agents to find.
+"""Writes the example's workbook: the accounts of a small shop, with planted faults for the agents to find.
 
     python examples/spreadsheet/make_workbook.py shop.xlsx
 
-The same bytes at every run. openpyxl saves formulas without their results, so the error values are typed ones.
+Every run writes the same bytes. openpyxl saves formulas without results, so the error values are typed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Fault:
-    """One planted fault, at the cell where an agent must report it."""
+    """One planted fault, and the cell for which an agent must report it."""
 
     kind: Kind
     cell: str
@@ -78,7 +78,7 @@ _CREATED = "2024-01-01T00:00:00Z"
 
 
 def write(path: Path) -> Path:
-    """Write the workbook to ``path``, and return it."""
+    """Write the workbook to ``path``, and return the path."""
     book = Workbook()
     book.remove(book.worksheets[0])
     for name, fill in (
@@ -97,7 +97,7 @@ def write(path: Path) -> Path:
 
 
 def fill_read_me(sheet: Worksheet) -> None:
-    sheet["A1"] = "The books of a shop that never was"
+    sheet["A1"] = "The accounts of an imaginary shop"
     sheet["A2"] = "Faults are planted in it: an analysis that finds none of them is not to be trusted."
 
 
@@ -130,7 +130,7 @@ def plant_in_orders(sheet: Worksheet) -> None:
 
 
 def fill_costs(sheet: Worksheet) -> None:
-    """A small table whose rows are summed up."""
+    """Fill a small table with a sum for each row."""
     chance = random.Random(11)  # noqa: S311 - sample data, the same at every run
     sheet["A1"] = "Costs per month"
     sheet.append([])
@@ -144,7 +144,7 @@ def fill_costs(sheet: Worksheet) -> None:
 
 
 def fill_loan(sheet: Worksheet) -> None:
-    """Interest is paid from the loan, and reckoned on it: a cycle."""
+    """Fill a loan whose interest depends on the amount owed, which includes the interest: a cycle."""
     for line in (
         ["Loan", None],
         ["Borrowed", 50000],
@@ -157,7 +157,7 @@ def fill_loan(sheet: Worksheet) -> None:
 
 
 def fill_forecast(sheet: Worksheet) -> None:
-    """Each month's cash follows from the month before."""
+    """Fill a forecast in which each month's cash depends on the month before."""
     sheet["A1"] = "Forecast"
     sheet["E1"] = 0.01
     sheet.append([])
@@ -181,7 +181,7 @@ def fill_summary(sheet: Worksheet) -> None:
 
 
 def without_clock(saved: io.BytesIO) -> bytes:
-    """The same workbook without the time of its writing, which openpyxl notes in the archive and in a property."""
+    """Return the saved workbook without the time of writing, which openpyxl stores in the archive and in a property."""
     rewritten = io.BytesIO()
     with zipfile.ZipFile(saved) as archive, zipfile.ZipFile(rewritten, "w", zipfile.ZIP_DEFLATED) as copy:
         for name in archive.namelist():

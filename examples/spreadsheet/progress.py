@@ -1,4 +1,4 @@
-"""Live progress: one row per agent. Where no terminal is, one line per step."""
+"""Shows the progress of the agents: one live row per agent on a terminal, otherwise one line per step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from spreadsheet.terminal import plain
 
 @dataclass
 class Row:
-    """Where one agent is."""
+    """The progress of one agent."""
 
     steps: int
     step: int = 0
@@ -35,7 +35,7 @@ class Row:
 
 
 class Progress:
-    """Shows where each agent is, until its ``with`` block ends."""
+    """Shows the progress of each agent until its ``with`` block ends."""
 
     def __init__(self, console: Console, agents: Sequence[Agent]) -> None:
         self._console = console
@@ -55,23 +55,24 @@ class Progress:
             self._live.stop()
 
     def begin(self, agent: Agent, title: str) -> None:
-        """A step without a cell of its own."""
+        """Show the start of a step that is not a cell."""
         row = self._rows[agent.name]
         row.title, row.said = title, ""
         self._print_step(agent, row)
 
     def step(self, agent: Agent, title: str) -> None:
-        """The agent's next cell begins."""
+        """Show the start of the agent's next cell."""
         self._rows[agent.name].step += 1
         self.begin(agent, title)
 
     def say(self, agent: Agent, text: str) -> None:
-        """The agent's cell printed something: its last line is shown."""
+        """Show the last line of what the agent's cell printed."""
         lines = text.strip().splitlines()
         if lines:
             self._rows[agent.name].said = lines[-1]
 
     def end(self, agent: Agent, *, failed: bool) -> None:
+        """Show that the agent has finished or failed."""
         row = self._rows[agent.name]
         row.ended, row.failed, row.said = time.monotonic(), failed, ""
         row.title = f"failed at: {row.title}" if failed else "done"

@@ -1,4 +1,4 @@
-"""The readable report in the terminal. Every text in it came from a sandbox, and is shown as plain text."""
+"""Prints the report. Every text in it came from a sandbox and is shown as plain text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from spreadsheet.findings import (
 )
 from spreadsheet.terminal import clean, plain
 
-SHOWN = 8  # lines of one kind; the JSON has more
+SHOWN = 8  # lines of each kind; the JSON has more
 
 
 def show(console: Console, outcomes: Iterable[Outcome]) -> None:
@@ -45,7 +45,7 @@ def parts(outcome: Outcome) -> list[RenderableType]:
 
 
 def grid(*headings: str, title: str = "") -> Table:
-    """An empty table; a heading that begins with > is right-aligned."""
+    """Return an empty table. A heading that begins with > is right-aligned."""
     table = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for heading in headings:
         table.add_column(heading.removeprefix(">"), justify="right" if heading.startswith(">") else "left")
@@ -67,12 +67,12 @@ def chain(findings: FormulaFindings) -> Text:
     if findings.chain_length > len(findings.chain_start) + len(findings.chain_end):
         cells.append("…")
     cells += [clean(cell, 40) for cell in findings.chain_end]
-    told = f"Longest chain: {findings.chain_length:,} formulas"
-    return Text("\n" + told, "bold").append(f"\n{' → '.join(cells)}\n", "not bold")
+    heading = f"Longest chain: {findings.chain_length:,} formulas"
+    return Text("\n" + heading, "bold").append(f"\n{' → '.join(cells)}\n", "not bold")
 
 
 def formula_faults(findings: FormulaFindings) -> RenderableType:
-    table = grid("fault", "cell", "what stands there")
+    table = grid("fault", "cell", "content")
     for error in findings.errors[:SHOWN]:
         origin = "computed" if error.computed else "typed in"
         table.add_row("error value", plain(error.cell), plain(f"{error.value} ({origin})"))
@@ -81,7 +81,7 @@ def formula_faults(findings: FormulaFindings) -> RenderableType:
         table.add_row("lost reference", plain(broken.cell), plain(broken.formula, longest=70))
     add_rest(table, findings.broken_count)
     for typed in findings.typed_over[:SHOWN]:
-        beside = f"a number; {typed.neighbour} has {typed.formula}"
+        beside = f"a number, but {typed.neighbour} has {typed.formula}"
         table.add_row("typed over a formula", plain(typed.cell), plain(beside, longest=70))
     add_rest(table, findings.typed_over_count)
     for cycle in findings.cycles[:SHOWN]:
@@ -121,7 +121,7 @@ def tables(findings: PatternFindings) -> RenderableType:
         )
     if findings.table_count > len(findings.tables):
         table.caption = f"{findings.table_count:,} tables; the first {len(findings.tables)} were described"
-    return table if findings.tables else Text("No sheet has a table: headings, and three or more rows below them.")
+    return table if findings.tables else Text("No sheet has a table (headings with three or more rows below).")
 
 
 def number(count: int) -> Text:
@@ -129,7 +129,7 @@ def number(count: int) -> Text:
 
 
 def column_faults(findings: PatternFindings) -> RenderableType:
-    table = grid("what", "where", "cells", title="\nWorth a look")
+    table = grid("what", "where", "cells", title="\nPossible faults")
     for found in findings.tables:
         for column in found.columns:
             add_column_faults(table, found, column)
@@ -138,7 +138,7 @@ def column_faults(findings: PatternFindings) -> RenderableType:
         if table.row_count > 5 * SHOWN:
             table.caption = "and more: see --json"
             break
-    return table if table.row_count else Text("\nNothing is missing, odd, far out or repeated.", "green")
+    return table if table.row_count else Text("\nNo missing values, odd types, outliers or repeated rows.", "green")
 
 
 def add_column_faults(table: Table, found: TableFindings, column: ColumnFindings) -> None:

@@ -1,1 +1,1 @@
-"""The commands, one module for each. They never do what the manager cannot do for another program."""
+"""The commands of ``cellblock``, one module for each. They only use what the manager offers to any program."""

@@ -1,4 +1,4 @@
-"""`cellblock audit`: check the audit log's chain, follow it, search it."""
+"""`cellblock audit`: verifies, follows and searches the audit log."""
 
 from __future__ import annotations
 
@@ -20,26 +20,28 @@ from orchestrator.store.auditchain import Mark, read, segments
 from orchestrator.store.auditchain import verify as verify_chain
 
 app = typer.Typer(
-    help="Check, follow and search the audit log.\n\nExample: cellblock audit search --agent agent-1 --outcome oom",
+    help="Verify, follow and search the audit log.\n\nExample: cellblock audit search --agent agent-1 --outcome oom",
     no_args_is_help=True,
 )
-_POLL = 0.5  # seconds between two looks for new entries
-_LONGEST = 100  # characters of the details in a table
+_POLL = 0.5  # seconds between two checks for new entries
+_LONGEST = 100  # characters of details in a table row
 _SHOWN_ELSEWHERE = ("seq", "time", "event", "agent", "kernel", "instance", "prev", "hash", "caller", "session")
 
-File = Annotated[Path | None, typer.Option("--log", help="The log; default: CELLBLOCK_AUDIT_LOG.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print entries as they are, a JSON line each.")]
+File = Annotated[Path | None, typer.Option("--log", help="The log file. Default: CELLBLOCK_AUDIT_LOG.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print each entry as a line of JSON.")]
 
 
 @app.command()
 def verify(
     log: File = None,
-    head: Annotated[str, typer.Option(help="NUMBER:HASH of a head of earlier, which must be in the chain.")] = "",
+    head: Annotated[
+        str, typer.Option(help="A head that was printed earlier, as NUMBER:HASH. It must be in the chain.")
+    ] = "",
 ) -> None:
-    """Check that no line was altered, removed, moved or cut off, and name the first that was.
+    """Verify that no line of the log was altered, removed, moved or truncated, and report the first fault.
 
-    Prints the head of the chain: note it down elsewhere, and pass it the next time, and a log that was written anew
-    will not pass. Exit status: 0 when the chain is whole, 1 when it is not.
+    Prints the head of the chain. Keep it on another machine and pass it with --head next time: then a log that was
+    rewritten as a whole is detected too. Exit status: 0 if the chain is intact, 1 if it is not.
 
     Example: cellblock audit verify --head 1841:5c1d…
     """
@@ -53,7 +55,7 @@ def verify(
     if verdict.fault is not None:
         fault = verdict.fault
         console.print(f"[bold red]{fault.kind}:[/] {escape(str(fault.path))}, line {fault.line}: {escape(fault.said)}.")
-        console.print(f"{verdict.entries:,} entries before it are sound.")
+        console.print(f"The {verdict.entries:,} entries before it are intact.")
         raise typer.Exit(1)
     console.print(f"[green]whole:[/] {verdict.entries:,} entries, {verdict.first} to {verdict.last}.")
     console.print(f"head: {verdict.head}", soft_wrap=True)
@@ -62,8 +64,10 @@ def verify(
 @app.command()
 def tail(
     log: File = None,
-    lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="How many entries.")] = 20,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with entries as they come.")] = False,
+    lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="The number of entries.")] = 20,
+    follow: Annotated[
+        bool, typer.Option("-f", "--follow", help="Keep printing new entries as they are written.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Print the newest entries.
@@ -71,7 +75,7 @@ def tail(
     Example: cellblock audit tail -f
     """
     path = _path(log)
-    size = _size(path)  # before it is read: what comes in between is not to be missed
+    size = _size(path)  # taken before the log is read, so that entries written meanwhile are not missed
     newest = deque(_entries(path), maxlen=max(1, lines))
     _print(list(newest) if lines else [], as_json)
     last = _number(newest[-1]) if newest else 0
@@ -89,17 +93,17 @@ def tail(
 @app.command()
 def search(
     log: File = None,
-    agent: Annotated[str, typer.Option(help="Of this agent.")] = "",
-    kernel: Annotated[str, typer.Option(help="Of the kernel whose id begins so.")] = "",
-    event: Annotated[str, typer.Option(help="Of this event, or group of events: cell.ended, cell.")] = "",
-    outcome: Annotated[str, typer.Option(help="Cells that ended so: oom, timeout, …")] = "",
-    code: Annotated[str, typer.Option(help="Cells whose code has this SHA-256, or a file's with it.")] = "",
-    text: Annotated[str, typer.Option(help="Entries that have this anywhere.")] = "",
-    since: Annotated[str, typer.Option(help="From this time on: 2026-01-31, or 2026-01-31T12:00 (UTC).")] = "",
-    until: Annotated[str, typer.Option(help="Up to this time.")] = "",
+    agent: Annotated[str, typer.Option(help="Only entries of this agent.")] = "",
+    kernel: Annotated[str, typer.Option(help="Only entries of the kernel whose id begins with this.")] = "",
+    event: Annotated[str, typer.Option(help="Only events whose name begins with this: cell.ended, or cell.")] = "",
+    outcome: Annotated[str, typer.Option(help="Only cells with this outcome: oom, timeout, …")] = "",
+    code: Annotated[str, typer.Option(help="Only cells or files whose content has this SHA-256.")] = "",
+    text: Annotated[str, typer.Option(help="Only entries that contain this text.")] = "",
+    since: Annotated[str, typer.Option(help="From this time on, in UTC: 2026-01-31, or 2026-01-31T12:00.")] = "",
+    until: Annotated[str, typer.Option(help="Up to and including this time, in UTC.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Print the entries that match all that is asked for. Exit status: 0 when there are any, 1 when there are none.
+    """Print the entries that match all given options. Exit status: 0 if there are any, 1 if there are none.
 
     Example: cellblock audit search --event cell.ended --outcome oom --since 2026-01-31
     """
@@ -120,7 +124,7 @@ def search(
     found = [entry for entry in _entries(_path(log)) if matches(entry)]
     _print(found, as_json)
     if not found:
-        errors.print("nothing found")
+        errors.print("no matching entries")
         raise typer.Exit(1)
 
 
@@ -130,7 +134,7 @@ def _path(log: Path | None) -> Path:
         raise InvalidInputError("there is no audit log: CELLBLOCK_AUDIT_LOG is off.", remedy="Name one with --log.")
     path = path.absolute()
     if not segments(path):
-        raise InvalidInputError(f"there is no audit log {path}.", remedy="It begins with the first kernel.")
+        raise InvalidInputError(f"there is no audit log {path}.", remedy="It is created when the first kernel starts.")
     return path
 
 

@@ -1,4 +1,4 @@
-"""``cellblock engine``: bring up a Docker engine on a bare machine, look at it, and end it."""
+"""`cellblock engine`: installs, starts, shows and stops a Docker engine."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from orchestrator.host import bootstrap
 
 app = typer.Typer(
     name="engine",
-    help="Bring up the Docker engine on a bare Debian machine; an engine that runs is used and left as it is.",
+    help="Install, start, show and stop a Docker engine on a Debian machine. A running engine is used unchanged.",
     epilog="Example: cellblock engine start",
     no_args_is_help=True,
 )
 
 
-class Progress:
-    """Shows each step of a long piece of work: live on a terminal, as plain lines elsewhere."""
+class StepDisplay:
+    """Shows the steps of a long task: as a live status on a terminal, as plain lines elsewhere."""
 
     def __init__(self, console: Console, label: str) -> None:
         self._console = console
@@ -25,7 +25,7 @@ class Progress:
         self._label = label
         self._last = ""
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> StepDisplay:
         if self._status:
             self._status.start()
         return self
@@ -35,7 +35,7 @@ class Progress:
             self._status.stop()
 
     def __call__(self, line: str) -> None:
-        """Called by the one who works, with each step."""
+        """Show one step. ``host.bootstrap`` calls it."""
         if line == self._last:
             return
         self._last = line
@@ -47,28 +47,28 @@ class Progress:
 
 @app.command(epilog="Example: cellblock engine start")
 def start() -> None:
-    """Return when an engine answers: install, configure and start it where there is none (as root, on Debian)."""
-    with Progress(Console(stderr=True), "engine") as progress:
-        found = bootstrap.start_engine(progress)
+    """Start a Docker engine, unless one runs: install and configure it if necessary (needs root and Debian)."""
+    with StepDisplay(Console(stderr=True), "engine") as display:
+        found = bootstrap.start_engine(display)
     _show(found)
 
 
 @app.command(epilog="Example: cellblock engine stop")
 def stop() -> None:
-    """End the engine, if `cellblock engine start` started it; any other is left alone."""
-    with Progress(Console(stderr=True), "engine") as progress:
-        stopped = bootstrap.stop_engine(progress)
-    typer.echo("engine: stopped" if stopped else "engine: none that was started by cellblock; nothing stopped")
+    """Stop the engine if `cellblock engine start` started it. Any other engine keeps running."""
+    with StepDisplay(Console(stderr=True), "engine") as display:
+        stopped = bootstrap.stop_engine(display)
+    typer.echo("engine: stopped" if stopped else "engine: cellblock started none, so nothing was stopped")
 
 
 @app.command(epilog="Example: cellblock engine status")
 def status() -> None:
-    """Say which engine answers; the exit status is 1 when none does."""
+    """Show which engine answers. Exit status: 0 if one answers, 1 if none does."""
     _show(bootstrap.status())
 
 
 def _show(found: bootstrap.EngineStatus) -> None:
-    origin = "started by cellblock" if found.ours else "not ours: left as it is"
+    origin = "started by cellblock" if found.ours else "not started by cellblock"
     typer.echo(f"engine: Docker {found.version} answers ({origin}); runtimes: {', '.join(found.runtimes)}")
     if found.offer:
         typer.echo(f"engine: {found.offer}")

@@ -1,4 +1,4 @@
-"""`cellblock doctor`: what this host can promise, and the mend for each thing that is missing."""
+"""`cellblock doctor`: reports what this host can promise, and a fix for each weakness."""
 
 from __future__ import annotations
 
@@ -23,61 +23,67 @@ from orchestrator.manager import AgentKernelManager
 from orchestrator.policy.policy import Policy
 from orchestrator.settings import Settings
 
-Verdict = Literal["good", "weak", "broken"]
+Condition = Literal["good", "weak", "broken"]
 _LOOKED_FOR = ("gVisor", "runc", "limits", "swap", "cgroups", "access control", "seccomp", "vsock", "engine's address",
                "CPU")  # fmt: skip
 _MARKS = {"good": "[green]good[/]", "weak": "[yellow]weak[/]", "broken": "[bold red]broken[/]"}
 _PROMISES = {
-    "runsc": "runsc (gVisor): no escape, leak, exfiltration or lateral reach that we know of.",
-    "runc": "runc: the same checks pass, but a bug in this host's kernel or in runc is within an attacker's reach.",
+    "runsc": "runsc (gVisor): no known escape, host leak, exfiltration or access to other sandboxes.",
+    "runc": "runc: the same checks pass, but code in a cell can exploit a bug in this host's kernel or in runc.",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """One line of the report. A "broken" one keeps kernels from running; a "weak" one weakens the promise."""
+    """One line of the report.
+
+    Attributes:
+        condition: "broken" if kernels cannot run, "weak" if the host promises less, otherwise "good".
+        fix: what to do about it; empty if no fix is known.
+        consequence: what follows if it is not fixed.
+    """
 
     subject: str
-    verdict: Verdict
+    condition: Condition
     found: str
-    mend: str = ""
+    fix: str = ""
     consequence: str = ""
 
 
 def doctor() -> None:
     """Check the engine, the runtimes, the image and this host, and run one kernel under each runtime.
 
-    Says what is weak, what follows from it, and the mend. Whether the promises hold here, `cellblock verify` finds out.
+    For each weakness, prints its consequence and a fix. Use `cellblock verify` to test the promises themselves.
 
-    Exit status: 0 when kernels can run, 1 when they cannot.
+    Exit status: 0 if kernels can run, 1 if they cannot.
 
     Example: cellblock doctor
     """
     settings = Settings.load()
     usable: list[str] = []
-    with console.status("looking at this host, and starting a kernel under each runtime"):
-        findings = run_async(_examine(settings, usable))
-    _report(findings, usable, settings)
+    with console.status("checking this host and starting a kernel under each runtime"):
+        diagnoses = run_async(_examine(settings, usable))
+    _report(diagnoses, usable, settings)
     raise typer.Exit(0 if usable else 1)
 
 
 async def _examine(settings: Settings, usable: list[str]) -> list[Diagnosis]:
-    findings = list(_host(settings))
+    diagnoses = list(_host(settings))
     try:
         engine = await Engine.connect(settings.engine_timeout)
     except CellblockError as error:
-        return [*findings, Diagnosis("engine", "broken", error.message, error.remedy)]
+        return [*diagnoses, Diagnosis("engine", "broken", error.message, error.remedy)]
     try:
         info: dict[str, Any] = await engine.retry(engine.client.info)
         version: dict[str, Any] = await engine.retry(engine.client.version)
-        findings += _engine(info, version)
-        findings.append(await _image(engine, settings))
+        diagnoses += _engine(info, version)
+        diagnoses.append(await _image(engine, settings))
     finally:
         engine.close()
-    if all(finding.verdict != "broken" for finding in findings):
+    if all(diagnosis.condition != "broken" for diagnosis in diagnoses):
         for runtime in _candidates(info["Runtimes"]):
-            findings.append(await _trial(runtime, settings, usable))
-    return findings
+            diagnoses.append(await _trial(runtime, settings, usable))
+    return diagnoses
 
 
 def _host(settings: Settings) -> Iterator[Diagnosis]:
@@ -93,10 +99,10 @@ def _engine(info: dict[str, Any], version: dict[str, Any]) -> Iterator[Diagnosis
     components = {part.get("Name"): part.get("Version", "") for part in version.get("Components") or ()}
     found = list(weaknesses(look(), info, gvisor_fault(runtimes), components.get("runc", "")))
     for one in found:
-        yield Diagnosis(one.subject, "broken" if one.broken else "weak", one.found, one.mend, one.consequence)
+        yield Diagnosis(one.subject, "broken" if one.broken else "weak", one.found, one.fix, one.consequence)
     strong = [name for name in _LOOKED_FOR if name not in {one.subject for one in found}]
     if strong:
-        yield Diagnosis("also looked for", "good", ", ".join(strong))
+        yield Diagnosis("also checked", "good", ", ".join(strong))
 
 
 async def _image(engine: Engine, settings: Settings) -> Diagnosis:
@@ -129,19 +135,19 @@ async def _trial(runtime: str, settings: Settings, usable: list[str]) -> Diagnos
     return Diagnosis(subject, "good", f"6 * 7 = 42, in {1000 * result['duration_s']:.0f} ms")
 
 
-def _report(findings: list[Diagnosis], usable: list[str], settings: Settings) -> None:
+def _report(diagnoses: list[Diagnosis], usable: list[str], settings: Settings) -> None:
     table = Table("what", "state", "found", title="cellblock doctor", title_justify="left")
-    for finding in findings:
-        table.add_row(finding.subject, _MARKS[finding.verdict], escape(plain(finding.found)))
+    for diagnosis in diagnoses:
+        table.add_row(diagnosis.subject, _MARKS[diagnosis.condition], escape(plain(diagnosis.found)))
     console.print(table)
-    for finding in findings:
-        if finding.verdict != "good":
-            console.print(f"{_MARKS[finding.verdict]} {finding.subject}: {escape(plain(finding.consequence))}")
-            console.print(Padding(f"[bold]Mend:[/] {escape(plain(finding.mend or 'none is known.'))}", (0, 0, 0, 2)))
+    for diagnosis in diagnoses:
+        if diagnosis.condition != "good":
+            console.print(f"{_MARKS[diagnosis.condition]} {diagnosis.subject}: {escape(plain(diagnosis.consequence))}")
+            console.print(Padding(f"[bold]Fix:[/] {escape(plain(diagnosis.fix or 'none is known.'))}", (0, 0, 0, 2)))
     if not usable:
-        console.print("[bold red]Kernels cannot run on this host[/] until what is broken above is mended.")
+        console.print("[bold red]Kernels cannot run on this host[/] until the broken items above are fixed.")
         return
     wanted = settings.runtime or Policy.load(settings.policy).runtime
     chosen = usable[0] if wanted == "auto" else wanted
     console.print(f"New kernels run under [bold]{escape(chosen)}[/]. What this host promises:")
-    console.print(f"  {_PROMISES.get(chosen, 'nothing that we have checked.')}")
+    console.print(f"  {_PROMISES.get(chosen, 'nothing: cellblock does not check this runtime.')}")

@@ -1,4 +1,4 @@
-"""``cellblock image``: build the sandbox image, and say whether the engine has the one that matches its sources."""
+"""`cellblock image`: builds the sandbox image, and shows whether the engine has a current one."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from orchestrator.container import engine
-from orchestrator.image import build as imagebuild
-from orchestrator.image.build import BuildStep
+from orchestrator.container.engineimages import EngineImages
+from orchestrator.image.build import BuildStep, BuiltImage, build_image, find_current_image, find_image, image_name
 from orchestrator.settings import Settings
 
 app = typer.Typer(
     name="image",
-    help="The image that every sandbox runs.",
+    help="Build and show the image that every sandbox runs.",
     epilog="Example: cellblock image build",
     no_args_is_help=True,
 )
 
-Force = Annotated[bool, typer.Option("--force", help="Build it, and its base, even if it is there.")]
+Force = Annotated[bool, typer.Option("--force", help="Rebuild the image and its base even if they are current.")]
 
 
 class BuildDisplay:
-    """Shows a build: a bar for each part on a terminal, one line for each step elsewhere."""
+    """Shows a build: as one bar per part on a terminal, as one line per step elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -47,7 +47,7 @@ class BuildDisplay:
         self._bars.stop()
 
     def __call__(self, step: BuildStep) -> None:
-        """Called by ``imagebuild.build``, with each step."""
+        """Show one step. ``build_image`` calls it."""
         if self._console.is_terminal:
             self._draw(step)
         else:
@@ -72,33 +72,33 @@ class BuildDisplay:
 
 @app.command(epilog="Example: cellblock image build")
 def build(force: Force = False) -> None:
-    """Build the sandbox image, unless the engine has the one that matches its sources."""
+    """Build the sandbox image, unless the engine has one that matches the sources."""
     settings = Settings.load()
     client = engine.connect(settings.engine_timeout)
     try:
         with BuildDisplay(Console(stderr=True)) as display:
-            image = imagebuild.build(client, settings, display, force)
+            image = build_image(EngineImages(client), settings, display, force)
     finally:
         client.close()
-    _show(image, "built" if image.built else "is there")
+    _show(image, "built" if image.built else "is current")
 
 
 @app.command(epilog="Example: cellblock image show")
 def show() -> None:
-    """Say which image kernels would start from; the exit status is 1 when it is missing or out of date."""
+    """Show which image new kernels use. Exit status: 0 if it is current, 1 if it is missing or out of date."""
     settings = Settings.load()
     client = engine.connect(settings.engine_timeout)
     try:
-        image = imagebuild.find(client, imagebuild.image_name(settings))
-        current = imagebuild.find_current(client, settings)
+        image = find_image(EngineImages(client), image_name(settings))
+        current = find_current_image(EngineImages(client), settings)
     finally:
         client.close()
     if image is None:
-        raise engine.image_missing(imagebuild.image_name(settings))
+        raise engine.image_missing(image_name(settings))
     _show(image, "matches its sources" if current else "does not match its sources: run `cellblock image build`")
     if current is None:
         raise typer.Exit(1)
 
 
-def _show(image: imagebuild.BuiltImage, state: str) -> None:
+def _show(image: BuiltImage, state: str) -> None:
     typer.echo(f"image: {image.name} {state}; {image.size / 1e6:.0f} MB, {image.image_id.removeprefix('sha256:')[:12]}")

@@ -1,4 +1,4 @@
-"""What `cellblock ps` and `cellblock top` both show: every kernel of every running instance of this host, as rows."""
+"""The rows that `cellblock ps` and `cellblock top` show: every kernel of every running instance of this host."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from rich.markup import escape
 
 from orchestrator.cli.render import plain
-from orchestrator.operator.controlsocket import Door, doors
+from orchestrator.operator.controlsocket import ControlClient, control_clients
 from orchestrator.settings import Settings
 
 COLUMNS = ("kernel", "agent", "runtime", "state", "CPU %", "memory MiB", "tmpfs", "pids", "cells", "running", "age")
 _ANSWER = 2.0  # seconds for an instance to answer
 _BAR = 8  # characters
-_NEAR = 0.8  # of a limit, from which on it is shown in red
+_NEAR = 0.8  # share of a limit from which on usage is shown in red
 _STATES = {"busy": "bold green", "ready": "cyan", "ending": "red"}
 
 
@@ -25,11 +25,11 @@ class Row:
     """One kernel.
 
     Attributes:
-        door: of the instance that has it.
-        kernel: as the instance tells of it.
+        control: reaches the instance that owns the kernel.
+        kernel: the kernel's entry in the instance's overview.
     """
 
-    door: Door
+    control: ControlClient
     kernel: dict[str, Any]
 
     @property
@@ -37,7 +37,7 @@ class Row:
         return str(self.kernel["kernel_id"])
 
     def cells(self) -> tuple[str, ...]:
-        """Return it as rich markup, one text for each of ``COLUMNS``."""
+        """Return the row as rich markup, one text for each of ``COLUMNS``."""
         kernel, usage = self.kernel, self.kernel["usage"] or {}
         state, cell = str(kernel["state"]), kernel["cell"]
         return (
@@ -57,11 +57,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class HostView:
-    """All that runs here.
+    """The instances of this host and their kernels.
 
     Attributes:
-        overviews: what each instance answered, as ``AgentKernelManager.overview`` has it.
-        silent: instances that did not answer.
+        overviews: the overview of each instance, in the form of ``AgentKernelManager.overview``.
+        silent: the ids of instances that did not answer.
     """
 
     overviews: tuple[dict[str, Any], ...]
@@ -69,33 +69,33 @@ class HostView:
     silent: tuple[str, ...]
 
     def pool(self, key: str) -> int:
-        """Add up one of the pools' counts."""
+        """Return the sum of one count over all pools."""
         return sum(overview["pool"][key] for overview in self.overviews)
 
 
 async def look(settings: Settings) -> HostView:
-    """Ask every instance of this host that this user may ask."""
-    found = doors(settings.state_path)
-    answers = await asyncio.gather(*(door.ask({"do": "overview"}, _ANSWER) for door in found))
-    heard = [(door, answer) for door, answer in zip(found, answers, strict=True) if answer and "kernels" in answer]
-    silent = [door.instance for door, answer in zip(found, answers, strict=True) if not answer]
-    rows = [Row(door, kernel) for door, answer in heard for kernel in answer["kernels"]]
+    """Ask every instance of this host that this user has access to."""
+    found = control_clients(settings.state_path)
+    answers = await asyncio.gather(*(client.ask({"do": "overview"}, _ANSWER) for client in found))
+    heard = [(client, answer) for client, answer in zip(found, answers, strict=True) if answer and "kernels" in answer]
+    silent = [client.instance for client, answer in zip(found, answers, strict=True) if not answer]
+    rows = [Row(client, kernel) for client, answer in heard for kernel in answer["kernels"]]
     return HostView(tuple(answer for _, answer in heard), tuple(rows), tuple(silent))
 
 
 def summary(host: HostView) -> str:
-    """Return one line on all pools."""
+    """Return one line about all pools."""
     count = host.pool
     instances = "1 instance" if len(host.overviews) == 1 else f"{len(host.overviews)} instances"
     silent = f" ({len(host.silent)} more: no answer)" if host.silent else ""
     return (
         f"{instances}{silent}, {len(host.rows)} of {count('max')} kernels: {count('leased')} leased, "
-        f"{count('ready')} ready, {count('starting')} starting; {count('waiting')} callers wait"
+        f"{count('ready')} ready, {count('starting')} starting; {count('waiting')} callers waiting"
     )
 
 
 def ordered(rows: Sequence[Row], by: str) -> list[Row]:
-    """Sort rows: by "cpu", "memory" or "age" the highest first, else by agent."""
+    """Return the rows sorted: by "cpu", "memory" or "age" with the highest first, otherwise by agent."""
 
     def usage(row: Row, key: str) -> float:
         return float((row.kernel["usage"] or {}).get(key) or 0)
@@ -109,7 +109,7 @@ def ordered(rows: Sequence[Row], by: str) -> list[Row]:
 
 
 def span(seconds: float) -> str:
-    """Return seconds as people read them: 4.2s, 3m05s, 2h07m, 5d."""
+    """Return a duration in short form: 4.2s, 3m05s, 2h07m, 5d."""
     if seconds < 60:
         return f"{seconds:.1f}s"
     minutes, rest = divmod(int(seconds), 60)
@@ -120,7 +120,7 @@ def span(seconds: float) -> str:
 
 
 def _share(used: float | None, limit: float | None) -> str:
-    """Return a bar and both numbers."""
+    """Return a bar and both numbers, or "-" if either is unknown."""
     if used is None or not limit:
         return "-"
     share = min(1.0, used / limit)

@@ -1,4 +1,4 @@
-"""`cellblock policy`: what policies there are, whether one is sound, and what each setting does."""
+"""`cellblock policy`: lists, prints, checks and explains policies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrator.policy.policy import Policy, keys, policy_path, shipped
 from orchestrator.settings import Settings
 
 app = typer.Typer(
-    help="List, check and explain policies.\n\nExample: cellblock policy explain strict", no_args_is_help=True
+    help="List, print, check and explain policies.\n\nExample: cellblock policy explain strict", no_args_is_help=True
 )
 _LONGEST = 100  # characters of a value in a table
 
@@ -28,9 +28,9 @@ class Meaning:
     """What one setting does.
 
     Attributes:
-        becomes: dotted paths into the request for the container; none for what the orchestrator itself keeps to.
-        row: of docs/threat-model.md.
-        stops: what it is against.
+        becomes: dotted paths into the container request. Empty for a setting that the orchestrator enforces itself.
+        row: the row of docs/threat-model.md that it belongs to.
+        stops: the attack or problem that it prevents.
     """
 
     becomes: tuple[str, ...]
@@ -39,57 +39,57 @@ class Meaning:
 
 
 MEANINGS = {
-    "runtime": Meaning(("HostConfig.Runtime",), "H5", "bugs of the host's kernel in reach: runsc is in between"),
-    "seccomp": Meaning(("HostConfig.SecurityOpt.1",), "H5", "calls that data work never needs and escapes are made of"),
-    "preload": Meaning((), "H4", "a first cell that waits for its imports: every kernel pays for them, in memory too"),
+    "runtime": Meaning(("HostConfig.Runtime",), "H5", "exploits of the host's kernel: runsc runs its own"),
+    "seccomp": Meaning(("HostConfig.SecurityOpt.1",), "H5", "system calls that escapes need and data work does not"),
+    "preload": Meaning((), "H4", "a slow first cell: imports run before the lease, and use memory in every kernel"),
     "limits.cpu_percent": Meaning(("HostConfig.CpuQuota", "HostConfig.CpuPeriod"), "H3", "a busy loop"),
-    "limits.memory_mb": Meaning(("HostConfig.Memory", "HostConfig.MemorySwap"), "H4", "a memory bomb; no swap on top"),
+    "limits.memory_mb": Meaning(("HostConfig.Memory", "HostConfig.MemorySwap"), "H4", "a memory bomb, and use of swap"),
     "limits.pids": Meaning(("HostConfig.PidsLimit", "HostConfig.Ulimits.nproc"), "H3", "fork and thread bombs"),
     "limits.open_files": Meaning(("HostConfig.Ulimits.nofile",), "H3", "a descriptor bomb"),
-    "limits.execution_time_s": Meaning((), "O2", "a cell that never ends: interrupted, then its kernel is killed"),
-    "limits.output_mb": Meaning((), "O1", "endless output: dropped and said; it also bounds one message"),
-    "limits.idle_timeout_s": Meaning((), "H3", "kernels that nobody uses, and nobody ended"),
-    "limits.warn_percent": Meaning((), "H4", "surprise: past it a result warns of memory and time that run out"),
-    "tmpfs.work_mb": Meaning(("HostConfig.Tmpfs./work",), "H2", "filling the disk: files are in memory, and sized"),
-    "tmpfs.tmp_mb": Meaning(("HostConfig.Tmpfs./tmp",), "H2", "filling the disk"),
-    "tmpfs.shm_mb": Meaning(("HostConfig.ShmSize",), "H2", "filling the memory that processes share"),
-    "output.mime_types": Meaning((), "O4", "HTML and the like, which runs where it is shown"),
+    "limits.execution_time_s": Meaning((), "O2", "an endless cell: interrupted, then its kernel is killed"),
+    "limits.output_mb": Meaning((), "O1", "endless output: the rest is dropped and reported"),
+    "limits.idle_timeout_s": Meaning((), "H3", "idle kernels that were never ended"),
+    "limits.warn_percent": Meaning((), "H4", "surprise: results warn beyond this share of memory and time"),
+    "tmpfs.work_mb": Meaning(("HostConfig.Tmpfs./work",), "H2", "a full disk: files are in memory, with a size limit"),
+    "tmpfs.tmp_mb": Meaning(("HostConfig.Tmpfs./tmp",), "H2", "a full disk"),
+    "tmpfs.shm_mb": Meaning(("HostConfig.ShmSize",), "H2", "exhausting shared memory"),
+    "output.mime_types": Meaning((), "O4", "HTML and other content that runs where it is displayed"),
     "output.messages": Meaning((), "O1", "millions of tiny outputs"),
-    "output.displays": Meaning((), "O1", "pictures without end"),
-    "output.past_limit": Meaning((), "O1", "a cell that goes on putting out what nobody sees: stop interrupts it"),
+    "output.displays": Meaning((), "O1", "endless pictures"),
+    "output.past_limit": Meaning((), "O1", "a cell whose further output is dropped: with stop it is interrupted"),
     "channels.stdin": Meaning((), "O6", "a cell that hangs its caller, or asks its user for a password"),
-    "channels.comms": Meaning((), "O6", "messages that nobody expects"),
-    "audit.code": Meaning((), "O2", "doubt about what was run: its digest is kept, or all of it"),
-    "audit.fsync": Meaning((), "H2", "entries lost with the machine's power"),
-    "sessions.hibernate": Meaning((), "H4", "kernels held by agents that do nothing"),
-    "sessions.incomplete": Meaning((), "H4", "kernels held for ever by state that no checkpoint can hold"),
-    "sessions.checkpoint_every": Meaning((), "H4", "work lost with a kernel that dies"),
-    "sessions.checkpoint_mb": Meaning((), "H2", "a full disk: the largest file of one checkpoint"),
-    "sessions.checkpoint_time_s": Meaning((), "O6", "a kernel that never ends capturing or loading its state"),
-    "pool.warm": Meaning((), "H3", "the wait for a start: as many are ready before they are asked for"),
-    "pool.max_age_s": Meaning((), "H3", "kernels that wait for days: older ones are replaced"),
-    "pool.check_every_s": Meaning((), "H3", "an agent that is handed a kernel which does not answer"),
-    "pool.exhausted": Meaning((), "H3", "callers that wait for others' kernels: fail refuses them at once"),
-    "pool.queue": Meaning((), "H4", "callers without end: more than so many are refused"),
-    "scheduling.aging_s": Meaning((), "H3", "low priority for ever: so much waiting is worth one step of it"),
+    "channels.comms": Meaning((), "O6", "comm messages that the caller does not expect"),
+    "audit.code": Meaning((), "O2", "doubt about which code ran: the audit log keeps its digest, or all of it"),
+    "audit.fsync": Meaning((), "H2", "audit entries lost in a power failure"),
+    "sessions.hibernate": Meaning((), "H4", "kernels held by idle agents"),
+    "sessions.incomplete": Meaning((), "H4", "kernels held for ever because their state cannot be checkpointed"),
+    "sessions.checkpoint_every": Meaning((), "H4", "work lost when a kernel dies"),
+    "sessions.checkpoint_mb": Meaning((), "H2", "a full disk: the maximum size of one checkpoint"),
+    "sessions.checkpoint_time_s": Meaning((), "O6", "a kernel that never finishes saving or loading its state"),
+    "pool.warm": Meaning((), "H3", "waiting for a start: this many kernels are kept ready"),
+    "pool.max_age_s": Meaning((), "H3", "stale kernels: older ready kernels are replaced"),
+    "pool.check_every_s": Meaning((), "H3", "leasing a kernel that does not answer"),
+    "pool.exhausted": Meaning((), "H3", "callers that wait for a kernel: with fail they are refused at once"),
+    "pool.queue": Meaning((), "H4", "an endless queue of callers: more than this many are refused"),
+    "scheduling.aging_s": Meaning((), "H3", "starvation: waiting this long raises a caller's priority by one step"),
     "scheduling.group_quota": Meaning((), "H3", "one group of agents that takes every kernel"),
     "scheduling.memory_reserve_mb": Meaning((), "H4", "a host without memory for its own processes"),
-    "scheduling.memory_overcommit": Meaning((), "H4", "memory promised to more kernels than the host has it for"),
+    "scheduling.memory_overcommit": Meaning((), "H4", "kernels whose memory limits exceed the host's memory"),
     "scheduling.cpu_overcommit": Meaning((), "H3", "more kernels than cores can serve"),
-    "groups": Meaning((), "H3", "one group of agents at another's cost: weight and quota of each"),
-    "environment": Meaning(("Env",), "X2", "names of the host: what stands here is all that a kernel is told"),
-    "data": Meaning(("HostConfig.Mounts",), "O5", "changed data: read-only, never followed out of its folder"),
+    "groups": Meaning((), "H3", "one group of agents slowing another: the weight and quota of each group"),
+    "environment": Meaning(("Env",), "X2", "names of the host: a kernel gets only the variables listed here"),
+    "data": Meaning(("HostConfig.Mounts",), "O5", "changed data: read-only, and links stay inside the folder"),
 }  # fmt: skip
 
 
 @app.command(name="list")
 def list_policies() -> None:
-    """List the policies that come with cellblock; * marks the one that new kernels get.
+    """List the policies that come with cellblock. An asterisk marks the one that new kernels use.
 
     Example: cellblock policy list
     """
     chosen = Settings.load().policy
-    table = Table("policy", "runtime", "CPU", "memory", "a cell", "what for")
+    table = Table("policy", "runtime", "CPU", "memory", "time per cell", "purpose")
     table.columns[0].no_wrap = table.columns[1].no_wrap = True
     for name, path in shipped().items():
         policy = Policy.load(name)
@@ -105,12 +105,12 @@ def list_policies() -> None:
         )
     console.print(table)
     if chosen not in shipped():
-        console.print(f"New kernels get {escape(plain(chosen))} (CELLBLOCK_POLICY).")
+        console.print(f"New kernels use {escape(plain(chosen))} (CELLBLOCK_POLICY).")
 
 
 @app.command()
 def show(name: Named) -> None:
-    """Print a policy as it stands in its file, to read or to start your own from.
+    """Print a policy's file, for example as a start for your own policy.
 
     Example: cellblock policy show strict > mine.toml
     """
@@ -119,18 +119,18 @@ def show(name: Named) -> None:
 
 
 @app.command()
-def check(file: Annotated[Path, typer.Argument(metavar="FILE", help="The TOML file.")]) -> None:
-    """Check a policy of your own: every fault, with its line. Exit status: 0 when it is sound, 1 when it is not.
+def check(file: Annotated[Path, typer.Argument(metavar="FILE", help="The policy file, in TOML.")]) -> None:
+    """Check a policy file, and report every fault with its line. Exit status: 0 if it is valid, 1 if it is not.
 
     Example: cellblock policy check mine.toml
     """
     policy = Policy.load(str(file if "/" in str(file) else Path.cwd() / file))
-    console.print(f"[green]sound:[/] {escape(plain(str(file)))}: {len(_settings(policy))} settings.")
+    console.print(f"[green]valid:[/] {escape(plain(str(file)))}: {len(_settings(policy))} settings.")
 
 
 @app.command()
 def explain(name: Named) -> None:
-    """Show each setting of a policy: what it becomes in Docker, and which attack it stops.
+    """Show each setting of a policy: its effect in Docker, and the attack that it stops.
 
     Example: cellblock policy explain data-science
     """
@@ -144,13 +144,13 @@ def explain(name: Named) -> None:
         table.add_row(setting, _in_docker(request, key, meaning), meaning.row, meaning.stops)
     console.print(table)
     console.print(
-        "Rows are those of docs/threat-model.md. Whatever a policy says, no container is privileged or root, has a "
-        "capability, a network, a namespace of the host, a writable mount or a tmpfs without a size."
+        "The rows are those of docs/threat-model.md. Under every policy, no container is privileged, runs as root, or "
+        "has a capability, a network, a namespace of the host, a writable mount or a tmpfs without a size."
     )
 
 
 def _settings(policy: Policy) -> dict[str, Any]:
-    """Every setting and its value; a table that has lines, by its lines."""
+    """Return every setting and its value. A table that is not empty contributes one setting per line."""
     found: dict[str, Any] = {}
     for key, _default in keys():
         value: Any = policy
@@ -164,7 +164,7 @@ def _settings(policy: Policy) -> dict[str, Any]:
 
 
 def _specimen(policy: Policy) -> dict[str, Any]:
-    """The request for a container of this policy, as the engine would get it."""
+    """Return the container request that the engine would get for this policy."""
     runtime = "runsc" if policy.choose_runtime("") in ("auto", "runsc") else "runc"
     spec = ContainerSpec(
         "cellblock-…", "…", runtime, Path("/…/wire"), Settings.load().uid_base, "…", "…", ("…", "…"), "…"
@@ -180,11 +180,11 @@ def _in_docker(request: dict[str, Any], key: str, meaning: Meaning) -> str:
         mount = next(mount for mount in request["HostConfig"]["Mounts"] if mount["Target"] == f"/data/{name}")
         return escape(f"Mount {mount['Target']}, {'read-only' if mount['ReadOnly'] else 'WRITABLE'}")
     if key in ("environment", "data"):
-        return "[dim]nothing[/]" if key == "environment" else f"[dim]{KERNEL_MOUNT} alone[/]"
+        return "[dim]nothing[/]" if key == "environment" else f"[dim]only {KERNEL_MOUNT}[/]"
     if key == "seccomp":
         return f"SecurityOpt seccomp=… ({len(request['HostConfig']['SecurityOpt'][1])} bytes)"
     if not meaning.becomes:
-        return "[dim]kept by the orchestrator[/]"
+        return "[dim]enforced by the orchestrator[/]"
     return "\n".join(f"{path.removeprefix('HostConfig.')}={_text(_at(request, path))}" for path in meaning.becomes)
 
 

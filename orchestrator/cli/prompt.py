@@ -1,4 +1,4 @@
-"""Answers a script's ``input()`` from this command's own standard input."""
+"""Answers a script's ``input()`` from the standard input of `cellblock run`."""
 
 from __future__ import annotations
 
@@ -16,25 +16,28 @@ from orchestrator.output.events import InputRequest
 
 _STANDARD_INPUT = 0
 _LINE_FEED = 10
-_READ = 4096  # bytes at once; a terminal gives a line at most
+_READ = 4096  # bytes per read; a terminal returns at most one line
 
 
 class Prompt:
-    """The lines of standard input, one for each question. Its descriptor stays blocking: a terminal is shared."""
+    """Answers each question with the next line of standard input.
+
+    The descriptor stays blocking, because other processes may share the terminal.
+    """
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     async def answer(self, request: InputRequest) -> str:
-        """Show a question, as the script's own and none of this command's, and return the next line.
+        """Show the question, marked as the script's, and return the next line of standard input.
 
         Raises:
-            EOFError: there is none.
+            EOFError: standard input has no more lines.
         """
-        if sys.stdin is None:  # it was closed, and its descriptor may be another's by now
+        if sys.stdin is None:  # closed at startup: another file may have its descriptor by now
             raise EOFError
         errors.print(f"[dim]the script asks:[/] {escape(plain(request.prompt))}", end="")
-        with _unseen(_STANDARD_INPUT) if request.password else contextlib.nullcontext():
+        with _echo_off(_STANDARD_INPUT) if request.password else contextlib.nullcontext():
             while _LINE_FEED not in self._buffer:
                 await _readable(_STANDARD_INPUT)
                 data = os.read(_STANDARD_INPUT, _READ)
@@ -53,7 +56,7 @@ async def _readable(descriptor: int) -> None:
     ready = asyncio.Event()
     try:
         loop.add_reader(descriptor, ready.set)
-    except OSError:  # a file and /dev/null cannot be watched, and never wait
+    except OSError:  # a file or /dev/null cannot be watched, and never blocks
         return
     try:
         await ready.wait()
@@ -62,8 +65,8 @@ async def _readable(descriptor: int) -> None:
 
 
 @contextlib.contextmanager
-def _unseen(descriptor: int) -> Iterator[None]:
-    """Have a terminal not show what is typed, as long as the body runs."""
+def _echo_off(descriptor: int) -> Iterator[None]:
+    """Turn a terminal's echo off while the body runs."""
     if not os.isatty(descriptor):
         yield
         return

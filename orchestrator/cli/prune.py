@@ -1,4 +1,4 @@
-"""`cellblock prune`: remove what processes that have died left on this host; their sessions are kept."""
+"""`cellblock prune`: removes containers and folders of dead processes from this host, and keeps their sessions."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ from orchestrator.store.history import History, SessionRecord
 
 
 def prune(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is, and leave it.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be removed, and remove nothing.")] = False,
     everywhere: Annotated[
-        bool, typer.Option("--all", help="Also running kernels of other users and folders: they are lost then.")
+        bool,
+        typer.Option(
+            "--all", help="Also remove kernels of dead processes of other users and state folders; their state is lost."
+        ),
     ] = False,
 ) -> None:
-    """Remove containers and folders of processes that have died, and sessions beyond the retention's limits.
+    """Remove containers and folders of dead processes, and sessions beyond the retention limits.
 
-    What their kernels still hold is checkpointed first: such sessions sleep, and wake when their agent returns.
-    Those of running processes are not touched.
+    State that their kernels still hold is checkpointed first: such a session sleeps, and wakes when its agent returns.
+    Containers, folders and sessions of running processes are not touched.
 
     Example: cellblock prune --dry-run
     """
@@ -51,7 +54,7 @@ async def _look(everywhere: bool) -> None:
 async def _prune(everywhere: bool) -> None:
     settings = Settings.load().model_copy(update={"warm_kernels": 0})
     folders = len(orphaned_folders(settings.state_path))
-    with console.status("looking for what dead processes left"):
+    with console.status("looking for containers and folders of dead processes"):
         async with AgentKernelManager(max_kernels=1, settings=settings) as manager:
             recovery = manager.recovery
             removed = recovery.containers + (await manager.sweep_everywhere() if everywhere else 0)
@@ -59,9 +62,11 @@ async def _prune(everywhere: bool) -> None:
     console.print(f"removed: {removed} containers and {folders} folders of dead processes, {deleted} old sessions")
     kept = {record.session_id: record for record in await _unended(settings) if record.session_id in recovery.sessions}
     _show([record for record in kept.values() if record.state == "asleep"], "asleep")
-    _show([record for record in kept.values() if record.state == "live"], "left in its kernel: it cannot be written")
+    _show(
+        [record for record in kept.values() if record.state == "live"], "kept in its kernel: it cannot be checkpointed"
+    )
     if ended := [session for session in recovery.sessions if session not in kept]:
-        console.print(f"ended, having neither a kernel that answers nor a checkpoint: {', '.join(ended)}")
+        console.print(f"ended, because neither a live kernel nor a checkpoint is left: {', '.join(ended)}")
 
 
 async def _unended(settings: Settings) -> list[SessionRecord]:

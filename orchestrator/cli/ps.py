@@ -1,4 +1,4 @@
-"""`cellblock ps`: the kernels of this host, now."""
+"""`cellblock ps`: lists the kernels of this host."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from orchestrator.settings import Settings
 
 
 def ps(
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything known, as JSON.")] = False,
-    sort: Annotated[Literal["agent", "cpu", "memory", "age"], typer.Option(help="What comes first.")] = "agent",
+    as_json: Annotated[bool, typer.Option("--json", help="Print all details as JSON.")] = False,
+    sort: Annotated[
+        Literal["agent", "cpu", "memory", "age"],
+        typer.Option(help="The order of the rows; cpu, memory and age put the highest first."),
+    ] = "agent",
 ) -> None:
-    """List the kernels of every cellblock that runs on this host: whose they are, what they use, what they run.
+    """List the kernels of every cellblock process on this host: agent, state, resource use and running cell.
 
     Example: cellblock ps --sort memory
     """
@@ -32,4 +35,4 @@ def ps(
         console.print(table)
     console.print(summary(host))
     for instance in host.silent:
-        errors.print(f"instance {instance} does not answer: it has ended, or hangs", style="yellow")
+        errors.print(f"instance {instance} does not answer: it has ended or hangs", style="yellow")

@@ -1,4 +1,4 @@
-"""What the commands share: consoles, one way to complain, and one way to run async work under Ctrl-C."""
+"""Shared by all commands: the consoles, printing an error, removing control characters, and running async work."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from orchestrator.errors import CellblockError
 
 T = TypeVar("T")
 
-_WIDE = 200  # columns where the output goes to no terminal: one for 80 would cut every cell of a table
+_WIDE = 200  # columns if the output is not a terminal; 80 would truncate the tables
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDE)
 errors = Console(stderr=True, highlight=False)
 
 INTERRUPTED = 130
-# All control characters but tab and line feed: a sandbox could move the cursor, rename the window or fake a prompt.
-# And what is no character: half a surrogate pair cannot be written, U+FFFE and U+FFFF not read back from XML.
+# All control characters except tab and line feed: with them a sandbox could move the cursor or fake a prompt.
+# Also lone surrogates, which cannot be encoded, and U+FFFE and U+FFFF, which XML does not allow.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 def complain(error: CellblockError) -> None:
-    """Print what went wrong and what to do about it, on stderr."""
+    """Print an error and its remedy to stderr."""
     errors.print(f"[bold red]cellblock:[/] {escape(plain(error.message))}")
     if error.remedy:
         errors.print(f"  {escape(plain(error.remedy))}")
 
 
 def plain(text: str) -> str:
-    """Return hostile text as a terminal may show it: no control characters, carriage returns as line feeds."""
+    """Return hostile text without control characters, and with carriage returns replaced by line feeds."""
     return _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """Run async work; Ctrl-C ends it in order, and the command with status 130."""
+    """Run async work and return its result. Ctrl-C cancels it, waits for its cleanup, and exits with status 130."""
     try:
         return asyncio.run(work)
     except KeyboardInterrupt:
-        errors.print("interrupted; nothing is left behind", style="yellow")
+        errors.print("interrupted; everything was cleaned up", style="yellow")
         raise typer.Exit(INTERRUPTED) from None

@@ -1,4 +1,4 @@
-"""`cellblock run`: one script, in a sandbox of its own."""
+"""`cellblock run`: runs one script in a new sandbox."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 
 from orchestrator.cli.prompt import Prompt
 from orchestrator.cli.render import complain, errors, plain, run_async
-from orchestrator.cli.verdict import gap, needs_telling, verdict
+from orchestrator.cli.verdict import gap, needs_verdict, verdict
 from orchestrator.errors import CellblockError, InvalidCodeError, InvalidInputError, KernelTimeoutError
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.manager import AgentKernelManager
@@ -31,28 +31,29 @@ from orchestrator.output.events import (
 from orchestrator.policy.policy import Policy
 from orchestrator.settings import Settings
 
-_AGENT = "cellblock-run"  # and a number: two runs are two agents
+_AGENT = "cellblock-run"  # followed by a random number, so that two runs are two agents
 _MOST_PICTURES = 1000
 
 
 def run(
     script: Annotated[Path, typer.Argument(metavar="FILE.py", help="The script to run.")],
-    arguments: Annotated[list[str] | None, typer.Argument(help="Its arguments, as in sys.argv[1:].")] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(help="The script's arguments, as in sys.argv[1:].")] = None,
     file: Annotated[
-        list[Path] | None, typer.Option("--file", help="A file to put beside the script; may be given often.")
+        list[Path] | None, typer.Option("--file", help="A file to copy beside the script; repeatable.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="A folder for the pictures (PNG) that the script shows.")
+        Path | None, typer.Option("--out", help="A folder in which to save the pictures (PNG) that the script shows.")
     ] = None,
-    policy: Annotated[str, typer.Option(help="A policy's name, or its file; default: CELLBLOCK_POLICY.")] = "",
+    policy: Annotated[str, typer.Option(help="A policy's name or file. Default: CELLBLOCK_POLICY.")] = "",
     timeout: Annotated[
-        float | None, typer.Option(help="Seconds that the script may take; default: as the policy says.")
+        float | None, typer.Option(help="The script's time limit in seconds. Default: the policy's.")
     ] = None,
 ) -> None:
-    """Run a Python script in a locked container: no network, read-only root, its own limits.
+    """Run a Python script in a locked container: no network, a read-only root file system, resource limits.
 
-    Its output appears as it comes; its input() is answered from standard input, where the policy has channels.stdin.
-    Exit status: 0 when the script ended well, its own for sys.exit(n), 1 when it failed, 124 when it ran past its time.
+    Prints the script's output as it arrives. If the policy enables channels.stdin, input() reads standard input.
+
+    Exit status: 0 on success, n after sys.exit(n), 1 if the script failed, 124 if it exceeded its time limit.
 
     Example: cellblock run analysis.py --file sales.xlsx --out pictures
     """
@@ -74,7 +75,7 @@ async def _run(
     inputs = _inputs([script, *files])
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to fail
+            stream.reconfigure(errors="replace")  # do not fail on a character that the terminal cannot show
     manager = AgentKernelManager(max_kernels=1, resource_limits=limits, settings=settings)
     async with manager, manager.acquire_kernel(f"{_AGENT}-{secrets.token_hex(4)}") as (_kernel, session):
         for path in inputs:
@@ -102,10 +103,11 @@ def _limits(settings: Settings, timeout: float) -> KernelResourceLimits:
 
 
 def _inputs(paths: list[Path]) -> list[Path]:
-    """Check the files, before anything is started.
+    """Check the files before anything starts, and return them without repetitions.
 
     Raises:
-        InvalidInputError: one cannot be read, or two have the same name.
+        InvalidInputError: a file does not exist or is not a regular file, or two files have the same name.
+        InvalidCodeError: the script cannot be read, or is not UTF-8 text.
     """
     names: dict[str, Path] = {}
     for path in paths:
@@ -113,12 +115,12 @@ def _inputs(paths: list[Path]) -> list[Path]:
             kind = "is a directory" if path.is_dir() else "is not a file" if path.exists() else "does not exist"
             raise InvalidInputError(f"{path} {kind}.")
         if path.name in names and names[path.name] != path:
-            raise InvalidInputError(f"{names[path.name]} and {path} would both be {path.name} in the sandbox.")
+            raise InvalidInputError(f"{names[path.name]} and {path} would both be named {path.name} in the sandbox.")
         names[path.name] = path
     try:
         paths[0].read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidCodeError(f"{paths[0]} is no Python script: {error}.") from error
+        raise InvalidCodeError(f"{paths[0]} is not a Python script: {error}.") from error
     return list(names.values())
 
 
@@ -128,7 +130,7 @@ def _launch(name: str, arguments: list[str]) -> str:
 
 
 class _Printer:
-    """Shows events on this terminal, and keeps the exit status."""
+    """Prints events, saves pictures, and keeps the exit status."""
 
     def __init__(self, out: Path | None) -> None:
         self._out = out
@@ -151,12 +153,15 @@ class _Printer:
         if self._out is not None and isinstance(picture, str) and self._pictures < _MOST_PICTURES:
             try:
                 content = base64.b64decode(picture)
-            except ValueError:  # hostile text need not be base64, nor even ASCII
+            except ValueError:  # the sandbox may send text that is not base64
                 return
             self._pictures += 1
-            self._out.mkdir(parents=True, exist_ok=True)
             path = self._out / f"picture-{self._pictures}.png"
-            path.write_bytes(content)
+            try:
+                self._out.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            except OSError as error:
+                raise InvalidInputError(f"{path} cannot be written: {error.strerror}.") from error
             errors.print(f"saved {path}", style="dim")
             return
         _write(sys.stdout, str(event.data.get("text/plain", "")) + "\n")
@@ -167,7 +172,7 @@ class _Printer:
             if result.outcome == "error" and result.error.ename != "SystemExit":
                 said = result.error.traceback_text or f"{result.error.ename}: {result.error.evalue}"
                 _write(sys.stderr, said.rstrip("\n") + "\n")
-        if needs_telling(result):
+        if needs_verdict(result):
             errors.print(verdict(result))
 
 

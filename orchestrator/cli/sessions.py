@@ -1,4 +1,4 @@
-"""`cellblock sessions`: what agents have run, by session: list it, look at it, export it, delete it."""
+"""`cellblock sessions`: lists, shows, exports and deletes the sessions of agents."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ app = typer.Typer(
     help="List, show, export and delete the sessions of agents.\n\nExample: cellblock sessions export 3f9a",
     no_args_is_help=True,
 )
-_LONGEST = 80  # characters of code and of output in a table's row
+_LONGEST = 80  # characters of code and of output in a table row
 
-Id = Annotated[str, typer.Argument(metavar="SESSION", help="Its id, or how it begins.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Id = Annotated[str, typer.Argument(metavar="SESSION", help="The session's id, or its beginning.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 class Format(StrEnum):
-    """What a session is exported as."""
+    """The format of an exported session."""
 
     ipynb = "ipynb"
     json = "json"
@@ -45,11 +45,13 @@ class Format(StrEnum):
 
 @app.command(name="list")
 def list_sessions(
-    agent: Annotated[str | None, typer.Option(help="Of this agent.")] = None,
-    limit: Annotated[int, typer.Option("-n", "--limit", min=1, help="How many, the last used first.")] = 50,
+    agent: Annotated[str | None, typer.Option(help="Only sessions of this agent.")] = None,
+    limit: Annotated[
+        int, typer.Option("-n", "--limit", min=1, help="The number of sessions; the most recently used come first.")
+    ] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List sessions: whose they are, whether they have a kernel, sleep or have ended, and how much they hold.
+    """List sessions with their agent, state, cells and size.
 
     Example: cellblock sessions list --agent agent-1
     """
@@ -80,7 +82,7 @@ def list_sessions(
 
 @app.command()
 def show(session: Id, as_json: AsJson = False) -> None:
-    """Show a session's cells: when each ran, how it ended, and the beginning of what it said.
+    """Show a session's cells: when each started, its outcome, and the beginning of its code and output.
 
     Example: cellblock sessions show 3f9a
     """
@@ -95,7 +97,7 @@ def show(session: Id, as_json: AsJson = False) -> None:
     if record.parent_id:
         console.print(f"forked from {record.parent_id}")
     for checkpoint in made:
-        lost = f", {len(checkpoint.lost)} things lost" if checkpoint.lost else ""
+        lost = f", {len(checkpoint.lost)} variables not saved" if checkpoint.lost else ""
         console.print(
             f"checkpoint {checkpoint.checkpoint_id} after cell {checkpoint.cell}, {_size(checkpoint.bytes)}{lost}"
         )
@@ -111,12 +113,12 @@ def show(session: Id, as_json: AsJson = False) -> None:
 @app.command()
 def export(
     session: Id,
-    output_format: Annotated[Format, typer.Option("--format", help="A notebook, JSON, or the code alone.")] = (
-        Format.ipynb
-    ),
-    out: Annotated[Path | None, typer.Option("--out", help="The file; default: standard output.")] = None,
+    output_format: Annotated[
+        Format, typer.Option("--format", help="A notebook, JSON, or a Python script with the code.")
+    ] = (Format.ipynb),
+    out: Annotated[Path | None, typer.Option("--out", help="The file to write. Default: standard output.")] = None,
 ) -> None:
-    """Export a session: a notebook that JupyterLab opens with its outputs and pictures, JSON, or a Python script.
+    """Export a session as a notebook with its outputs and pictures, as JSON, or as a Python script.
 
     Example: cellblock sessions export 3f9a --format ipynb --out session.ipynb
     """
@@ -140,9 +142,9 @@ def export(
 @app.command()
 def delete(
     session: Id,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Delete a session with its cells, outputs and checkpoints. One that a running process has is refused.
+    """Delete a session with its cells, outputs and checkpoints. A session of a running process is refused.
 
     Example: cellblock sessions delete 3f9a --yes
     """
@@ -150,15 +152,16 @@ def delete(
         record = _find(history, session)
         if record.owner is not None and not lost_sessions([record], HostOwners()):
             raise InvalidInputError(
-                f"session {record.session_id[:12]} belongs to a process that runs.",
-                remedy="End it there first: `cellblock top` shows where it is.",
+                f"session {record.session_id[:12]} belongs to a running process.",
+                remedy="End the session there first; `cellblock top` shows its kernel.",
             )
         if not yes and not typer.confirm(f"Delete {record.cells} cells of agent {plain(record.agent_id)}?"):
             raise typer.Exit(1)
         removed = history.delete(record.session_id, record.owner)
         if removed is None:
             raise InvalidInputError(
-                f"session {record.session_id[:12]} is another host's, or its agent has just come back; it is as it was."
+                f"session {record.session_id[:12]} belongs to another host, or its agent has just returned; "
+                "nothing was deleted."
             )
         for checkpoint_id in removed:
             files.remove(checkpoint_id)
@@ -181,9 +184,12 @@ def _find(history: History, prefix: str) -> SessionRecord:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise InvalidInputError(f"there is no session {prefix!r}.", remedy="`cellblock sessions list` names them.")
+        raise InvalidInputError(
+            f"there is no session {prefix!r}.", remedy="`cellblock sessions list` shows all sessions."
+        )
     raise InvalidInputError(
-        f"{len(found)} sessions or more begin with {prefix!r}: {', '.join(one.session_id[:12] for one in found[:3])}, …"
+        f"at least {len(found)} sessions begin with {prefix!r}: "
+        f"{', '.join(one.session_id[:12] for one in found[:3])}, …"
     )
 
 

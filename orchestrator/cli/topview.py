@@ -1,4 +1,4 @@
-"""The live view of `cellblock top`."""
+"""The terminal application behind `cellblock top`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from orchestrator.cli.kernelrows import COLUMNS, HostView, Row, look, ordered, s
 from orchestrator.limits import MIB
 from orchestrator.settings import Settings
 
-_INTERVAL = 1.0  # seconds between two looks
-_ACT = 15.0  # seconds for an instance to do what it was asked to
+_INTERVAL = 1.0  # seconds between two updates
+_ACT = 15.0  # seconds for an instance to interrupt a cell or to kill a kernel
 _ORDERS = ("agent", "cpu", "memory", "age")
 
 
 class Confirm(ModalScreen[bool]):
-    """Asks before a kernel is killed."""
+    """Asks for confirmation before a kernel is killed."""
 
     CSS = "Confirm { align: center middle; } Vertical { width: 64; height: 5; border: heavy red; padding: 0 2; }"
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -37,14 +37,14 @@ class Confirm(ModalScreen[bool]):
     def compose(self) -> ComposeResult:
         with Vertical():
             yield Label(Text(self._question))
-            yield Label("Its variables are lost. y: kill it, n: leave it")
+            yield Label("Its variables will be lost. y: kill it, n: keep it")
 
     def action_answer(self, answer: bool) -> None:
         self.dismiss(answer)
 
 
 class Top(App[None]):
-    """The live view."""
+    """Shows the kernels of all instances, updated every second."""
 
     CSS = "#summary { height: 2; padding: 0 1; } DataTable { height: 1fr; }"
     ENABLE_COMMAND_PALETTE = False
@@ -125,10 +125,12 @@ class Top(App[None]):
     async def _act(self, action: str, row: Row | None) -> None:
         if row is None:
             return
-        reply = await row.door.ask({"do": action, "kernel": row.kernel_id}, _ACT)
+        reply = await row.control.ask({"do": action, "kernel": row.kernel_id}, _ACT)
         done = reply is not None and any(reply.get(result) for result in ("interrupted", "killed"))
         said = f"{action}: done" if done else "the instance does not answer"
         if reply is not None and not done:
-            said = str(reply.get("error", "no cell runs there" if action == "interrupt" else "it has ended already"))
+            said = str(
+                reply.get("error", "no cell is running" if action == "interrupt" else "the kernel has already ended")
+            )
         self.notify(said, severity="information" if done else "warning", markup=False)
         await self._refresh()

@@ -1,4 +1,4 @@
-"""What people are shown of how a cell ended, beside what it printed itself."""
+"""Renders how a cell ended for a terminal, beside the cell's own output."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.cli.render import plain
-from orchestrator.output.collector import amount
 from orchestrator.output.events import ExecutionResult, OutputDropped, Truncation
+from orchestrator.output.sizes import amount
 
 _LONGEST = 500  # characters of an error's message
 
-# Which of a result's limits was passed, as people set it.
+# The policy key of each limit that a result can name.
 _LIMITS = {"max_output_size_mb": "limits.output_mb", "output.messages": "output.messages"}
 
 
 def gap(dropped: OutputDropped) -> Text:
-    """The line that stands where output was left out."""
+    """Return the line to print where output was dropped."""
     pieces = _pieces(dropped.dropped_bytes, dropped.dropped_messages)
-    return Text(f"\n┄┄ {pieces} left out here ┄┄", style="bold yellow")
+    return Text(f"\n┄┄ {pieces} dropped here ┄┄", style="bold yellow")
 
 
-def needs_telling(result: ExecutionResult) -> bool:
-    """Whether there is more to say than the cell has said itself: its code's own error is not."""
+def needs_verdict(result: ExecutionResult) -> bool:
+    """Return whether the result says more than the cell's own output and its code's own error."""
     return bool(result.outcome not in ("ok", "error") or result.truncated or result.warnings)
 
 
 def verdict(result: ExecutionResult) -> RenderableType:
-    """How the cell ended, what became of the kernel, and what the host saw, in a frame."""
+    """Return a panel that says how the cell ended, whether the kernel is alive, and what the host measured."""
     rows = Table.grid(padding=(0, 2))
     rows.add_column(style="dim", no_wrap=True)
     rows.add_column()
@@ -38,9 +38,9 @@ def verdict(result: ExecutionResult) -> RenderableType:
     rows.add_row("kernel", _kernel(result))
     rows.add_row("used", _used(result))
     evidence = result.evidence
-    rows.add_row("output", f"{_pieces(evidence.output_bytes, evidence.output_messages)} were put out")
+    rows.add_row("output", _pieces(evidence.output_bytes, evidence.output_messages))
     if result.truncated is not None:
-        rows.add_row("left out", Text(_left_out(result.truncated), style="bold yellow"))
+        rows.add_row("dropped", Text(_dropped(result.truncated), style="bold yellow"))
     for warning in result.warnings:
         rows.add_row("warning", Text(warning, style="yellow"))
     colour = "green" if result.outcome == "ok" and not result.warnings and not result.truncated else "yellow"
@@ -54,21 +54,21 @@ def _kernel(result: ExecutionResult) -> str:
         return "alive, with its variables"
     evidence = result.evidence
     ending = evidence.signal or (None if evidence.exit_code is None else f"exit code {evidence.exit_code}")
-    return "gone, with its variables" + ("" if ending is None else f": {ending}")
+    return "dead, its variables are lost" + ("" if ending is None else f": {ending}")
 
 
 def _used(result: ExecutionResult) -> str:
     evidence = result.evidence
     if evidence.cpu_s is None or evidence.peak_memory_mb is None:
-        return "this host cannot read what containers use"
-    killed = f"; {evidence.oom_kills} killed for want of memory" if evidence.oom_kills else ""
+        return "unknown: this host cannot read the container's resource use"
+    killed = f"; {evidence.oom_kills} killed because memory ran out" if evidence.oom_kills else ""
     return f"{evidence.cpu_s:.1f} s of CPU, at most {evidence.peak_memory_mb:.0f} MiB of memory{killed}"
 
 
-def _left_out(truncation: Truncation) -> str:
+def _dropped(truncation: Truncation) -> str:
     pieces = _pieces(truncation.dropped_bytes, truncation.dropped_messages)
     limit = _LIMITS.get(truncation.reason, truncation.reason)
-    return f"{pieces}, past {limit}"
+    return f"{pieces}, beyond {limit}"
 
 
 def _pieces(size: int, messages: int) -> str:

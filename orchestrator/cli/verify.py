@@ -1,4 +1,4 @@
-"""`cellblock verify`: probe every promise on this host, on real kernels, and show what was found."""
+"""`cellblock verify`: probes every promise on real kernels of this host, and shows the results."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from rich.table import Table
 from orchestrator.cli.render import console, errors, plain, run_async
 from orchestrator.container.engine import Engine, gvisor_fault
 from orchestrator.errors import InvalidInputError
-from orchestrator.isolation.benchmark import Finding as CisFinding
-from orchestrator.isolation.benchmark import judge
+from orchestrator.isolation.benchmark import ItemResult, judge
 from orchestrator.isolation.claims import Claim
 from orchestrator.isolation.controls import CONTROLS
 from orchestrator.isolation.verification import CLAIMS, Check, Finding, Report, check_controls, laboratory
@@ -29,27 +28,41 @@ _COLOURS = {"holds": "green", "fails": "bold red", "does not apply": "dim", "the
 _GREEN, _RED, _NONE = "[green]green[/]", "[bold red]RED[/]", "[dim]-[/]"
 
 
-def verify(
-    self_test: Annotated[
-        bool, typer.Option("--self-test", help="Probe containers that lack a defence, too: each must turn red.")
-    ] = False,
-    runtime: Annotated[
-        list[str] | None, typer.Option(help="A runtime to verify; may be given often. Default: runc and runsc.")
-    ] = None,
-    policy: Annotated[str, typer.Option(help="The policy; default: CELLBLOCK_POLICY.")] = "",
-    control: Annotated[
-        str, typer.Option(help="Verify a container that lacks this defence instead, and see what turns red.")
-    ] = "",
-    cis: Annotated[
-        bool, typer.Option("--cis", help="Go through section 5 of the CIS Docker Benchmark instead.")
-    ] = False,
-    claims: Annotated[bool, typer.Option("--list", help="List the claims and the controls, and run nothing.")] = False,
-    to_json: Annotated[Path | None, typer.Option("--json", help="A file for the findings, as JSON.")] = None,
-    to_junit: Annotated[Path | None, typer.Option("--junit", help="A file for the findings, as JUnit XML.")] = None,
-) -> None:
-    """Probe every promise of the sandbox on this host: real image, real policy, real runtimes. Under three minutes.
+SelfTest = Annotated[
+    bool, typer.Option("--self-test", help="Also probe containers that each lack a defence: the probes must turn red.")
+]
+Runtimes = Annotated[
+    list[str] | None, typer.Option("--runtime", help="A runtime to verify; repeatable. Default: runc and runsc.")
+]
+PolicyName = Annotated[str, typer.Option("--policy", help="A policy's name or file. Default: CELLBLOCK_POLICY.")]
+ControlName = Annotated[
+    str,
+    typer.Option(
+        "--control", help="Instead, probe a container that lacks a defence (see --list); show what turns red."
+    ),
+]
+Cis = Annotated[
+    bool,
+    typer.Option("--cis", help="Instead, check a kernel's container against section 5 of the CIS Docker Benchmark."),
+]
+List = Annotated[bool, typer.Option("--list", help="Instead, list the claims and the controls. Needs no engine.")]
+ToJson = Annotated[Path | None, typer.Option("--json", help="Write the findings to this file as JSON.")]
+ToJunit = Annotated[Path | None, typer.Option("--junit", help="Write the findings to this file as JUnit XML.")]
 
-    Exit status: 0 when all is green, 1 when anything is red or could not be probed.
+
+def verify(
+    self_test: SelfTest = False,
+    runtime: Runtimes = None,
+    policy: PolicyName = "",
+    control: ControlName = "",
+    cis: Cis = False,
+    claims: List = False,
+    to_json: ToJson = None,
+    to_junit: ToJunit = None,
+) -> None:
+    """Probe every promise of the sandbox on this host, with the real image, policy and runtimes. Takes under 3 minutes.
+
+    Exit status: 0 if everything is green, 1 if anything is red or cannot be probed.
 
     Example: cellblock verify --self-test --junit verify.xml
     """
@@ -67,10 +80,17 @@ def verify(
     report = run_async(_verify(settings, runtime, self_test))
     _show(report, time.monotonic() - begun)
     if to_json is not None:
-        to_json.write_text(json.dumps(_as_dict(report), indent=2) + "\n")
+        _save(to_json, json.dumps(_as_dict(report), indent=2) + "\n")
     if to_junit is not None:
-        to_junit.write_bytes(_as_junit(report))
+        _save(to_junit, _as_junit(report))
     raise typer.Exit(0 if report.green else 1)
+
+
+def _save(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InvalidInputError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 async def _verify(settings: Settings, runtime: list[str] | None, self_test: bool) -> Report:
@@ -106,7 +126,7 @@ async def _show_control(settings: Settings, runtime: list[str] | None, name: str
 
 
 async def _show_benchmark(settings: Settings, runtime: list[str] | None) -> int:
-    found: dict[str, list[CisFinding]] = {}
+    found: dict[str, list[ItemResult]] = {}
     for each in runtime or await _runtimes(settings):
         async with laboratory(settings, each) as bench, bench.subject(whole=False) as subject:
             engine = bench.instance.engine
@@ -121,7 +141,7 @@ async def _show_benchmark(settings: Settings, runtime: list[str] | None) -> int:
 
 
 async def _runtimes(settings: Settings) -> list[str]:
-    """Return the runtimes to verify: of runc and runsc those that the engine has, and the policy allows."""
+    """Return those of runc and runsc that the engine has and the policy allows."""
     engine = await Engine.connect(settings.engine_timeout)
     try:
         runtimes: dict[str, Any] = (await engine.retry(engine.client.info))["Runtimes"]
@@ -129,7 +149,7 @@ async def _runtimes(settings: Settings) -> list[str]:
         engine.close()
     fault = gvisor_fault(runtimes)
     if Policy.load(settings.policy).runtime == "require-runsc":
-        return ["runsc"]  # without it, the error says what is missing
+        return ["runsc"]  # if it is missing, the error says so
     if fault:
         errors.print(f"runsc is not verified: {escape(plain(fault))}.", style="yellow")
     return [name for name in ("runc", "runsc") if name in runtimes and not (name == "runsc" and fault)]
@@ -164,7 +184,7 @@ def _show(report: Report, seconds: float) -> None:
         _show_checks(report)
     reds = [finding for finding in report.findings if not finding.verdict.holds]
     if report.green:
-        tested = f"; {len(report.checks)} containers that lack a defence, each found out" if report.checks else ""
+        tested = f"; {len(report.checks)} containers that lack a defence, each turned red" if report.checks else ""
         console.print(f"[green]{len(report.findings)} findings, all green{tested}. {seconds:.0f} s[/]")
     for finding in reds:
         said = f"{finding.claim.promise} {finding.verdict.evidence}"
@@ -238,7 +258,7 @@ def _as_dict(report: Report) -> dict[str, Any]:
     }
 
 
-def _as_junit(report: Report) -> bytes:
+def _as_junit(report: Report) -> str:
     suites = ET.Element("testsuites")
     for runtime in report.runtimes:
         findings = [finding for finding in report.findings if finding.runtime == runtime]
@@ -253,8 +273,8 @@ def _as_junit(report: Report) -> bytes:
             for _, claim in (entry for entry in report.uncovered if entry[0] == runtime):
                 _case(suite, f"{claim} has a control", False, "no control turned this probe red")
     ET.indent(suites)
-    text: bytes = ET.tostring(suites, encoding="utf-8", xml_declaration=True)
-    return text
+    text: str = ET.tostring(suites, encoding="unicode")
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + text + "\n"
 
 
 def _suite(parent: ET.Element, name: str, good: list[bool]) -> ET.Element:

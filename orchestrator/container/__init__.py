@@ -1,4 +1,1 @@
-"""Docker and the host's cgroups: one container, its limits, its end and its removal.
-
-It never reads what a sandbox sends.
-"""
+"""Docker containers: create, restrict, measure and remove them. This package never looks at what runs inside."""

@@ -1,7 +1,7 @@
-"""A container's cgroup, read where it stands: what the container uses, and what was killed in it. v1 and v2.
+"""Read a container's cgroup, version 1 or 2: what the container uses and how many of its processes were OOM-killed.
 
-Its files are kept open and read anew each time: no path is walked, and once the cgroup is gone the read says so instead
-of finding another's. Reading does not wait for a disk, so it is done on the event loop (its cost: see ``monitor``).
+The files stay open and are read again each time. That saves the path lookup, and a read fails once the cgroup is gone,
+instead of reading another one with the same path. Reads never wait for a disk, so they happen on the event loop.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Self
 from orchestrator.container.usage import Usage
 
 _MOUNT = Path("/sys/fs/cgroup")
-_LARGEST = 16 * 1024  # bytes of any of the files
+_LARGEST = 16 * 1024  # the most bytes read of one file
 _Parse = Callable[[bytes], int]
 
 
@@ -26,7 +26,7 @@ def _number(content: bytes) -> int:
 
 
 def _field(*names: bytes) -> _Parse:
-    """Read the first of these fields that a file of "name value" lines has; 0 for none."""
+    """Return a parser for files of "name value" lines: the first of these fields that the file has, or 0."""
 
     patterns = [re.compile(rb"^%s (\d+)$" % name, re.MULTILINE) for name in names]
 
@@ -37,7 +37,7 @@ def _field(*names: bytes) -> _Parse:
     return parse
 
 
-# For each quantity: the controller of cgroup v1 that has it, the file, how to read it, and what to multiply by.
+# For each quantity: the controller of cgroup v1, the file, its parser and the factor to multiply by.
 _V1: dict[str, tuple[str, str, _Parse, float]] = {
     "cpu_s": ("cpuacct", "cpuacct.usage", _number, 1e-9),
     "memory": ("memory", "memory.usage_in_bytes", _number, 1),
@@ -79,13 +79,12 @@ class Cgroup:
 
     @classmethod
     def find(cls, pid: int, container_id: str) -> Self | None:
-        """Open the cgroup of a container.
+        """Return the cgroup of a container, or None if this host cannot see it.
+
+        The host cannot see it if the engine is on another machine or the cgroup file system is hidden.
 
         Args:
-            pid: of its first process, as the engine says.
-
-        Returns:
-            None where this host's files tell nothing of it: the engine is on another machine, or cgroups are hidden.
+            pid: the id of the container's first process, as the engine reports it.
         """
         try:
             lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
@@ -96,13 +95,13 @@ class Cgroup:
                 for name in {row[0] for row in table.values()}
             }
             if not all(container_id in str(folder) for folder in folders.values()):
-                return None  # the pid is another process's: the engine counts in another pid namespace
+                return None  # another process has this pid here: the engine uses another pid namespace
             return cls(folders, table)
         except (OSError, KeyError):
             return None
 
     def read(self) -> Usage | None:
-        """Read what the container uses now; None once its cgroup is gone."""
+        """Return what the container uses now, or None if its cgroup is gone."""
         try:
             contents = {name: os.pread(file, _LARGEST, 0) for name, file in self._files.items()}
             values = {
@@ -123,7 +122,7 @@ class Cgroup:
         )
 
     def reset_peak(self) -> None:
-        """Let the high-water mark of memory begin anew, where the host can."""
+        """Reset the peak of memory use, if the host can."""
         if self._reset is not None:
             with contextlib.suppress(OSError):
                 os.write(self._reset, b"0")
@@ -142,6 +141,6 @@ class Cgroup:
 
 
 def _line(line: str) -> tuple[str, str]:
-    """Split a line of /proc/PID/cgroup into its controllers ("" for cgroup v2) and the path."""
+    """Return the controllers ("" for cgroup v2) and the path in a line of /proc/PID/cgroup."""
     fields = line.split(":", 2)
     return fields[1], fields[2]

@@ -1,4 +1,4 @@
-"""One container: made, started, watched, ended, removed. Never its wire, and never what runs inside."""
+"""One container: create, start, measure, kill and remove it. Knows neither its sockets nor what runs inside."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from orchestrator.container.hostconfig import USER_LABEL
 from orchestrator.container.process import ContainerProcess
 from orchestrator.container.usage import Usage, engine_usage
 from orchestrator.errors import EngineError, EngineTimeoutError, EngineUnavailableError, UserIdTakenError
+from orchestrator.outcome import Outcome
 
-_EXIT_WAIT = 5.0  # seconds in which a container whose process is gone must show as exited
-_POLL = 0.05  # seconds between two looks at a container that is about to be exited
+_EXIT_WAIT = 5.0  # seconds until the engine must report a container as exited after its process is gone
+_POLL = 0.05  # seconds between two such checks
 
 
 class Container:
-    """A container known by its name, from before it exists until after it is gone."""
+    """A container, known by its name from before it exists until after it is removed."""
 
     def __init__(self, engine: Engine, name: str, runtime: str) -> None:
         self._engine = engine
@@ -29,12 +30,12 @@ class Container:
         self._process: ContainerProcess | None = None
 
     async def start(self, request: dict[str, Any]) -> None:
-        """Create and start it. On failure or cancellation the caller must still call ``remove``.
+        """Create and start the container. On failure or cancellation the caller must still call ``remove``.
 
         Raises:
-            ImageMissingError: the image went away.
-            UserIdTakenError: another live container of this engine has its user id.
-            EngineError: the engine refused, for instance because the runtime cannot start it.
+            ImageMissingError: the engine no longer has the image.
+            UserIdTakenError: another container of this engine uses the same user id.
+            EngineError: the engine refused, for instance because the runtime cannot start the container.
         """
         api = self._engine.client.api
         try:
@@ -42,7 +43,8 @@ class Container:
         except EngineError as error:
             if isinstance(error.__cause__, NotFound):
                 raise image_missing(str(request["Image"])) from error
-            # The engine may have made it, and only its answer was lost; start tells. One that hangs is not asked again.
+            # If only the answer was lost, the engine has created the container, and the start below finds out. After a
+            # timeout the engine is not asked again.
             lost = isinstance(error, EngineUnavailableError) and not isinstance(error, EngineTimeoutError)
             if not lost and not _status(error, 409):
                 raise
@@ -50,9 +52,10 @@ class Container:
         await self._engine.retry(api.start, self.name)
 
     async def _refuse_shared_user(self, uid: str) -> None:
-        """Compare with what the engine has: a lease is seen in one network namespace alone, and ends with its process.
+        """Refuse a user id that another container of the engine has.
 
-        Between creation and start: of two that choose one id at the same time, one at least sees the other.
+        A lease does not suffice: it is visible in one network namespace only and ends with its process. Called between
+        creation and start, so that of two containers that choose the same id at least one sees the other.
         """
         filters = {"label": f"{USER_LABEL}={uid}"}
         found = await self._engine.retry(self._engine.client.api.containers, all=True, filters=filters)
@@ -61,7 +64,7 @@ class Container:
                 raise UserIdTakenError(uid, other["Names"][0].lstrip("/"))
 
     async def find_process(self) -> None:
-        """Learn where this host has its process, once it runs. Where it has not, the engine is asked each time.
+        """Find the running container's process on this host. Without it, ``measure`` asks the engine each time.
 
         Raises:
             EngineError: the engine does not answer.
@@ -71,53 +74,53 @@ class Container:
             self._process = ContainerProcess.find(pid, details["Id"])
 
     def usage(self) -> Usage | None:
-        """What it uses now; None where this host cannot see it."""
+        """Return what the container uses now, or None if this host cannot see it."""
         return None if self._process is None else self._process.usage()
 
     async def measure(self) -> Usage:
-        """What it uses now, as this host sees it, or else the engine.
+        """Return what the container uses now, as this host sees it or else as the engine reports it.
 
         Raises:
-            EngineError: neither tells.
+            EngineError: this host cannot see it, and the engine does not answer.
         """
         return self.usage() or await engine_usage(self._engine, self.name)
 
     def reset_peak(self) -> None:
-        """Let ``Usage.peak`` begin anew, where the host can."""
+        """Reset ``Usage.peak``, if the host can."""
         if self._process is not None:
             self._process.reset_peak()
 
     async def interrupt(self) -> None:
-        """Send its first process a SIGINT.
+        """Send SIGINT to the container's first process.
 
         Raises:
-            EngineError: the engine does not answer, or it does not run.
+            EngineError: the engine does not answer, or the container does not run.
         """
         await self._engine.call(self._engine.client.api.kill, self.name, "SIGINT")
 
     def kill(self) -> None:
-        """Kill it without the engine, where this host can."""
+        """Kill the container's first process without the engine, if this host can."""
         if self._process is not None:
             self._process.kill()
 
     def forget_process(self) -> None:
-        """Let go of what ``find_process`` found."""
+        """Close what ``find_process`` opened."""
         if self._process is not None:
             self._process.close()
             self._process = None
 
     async def state(self) -> dict[str, Any]:
-        """Return the engine's ``State`` of it.
+        """Return the container's ``State`` as the engine reports it.
 
         Raises:
-            EngineError: the engine does not answer, or has no such container any more.
+            EngineError: the engine does not answer, or the container was removed.
         """
         details: dict[str, Any] = await self._engine.retry(self._engine.client.api.inspect_container, self.name)
         state: dict[str, Any] = details["State"]
         return state
 
     async def exit(self) -> Exit | None:
-        """Wait until the engine shows it as exited, and say how; None when it still runs after 5 s.
+        """Wait until the engine reports the container as exited. Return how it ended, or None if it runs after 5 s.
 
         Raises:
             EngineError: the engine does not answer.
@@ -127,8 +130,8 @@ class Container:
             try:
                 state = await self.state()
             except EngineError as error:
-                if _status(error, 404):  # somebody removed it, and its exit code with it
-                    return Exit("kernel_died", None)
+                if _status(error, 404):  # somebody removed the container, so its exit code is lost
+                    return Exit(Outcome.KERNEL_DIED, None)
                 raise
             if state["Status"] in ("exited", "dead"):
                 return classify(state, await self._oom_events(), self._runtime)
@@ -137,15 +140,15 @@ class Container:
             await asyncio.sleep(_POLL)
 
     async def log(self) -> str:
-        """Return what the container's first process wrote to its own stdout and stderr, at most 20 lines."""
+        """Return the last 20 lines that the container's first process wrote to its stdout and stderr."""
         raw = await self._engine.retry(self._engine.client.api.logs, self.name, tail=20)
         return raw.decode(errors="replace") if isinstance(raw, bytes) else ""
 
     async def remove(self) -> None:
-        """Kill and remove it, whatever state it is in; fine when it is gone already.
+        """Kill and remove the container in any state. Idempotent.
 
         Raises:
-            EngineError: the engine does not answer; the container may be left.
+            EngineError: the engine does not answer. The container may still exist.
         """
         try:
             await self._engine.retry(remove_by_name, self._engine.client.api, self.name)
@@ -154,10 +157,10 @@ class Container:
                 raise
 
     async def _oom_events(self) -> int:
-        api: Any = self._engine.client.api  # typed as if it took whole seconds only
+        api: Any = self._engine.client.api  # its type stubs accept whole seconds only
 
         def count() -> int:
-            since, until = "0", f"{clock(api):.6f}"  # no time of its start: the clock may have been set since
+            since, until = "0", f"{clock(api):.6f}"  # not since the start: the clock may have been set
             filters = {"container": [self.name], "event": ["oom"]}
             return sum(1 for _ in api.events(since=since, until=until, filters=filters, decode=True))
 
@@ -165,7 +168,7 @@ class Container:
 
 
 def remove_by_name(api: Any, name: str) -> None:
-    """Kill and remove a container. Blocks. A paused one is unpaused first: under runsc its kill would hang."""
+    """Kill and remove a container. Blocks. Unpauses a paused one first, because killing it would hang under runsc."""
     try:
         if api.inspect_container(name)["State"]["Paused"]:
             api.unpause(name)
@@ -173,7 +176,7 @@ def remove_by_name(api: Any, name: str) -> None:
     except NotFound:
         return
     except APIError as error:
-        if error.response is None or error.response.status_code != 409:  # 409: its removal is under way
+        if error.response is None or error.response.status_code != 409:  # 409: the engine is removing it already
             raise
 
 

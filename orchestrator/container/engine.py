@@ -1,4 +1,4 @@
-"""The Docker engine, as docker-py reaches it: connecting, calling it off the event loop, and its errors as ours."""
+"""Connect to the Docker engine with docker-py, call it off the event loop, and translate its errors."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from orchestrator.errors import (
 )
 
 _START_ENGINE = (
-    "Start Docker, set DOCKER_HOST, or, as root on Debian, run `cellblock engine start` (in a checkout: `make engine`)."
+    "Start Docker, set DOCKER_HOST or, as root on Debian, run `cellblock engine start` (in a checkout: `make engine`)."
 )
-_HANGS = "See its log, and restart it."
-_THREADS = 8  # calls to the engine at once; it serialises container creation anyway
-_HOST_UDS = ("open", "all")  # values of runsc's --host-uds under which a sandbox can dial a socket of the host
+_HANGS = "Look into the engine's log, and restart the engine."
+_THREADS = 8  # concurrent calls; the engine creates containers one after the other anyway
+_HOST_UDS = ("open", "all")  # values of runsc's --host-uds with which a sandbox can connect to the host's Unix sockets
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,14 +35,14 @@ FAILURES = (DockerException, requests.RequestException)
 
 
 def connect(timeout: float) -> docker.DockerClient:
-    """Connect to the engine that DOCKER_HOST names, else the local socket. Blocks.
+    """Return a client of the engine that DOCKER_HOST names, or else of the local socket. Blocks.
 
     Args:
-        timeout: seconds that any one call on the returned client may take.
+        timeout: seconds for each call on the client.
 
     Raises:
-        EnginePermissionError: the socket is there and this user may not use it.
-        EngineUnavailableError: nothing answers.
+        EnginePermissionError: this user may not use the engine's socket.
+        EngineUnavailableError: no engine answers.
     """
     try:
         return docker.from_env(timeout=int(timeout) or 1, version="auto")
@@ -51,12 +51,12 @@ def connect(timeout: float) -> docker.DockerClient:
 
 
 def translate(error: Exception) -> EngineError:
-    """Turn what docker-py raised into one of our errors; the caller raises it."""
+    """Return the EngineError that stands for an error of docker-py. The caller raises it."""
     text = str(error)
     if not isinstance(error, APIError):
         if "PermissionError" in text or "Permission denied" in text:
             return EnginePermissionError(
-                "a Docker engine is there, but this user may not talk to it.",
+                "this user may not use the Docker engine.",
                 remedy="Add the user to the `docker` group and log in again, or use rootless Docker (DOCKER_HOST).",
             )
         if isinstance(error, requests.Timeout) or "timed out" in text:
@@ -67,7 +67,7 @@ def translate(error: Exception) -> EngineError:
 
 
 class Engine:
-    """One connection to the engine, for the event loop: every call runs in a thread and has a deadline."""
+    """A connection to the engine for use on the event loop. Every call runs in a thread and has a deadline."""
 
     def __init__(self, client: docker.DockerClient, timeout: float) -> None:
         self.client = client
@@ -76,17 +76,17 @@ class Engine:
 
     @classmethod
     async def connect(cls, timeout: float) -> Self:
-        """Raises what ``connect`` raises."""
+        """Connect. Raises the same errors as the function ``connect``."""
         return cls(await asyncio.to_thread(connect, timeout), timeout)
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run one docker-py call in a thread.
 
-        A cancelled caller is kept until the call has ended: a container that the engine is just making must be known
-        to whoever cleans up.
+        A cancelled caller waits until the call has ended, so that the cleanup finds a container that the engine was
+        creating.
 
         Raises:
-            EngineError: it failed, or took longer than the timeout.
+            EngineError: the call failed or took longer than the timeout.
         """
         future = asyncio.get_running_loop().run_in_executor(self._threads, lambda: function(*args, **kwargs))
         try:
@@ -105,9 +105,12 @@ class Engine:
             raise translate(error) from error
 
     async def retry(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Like ``call``, three times, for calls that may be repeated.
+        """Run a call that is safe to repeat, up to three times.
 
-        Neither a refusal by the engine is repeated, nor a call that it was given all its time for.
+        Repeats it only if the engine did not answer. A refusal and a timeout are not repeated.
+
+        Raises:
+            EngineError: the last attempt failed.
         """
         async for attempt in AsyncRetrying(
             retry=retry_if_exception(_may_pass),
@@ -120,10 +123,10 @@ class Engine:
         raise AssertionError("unreachable: the last attempt raises")
 
     async def resolve_image(self, image: str) -> str:
-        """Return the image's id.
+        """Return the identifier of an image.
 
         Raises:
-            ImageMissingError: the engine has none of this name.
+            ImageMissingError: the engine has no image with this name.
         """
         try:
             details = await self.retry(self.client.api.inspect_image, image)
@@ -134,13 +137,13 @@ class Engine:
         return str(details["Id"])
 
     async def resolve_runtime(self, wanted: str) -> str:
-        """Choose the container runtime.
+        """Return the container runtime to use: gVisor's runsc for "auto" if it works here, else runc.
 
         Args:
-            wanted: "auto", or the name of a runtime that the engine must have.
+            wanted: "auto" or the name of a runtime.
 
         Raises:
-            UnknownRuntimeError: the engine has no runtime of that name.
+            UnknownRuntimeError: the engine has no runtime with this name.
         """
         runtimes: dict[str, Any] = (await self.retry(self.client.info))["Runtimes"]
         if wanted == "auto":
@@ -149,12 +152,12 @@ class Engine:
             raise UnknownRuntimeError(
                 wanted,
                 tuple(sorted(runtimes)),
-                remedy="Set CELLBLOCK_RUNTIME to one of these, or to auto; `cellblock doctor` says how to add gVisor.",
+                remedy="Set CELLBLOCK_RUNTIME to one of these or to auto. `cellblock doctor` shows how to add gVisor.",
             )
         return wanted
 
     def close(self) -> None:
-        """Let go of the connection. Calls under way end by themselves."""
+        """Close the connection. Calls that are running end by themselves."""
         self._threads.shutdown(wait=False)
         self.client.close()
 
@@ -164,15 +167,15 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _forget(future: asyncio.Future[Any]) -> None:
-    """Look at a call's end that nobody waits for any more, or asyncio would complain of it."""
+    """Retrieve the exception of an abandoned call, so that asyncio does not log it as never retrieved."""
     if not future.cancelled():
         future.exception()
 
 
 def clock(api: Any) -> float:
-    """Return the engine's own time, in seconds since the epoch, for what is asked about its past. Blocks.
+    """Return the engine's time in seconds since the epoch, for queries about its past events. Blocks.
 
-    This process's clock may be another one, and either may be set at any time.
+    The engine's clock may differ from this process's, and both may be set at any time.
 
     Raises:
         DockerException: the engine does not answer.
@@ -181,6 +184,7 @@ def clock(api: Any) -> float:
 
 
 def image_missing(image: str) -> ImageMissingError:
+    """Return the error for a sandbox image that the engine does not have."""
     return ImageMissingError(
         f"the engine has no sandbox image {image!r}.",
         image=image,
@@ -189,10 +193,10 @@ def image_missing(image: str) -> ImageMissingError:
 
 
 def gvisor_fault(runtimes: dict[str, Any]) -> str:
-    """Say why runsc, as this engine has it registered, cannot run kernels; "" when nothing speaks against it."""
+    """Return why this engine's runsc cannot run kernels, or "" if it can."""
     if "runsc" not in runtimes:
         return "the engine has no runtime `runsc`"
     arguments = [str(argument) for argument in runtimes["runsc"].get("runtimeArgs") or ()]
     if not any(argument.lstrip("-") == f"host-uds={value}" for argument in arguments for value in _HOST_UDS):
-        return "runsc is registered without --host-uds=open, so a sandbox cannot dial its kernel's sockets"
+        return "runsc is registered without --host-uds=open, so a sandbox cannot connect to its kernel's sockets"
     return ""

@@ -1,4 +1,4 @@
-"""From limits to what Docker is asked for. Pure. The one place that decides how a container is locked."""
+"""Build the engine's create request from a policy and limits. Pure. No other module restricts a container."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ HOME_LABEL = f"{LABEL}.home"
 KERNEL_MOUNT = "/run/kernel"
 DATA_MOUNT = "/data"
 WORKDIR = "/work"
-_OOM_SCORE = 900  # of 1000: when the whole host runs out of memory, a sandbox goes before the host's own processes
+_OOM_SCORE = 900  # of 1000: if the whole host runs out of memory, a sandbox is killed before the host's own processes
 _CPU_PERIOD_US = 100_000  # the kernel's default period for CFS quotas
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerSpec:
-    """What distinguishes one container from the next.
+    """What distinguishes one container from another.
 
     Attributes:
-        name: unique on this engine; creating it twice fails, so that a lost reply makes no duplicate.
-        wire: host folder of the kernel's sockets, mounted read-only.
-        uid: user and group id inside, and outside.
-        home: stands for the folders of state and data: the next start with the same may go on with the kernel.
-        host: what ``lease.host_identity`` says, so that only a neighbour who can judge removes it as an orphan.
+        name: unique on this engine. Creating it twice fails, so a lost reply causes no duplicate.
+        wire: the host's folder with the kernel's sockets, mounted read-only.
+        uid: user and group id, the same inside and outside.
+        home: identifies the folders of state and data. A later start with the same home may adopt the kernel.
+        host: the result of ``lease.host_identity``. Only processes with the same can tell whether the owner is dead.
     """
 
     name: str
@@ -55,7 +55,7 @@ def create_request(spec: ContainerSpec, policy: Policy, limits: KernelResourceLi
     """Build the body of the engine's ``POST /containers/create``.
 
     Raises:
-        SandboxFloorError: it lacks a lock; see ``floor``.
+        SandboxFloorError: the request lacks a restriction; see ``floor``.
     """
     request: dict[str, Any] = {
         "Image": spec.image,
@@ -82,9 +82,9 @@ def create_request(spec: ContainerSpec, policy: Policy, limits: KernelResourceLi
 
 
 def _digest(request: dict[str, Any], policy: Policy, limits: KernelResourceLimits) -> str:
-    """Sum up all that a container is locked by, so that a later process knows whether it would lock it the same way."""
-    locks = [request, policy.lock_digest, asdict(limits)]
-    return hashlib.sha256(json.dumps(locks, sort_keys=True).encode()).hexdigest()
+    """Return a digest of all restrictions. A later process compares it with the one that it would create itself."""
+    restrictions = [request, policy.lock_digest, asdict(limits)]
+    return hashlib.sha256(json.dumps(restrictions, sort_keys=True).encode()).hexdigest()
 
 
 def _environment() -> dict[str, str]:
@@ -103,23 +103,23 @@ def _host_config(spec: ContainerSpec, policy: Policy, limits: KernelResourceLimi
         "Runtime": spec.runtime,
         "NetworkMode": "none",
         "IpcMode": "private",
-        "CgroupnsMode": "private",  # else /proc/self/cgroup names the container to itself on cgroup v1
+        "CgroupnsMode": "private",  # otherwise /proc/self/cgroup shows the container's id on cgroup v1
         "ReadonlyRootfs": True,
         "Privileged": False,
         "CapDrop": ["ALL"],
         "SecurityOpt": ["no-new-privileges", f"seccomp={policy.seccomp_json}"],  # runsc ignores the profile
         "Memory": memory,
-        "MemorySwap": memory,  # equal to Memory: no swap on top
+        "MemorySwap": memory,  # equal to Memory: no swap
         "CpuPeriod": _CPU_PERIOD_US,
-        "CpuQuota": max(1000, int(_CPU_PERIOD_US * limits.max_cpu_percent / 100)),  # the kernel's least quota is 1 ms
+        "CpuQuota": max(1000, int(_CPU_PERIOD_US * limits.max_cpu_percent / 100)),  # the kernel's minimum is 1 ms
         "PidsLimit": pids,
         "OomScoreAdj": _OOM_SCORE,
         "ShmSize": policy.tmpfs.shm_mb * MIB,
         "Tmpfs": {
             WORKDIR: f"rw,nosuid,nodev,size={policy.tmpfs.work_mb}m,{owner}",
-            # runsc adds an unsized writable /tmp unless one is given
+            # without this, runsc adds a writable /tmp without a size
             "/tmp": f"rw,nosuid,nodev,size={policy.tmpfs.tmp_mb}m,{owner}",  # noqa: S108
-            # in place of the writable queue file system that the engine mounts there
+            # replaces the writable queue file system that the engine mounts there
             "/dev/mqueue": "ro,nosuid,nodev,noexec,size=4k,mode=0555",
         },
         "Mounts": [
@@ -134,15 +134,15 @@ def _host_config(spec: ContainerSpec, policy: Policy, limits: KernelResourceLimi
             {"Name": "sigpending", "Soft": 1024, "Hard": 1024},
             {"Name": "memlock", "Soft": 65536, "Hard": 65536},
         ],
-        # Holds what the launcher says before it points its descriptors at /dev/null, for the error of a failed start.
+        # Keeps what the kernel prints before it redirects its output to /dev/null, for the error of a failed start.
         "LogConfig": {"Type": "json-file", "Config": {"max-size": "64k", "max-file": "1"}},
         "Init": False,
-        "AutoRemove": False,  # the exit state is evidence; the owner removes it
+        "AutoRemove": False,  # the owner reads the exit state and then removes the container
     }
 
 
 def _read_only(source: Path, target: str) -> dict[str, Any]:
-    """Mount a folder without what is mounted below it: read-only holds for the folder's own file system alone."""
+    """Return a read-only mount of a folder, without file systems mounted below it, which would stay writable."""
     options = {"Propagation": "rprivate", "NonRecursive": True}
     return {"Type": "bind", "Source": str(source), "Target": target, "ReadOnly": True, "BindOptions": options}
 
@@ -150,8 +150,9 @@ def _read_only(source: Path, target: str) -> dict[str, Any]:
 def _process_limits(runtime: str, pids: int) -> tuple[int, int]:
     """Return the nproc ulimit and the pids cgroup limit.
 
-    Under runsc the cgroup counts the sandbox's own threads, and going over it kills the whole sandbox silently:
-    there nproc limits, inside gVisor, and pids is a distant second wall (3 n + 64, measured).
+    Under runsc the cgroup counts the sandbox's own threads, and exceeding its limit kills the whole sandbox without a
+    message. So nproc is the limit there, which gVisor enforces inside, and pids is a looser second one (3 n + 64,
+    measured).
     """
     if runtime == "runsc":
         return pids, 3 * pids + 64

@@ -1,9 +1,9 @@
-"""Leases on names of this host: instances and user ids.
+"""Leases on names of this host, for instances and user ids.
 
-A lease is a bound abstract unix socket. The kernel lets one process bind a name, and frees it the moment that
-process ends, however it ends: nothing to clean up, no stale file, no pid that another process may have taken over.
-It is a datagram socket, since whether such a name is bound can be asked without binding it.
-Abstract names belong to a network namespace, hence ``host_identity``. A sandbox has a namespace of its own.
+A lease is an abstract Unix socket that is bound to the name. Linux lets only one process bind a name, and frees the
+name when that process ends, however it ends. So there is nothing to clean up, no stale file and no reused pid. The
+socket is a datagram socket because one can find out whether its name is bound without binding it. Abstract names belong
+to a network namespace, hence ``host_identity``. A sandbox has a namespace of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from orchestrator.errors import KernelStartError
 
 
 class Lease:
-    """A name that this process holds until ``release``, or its own end."""
+    """A name that this process holds until ``release`` or until it ends."""
 
     def __init__(self, name: str, holder: socket.socket) -> None:
         self.name = name
@@ -28,7 +28,7 @@ class Lease:
 
     @classmethod
     def take(cls, name: str) -> Self | None:
-        """Take ``name``; None when somebody holds it."""
+        """Return the lease on ``name``, or None if a process holds it."""
         holder = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         try:
             holder.bind(_address(name))
@@ -41,7 +41,7 @@ class Lease:
 
     @staticmethod
     def is_held(name: str) -> bool:
-        """Whether any process holds ``name``."""
+        """Return whether a process holds ``name``."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
             return probe.connect_ex(_address(name)) != errno.ECONNREFUSED
 
@@ -62,10 +62,10 @@ class UserId:
 
     @classmethod
     def take(cls, base: int, count: int, avoid: Collection[int] = ()) -> UserId:
-        """Take a free id of ``base … base + count - 1``, by chance, so that a just freed one is not the next.
+        """Take a free id of ``base … base + count - 1``, chosen at random so that a freed id is not reused at once.
 
         Args:
-            avoid: ids that are not to be taken.
+            avoid: ids to leave out.
 
         Raises:
             KernelStartError: every id is taken.
@@ -76,14 +76,14 @@ class UserId:
             if uid not in avoid and (taken := cls.take_over(uid)) is not None:
                 return taken
         raise KernelStartError(
-            f"all {count} user ids from {base} are taken.",
+            f"no kernel was started: all {count} user ids from {base} on are in use.",
             cause="host",
             remedy="Widen the range with CELLBLOCK_UID_COUNT.",
         )
 
     @classmethod
     def take_over(cls, uid: int) -> UserId | None:
-        """Take the id of a container that outlived its process; None when a process holds it."""
+        """Take over the id of a container that outlived its owner. Return None if a process holds the id."""
         lease = Lease.take(f"uid.{uid}")
         return None if lease is None else cls(uid, lease)
 
@@ -92,12 +92,12 @@ class UserId:
 
 
 def instance_lease(instance: str) -> Lease | None:
-    """Take the lease of an instance: its owner does at birth; for anybody else success means that the owner is dead."""
+    """Take the lease of an instance. Its owner does so at start; for others, success means that the owner is dead."""
     return Lease.take(_of_instance(instance))
 
 
 def is_dead(instance: str) -> bool:
-    """Whether the process of an instance has ended."""
+    """Return whether the owner of an instance is dead."""
     return not Lease.is_held(_of_instance(instance))
 
 
@@ -106,6 +106,6 @@ def _of_instance(instance: str) -> str:
 
 
 def host_identity() -> tuple[str, str]:
-    """Return (this boot, this network namespace): leases are comparable where both are equal."""
+    """Return (boot id, network namespace). Processes see each other's leases only if both are equal."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return boot, str(os.stat("/proc/self/ns/net").st_ino)

@@ -1,6 +1,6 @@
-"""A container's first process as this host sees it: its cgroup, its tmpfs, and a handle to kill it by.
+"""A container's first process as this host sees it: measure it and kill it without asking the engine or the sandbox.
 
-Only where the engine runs on this host, in this pid namespace. Nothing here asks the engine, or the sandbox.
+Works only if the engine runs on this host, in this pid namespace.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Self
 from orchestrator.container.cgroup import Cgroup
 from orchestrator.container.usage import Usage
 
-# Mount points in a root that is read-only: no sandbox can put a link in their place. Under gVisor none is there.
+# Mount points in a read-only root, which a sandbox cannot replace by links. Under gVisor they do not exist.
 _TMPFS = ("work", "tmp", "dev/shm")
 
 
 class ContainerProcess:
-    """Holds descriptors, not names: neither the pid nor the paths can come to mean something else."""
+    """Holds file descriptors instead of a pid and paths, which could come to mean something else."""
 
     def __init__(self, process: int, cgroup: Cgroup, tmpfs: list[int]) -> None:
         self._process = process
@@ -28,16 +28,16 @@ class ContainerProcess:
 
     @classmethod
     def find(cls, pid: int, container_id: str) -> Self | None:
-        """Find a running container's process; None where this host has no such process, or may not look.
+        """Return a running container's process, or None if this host has none or this user may not look.
 
         Args:
-            pid: as the engine says.
+            pid: the process id that the engine reports.
         """
         try:
             process = os.pidfd_open(pid)
         except OSError:
             return None
-        # Only now: a cgroup named after the container shows that the handle is of the container's own process.
+        # In this order: a cgroup named after the container proves that the descriptor is of its own process.
         cgroup = Cgroup.find(pid, container_id)
         if cgroup is None:
             os.close(process)
@@ -49,7 +49,7 @@ class ContainerProcess:
         return cls(process, cgroup, tmpfs if len(tmpfs) == len(_TMPFS) else [])
 
     def usage(self) -> Usage | None:
-        """Read what it uses now; None once it is gone."""
+        """Return what the container uses now, or None if the process is gone."""
         usage = self._cgroup.read()
         if usage is None or not self._tmpfs:
             return usage
@@ -59,11 +59,11 @@ class ContainerProcess:
         return usage
 
     def reset_peak(self) -> None:
-        """Let ``Usage.peak`` begin anew, where the host can."""
+        """Reset ``Usage.peak``, if the host can."""
         self._cgroup.reset_peak()
 
     def kill(self) -> None:
-        """Kill it, where this user may; the engine then sees the container as exited."""
+        """Kill the process, if this user may. The engine then reports the container as exited."""
         with contextlib.suppress(OSError):
             signal.pidfd_send_signal(self._process, signal.SIGKILL)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.container.container import remove_by_name
+from orchestrator.container.folders import instance_folder, instance_folders, instance_of, kernel_folder
 from orchestrator.container.hostconfig import (
     BOOT_LABEL,
     HOME_LABEL,
@@ -73,9 +74,9 @@ def sweep_orphans(api: Any, folder: Path, home: str | None) -> int:
     found, spared = _divide(api, home)
     for container in found:
         remove_by_name(api, container["Id"])
-    kept = {f"i-{container['Labels'][INSTANCE_LABEL]}" for container in spared}
+    kept = {instance_folder(folder, container["Labels"][INSTANCE_LABEL]) for container in spared}
     for entry in orphaned_folders(folder):
-        if entry.name not in kept:
+        if entry not in kept:
             shutil.rmtree(entry, ignore_errors=True)
     return len(found)
 
@@ -125,7 +126,7 @@ def _may_be_adopted_elsewhere(container: dict[str, Any], home: str) -> bool:
 
 def orphaned_folders(folder: Path) -> list[Path]:
     """Find the folders of dead instances in ``folder``."""
-    return [entry for entry in folder.glob("i-*") if is_dead(entry.name.removeprefix("i-"))]
+    return [entry for entry in instance_folders(folder) if is_dead(instance_of(entry))]
 
 
 def sweep_instance(api: Any, instance: str, folder: Path, keep: Collection[str] = ()) -> int:
@@ -148,11 +149,11 @@ def sweep_instance(api: Any, instance: str, folder: Path, keep: Collection[str] 
 
 def clear_folder(folder: Path, keep: Collection[str] = ()) -> None:
     """Remove an instance's folder, but for those of the kernels in it that stay."""
-    kept = {kernel_id[:12] for kernel_id in keep}
+    kept = {kernel_folder(folder, kernel_id) for kernel_id in keep}
     for entry in folder.glob("*"):
         if not entry.is_dir():
             entry.unlink(missing_ok=True)
-        elif entry.name not in kept:
+        elif entry not in kept:
             shutil.rmtree(entry, ignore_errors=True)
     with contextlib.suppress(OSError):  # what stays is in it
         folder.rmdir()

@@ -1,4 +1,4 @@
-"""What a container uses, as the engine measures it: for hosts whose cgroups cannot be read. See ``cgroup``."""
+"""What a container uses. The engine measures it if this host cannot read the container's cgroup; see ``cgroup``."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from orchestrator.container.engine import Engine
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """One container at one moment.
+    """What one container uses at one moment.
 
     Attributes:
         at: seconds on the monotonic clock.
-        cpu_s: seconds of CPU since its start.
-        memory: bytes in use, reclaimable page cache left out. Under gVisor its own are among them.
-        rss: bytes of anonymous memory; 0 where the engine does not say. gVisor keeps a sandbox's memory in a file of
-            its own, so that under runsc this is gVisor's alone.
-        peak: bytes, the highest ``memory`` since it was last reset, or since the start.
-        oom_kills: processes in it that were killed for want of memory; 0 where the engine does not say.
+        cpu_s: seconds of CPU since the container's start.
+        memory: bytes in use, without reclaimable page cache. Includes gVisor's own memory under runsc.
+        rss: bytes of anonymous memory; 0 if the engine does not report it. Under runsc only gVisor's own, because
+            gVisor keeps a sandbox's memory in a file.
+        peak: the highest ``memory`` in bytes since the last reset or the start.
+        oom_kills: processes of the container killed because it ran out of memory; 0 if the engine does not report it.
         pids: processes and threads; under runsc those of gVisor itself.
-        tmpfs: bytes of the files in /work, /tmp and /dev/shm, which ``memory`` has too; None where only the sandbox
-            could say, as under runsc.
+        tmpfs: bytes of the files in /work, /tmp and /dev/shm, which ``memory`` includes; None if the host cannot see
+            them, as under runsc.
     """
 
     at: float
@@ -37,10 +37,10 @@ class Usage:
 
 
 async def engine_usage(engine: Engine, name: str) -> Usage:
-    """Ask the engine.
+    """Return what a container uses, as the engine reports it.
 
     Raises:
-        EngineError: it does not answer, or the container is gone.
+        EngineError: the engine does not answer, or the container is gone.
     """
     sample: dict[str, Any] = await engine.retry(
         lambda: engine.client.api.stats(name, decode=None, stream=False, one_shot=True)

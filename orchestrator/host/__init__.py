@@ -1,1 +1,1 @@
-"""The machine below: packages, the Docker daemon and its weaknesses. It never touches a running sandbox."""
+"""The machine below: its packages, its Docker daemon and its weaknesses. This package never touches a sandbox."""

@@ -1,4 +1,4 @@
-"""Install Debian packages, on a machine where an earlier attempt may have been interrupted."""
+"""Install Debian packages with apt, also after an earlier attempt was interrupted."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Report = Callable[[str], None]
 
 
 def update(report: Report) -> None:
-    """Renew apt's lists. A source of somebody else's that fails is none of our business: installing will tell."""
-    report("renewing the package lists")
+    """Update apt's package lists. Ignores sources that fail: ``install`` fails if a package cannot be found."""
+    report("updating the package lists")
     _run(["apt-get", *_flags(), "update"], report)
 
 
 def install(packages: Sequence[str], report: Report) -> None:
-    """Install packages, having repaired what an interrupted installation left.
+    """Install packages, after repairing what an interrupted installation left.
 
     Raises:
-        EngineSetupError: apt could not do it.
+        EngineSetupError: apt could not install them.
     """
     repair(report)
     names = ", ".join(package for package in packages if not package.startswith("-"))
@@ -38,15 +38,15 @@ def install(packages: Sequence[str], report: Report) -> None:
     finished = _run(["apt-get", *_flags(), "install", "--yes", "--no-install-recommends", *packages], report)
     if finished.code != 0:
         raise EngineSetupError(
-            f"apt-get could not install {names} (it ended with {finished.code}):\n{finished.tail}\n",
-            remedy="See that `apt-get update` works here, then run this again; what is installed by then is kept.",
+            f"apt-get could not install {names} (exit status {finished.code}):\n{finished.tail}\n",
+            remedy="Packages installed so far are kept. Check that `apt-get update` works, then run the command again.",
         )
 
 
 def install_runsc(report: Report) -> bool:
-    """Install gVisor, from the distribution's backports where that can be: executing is 2.5 times faster there.
+    """Install gVisor if possible, and return whether it is installed.
 
-    Returns whether it is installed: an engine does without it.
+    Prefers the distribution's backports: that version executes 2.5 times faster.
     """
     release = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
     suite = f"{release}-backports"
@@ -63,16 +63,16 @@ def install_runsc(report: Report) -> bool:
     try:
         install(["runsc"], report)
     except EngineSetupError as error:
-        report(f"gVisor is not to be had here: {error.message}")
+        report(f"gVisor could not be installed, so kernels will run under runc: {error.message}")
         return False
     return True
 
 
 def repair(report: Report) -> None:
-    """Finish what an interrupted dpkg began; wait for a dpkg that is at work.
+    """Finish an interrupted installation. Waits while another package manager runs.
 
     Raises:
-        EngineSetupError: it cannot be finished, or the other dpkg did not end in time.
+        EngineSetupError: dpkg failed, or the other package manager did not end within 300 s.
     """
     deadline = time.monotonic() + _LOCK_SECONDS
     while True:
@@ -81,10 +81,10 @@ def repair(report: Report) -> None:
             break
         if "lock" not in finished.tail or time.monotonic() > deadline:
             raise EngineSetupError(
-                f"an interrupted package installation could not be finished:\n{finished.tail}\n",
-                remedy="Run `dpkg --configure -a`, and see what it says.",
+                f"no package was installed: dpkg could not finish an earlier installation:\n{finished.tail}\n",
+                remedy="Run `dpkg --configure -a` and fix what it reports.",
             )
-        report("another package manager is at work; waiting for it")
+        report("waiting for another package manager")
         time.sleep(1.0)
     if _run(["apt-get", *_flags(), "check"], report).code != 0:
         _run(["apt-get", *_flags(), "install", "--yes", "--fix-broken"], report)
@@ -94,7 +94,7 @@ def _add_backports(release: str) -> bool:
     source = aptsources.backports(aptsources.read(), release)
     if source is None:
         return False
-    _BACKPORTS.write_text(f"# Made by cellblock, for a newer runsc.\n{source.render()}")
+    _BACKPORTS.write_text(f"# Written by cellblock, for a newer runsc.\n{source.render()}")
     return True
 
 
@@ -111,9 +111,9 @@ def _run(command: Sequence[str], report: Report) -> hostcommand.Finished:
 
 
 def _short(line: str) -> str:
-    """Shorten apt's ``Get:3 http://… bookworm/main amd64 runc amd64 1.1.5 [2,710 kB]`` to what one wants to know."""
+    """Shorten apt's ``Get:3 http://… bookworm/main amd64 runc amd64 1.1.5 [2,710 kB]`` to the package."""
     if not line.startswith("Get:"):
         return line.removesuffix(" ...").lower()
     words = line.split()
-    # a list has its size where a package has its name
+    # for a list, the size is in the place of the package name
     return f"fetching {words[4]}" if len(words) > 4 and not words[4].startswith("[") else "fetching the lists"

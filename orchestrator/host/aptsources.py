@@ -1,6 +1,6 @@
-"""Read the apt sources of this host, in both of their formats, and derive others from them. Pure but for reading.
+"""Read this host's apt sources, in both of their formats, and derive other sources from them.
 
-So that no mirror is named in this project: what the host's administrator chose is used for whatever else is needed.
+So the project names no mirror: it uses the one that the host's administrator chose.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _PLACES = {"types", "uris", "suites", "components", "enabled"}
 
 @dataclass(frozen=True)
 class AptSource:
-    """Where binary packages come from.
+    """A source of binary packages.
 
     Attributes:
-        options: every other field, such as Signed-By, by its deb822 name; the values as written.
+        options: all other fields, such as Signed-By, by their deb822 names, with unchanged values.
     """
 
     uris: tuple[str, ...]
@@ -30,7 +30,7 @@ class AptSource:
     options: dict[str, str] = field(default_factory=dict)
 
     def render(self) -> str:
-        """Return it as a deb822 stanza."""
+        """Return the source as a deb822 stanza."""
         places = {
             "Types": "deb",
             "URIs": " ".join(self.uris),
@@ -41,7 +41,7 @@ class AptSource:
 
 
 def read(folder: Path = APT) -> list[AptSource]:
-    """Return every enabled source of binary packages, in the order in which apt reads them."""
+    """Return all enabled sources of binary packages, in the order in which apt reads them."""
     found: list[AptSource] = []
     for path in [folder / "sources.list", *sorted((folder / "sources.list.d").glob("*"))]:
         if path.suffix in (".list", ".sources") and path.is_file():
@@ -51,10 +51,10 @@ def read(folder: Path = APT) -> list[AptSource]:
 
 
 def of_debian(sources: Iterable[AptSource], codename: str) -> list[AptSource]:
-    """Return the sources of the distribution itself, cut down to its release, updates and security suites.
+    """Return the distribution's own sources, reduced to its release, updates and security suites.
 
-    A third party may call its suite after the release too. What tells the distribution is its keyring, or, where no
-    source names one, that its updates suite is there.
+    A third party may name its suite after the release too. The distribution's sources are those with its archive
+    keyring or, if no source names one, those whose mirror also has the updates suite.
     """
     wanted = (codename, f"{codename}-updates", f"{codename}-security")
     candidates = [
@@ -71,7 +71,7 @@ def of_debian(sources: Iterable[AptSource], codename: str) -> list[AptSource]:
 
 
 def backports(sources: Sequence[AptSource], codename: str) -> AptSource | None:
-    """Return the backports suite of the distribution's own source, or None where it is enabled or underivable."""
+    """Return the distribution's backports source, or None if one is enabled or no mirror is known."""
     suite = f"{codename}-backports"
     if any(suite in source.suites for source in sources):
         return None

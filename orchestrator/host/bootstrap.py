@@ -1,9 +1,10 @@
-"""Bring up a Docker engine on a bare Debian machine, and end the one that was brought up.
+"""Start a Docker engine on a bare Debian machine, and stop an engine that Cellblock started. Every call blocks.
 
-An engine that answers is used and left as it is. One that somebody else set up and that does not run is started, with
-its own configuration. Only where there was none is one installed and configured. Blocks: for the command line.
+An engine that answers is used and not changed. An engine that somebody else set up and that does not run is started
+with its own configuration. Only a machine without an engine gets one installed and configured.
 
-Each step can be interrupted and repeated: docker.io comes last, so that as long as it is missing the rest is seen to.
+Every step can be interrupted and repeated. The package docker.io is installed last: while it is missing, a repeated run
+checks all other steps again.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from orchestrator.errors import EngineError, EnginePermissionError, EngineSetupE
 from orchestrator.host import aptpackages, enginedaemon
 from orchestrator.host.engineconfig import EnginePaths, EngineRecord, configure, gvisor_offer, may_configure
 
-_TIMEOUT = 10.0  # seconds for one call to an engine that has just answered
+_TIMEOUT = 10.0  # seconds for one call to the engine
 _LOCK_SECONDS = 1800.0
 
 Report = Callable[[str], None]
@@ -34,10 +35,10 @@ class EngineStatus:
     """An engine that answers.
 
     Attributes:
-        version: its own.
-        runtimes: the container runtimes that it has, sorted.
-        ours: the daemon was started by us.
-        offer: how gVisor can be added, where it is missing and the engine is not ours; else "".
+        version: the engine's version.
+        runtimes: its container runtimes, sorted.
+        ours: Cellblock started the daemon.
+        offer: how to add gVisor, if it is missing and somebody else set the engine up; else "".
     """
 
     version: str
@@ -47,11 +48,11 @@ class EngineStatus:
 
 
 def status(paths: EnginePaths = HOST) -> EngineStatus:
-    """Look at the engine.
+    """Return the state of the engine.
 
     Raises:
-        EngineUnavailableError: none answers.
-        EnginePermissionError: this user may not talk to it.
+        EngineUnavailableError: no engine answers.
+        EnginePermissionError: this user may not use it.
     """
     client = engine.connect(_TIMEOUT)
     try:
@@ -71,73 +72,73 @@ def status(paths: EnginePaths = HOST) -> EngineStatus:
 
 
 def start_engine(report: Report, paths: EnginePaths = HOST) -> EngineStatus:
-    """Return an engine that answers, having done whatever that takes; at once, where one does.
+    """Install, configure and start an engine as far as necessary, and return its state. Idempotent.
 
     Args:
-        report: called in this thread with each step, one line.
+        report: called in this thread with one line for each step.
 
     Raises:
-        EngineUnavailableError: there is none, and this process may not set one up.
-        EnginePermissionError: there is one, and this user may not use it.
-        EngineSetupError: setting it up failed; running this again goes on where it failed.
+        EngineUnavailableError: no engine answers, and this process may not set one up.
+        EnginePermissionError: an engine answers, and this user may not use it.
+        EngineSetupError: setting up failed. A repeated call continues where it failed.
     """
     if _ready(paths):
         return status(paths)
-    with _alone(paths, report):
+    with _exclusive(paths, report):
         if not enginedaemon.answers() or _unfinished(paths):
             _bring_up(report, paths)
         return status(paths)
 
 
 def stop_engine(report: Report, paths: EnginePaths = HOST) -> bool:
-    """End the engine if we started it; return whether we had.
+    """Stop the engine if Cellblock started it, and return whether it did.
 
     Raises:
-        EnginePermissionError: it is ours, and this user may not end it.
-        EngineSetupError: it did not end in time.
+        EnginePermissionError: root started the engine, and this user is not root.
+        EngineSetupError: the engine did not stop in time.
     """
     record = EngineRecord.load(paths.record)
     if os.geteuid() != 0 and (record.systemd or enginedaemon.is_ours(record)):
-        raise EnginePermissionError("the engine was started by root.", remedy="Stop it as root.")
+        raise EnginePermissionError("the engine was not stopped: root started it.", remedy="Run the command as root.")
     return enginedaemon.stop(paths, report)
 
 
 def _ready(paths: EnginePaths) -> bool:
-    """Return whether nothing is to do.
+    """Return whether there is nothing to do.
 
     Raises:
-        EnginePermissionError, EngineUnavailableError: there is something to do, and not by this process.
+        EnginePermissionError, EngineUnavailableError: there is something to do, and this process may not do it.
     """
     try:
         engine.connect(_TIMEOUT).close()
     except EnginePermissionError:
         raise
     except EngineError as error:
-        _refuse_where_hopeless(error)
+        _refuse_if_impossible(error)
         return False
     return os.geteuid() != 0 or not _unfinished(paths)
 
 
-def _refuse_where_hopeless(error: EngineError) -> None:
+def _refuse_if_impossible(error: EngineError) -> None:
     address = os.environ.get("DOCKER_HOST", "")
     if address and address.removeprefix("unix://") not in ("/var/run/docker.sock", "/run/docker.sock"):
         raise EngineUnavailableError(
-            f"no Docker engine answers at DOCKER_HOST={address}.", remedy="Start it, or unset DOCKER_HOST."
+            f"no Docker engine answers at DOCKER_HOST={address}.", remedy="Start that engine, or unset DOCKER_HOST."
         ) from error
     if os.geteuid() != 0:
         raise EngineUnavailableError(
             "no Docker engine answers, and only root can set one up.",
-            remedy="Start Docker, or run this as root on Debian; rootless Docker works too (set DOCKER_HOST).",
+            remedy="Start Docker, or run this command as root on Debian. Rootless Docker works too (set DOCKER_HOST).",
         ) from error
     if enginedaemon.find_program("dockerd") is None and not shutil.which("apt-get"):
         raise EngineUnavailableError(
-            "no Docker engine is installed, and this is no Debian, where it could be set up by itself.",
-            remedy="Install Docker, and run this again.",
+            "no Docker engine is installed, and Cellblock can install one on Debian only.",
+            remedy="Install Docker, then run this command again.",
         ) from error
 
 
 def _unfinished(paths: EnginePaths) -> bool:
-    """Return whether an engine of ours still lacks something, because setting it up was interrupted."""
+    """Return whether an interrupted setup of our engine left something to do."""
     record = EngineRecord.load(paths.record)
     return record.ours and may_configure(paths) and (not paths.config.exists() or bool(_missing()))
 
@@ -158,11 +159,13 @@ def _bring_up(report: Report, paths: EnginePaths) -> None:
     except OSError as error:
         if isinstance(error, EngineError):
             raise
-        raise EngineSetupError(f"the engine could not be set up: {error}.", remedy="Run this again as root.") from error
+        raise EngineSetupError(
+            f"the engine could not be set up: {error}.", remedy="Run the command again as root."
+        ) from error
 
 
 def _set_up(report: Report, paths: EnginePaths) -> None:
-    """Install what is missing and write our daemon.json."""
+    """Install missing packages and write our daemon.json."""
     replace(EngineRecord.load(paths.record), ours=True).save(paths.record)
     missing = _missing()
     if shutil.which("apt-get") and (missing or enginedaemon.find_program("runsc") is None):
@@ -173,15 +176,15 @@ def _set_up(report: Report, paths: EnginePaths) -> None:
             aptpackages.install(beside, report)
         if enginedaemon.find_program("runsc") is None:
             aptpackages.install_runsc(report)
-    # Before docker.io: where systemd runs, installing that starts the daemon, with this configuration.
+    # Before docker.io, because with systemd its installation starts the daemon with this configuration.
     configure(paths, enginedaemon.find_program("runsc"))
     if "docker.io" in missing:
         aptpackages.install(["docker.io"], report)
 
 
 @contextlib.contextmanager
-def _alone(paths: EnginePaths, report: Report) -> Iterator[None]:
-    """Hold this host's lock, so that two set-ups at once do not meet. A dead holder's lock is free."""
+def _exclusive(paths: EnginePaths, report: Report) -> Iterator[None]:
+    """Hold this host's setup lock. It is released when its process ends, however it ends."""
     deadline = time.monotonic() + _LOCK_SECONDS
     with Path(paths.lock).open("w") as file:
         while True:
@@ -190,7 +193,10 @@ def _alone(paths: EnginePaths, report: Report) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise EngineSetupError("another set-up of the engine is under way.", remedy="Try later.") from None
-                report("another set-up of the engine is under way; waiting for it")
+                    raise EngineSetupError(
+                        f"another process has been setting up the engine for {_LOCK_SECONDS / 60:.0f} minutes.",
+                        remedy="Wait until it ends, then run the command again.",
+                    ) from None
+                report("waiting for another process that sets up the engine")
                 time.sleep(0.5)
         yield

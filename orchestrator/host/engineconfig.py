@@ -1,6 +1,6 @@
-"""Which engine is ours: the daemon.json that we may write, and the record of what we set up and started.
+"""Which engine is ours: the daemon.json that Cellblock may write, and a record of what it set up and started.
 
-An engine that somebody else set up keeps its configuration, whatever we could offer it.
+An engine that somebody else set up always keeps its configuration.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any, Self
 from orchestrator.errors import EngineSetupError
 from orchestrator.store.wholefile import write_whole
 
-# runsc without host-uds hides the kernel's sockets; without network=none it does not start on every host.
+# Without host-uds a sandbox cannot see the kernel's sockets. Without network=none runsc does not start on some hosts.
 RUNSC_ARGUMENTS = ("--host-uds=open", "--network=none")
 
 
 @dataclass(frozen=True)
 class EnginePaths:
-    """Where an engine on this host keeps what, so that tests can have it elsewhere."""
+    """The files and folders of the engine on this host. Tests use other ones."""
 
     config: Path = Path("/etc/docker/daemon.json")
     data: Path = Path("/var/lib/docker")
@@ -33,15 +33,15 @@ class EnginePaths:
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """What we did to the engine of this host.
+    """What Cellblock did to the engine of this host.
 
     Attributes:
-        ours: we set it up, so we may configure it.
-        config: SHA-256 of the daemon.json that we wrote, or "".
-        pid: the daemon that we started, or 0; meaningful together with ``started``.
-        started: that process's start, in clock ticks since the host booted.
-        boot: the boot in which it was started.
-        systemd: we had systemd start it.
+        ours: Cellblock set the engine up, so it may configure it.
+        config: SHA-256 of the daemon.json that Cellblock wrote, or "".
+        pid: the process id of the daemon that Cellblock started, or 0. Valid only together with ``started``.
+        started: the start of that process, in clock ticks since the host booted.
+        boot: the id of the boot in which it started.
+        systemd: Cellblock started the daemon with systemd.
     """
 
     ours: bool = False
@@ -53,7 +53,7 @@ class EngineRecord:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read it; where it is missing or unreadable, nothing is ours."""
+        """Return the record in a file. A missing or unreadable one means that nothing is ours."""
         try:
             fields: Any = json.loads(path.read_text())
             return cls(**fields)
@@ -66,10 +66,10 @@ class EngineRecord:
 
 
 def may_configure(paths: EnginePaths) -> bool:
-    """Return whether the engine's configuration is ours to write.
+    """Return whether Cellblock may write the engine's configuration.
 
-    It is where a daemon.json is still the one that we wrote; and, where there is none, on an engine that we set up or
-    that has never run.
+    It may if daemon.json is unchanged since Cellblock wrote it. Without a daemon.json, it may if it set up the engine
+    or if the engine has never run.
     """
     record = EngineRecord.load(paths.record)
     if paths.config.exists():
@@ -78,10 +78,10 @@ def may_configure(paths: EnginePaths) -> bool:
 
 
 def daemon_config(runsc: str | None) -> dict[str, Any]:
-    """Return the daemon.json of an engine of ours. Kernels need no network, so it has no bridge and no firewall rules.
+    """Return the daemon.json of our engine. It has no bridge and no firewall rules, because kernels need no network.
 
     Args:
-        runsc: the path of gVisor's binary, or None.
+        runsc: the path of gVisor's program, or None.
     """
     config: dict[str, Any] = {
         "bridge": "none",
@@ -97,17 +97,20 @@ def daemon_config(runsc: str | None) -> dict[str, Any]:
 
 
 def configure(paths: EnginePaths, runsc: str | None) -> bool:
-    """Write our daemon.json and take the engine as ours; return whether it changed.
+    """Write our daemon.json, record the engine as ours, and return whether the file changed.
 
     Raises:
-        EngineSetupError: it is somebody else's.
+        EngineSetupError: somebody else wrote daemon.json or set the engine up.
     """
     if not may_configure(paths):
-        raise EngineSetupError(f"{paths.config} is not ours to write.", remedy="Add the runtime to it by hand.")
+        raise EngineSetupError(
+            f"{paths.config} was not changed, because somebody else configures this engine.",
+            remedy="Add the runtime `runsc` to it by hand; `cellblock doctor` shows how.",
+        )
     text = json.dumps(daemon_config(runsc), indent=2) + "\n"
     changed = not paths.config.exists() or paths.config.read_text() != text
     record = replace(EngineRecord.load(paths.record), ours=True, config=_sha256(text))
-    record.save(paths.record)  # first: an interruption in between leaves a record of a file that is not there
+    record.save(paths.record)  # first, so an interruption leaves a record of a missing file, which is harmless
     if changed:
         paths.config.parent.mkdir(parents=True, exist_ok=True)
         write_whole(paths.config, text)
@@ -115,7 +118,7 @@ def configure(paths: EnginePaths, runsc: str | None) -> bool:
 
 
 def gvisor_offer(paths: EnginePaths, runsc: str | None) -> str:
-    """Say how the owner of an engine that is not ours can add gVisor to it."""
+    """Return how the owner of an engine that is not ours can add gVisor."""
     runtime = daemon_config(runsc or "/usr/bin/runsc")["runtimes"]
     install = "" if runsc else "install runsc, "
     return (

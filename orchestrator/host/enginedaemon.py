@@ -1,4 +1,4 @@
-"""The daemon's process: clear away what a killed one left, start it, wait for it, end it. Knows systemd if it runs."""
+"""Start and stop the Docker daemon, with systemd if it runs, and clean up after a killed daemon."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def answers() -> bool:
 
 
 def find_program(name: str) -> str | None:
-    """Look for a program where administrators' programs are too."""
+    """Return the path of a program, also searching the folders of administrators' programs, or None."""
     return shutil.which(name, path=_ADMIN_PATH)
 
 
@@ -43,7 +43,7 @@ def start(paths: EnginePaths, report: Report) -> None:
     """Start the daemon in the background, in a session of its own, and wait until it answers.
 
     Raises:
-        EngineSetupError: it did not; quotes its log.
+        EngineSetupError: it does not answer. The message quotes its log.
     """
     if Path("/run/systemd/system").is_dir():
         _start_by_systemd(paths)
@@ -51,7 +51,7 @@ def start(paths: EnginePaths, report: Report) -> None:
     clear_stale(paths)
     running = pid_in(paths.pid_file)
     if running:
-        report(f"waiting for the daemon that is there (process {running})")
+        report(f"waiting for the daemon that runs already (process {running})")
         _wait(paths, None)
         return
     report("starting the daemon")
@@ -64,10 +64,10 @@ def start(paths: EnginePaths, report: Report) -> None:
 
 
 def stop(paths: EnginePaths, report: Report) -> bool:
-    """End the daemon if it is one that we started; return whether it was.
+    """Stop the daemon if Cellblock started it, and return whether it did.
 
     Raises:
-        EngineSetupError: it did not end in time.
+        EngineSetupError: the daemon did not end in time.
     """
     record = EngineRecord.load(paths.record)
     if record.systemd:
@@ -84,15 +84,15 @@ def stop(paths: EnginePaths, report: Report) -> bool:
 
 
 def is_ours(record: EngineRecord) -> bool:
-    """Return whether the daemon that we started still runs; another process that got its number does not count."""
+    """Return whether the daemon that Cellblock started still runs. Another process with its pid does not count."""
     return record.pid > 0 and record.boot == _boot() and record.started == start_ticks(record.pid)
 
 
 def clear_stale(paths: EnginePaths) -> None:
-    """Remove the pid files of a daemon and a containerd that are gone, whoever has their numbers now.
+    """Remove the pid files of a dockerd and a containerd that are gone, even if other processes have their pids now.
 
-    dockerd takes a number in use for itself, and would not start. A containerd that outlived its dockerd is adopted by
-    the next one, and with it the containers, which it then ends.
+    dockerd does not start while any process has the pid in its file. A containerd that outlived its dockerd keeps its
+    file: the next dockerd takes it over together with its containers, and ends those.
     """
     for file, program in ((paths.pid_file, "dockerd"), (paths.run / "containerd/containerd.pid", "containerd")):
         pid = pid_in(file)
@@ -101,14 +101,14 @@ def clear_stale(paths: EnginePaths) -> None:
 
 
 def reload(paths: EnginePaths) -> None:
-    """Have the daemon read the runtimes in daemon.json again."""
+    """Let the daemon read the runtimes in daemon.json again."""
     pid = pid_in(paths.pid_file)
     if pid and _program(pid) == "dockerd":
         os.kill(pid, signal.SIGHUP)
 
 
 def pid_in(file: Path) -> int:
-    """Return the process number in a file, or 0."""
+    """Return the process id in a file, or 0."""
     try:
         return int(file.read_text())
     except (OSError, ValueError):
@@ -116,7 +116,7 @@ def pid_in(file: Path) -> int:
 
 
 def start_ticks(pid: int) -> int:
-    """Return when a process started, in clock ticks since boot; 0 if there is none, or only a zombie."""
+    """Return when a process started, in clock ticks since boot, or 0 if it does not run or is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -140,7 +140,10 @@ def _boot() -> str:
 def _spawn(paths: EnginePaths) -> subprocess.Popen[bytes]:
     program = find_program("dockerd")
     if program is None:
-        raise EngineSetupError("no dockerd is installed.", remedy="Install Docker (on Debian: docker.io).")
+        raise EngineSetupError(
+            "the Docker daemon was not started: dockerd is not installed.",
+            remedy="Install Docker (on Debian: docker.io).",
+        )
     paths.log.parent.mkdir(parents=True, exist_ok=True)
     with paths.log.open("wb") as log:
         return subprocess.Popen(
@@ -160,7 +163,7 @@ def _start_by_systemd(paths: EnginePaths) -> None:
         journal = hostcommand.run(["journalctl", "-u", "docker", "-n", "15", "--no-pager"], seconds=10)
         raise EngineSetupError(
             f"systemd could not start the Docker engine:\n{finished.tail}\n{journal.tail}\n",
-            remedy="`systemctl status docker` says more.",
+            remedy="Run `systemctl status docker` for details.",
         )
     replace(EngineRecord.load(paths.record), systemd=True).save(paths.record)
     _wait(paths, None)
@@ -171,17 +174,17 @@ def _wait(paths: EnginePaths, process: subprocess.Popen[bytes] | None) -> None:
     while not answers():
         if process is not None and process.poll() is not None:
             raise EngineSetupError(
-                f"the Docker daemon ended with {process.returncode} instead of starting:\n{_last_lines(paths.log)}\n",
-                remedy=f"Its whole log is in {paths.log}.",
+                f"the Docker daemon did not start (exit status {process.returncode}):\n{_last_lines(paths.log)}\n",
+                remedy=f"Read its log in {paths.log}.",
             )
         if time.monotonic() > deadline:
             raise EngineSetupError(
-                f"the Docker daemon does not answer after {_START_SECONDS:.0f} s:\n{_last_lines(paths.log)}\n",
-                remedy="End it (`kill` the process that /run/docker.pid names) and run this again.",
+                f"the Docker daemon runs and does not answer after {_START_SECONDS:.0f} s:\n{_last_lines(paths.log)}\n",
+                remedy=f"Kill the process whose id is in {paths.pid_file}, then run the command again.",
             )
         time.sleep(0.1)
     if process is not None:
-        process.returncode = 0  # it is meant to outlive this object, which would warn of that
+        process.returncode = 0  # the daemon outlives this object, which would otherwise warn about it
 
 
 def _await_end(record: EngineRecord) -> None:
@@ -190,7 +193,7 @@ def _await_end(record: EngineRecord) -> None:
         if time.monotonic() > deadline:
             raise EngineSetupError(
                 f"the Docker daemon (process {record.pid}) did not end within {_STOP_SECONDS:.0f} s.",
-                remedy="It waits for its containers; `kill` it again, or look into its log.",
+                remedy="It may wait for its containers. Kill it again, or read its log.",
             )
         time.sleep(0.05)
 

@@ -1,4 +1,4 @@
-"""Run a command of this host: its lines as they come, a deadline, and nothing of it left running."""
+"""Run a command on this host: report its lines, enforce a deadline, and leave none of its processes running."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 _TAIL = 15
-# Signal, seconds to wait for its effect, and whether the command's children get it too. Apt, interrupted alone, lets
-# the dpkg that it runs finish.
-_KINDLY = ((signal.SIGINT, 20.0, False),)
-_FIRMLY = ((signal.SIGTERM, 5.0, True), (signal.SIGKILL, 5.0, True))
+# Each: a signal, the seconds to wait for its effect, and whether the command's children get it too. The children do not
+# get SIGINT, because apt then lets its dpkg finish.
+_INTERRUPT = ((signal.SIGINT, 20.0, False),)
+_KILL = ((signal.SIGTERM, 5.0, True), (signal.SIGKILL, 5.0, True))
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Finished:
     """A command that has ended.
 
     Attributes:
-        code: its exit status; negative: the signal that ended it.
-        tail: the last lines that it printed on either stream.
-        expired: it was ended because its deadline had passed.
+        code: its exit status, or the negative number of the signal that ended it.
+        tail: the last 15 lines of its stdout and stderr.
+        expired: it was killed at its deadline.
     """
 
     code: int
@@ -40,15 +40,16 @@ def run(
     on_line: Callable[[str], None] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Finished:
-    """Run a command to its end, without a terminal and without stdin.
+    """Run a command without a terminal and without stdin, and return how it ended.
 
-    It has a session of its own: Ctrl-C reaches only this process, which ends the command in order and then raises.
+    The command has a session of its own, so Ctrl-C reaches this process only. It then interrupts the command, waits for
+    its end and raises.
 
     Args:
-        command: the program and its arguments; no shell.
-        seconds: its deadline.
-        on_line: called in this thread with each line that it prints.
-        environment: added to this process's.
+        command: the program and its arguments. No shell is involved.
+        seconds: after these the command is killed.
+        on_line: called in this thread with each line that the command prints.
+        environment: variables to add to those of this process.
 
     Raises:
         OSError: the program could not be started.
@@ -67,7 +68,7 @@ def run(
 
     def expire() -> None:
         expired.set()
-        _end(process, _FIRMLY)
+        _end(process, _KILL)
 
     timer = threading.Timer(seconds, expire)
     tail: deque[str] = deque(maxlen=_TAIL)
@@ -79,7 +80,7 @@ def run(
                 on_line(line.rstrip())
         code = process.wait()
     except BaseException:
-        _end(process, _KINDLY + _FIRMLY)
+        _end(process, _INTERRUPT + _KILL)
         raise
     finally:
         timer.cancel()

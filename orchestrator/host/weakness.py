@@ -1,4 +1,4 @@
-"""What a host is weak in, what follows from that for a sandbox, and the mend. Pure, but for ``look``."""
+"""Find the weaknesses of a host: what they mean for sandboxes, and how to fix them. Pure, except for ``look``."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# The first releases of each line with the fixes of November 2025 (CVE-2025-31133, -52565 and -52881: masked paths and
-# /dev/console raced while a container starts, writes to /proc redirected), as runc's own advisories have them.
-_MENDED_RUNC = ((1, 2, 8), (1, 3, 3), (1, 4, 0))
+# The first release of each runc branch with the fixes of November 2025, from runc's security advisories. CVE-2025-31133
+# and -52565 are races on masked paths and /dev/console while a container starts; -52881 redirects writes to /proc.
+_FIXED_RUNC = ((1, 2, 8), (1, 3, 3), (1, 4, 0))
 _LIMITS = {"MemoryLimit": "memory", "PidsLimit": "processes", "CpuCfsQuota": "CPU"}
 _VULNERABILITIES = Path("/sys/devices/system/cpu/vulnerabilities")
 
 
 @dataclass(frozen=True, slots=True)
 class Weakness:
-    """One thing that a host lacks, or has and should not.
+    """A weakness of a host.
 
     Attributes:
-        subject: in a word or two.
-        found: what was seen.
+        subject: one or two words.
+        found: what the host has or lacks.
         consequence: what an attacker gains.
-        mend: what the host's owner can do.
-        broken: no kernel should be started before it is mended.
+        fix: what the host's owner can do.
+        broken: no kernel should start before this is fixed.
     """
 
     subject: str
     found: str
     consequence: str
-    mend: str
+    fix: str
     broken: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class HostFacts:
-    """What is seen without the engine.
+    """Facts about a host that are known without its engine.
 
     Attributes:
-        vsock: whether a process may make an AF_VSOCK socket.
-        engine_address: DOCKER_HOST.
-        tls: whether that is spoken to over TLS.
-        cpu: names of hardware weaknesses that the kernel calls vulnerable.
+        vsock: a process can create an AF_VSOCK socket.
+        engine_address: the value of DOCKER_HOST.
+        tls: connections to that address use TLS.
+        cpu: names of the CPU vulnerabilities that Linux reports as not mitigated.
     """
 
     vsock: bool
@@ -54,7 +54,7 @@ class HostFacts:
 
 
 def look() -> HostFacts:
-    """Look at this host."""
+    """Return the facts about this host."""
     try:
         socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM).close()
         vsock = True
@@ -72,12 +72,12 @@ def look() -> HostFacts:
 
 
 def weaknesses(host: HostFacts, info: Mapping[str, Any], gvisor_fault: str, runc: str) -> Iterator[Weakness]:
-    """Judge a host and its engine.
+    """Yield the weaknesses of a host and its engine.
 
     Args:
-        info: ``docker info``.
-        gvisor_fault: why gVisor cannot be used; "" when it can.
-        runc: the version that the engine says runc has; "" when it says none.
+        info: the result of ``docker info``.
+        gvisor_fault: why gVisor cannot be used, or "" if it can.
+        runc: runc's version as the engine reports it, or "".
     """
     options = " ".join(info.get("SecurityOptions") or ())
     yield from _runtimes(gvisor_fault, runc)
@@ -85,21 +85,22 @@ def weaknesses(host: HostFacts, info: Mapping[str, Any], gvisor_fault: str, runc
     if str(info.get("CgroupVersion") or "1") == "1":
         yield Weakness(
             "cgroups", "version 1",
-            "Under runc, running out of memory may kill one process of a kernel and leave the rest; the cell is told "
-            "of it by the engine's events, a moment later.",
-            "Boot with version 2: systemd.unified_cgroup_hierarchy=1 on the kernel's command line.",
+            "Under runc, a kernel that runs out of memory may lose one process only. Its cell then ends a moment "
+            "later, with the engine's event.",
+            "Boot with cgroup version 2: add systemd.unified_cgroup_hierarchy=1 to the Linux command line.",
         )  # fmt: skip
     if "apparmor" not in options and "selinux" not in options:
         yield Weakness(
             "access control", "neither AppArmor nor SELinux",
-            "Under runc one layer fewer stands behind the seccomp filter and the masked paths. runsc does not need it.",
-            "On Debian: apt-get install apparmor, boot with lsm=…,apparmor, and restart Docker.",
+            "Under runc, one layer of defense behind the seccomp filter and the masked paths is missing. runsc does "
+            "not need it.",
+            "On Debian: run `apt-get install apparmor`, boot with lsm=…,apparmor and restart Docker.",
         )  # fmt: skip
     if "seccomp" not in options:
         yield Weakness(
-            "seccomp", "the engine has none",
-            "Under runc a cell reaches every system call of this host's kernel.",
-            "Use a kernel with CONFIG_SECCOMP_FILTER and an engine built with seccomp, or run all kernels under runsc.",
+            "seccomp", "the engine does not support it",
+            "Under runc, a cell can make every system call of this host's Linux kernel.",
+            "Use Linux with CONFIG_SECCOMP_FILTER and an engine with seccomp support, or run all kernels under runsc.",
             broken=bool(gvisor_fault),
         )  # fmt: skip
     yield from _host(host)
@@ -109,17 +110,17 @@ def _runtimes(gvisor_fault: str, runc: str) -> Iterator[Weakness]:
     if gvisor_fault:
         yield Weakness(
             "gVisor", gvisor_fault,
-            "Kernels run under runc: a bug in this host's kernel is within an attacker's reach.",
-            "Install the package `runsc`, and register it in /etc/docker/daemon.json as a runtime with "
-            '"runtimeArgs": ["--host-uds=open", "--network=none"]; then restart Docker or send dockerd a SIGHUP.',
+            "Kernels run under runc, where an attacker can exploit a bug in this host's Linux kernel.",
+            "Install the package `runsc` and register it as a runtime in /etc/docker/daemon.json with "
+            '"runtimeArgs": ["--host-uds=open", "--network=none"]. Then restart Docker or send SIGHUP to dockerd.',
         )  # fmt: skip
     version = _version(runc)
-    if version and not _is_mended(version):
+    if version and not _is_fixed(version):
         yield Weakness(
-            "runc", f"{runc}, before the fixes of November 2025, unless your distribution has put them in",
-            "Whoever chooses a container's image or mounts may race its start and write to the host. Cellblock lets no "
-            "cell choose either; what else runs on this engine may.",
-            "Upgrade to 1.2.8, 1.3.3, 1.4.0 or later, or see your distribution's notes on CVE-2025-31133.",
+            "runc", f"{runc}, without the fixes of November 2025, unless your distribution added them",
+            "A user who chooses a container's image or mounts may write to the host while the container starts. Cells "
+            "can choose neither, but other users of this engine may.",
+            "Upgrade runc to 1.2.8, 1.3.3, 1.4.0 or later, or check your distribution's notes on CVE-2025-31133.",
         )  # fmt: skip
 
 
@@ -128,14 +129,14 @@ def _limits(info: Mapping[str, Any]) -> Iterator[Weakness]:
     if missing:
         yield Weakness(
             "limits", f"the engine cannot limit {', '.join(missing)}",
-            "One cell can take all of this host.",
-            "Turn the cgroup controllers on: cgroup_enable=memory on the kernel's command line, or delegate them.",
+            "One cell can use up all of this host.",
+            "Enable the cgroup controllers: boot with cgroup_enable=memory, or delegate the controllers to Docker.",
             broken=True,
         )  # fmt: skip
     if info.get("SwapLimit") is False:
         yield Weakness(
             "swap", "the engine cannot limit it",
-            "A kernel at its memory limit goes on in swap, and slows the host down.",
+            "A kernel at its memory limit continues in swap and slows the host down.",
             "Turn swap off, or boot with swapaccount=1.",
         )  # fmt: skip
 
@@ -143,22 +144,22 @@ def _limits(info: Mapping[str, Any]) -> Iterator[Weakness]:
 def _host(host: HostFacts) -> Iterator[Weakness]:
     if host.vsock:
         yield Weakness(
-            "vsock", "AF_VSOCK sockets can be made here",
-            "Having no network does not cover them: under runc the seccomp profile alone keeps a cell from the machine "
-            "that this one runs in. runsc has no such sockets.",
-            "Where nothing needs it: unload vmw_vsock_virtio_transport and vsock, and keep them from loading.",
+            "vsock", "this host has AF_VSOCK sockets",
+            "They work without a network. Under runc, only the seccomp profile stops a cell from connecting to the "
+            "machine that runs this virtual machine. runsc has no such sockets.",
+            "If nothing needs them, unload vmw_vsock_virtio_transport and vsock, and blacklist both modules.",
         )  # fmt: skip
     if host.engine_address.startswith(("tcp://", "http://")) and not host.tls:
         yield Weakness(
             "engine's address", f"{host.engine_address}, without TLS",
-            "Whoever reaches that port is root on the engine's host.",
-            "Use the local socket, ssh://, or TLS with DOCKER_TLS_VERIFY.",
+            "Everybody who can connect to that port is root on the engine's host.",
+            "Use the local socket, ssh:// or TLS with DOCKER_TLS_VERIFY.",
         )  # fmt: skip
     if host.cpu:
         yield Weakness(
-            "CPU", f"the kernel calls it vulnerable: {', '.join(host.cpu)}",
-            "Code on one core may read what others compute. No runtime promises anything there.",
-            "Update the kernel and the microcode; give tenants who must not share machines of their own.",
+            "CPU", f"Linux reports it as vulnerable to {', '.join(host.cpu)}",
+            "Code on one core may read data of other cores. No container runtime prevents that.",
+            "Update Linux and the CPU microcode. Give tenants that must be isolated machines of their own.",
         )  # fmt: skip
 
 
@@ -167,6 +168,6 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(map(int, found.groups())) if found else ()
 
 
-def _is_mended(version: tuple[int, ...]) -> bool:
-    same_line = [mended for mended in _MENDED_RUNC if mended[:2] == version[:2]]
-    return version >= (same_line[0] if same_line else _MENDED_RUNC[-1])
+def _is_fixed(version: tuple[int, ...]) -> bool:
+    same_line = [fixed for fixed in _FIXED_RUNC if fixed[:2] == version[:2]]
+    return version >= (same_line[0] if same_line else _FIXED_RUNC[-1])

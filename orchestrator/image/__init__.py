@@ -1,1 +1,1 @@
-"""What a sandbox is made of: the base, the wheels and the build. It never runs a kernel."""
+"""The sandbox image: its base, its wheels and its build. This package never runs a kernel."""

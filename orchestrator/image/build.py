@@ -1,7 +1,7 @@
-"""Build the sandbox image, and tell whether the engine has the one that matches its sources. All of it blocks.
+"""Build the sandbox image, and find out whether the engine has the one that matches its sources. Every call blocks.
 
-The image carries the digest of what it was made from as a label, and, unless the operator names it, as its tag. Its
-tag is set when it is whole, so that an interrupted build leaves nothing that could be taken for an image.
+The image carries a digest of its inputs as a label and, unless the operator names the image, in its tag. The engine
+sets the tag when the image is complete, so an interrupted build leaves no image with that name.
 """
 
 from __future__ import annotations
@@ -19,29 +19,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import docker
-from docker.errors import ImageNotFound
-
-from orchestrator.container.engine import FAILURES, translate
+from orchestrator.container.engineimages import EngineImages
 from orchestrator.errors import EngineError, ImageBuildError
-from orchestrator.image import baseimage, wheels
+from orchestrator.image import wheels
+from orchestrator.image.baseimage import ensure_base_image
 from orchestrator.settings import Settings, data_folder
 
 LABEL = "org.cellblock.inputs"
 REPOSITORY = "cellblock-sandbox"
 _SOURCES = "sandbox_image"
-_BUILD_SECONDS = 1800  # between two lines of the engine's
 _STEP = re.compile(r"^Step (\d+)/(\d+) : (.*)")
 
 
 @dataclass(frozen=True)
 class BuildStep:
-    """Progress, for a display.
+    """Progress of a build.
 
     Attributes:
         name: "base image", "packages" or "image".
-        done: how much of ``total``; both 0 where it is not known.
-        detail: what is at hand, one line.
+        done: how much of ``total`` is done; both are 0 if that is unknown.
+        detail: the current work, one line.
     """
 
     name: str
@@ -56,10 +53,10 @@ class BuiltImage:
 
     Attributes:
         name: its tag.
-        image_id: the engine's id of it.
-        inputs: the digest of what it was made from, as its label says; "" where it has none.
+        image_id: the engine's identifier.
+        inputs: the digest of its inputs, from its label; "" if it has no such label.
         size: bytes, uncompressed.
-        built: it was made by this call, not found.
+        built: this call built the image.
     """
 
     name: str
@@ -73,7 +70,7 @@ Report = Callable[[BuildStep], None]
 
 
 def input_files(folder: Path) -> list[Path]:
-    """Return what an image is made from, in a fixed order: each file but what editors and interpreters leave."""
+    """Return the files that an image is made from, sorted. Leaves out what editors and interpreters create."""
     return sorted(
         path
         for path in folder.rglob("*")
@@ -84,8 +81,8 @@ def input_files(folder: Path) -> list[Path]:
     )
 
 
-def digest(folder: Path, base_image: str = "") -> str:
-    """Return the SHA-256 over the names and contents of all input files, and the operator's choice of a base."""
+def input_digest(folder: Path, base_image: str = "") -> str:
+    """Return the SHA-256 of the names and contents of all input files and of the operator's base image."""
     total = hashlib.sha256(f"{base_image}\n".encode())
     for path in input_files(folder):
         total.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
@@ -94,93 +91,94 @@ def digest(folder: Path, base_image: str = "") -> str:
 
 
 def image_name(settings: Settings) -> str:
-    """Return the operator's name for the image, or the one that says what it was made from."""
-    return settings.image or f"{REPOSITORY}:{digest(data_folder(_SOURCES), settings.base_image)[:12]}"
+    """Return the name of the sandbox image: the operator's, or one whose tag is the digest of its inputs."""
+    return settings.image or f"{REPOSITORY}:{input_digest(data_folder(_SOURCES), settings.base_image)[:12]}"
 
 
-def find(client: docker.DockerClient, name: str) -> BuiltImage | None:
-    """Return the image of this name, whatever it was made from, or None.
+def find_image(images: EngineImages, name: str) -> BuiltImage | None:
+    """Return the image with this name, whatever its inputs were, or None if the engine has none.
 
     Raises:
         EngineError: the engine failed.
     """
-    try:
-        details: dict[str, Any] = client.api.inspect_image(name)
-    except ImageNotFound:
-        return None
-    except FAILURES as error:
-        raise translate(error) from error
-    labels = (details.get("Config") or {}).get("Labels") or {}
-    return BuiltImage(name, str(details["Id"]), str(labels.get(LABEL, "")), int(details["Size"]))
+    image = images.find(name)
+    return None if image is None else BuiltImage(name, image.image_id, image.labels.get(LABEL, ""), image.size)
 
 
-def find_current(client: docker.DockerClient, settings: Settings) -> BuiltImage | None:
-    """Return the image if it is there and matches its sources, else None."""
-    image = find(client, image_name(settings))
-    return image if image and image.inputs == digest(data_folder(_SOURCES), settings.base_image) else None
+def find_current_image(images: EngineImages, settings: Settings) -> BuiltImage | None:
+    """Return the sandbox image if the engine has it and it matches its sources, else None.
+
+    Raises:
+        EngineError: the engine failed.
+    """
+    image = find_image(images, image_name(settings))
+    return image if image and image.inputs == input_digest(data_folder(_SOURCES), settings.base_image) else None
 
 
-def build(client: docker.DockerClient, settings: Settings, report: Report, force: bool = False) -> BuiltImage:
-    """Return the image that matches its sources, building it where it is not there.
+def build_image(images: EngineImages, settings: Settings, report: Report, force: bool = False) -> BuiltImage:
+    """Return the sandbox image that matches its sources, after building it if the engine does not have it.
 
-    An image of the same name that does not match loses its name to the new one; what runs on it goes on.
+    An image with the same name and other inputs loses the name. Containers that run from it continue.
 
     Args:
-        report: called in this thread as the work proceeds.
-        force: build it, and a base made of Debian packages, even if it is there.
+        report: called in this thread with each step.
+        force: build the image, and a base image of Debian packages, even if they exist.
 
     Raises:
-        ImageBuildError: it could not be built; an earlier image of this name is untouched.
+        ImageBuildError: the build failed. An earlier image with this name is unchanged.
         EngineError: the engine failed.
     """
-    present = None if force else find_current(client, settings)
+    present = None if force else find_current_image(images, settings)
     if present is not None:
         return present
     try:
         cache = wheels.cache_folder()
         cache.mkdir(parents=True, exist_ok=True)
-        with _alone(cache / "build.lock", report):
-            present = None if force else find_current(client, settings)
-            return present or _build(client, settings, cache, report, force)
+        with _exclusive(cache / "build.lock", report):
+            present = None if force else find_current_image(images, settings)
+            return present or _build(images, settings, cache, report, force)
     except EngineError:
         raise
     except OSError as error:
         raise ImageBuildError(
             f"the sandbox image could not be built: {error}.",
-            remedy="XDG_CACHE_HOME and TMPDIR say where wheels and scratch files go.",
+            remedy="XDG_CACHE_HOME and TMPDIR set the folders of wheels and temporary files.",
         ) from error
 
 
-def _build(client: docker.DockerClient, settings: Settings, cache: Path, report: Report, force: bool) -> BuiltImage:
+def _build(images: EngineImages, settings: Settings, cache: Path, report: Report, force: bool) -> BuiltImage:
     folder = data_folder(_SOURCES)
-    inputs = digest(folder, settings.base_image)
+    inputs = input_digest(folder, settings.base_image)
     name = image_name(settings)
-    try:
-        machine = str(client.version()["Arch"])
-    except FAILURES as error:
-        raise translate(error) from error
+    architecture = images.architecture()
     packages = wheels.fetch(
-        folder / "requirements.txt", machine, cache, lambda *progress: report(BuildStep("packages", *progress))
+        folder / "requirements.txt", architecture, cache, lambda *progress: report(BuildStep("packages", *progress))
     )
-    base = baseimage.ensure(
-        client,
+    base = ensure_base_image(
+        images,
         settings.base_image,
         folder / "packages.txt",
-        machine,
+        architecture,
         lambda line: report(BuildStep("base image", 0, 0, line)),
         force,
     )
-    with _context(folder, packages) as context:
-        _run(client, context, {"BASE_IMAGE": base}, {LABEL: inputs}, name, report)
-    image = find(client, name)
+    with (
+        _context(folder, packages) as context,
+        images.build(context, name=name, arguments={"BASE_IMAGE": base}, labels={LABEL: inputs}) as events,
+    ):
+        _follow(events, report)
+    image = find_image(images, name)
     if image is None or image.inputs != inputs:
-        raise ImageBuildError("the engine built the image and does not have it.", remedy="Is something pruning images?")
+        raise ImageBuildError(
+            "the engine built the sandbox image and no longer has it.",
+            remedy="Check whether something on this host prunes images.",
+        )
     return BuiltImage(image.name, image.image_id, image.inputs, image.size, built=True)
 
 
 @contextlib.contextmanager
 def _context(folder: Path, packages: list[Path]) -> Iterator[IO[bytes]]:
-    """Give the build context as a tar file. Same inputs, same bytes: owners and times are left out."""
+    """Yield the build context as a tar file. Same inputs, same bytes: owners and times are left out."""
     members = {path.relative_to(folder).as_posix(): path for path in input_files(folder)}
     members |= {f"wheels/{wheel.name}": wheel for wheel in packages}
     with tempfile.TemporaryFile() as file:
@@ -194,34 +192,6 @@ def _context(folder: Path, packages: list[Path]) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _run(
-    client: docker.DockerClient,
-    context: IO[bytes],
-    arguments: dict[str, str],
-    labels: dict[str, str],
-    name: str,
-    report: Report,
-) -> None:
-    try:
-        events = client.api.build(
-            fileobj=context,
-            custom_context=True,
-            buildargs=arguments,
-            labels=labels,
-            tag=name,
-            network_mode="none",
-            rm=True,
-            forcerm=True,
-            decode=True,
-            timeout=_BUILD_SECONDS,
-        )
-        # Closing it hangs up on the engine, which then ends an unfinished build and removes its container.
-        with contextlib.closing(events):
-            _follow(events, report)
-    except FAILURES as error:
-        raise translate(error) from error
-
-
 def _follow(events: Iterator[dict[str, Any]], report: Report) -> None:
     done = total = 0
     printed: list[str] = []
@@ -230,7 +200,7 @@ def _follow(events: Iterator[dict[str, Any]], report: Report) -> None:
             log = "\n".join(printed[-15:])
             raise ImageBuildError(
                 f"the engine could not build the sandbox image: {event['error']}\n{log}\n",
-                remedy="`cellblock image build --force` starts from a fresh base.",
+                remedy="Run `cellblock image build --force`, which also makes the base image again.",
             )
         for line in str(event.get("stream", "")).splitlines():
             step = _STEP.match(line)
@@ -244,14 +214,17 @@ def _follow(events: Iterator[dict[str, Any]], report: Report) -> None:
 
 
 @contextlib.contextmanager
-def _alone(lock: Path, report: Report) -> Iterator[None]:
-    """Hold a lock of this user's, so that two builds at once do the work once. A dead holder's lock is free."""
+def _exclusive(lock: Path, report: Report) -> Iterator[None]:
+    """Hold this user's build lock, so that two builds at the same time do the work once.
+
+    The lock is released when its process ends, however it ends.
+    """
     with lock.open("w") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                report(BuildStep("image", 0, 0, "another build is under way; waiting for it"))
+                report(BuildStep("image", 0, 0, "waiting for another build"))
                 time.sleep(0.5)
         yield

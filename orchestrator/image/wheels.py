@@ -1,7 +1,7 @@
-"""The wheels of the sandbox image: downloaded on the host against their pinned hashes, and kept for the next build.
+"""The wheels of the sandbox image: download them on the host, check their pinned hashes and cache them.
 
-They are fetched here and not in the build, so that a build needs no network: this works behind a proxy that intercepts
-TLS, offline once they are here, and with every builder.
+The host downloads them so that the build itself needs no network. That works behind a proxy that intercepts TLS, with
+every builder, and offline once the wheels are cached.
 """
 
 from __future__ import annotations
@@ -20,64 +20,67 @@ from orchestrator.host import hostcommand
 
 PYTHON = "3.11"
 _DOWNLOAD_SECONDS = 1800.0
-_GLIBC_OF_BASE = 36  # Debian 12 has 2.36: any wheel for an older one runs
+_GLIBC_OF_BASE = 36  # minor version: Debian 12 has glibc 2.36, which runs wheels built for an older one
 _OLDEST_GLIBC = 17
-_MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
+_WHEEL_ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 _PIN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*==", re.MULTILINE)
 _HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
 
 
 def cache_folder() -> Path:
-    """Return ``$XDG_CACHE_HOME/cellblock``, which need not exist."""
+    """Return ``$XDG_CACHE_HOME/cellblock``, or the same folder in ``~/.cache``. It may not exist yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cellblock"
 
 
-def fetch(requirements: Path, machine: str, cache: Path, report: Callable[[int, int, str], None]) -> list[Path]:
-    """Return the wheels that ``requirements`` pins, downloading them where the cache does not have them all.
+def fetch(requirements: Path, architecture: str, cache: Path, report: Callable[[int, int, str], None]) -> list[Path]:
+    """Return the wheels that ``requirements`` pins, after downloading them if the cache does not have all of them.
 
     Args:
-        requirements: a lock file with hashes.
-        machine: the engine's architecture in Docker's words.
-        cache: a folder that only this process writes to meanwhile.
-        report: called with packages done, packages in all, and the one at hand.
+        requirements: a requirements file with hashes.
+        architecture: the engine's architecture in Docker's words.
+        cache: a folder that only this process writes to during the call.
+        report: called with the number of packages done, their total number and the current package.
 
     Raises:
-        ImageBuildError: the download failed; the cache holds no half of it.
+        ImageBuildError: the download failed. The cache is unchanged.
     """
-    lock = requirements.read_bytes()
-    folder = cache / "wheels" / f"{hashlib.sha256(lock).hexdigest()[:16]}-{machine}"
-    total = len(_PIN.findall(lock.decode()))
-    if not complete(folder, lock.decode()):
-        _download(requirements, machine, folder, total, report)
-    report(total, total, "all here")
+    pinned = requirements.read_bytes()
+    folder = cache / "wheels" / f"{hashlib.sha256(pinned).hexdigest()[:16]}-{architecture}"
+    total = len(_PIN.findall(pinned.decode()))
+    if not complete(folder, pinned.decode()):
+        _download(requirements, architecture, folder, total, report)
+    report(total, total, "all downloaded")
     return sorted(folder.glob("*.whl"))
 
 
-def complete(folder: Path, lock: str) -> bool:
-    """Return whether a folder holds one wheel for each pin, and each with a pinned hash."""
+def complete(folder: Path, requirements: str) -> bool:
+    """Return whether a folder has one wheel for each pinned package, all with pinned hashes."""
     wheels = list(folder.glob("*.whl"))
-    pinned = set(_HASH.findall(lock))
-    return len(wheels) == len(_PIN.findall(lock)) and all(_sha256(wheel) in pinned for wheel in wheels)
+    hashes = set(_HASH.findall(requirements))
+    return len(wheels) == len(_PIN.findall(requirements)) and all(_sha256(wheel) in hashes for wheel in wheels)
 
 
-def platforms(machine: str) -> list[str]:
-    """Return the platform tags whose wheels run in the image, the newest first.
+def platforms(architecture: str) -> list[str]:
+    """Return the platform tags of wheels that run in the image, newest first.
 
     Raises:
-        ImageBuildError: no wheels are pinned for this architecture.
+        ImageBuildError: there are no wheels for this architecture.
     """
-    if machine not in _MACHINES:
-        raise ImageBuildError(f"the engine runs on {machine!r}; the image is made for amd64 and arm64.")
-    name = _MACHINES[machine]
+    if architecture not in _WHEEL_ARCHITECTURES:
+        raise ImageBuildError(
+            f"the sandbox image cannot be built for this engine's architecture, {architecture!r}.",
+            remedy="Use an engine on amd64 or arm64.",
+        )
+    name = _WHEEL_ARCHITECTURES[architecture]
     newest_first = [f"manylinux_2_{minor}_{name}" for minor in range(_GLIBC_OF_BASE, _OLDEST_GLIBC - 1, -1)]
     return [*newest_first, f"manylinux2014_{name}"]
 
 
 def _download(
-    requirements: Path, machine: str, folder: Path, total: int, report: Callable[[int, int, str], None]
+    requirements: Path, architecture: str, folder: Path, total: int, report: Callable[[int, int, str], None]
 ) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.parent.glob(".part-*"):  # of a download that was killed
+    for leftover in folder.parent.glob(".part-*"):  # a killed download leaves its folder
         shutil.rmtree(leftover)
     done = 0
 
@@ -89,21 +92,21 @@ def _download(
 
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as part:
         wheels = Path(part, "wheels")
-        command = _command(requirements, machine, wheels)
+        command = _command(requirements, architecture, wheels)
         finished = hostcommand.run(command, seconds=_DOWNLOAD_SECONDS, on_line=follow)
         if finished.code != 0 or not complete(wheels, requirements.read_text()):
             raise ImageBuildError(
-                f"the Python packages of the sandbox image could not be downloaded (pip ended with {finished.code}):\n"
-                f"{finished.tail}\n",
-                remedy="See that `pip download` reaches your package index from here, then run this again.",
+                "the Python packages of the sandbox image could not be downloaded (pip failed with exit status "
+                f"{finished.code}):\n{finished.tail}\n",
+                remedy="Check that `pip download` reaches your package index from here, then run the command again.",
             )
         if folder.exists():
             shutil.rmtree(folder)
         wheels.rename(folder)
 
 
-def _command(requirements: Path, machine: str, folder: Path) -> list[str]:
-    tags = [f"--platform={tag}" for tag in platforms(machine)]
+def _command(requirements: Path, architecture: str, folder: Path) -> list[str]:
+    tags = [f"--platform={tag}" for tag in platforms(architecture)]
     target = [f"--python-version={PYTHON}", "--implementation=cp", "--abi=cp311", "--abi=abi3", "--abi=none", *tags]
     exact = ["--no-deps", "--only-binary=:all:", "--require-hashes"]
     quiet = ["--disable-pip-version-check", "--no-input", "--progress-bar=off"]

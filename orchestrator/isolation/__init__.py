@@ -1,4 +1,4 @@
-"""The claims about a sandbox, the probes and attacks that try them, and containers that must fail them.
+"""Claims about a sandbox, the probes and attacks that test them, and negative controls that must fail them.
 
-It never serves an agent.
+Never serves an agent.
 """

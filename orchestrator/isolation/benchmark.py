@@ -1,6 +1,6 @@
-"""CIS Docker Benchmark 1.6.0, section 5 (container runtime), against a live container's record and the engine's.
+"""Checks a live container against the CIS Docker Benchmark 1.6.0, section 5 (container runtime).
 
-An independent checklist: it was written by others, for containers of all kinds. Not all of it applies to a sandbox.
+The benchmark is an independent checklist for containers of all kinds. Some items do not apply to a sandbox.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ from typing import Any, Literal
 
 Standing = Literal["holds", "fails", "does not apply", "the host lacks it"]
 _SENSITIVE = ("/", "/boot", "/dev", "/etc", "/lib", "/proc", "/sys", "/usr", "/run/docker.sock", "/var/run/docker.sock")
-_FEW = 1024  # descriptors; what a container may open without a ulimit of its own is 2**20 on most engines
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """Where one container stands with one item.
+class ItemResult:
+    """The result of one item of the benchmark for one container.
 
     Attributes:
-        number, title: as the benchmark has them, shortened.
-        evidence: what the record says.
+        number, title: the item's number and its title, shortened.
+        evidence: the value in the container's or the engine's record.
     """
 
     number: str
@@ -31,6 +30,8 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class _Record:
+    """What the engine reports about a container and about itself."""
+
     container: Mapping[str, Any]
     engine: Mapping[str, Any]
     gvisor: bool
@@ -49,113 +50,110 @@ class _Record:
         return any(f"name={option}" in entry for entry in self.engine.get("SecurityOptions") or ())
 
 
-ItemResult = tuple[Standing, str]
-_Check = Callable[[_Record], ItemResult]
+_Assessment = tuple[Standing, str]  # where the container stands, and the evidence
+_Check = Callable[[_Record], _Assessment]
 
 
-def _held(condition: bool, evidence: str) -> ItemResult:
+def _held(condition: bool, evidence: str) -> _Assessment:
     return ("holds" if condition else "fails"), evidence
 
 
 def _setting(key: str, *good: object) -> _Check:
-    """Compare one key of the HostConfig with the values that it may have."""
+    """Return a check that one key of the HostConfig has one of the good values."""
     return lambda record: _held(record.host.get(key) in good, f"{key} {record.host.get(key)!r}")
 
 
 def _irrelevant(reason: str) -> _Check:
+    """Return a check for an item that does not apply to a sandbox."""
     return lambda _: ("does not apply", reason)
 
 
-def _apparmor(record: _Record) -> ItemResult:
+def _apparmor(record: _Record) -> _Assessment:
     profile = record.container.get("AppArmorProfile") or ""
     if record.gvisor:
-        return "does not apply", "gVisor's kernel is between a cell and what AppArmor would guard"
+        return "does not apply", "a cell's system calls reach gVisor's kernel, not the kernel that AppArmor guards"
     if not record.has("apparmor"):
         return "the host lacks it", "the engine reports no AppArmor"
     return _held(profile not in ("", "unconfined"), f"profile {profile!r}")
 
 
-def _selinux(record: _Record) -> ItemResult:
+def _selinux(record: _Record) -> _Assessment:
     if not record.has("selinux"):
         return "the host lacks it", "the engine reports no SELinux"
     options = record.host["SecurityOpt"] or []
     return _held("label=disable" not in options and "label:disable" not in options, f"{record.host['SecurityOpt']}")
 
 
-def _sensitive(record: _Record) -> ItemResult:
+def _sensitive(record: _Record) -> _Assessment:
     sources = [mount["Source"] for mount in record.container["Mounts"] if mount["Type"] == "bind"]
     found = [source for source in sources if source in _SENSITIVE or source.startswith(("/etc/", "/proc/", "/sys/"))]
-    return _held(not found, f"mounted of the host: {', '.join(sources)}")
+    return _held(not found, f"bind mounts: {', '.join(sources)}")
 
 
-def _ports(record: _Record) -> ItemResult:
+def _ports(record: _Record) -> _Assessment:
     ports = record.container["NetworkSettings"].get("Ports") or {}
     return _held(not ports and not record.host.get("PortBindings"), f"{len(ports)} ports")
 
 
-def _memory(record: _Record) -> ItemResult:
+def _memory(record: _Record) -> _Assessment:
     return _held(record.host["Memory"] > 0, f"{record.host['Memory']} bytes, {record.host['MemorySwap']} with swap")
 
 
-def _cpu(record: _Record) -> ItemResult:
+def _cpu(record: _Record) -> _Assessment:
     quota, period = record.host["CpuQuota"], record.host["CpuPeriod"]
-    return _held(quota > 0, f"a quota of {quota} of {period} us, which bounds more firmly than shares")
+    return _held(quota > 0, f"a quota of {quota} of {period} us, a hard limit, unlike CPU shares")
 
 
-def _restart(record: _Record) -> ItemResult:
+def _restart(record: _Record) -> _Assessment:
     name = record.host["RestartPolicy"]["Name"]
-    return _held(name in ("", "no"), f"restart policy {name or 'no'!r}: a sandbox that ended is never used again")
+    return _held(name in ("", "no"), f"restart policy {name or 'no'!r}: a sandbox is never used again after it ends")
 
 
-def _ulimits(record: _Record) -> ItemResult:
+def _ulimits(record: _Record) -> _Assessment:
     limits = {limit["Name"]: limit["Hard"] for limit in record.host["Ulimits"] or ()}
     bounded = {"nofile", "nproc", "core"} <= limits.keys() and limits["core"] == 0
     return _held(bounded, ", ".join(f"{name} {hard}" for name, hard in sorted(limits.items())))
 
 
-def _propagation(record: _Record) -> ItemResult:
+def _propagation(record: _Record) -> _Assessment:
     modes = {mount.get("Propagation") or "none" for mount in record.container["Mounts"]}
     return _held(not any("shared" in mode for mode in modes), f"propagation {', '.join(sorted(modes))}")
 
 
-def _seccomp(record: _Record) -> ItemResult:
+def _seccomp(record: _Record) -> _Assessment:
     options = [option for option in record.host["SecurityOpt"] or () if option.startswith("seccomp")]
     if options and "unconfined" in options[0]:
         return "fails", "seccomp=unconfined"
     if record.gvisor:
-        return "does not apply", "gVisor answers system calls itself, and filters its own to the host"
+        return "does not apply", "gVisor handles system calls itself, and filters those that it makes to the host"
     if not record.has("seccomp"):
         return "the host lacks it", "the engine reports no seccomp"
-    return _held(bool(options), "a profile of our own, stricter than the default")
+    return _held(bool(options), "a custom profile, stricter than Docker's default")
 
 
-def _privileges(record: _Record) -> ItemResult:
+def _privileges(record: _Record) -> _Assessment:
     return _held("no-new-privileges" in (record.host["SecurityOpt"] or ()), "no-new-privileges")
 
 
-def _capabilities(record: _Record) -> ItemResult:
+def _capabilities(record: _Record) -> _Assessment:
     dropped, added = record.host["CapDrop"], record.host["CapAdd"]
     return _held(dropped == ["ALL"] and not added, f"dropped {dropped}, added {added}")
 
 
-def _swarm(record: _Record) -> ItemResult:
+def _swarm(record: _Record) -> _Assessment:
     state = (record.engine.get("Swarm") or {}).get("LocalNodeState", "inactive")
     return ("holds" if state == "inactive" else "the host lacks it"), f"swarm {state}"
 
 
-def _pids(record: _Record) -> ItemResult:
+def _pids(record: _Record) -> _Assessment:
     return _held((record.host["PidsLimit"] or 0) > 0, f"{record.host['PidsLimit']} processes and threads")
 
 
-def _bridge(record: _Record) -> ItemResult:
+def _bridge(record: _Record) -> _Assessment:
     return _held(record.host["NetworkMode"] == "none", f"network {record.host['NetworkMode']}")
 
 
-def _health(record: _Record) -> ItemResult:
-    return "does not apply", "the orchestrator holds a connection to each kernel, whose end it sees at once"
-
-
-def _socket(record: _Record) -> ItemResult:
+def _socket(record: _Record) -> _Assessment:
     found = [mount["Source"] for mount in record.container["Mounts"] if mount["Source"].endswith("docker.sock")]
     return _held(not found, ", ".join(found) or "not mounted")
 
@@ -167,7 +165,7 @@ _ITEMS: tuple[tuple[str, str, _Check], ...] = (
     ("5.4", "Capabilities are restricted", _capabilities),
     ("5.5", "No privileged container", _setting("Privileged", False)),
     ("5.6", "No sensitive host directory is mounted", _sensitive),
-    ("5.7", "No sshd in the container", _irrelevant("the image has none, and there is no network")),
+    ("5.7", "No sshd in the container", _irrelevant("the image has no sshd, and there is no network")),
     ("5.8", "No privileged port is mapped", _ports),
     ("5.9", "Only needed ports are open", _ports),
     ("5.10", "The host's network namespace is not shared", _bridge),
@@ -183,12 +181,12 @@ _ITEMS: tuple[tuple[str, str, _Check], ...] = (
     ("5.20", "Mount propagation is not shared", _propagation),
     ("5.21", "The host's UTS namespace is not shared", _setting("UTSMode", "", None)),
     ("5.22", "Seccomp is not off", _seccomp),
-    ("5.23", "No docker exec --privileged", _irrelevant("nothing is ever executed from outside")),
-    ("5.24", "No docker exec as root", _irrelevant("nothing is ever executed from outside")),
+    ("5.23", "No docker exec --privileged", _irrelevant("docker exec is never used")),
+    ("5.24", "No docker exec as root", _irrelevant("docker exec is never used")),
     ("5.25", "Cgroup use is confirmed", _setting("CgroupParent", "")),
-    ("5.26", "No additional privileges can be had", _privileges),
-    ("5.27", "Health is checked", _health),
-    ("5.28", "The latest image is used", _irrelevant("the image is named by the digest of its own sources")),
+    ("5.26", "No additional privileges can be gained", _privileges),
+    ("5.27", "Health is checked", _irrelevant("the orchestrator sees at once when a kernel's connection closes")),
+    ("5.28", "The latest image is used", _irrelevant("the image's name contains the digest of its sources")),
     ("5.29", "The PIDs limit is used", _pids),
     ("5.30", "The default bridge is not used", _bridge),
     ("5.31", "The host's user namespace is not shared", _setting("UsernsMode", "", None)),
@@ -196,12 +194,12 @@ _ITEMS: tuple[tuple[str, str, _Check], ...] = (
 )
 
 
-def judge(container: Mapping[str, Any], engine: Mapping[str, Any]) -> list[Finding]:
-    """Go through the section.
+def judge(container: Mapping[str, Any], engine: Mapping[str, Any]) -> list[ItemResult]:
+    """Return the result of every item of section 5.
 
     Args:
-        container: ``docker inspect`` of a running one.
-        engine: ``docker info``.
+        container: what ``docker inspect`` reports about a running container.
+        engine: what ``docker info`` reports.
     """
     record = _Record(container, engine, container["HostConfig"]["Runtime"] == "runsc")
-    return [Finding(number, title, *check(record)) for number, title, check in _ITEMS]
+    return [ItemResult(number, title, *check(record)) for number, title, check in _ITEMS]

@@ -1,4 +1,4 @@
-"""Claims on what a cell does when it takes all that it can get: it hits a wall, is told the truth, and harms nobody."""
+"""Claims about a cell that exhausts a resource: the limit stops it, the result says why, and no neighbour is harmed."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from orchestrator.isolation.subject import Subject
 from orchestrator.limits import MIB
 from orchestrator.output.events import ExecutionResult
 
-_SLOWER = 2.0  # times its quiet p99 that a neighbour may be slowed to
-_HOLD = 0.8  # seconds that a bomb holds what it has taken
-_OVERSHOOT = 32  # beyond the limit, where a bomb stops by itself: there was no wall
-_OVERFLOW = 16  # MiB beyond its size, where the filling of a tmpfs stops by itself
-_DAEMON_SHARE = 0.05  # of a core that the engine and its shims may spend while a container floods its output
-_FLOOD = 2.0  # seconds
-_REMOVED = 6.0  # seconds in which a paused kernel must be gone; a kill without unpausing takes 10 s
+_SLOWER = 2.0  # how many times its quiet p99 a neighbour's p99 may reach
+_HOLD = 0.8  # seconds for which a bomb holds what it took
+_OVERSHOOT = 32  # how far beyond the limit a bomb goes before it stops: then the limit did not hold
+_OVERFLOW = 16  # MiB that a cell tries to write beyond the size of a tmpfs
+_DAEMON_SHARE = 0.05  # of a core: what the engine and its shims may use while a container floods its output
+_FLOOD = 2.0  # seconds for which a container floods its output
+_REMOVED = 6.0  # seconds until a paused kernel must be gone; killing it without unpausing takes 10 s
 _EAGAIN, _EMFILE = errno.EAGAIN, errno.EMFILE
 
-# Each counts what it gets, holds it, gives it back, and prints [how much, the errno that refused more].
+# Each bomb takes as much as it can, holds it, releases it, and prints [the amount, the errno of the refusal].
 _FORKS = """
 end = time.monotonic() + {hold}
 def take():
@@ -115,39 +115,39 @@ for child in children: child.wait()
 
 
 def _bomb(bomb: str, most: int) -> str:
-    """Return a cell that sets off a bomb in a small child, which forks fast, also under gVisor."""
+    """Return a cell that runs a bomb in a small child process, which forks quickly under gVisor too."""
     program = _COUNT.format(bomb=bomb.format(hold=_HOLD), most=most, hold=_HOLD)
     return f"import subprocess, sys\n_ = subprocess.run([sys.executable, '-I', '-S', '-c', {program!r}], check=True)"
 
 
-async def _hits_a_wall(subject: Subject, bomb: str, limit: int, refusal: int) -> Verdict:
-    """Set off a bomb that counts what it gets: it must be refused in time, and its kernel must live."""
+async def _is_refused(subject: Subject, bomb: str, limit: int, refusal: int) -> Verdict:
+    """Run a bomb: the kernel must refuse it at the limit with ``refusal``, and the kernel must survive."""
     code = _bomb(bomb, limit + _OVERSHOOT)
     result, cost, faults = await _beside_a_neighbour(subject, code)
     if result.outcome != "ok":
         return Verdict(False, f"the cell ended as {result.outcome}: {_said(result)}")
     taken, refused = json.loads(result.stdout)
     if refused != refusal or not limit // 2 <= taken <= limit:
-        faults.append(f"it got {taken}, and was refused with {errno.errorcode.get(refused, 'nothing')}")
+        faults.append(f"the bomb took {taken}, then got {errno.errorcode.get(refused, 'no error')}")
     if (await subject.run("6 * 7")).result != "42":
-        faults.append("its kernel does not answer any more")
+        faults.append("the kernel does not answer after the bomb")
     return verdict(faults, f"{errno.errorcode[refusal]} after {taken}; {cost}")
 
 
 async def _forks(subject: Subject) -> Verdict:
-    return await _hits_a_wall(subject, _FORKS, subject.policy.limits.pids, _EAGAIN)
+    return await _is_refused(subject, _FORKS, subject.policy.limits.pids, _EAGAIN)
 
 
 async def _threads(subject: Subject) -> Verdict:
-    return await _hits_a_wall(subject, _THREADS, subject.policy.limits.pids, _EAGAIN)
+    return await _is_refused(subject, _THREADS, subject.policy.limits.pids, _EAGAIN)
 
 
 async def _descriptors(subject: Subject) -> Verdict:
-    return await _hits_a_wall(subject, _DESCRIPTORS, subject.policy.limits.open_files, _EMFILE)
+    return await _is_refused(subject, _DESCRIPTORS, subject.policy.limits.open_files, _EMFILE)
 
 
 async def _inotify(subject: Subject) -> Verdict:
-    """While one kernel holds all the inotify instances that it can get, its neighbour still gets one."""
+    """Hold as many inotify instances as possible in one kernel: a neighbour must still get one."""
     assert subject.neighbour is not None
     code = _bomb(_INOTIFY, subject.policy.limits.open_files + _OVERSHOOT)
     bomb = asyncio.create_task(subject.run(code))
@@ -157,12 +157,12 @@ async def _inotify(subject: Subject) -> Verdict:
     finally:
         result = await bomb
     mine, theirs = [(await kernel.fact("identity"))["uids"][0] for kernel in (subject, subject.neighbour)]
-    faults = [] if beside.stdout.strip() == "True" else ["the neighbour gets no inotify instance"]
-    faults += ["the neighbour has the same user, which they are counted by"] if mine == theirs else []
+    faults = [] if beside.stdout.strip() == "True" else ["the neighbour cannot get an inotify instance"]
+    faults += ["the neighbour has the same user, and inotify instances are counted per user"] if mine == theirs else []
     if result.outcome != "ok":
         return Verdict(False, f"the cell ended as {result.outcome}: {_said(result)}")
     taken, refused = json.loads(result.stdout)
-    return verdict(faults, f"{errno.errorcode.get(refused, 'no refusal')} after {taken}; its neighbour still gets one")
+    return verdict(faults, f"{errno.errorcode.get(refused, 'no refusal')} after {taken}; the neighbour still gets one")
 
 
 async def _memory(subject: Subject) -> Verdict:
@@ -170,28 +170,28 @@ async def _memory(subject: Subject) -> Verdict:
     result, cost, faults = await _beside_a_neighbour(subject, code)
     if result.outcome != "oom" or result.kernel_state != "dead":
         faults.append(f"the cell ended as {result.outcome}, the kernel {result.kernel_state}")
-    return verdict(faults, f"told as oom after {result.duration_s:.1f} s; {cost}")
+    return verdict(faults, f"reported as oom after {result.duration_s:.1f} s; {cost}")
 
 
 async def _child_memory(subject: Subject) -> Verdict:
-    """A child past the limit: either the cell sees it killed, or the kernel goes and that is told."""
+    """Exceed the limit in a child: the cell must see the child killed, or the result must report ``oom``."""
     result, cost, faults = await _beside_a_neighbour(
         subject, _CHILD_MEMORY.format(program=_MEMORY.format(most=subject.limits.max_memory_mb + _OVERSHOOT))
     )
-    told = result.outcome == "oom" or (result.outcome == "ok" and result.stdout.strip() == "-9")
-    if not told:
-        faults.append(f"the cell ended as {result.outcome}, and saw its child end with {result.stdout.strip()!r}")
+    reported = result.outcome == "oom" or (result.outcome == "ok" and result.stdout.strip() == "-9")
+    if not reported:
+        faults.append(f"the cell ended as {result.outcome}, and its child ended with {result.stdout.strip()!r}")
     return verdict(faults, f"the cell ended as {result.outcome}, its child killed; {cost}")
 
 
 async def _files(subject: Subject) -> Verdict:
-    """Fill each tmpfs: refused at its size, or out of memory; never more."""
+    """Fill each tmpfs: the write must fail at the tmpfs's size, or the kernel must run out of memory."""
     sizes = subject.policy.tmpfs
     folders = {"/work": sizes.work_mb, "/tmp": sizes.tmp_mb, "/dev/shm": sizes.shm_mb}
     wanted = [(folder, (size + _OVERFLOW) * MIB) for folder, size in folders.items()]
     result, cost, faults = await _beside_a_neighbour(subject, _FILES.format(folders=wanted))
     if result.outcome == "oom":
-        return verdict(faults, f"out of memory, and told so; {cost}")
+        return verdict(faults, f"out of memory, reported as oom; {cost}")
     if result.outcome != "ok":
         return Verdict(False, f"the cell ended as {result.outcome}: {_said(result)}")
     found: dict[str, list[int]] = json.loads(result.stdout.replace("'", '"'))
@@ -203,7 +203,7 @@ async def _files(subject: Subject) -> Verdict:
 
 
 async def _beside_a_neighbour(subject: Subject, code: str) -> tuple[ExecutionResult, str, list[str]]:
-    """Run a bomb beside a neighbour's cells; return its result, what it cost, and what was wrong with that."""
+    """Run a bomb while a neighbour runs cells; return the result, a description of its cost, and the faults."""
     neighbour = subject.neighbour
     assert neighbour is not None
     before = await quiet_p99(neighbour)
@@ -220,7 +220,7 @@ def _judge(before: float, cost: Cost) -> tuple[str, list[str]]:
 
 
 async def _output(subject: Subject) -> Verdict:
-    """Write to everything that may lead to the container's log; the engine and the disk must not notice."""
+    """Write to every descriptor that may lead to the container's log: disk use and engine load must not grow."""
     log = Path((await subject.record()).get("LogPath") or "/nonexistent")
     size, cpu, begun = _size(log), daemon_cpu(), time.monotonic()
     result = await subject.run(_OUTPUT.format(seconds=_FLOOD), seconds=_FLOOD + 20)
@@ -230,31 +230,31 @@ async def _output(subject: Subject) -> Verdict:
     if result.outcome not in ("ok", "timeout"):
         faults.append(f"the cell ended as {result.outcome}: {_said(result)}")
     if cpu is None or after is None:
-        return verdict(faults, "disk +0; the engine's processes are not in sight, so their CPU was not measured")
+        return verdict(faults, "disk +0; the engine's processes are not visible, so their CPU was not measured")
     share = spent(cpu, after) / seconds
     if share > _DAEMON_SHARE:
-        faults.append(f"the engine and its shims took {100 * share:.0f} % of a core")
-    return verdict(faults, f"disk +0; the engine and its shims took {100 * share:.1f} % of a core")
+        faults.append(f"the engine and its shims used {100 * share:.0f} % of a core")
+    return verdict(faults, f"disk +0; the engine and its shims used {100 * share:.1f} % of a core")
 
 
 async def _paused(subject: Subject) -> Verdict:
-    """A paused container is unpaused before it is killed, else its shim stays."""
+    """Pause a container, then stop its kernel: the container and its shim must both disappear."""
     engine = subject.instance.engine
     identifier = (await subject.record())["Id"]
     await engine.retry(engine.client.api.pause, identifier)
     if not await asyncio.to_thread(processes_of, identifier):
-        return Verdict(True, "the engine's processes are not in sight, so nothing is known of its shims")
+        return Verdict(True, "the engine's processes are not visible, so its shims were not checked")
     begun = time.monotonic()
     await subject.stop()
     while left := await asyncio.to_thread(processes_of, identifier):
         if time.monotonic() - begun > _REMOVED:
-            return Verdict(False, f"after {_REMOVED:.0f} s there are still: {', '.join(left)}")
+            return Verdict(False, f"still running after {_REMOVED:.0f} s: {', '.join(left)}")
         await asyncio.sleep(0.1)
-    return Verdict(True, f"gone after {time.monotonic() - begun:.1f} s, with its shim")
+    return Verdict(True, f"container and shim gone after {time.monotonic() - begun:.1f} s")
 
 
 async def _input(subject: Subject) -> Verdict:
-    """Ask for input, and open a comm: the caller must not hang, and nothing of the comm must be heard."""
+    """Ask for input: the cell must fail at once instead of hanging its caller."""
     if subject.policy.channels.stdin:
         return Verdict(True, "the policy lets a cell ask for input")
     result = await subject.run("input('password: ')", seconds=1)
@@ -278,19 +278,38 @@ def _attack(name: str, row: str, promise: str, probe: Any) -> Claim:
 
 
 CLAIMS = (
-    _attack("fork_bomb_hits_a_wall", "H3", "A fork bomb, zombies included, is refused at the limit.", _forks),
-    _attack("thread_bomb_hits_a_wall", "H3", "A thread bomb is refused at the limit, and harms no neighbour.",
-            _threads),
-    _attack("descriptor_bomb_hits_a_wall", "H3", "Open files are refused at the limit.", _descriptors),
-    _attack("inotify_bomb_leaves_the_neighbour_its_own", "T2", "What is counted per user is each kernel's own.",
-            _inotify),
-    _attack("memory_bomb_ends_its_own_kernel", "H4", "Past its memory a kernel ends, alone, and its cell says so.",
-            _memory),
-    _attack("childs_memory_counts", "H4", "A child past the memory limit is killed, and its cell learns of it.",
-            _child_memory),
-    _attack("files_hit_a_wall", "H2", "Files are refused at the tmpfs's size; they never reach a disk.", _files),
-    _attack("container_output_costs_nothing", "H1", "Endless output of the container costs neither disk nor daemon.",
-            _output),
-    _attack("paused_kernel_is_removed_whole", "D3", "A paused kernel is removed, and its shim with it.", _paused),
-    Claim("input_fails_at_once", "O6", "A cell that asks for input fails at once; the caller never hangs.", _input),
-)  # fmt: skip
+    _attack("fork_bomb_hits_a_wall", "H3", "A fork bomb fails at the process limit, zombies included.", _forks),
+    _attack(
+        "thread_bomb_hits_a_wall", "H3", "A thread bomb fails at the process limit and harms no neighbour.", _threads
+    ),
+    _attack("descriptor_bomb_hits_a_wall", "H3", "Opening files fails at the descriptor limit.", _descriptors),
+    _attack(
+        "inotify_bomb_leaves_the_neighbour_its_own",
+        "T2",
+        "A kernel that exhausts a per-user resource takes none of its neighbour's share.",
+        _inotify,
+    ),
+    _attack(
+        "memory_bomb_ends_its_own_kernel",
+        "H4",
+        "A kernel that exceeds its memory limit dies alone, and its cell reports oom.",
+        _memory,
+    ),
+    _attack(
+        "childs_memory_counts",
+        "H4",
+        "A child process that exceeds the memory limit is killed, and the cell can see it.",
+        _child_memory,
+    ),
+    _attack(
+        "files_hit_a_wall", "H2", "Writing files fails at the size of the tmpfs, and nothing reaches a disk.", _files
+    ),
+    _attack(
+        "container_output_costs_nothing",
+        "H1",
+        "Endless output of a container uses no disk, and less than 5 % of a core in the engine.",
+        _output,
+    ),
+    _attack("paused_kernel_is_removed_whole", "D3", "A paused kernel is removed together with its shim.", _paused),
+    Claim("input_fails_at_once", "O6", "A cell that asks for input fails at once, and its caller never hangs.", _input),
+)

@@ -1,7 +1,8 @@
-"""What a claim is: one promise about a sandbox, and the probe that can refute it.
+"""Defines a claim: one promise about a sandbox, and the probe that can refute it.
 
-The claims themselves stand in ``confinement`` (what a cell finds inside), ``record`` (what the engine made), ``bombs``
-and ``wire`` (what an attack does to everybody else). Tests and ``cellblock verify`` run the same ones.
+The claims are in ``confinement`` (what a cell finds inside), ``record`` (how the engine configured the container),
+``bombs`` (what a cell does with the resources that it gets) and ``wire_claims`` (what a kernel sends). The tests and
+``cellblock verify`` run the same claims.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a probe found.
+    """The result of a probe.
 
     Attributes:
         holds: whether the promise was kept.
-        evidence: one line of what was seen. May quote a sandbox: hostile text, escape it.
+        evidence: one line that says what the probe saw. It may quote a sandbox: treat it as hostile text and escape it.
     """
 
     holds: bool
@@ -32,14 +33,14 @@ Probe = Callable[["Subject"], Awaitable[Verdict]]
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One promise.
+    """One promise about a sandbox.
 
     Attributes:
-        name: as a test would be called, without its ``test_``.
-        row: of ``docs/threat-model.md``.
-        promise: one sentence.
-        probe: tries to refute it on one live kernel.
-        attacks: the probe needs a kernel of its own, since it may not survive.
+        name: the identifier, written like a test's name without ``test_``.
+        row: the row of ``docs/threat-model.md`` that the promise belongs to.
+        promise: the promise in one sentence.
+        probe: tries to refute the promise on one live kernel.
+        attacks: whether the probe needs a kernel of its own, because the kernel may not survive it.
     """
 
     name: str
@@ -50,5 +51,5 @@ class Claim:
 
 
 def verdict(faults: list[str], holds: str) -> Verdict:
-    """Return a verdict that holds when there are no faults; else it names them."""
+    """Return a verdict that holds if ``faults`` is empty; otherwise its evidence lists the faults."""
     return Verdict(not faults, "; ".join(faults) if faults else holds)

@@ -1,6 +1,7 @@
-"""Negative controls: containers that lack one defence each. The same probes must turn red in them.
+"""Negative controls: containers that each lack one defence. The probes must turn red in them.
 
-Each starts from the real request and takes one lock away. Where gVisor itself is the defence, runc is the oracle.
+Each control starts from the real container request and removes one defence. Where gVisor itself is the defence, the
+control runs under runc.
 """
 
 from __future__ import annotations
@@ -18,24 +19,24 @@ from typing import Any
 
 from orchestrator.container.hostconfig import ContainerSpec, create_request
 from orchestrator.kernel.guard import Guard
-from orchestrator.kernel.kernel import ContainerRequest, KernelConfig
+from orchestrator.kernel.kernelconfig import ContainerRequest, KernelConfig
 from orchestrator.kernel.loopshare import KernelShare, LoopShare
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.policy.policy import Policy
 
 _SETUID = 0o4755
 _ENDLESS_MB = 2**20
-_PORT_OF_DOCKER = "/var/run/docker.sock"
+_DOCKER_SOCKET = "/var/run/docker.sock"
 
 
 @dataclass(frozen=True, slots=True)
 class Scenery:
-    """What the controls put into their containers.
+    """What the host prepares for the controls.
 
     Attributes:
-        folder: of the host, writable for all, with a setuid file in it.
-        docker_socket: a socket that listens, and is no engine's.
-        network: a network of the engine's.
+        folder: a folder of the host that everyone may write to, with a setuid file in it.
+        docker_socket: a listening socket that stands in for the engine's.
+        network: the name of a network of the engine.
         uid: the user of a live neighbour.
     """
 
@@ -50,15 +51,15 @@ Weaken = Callable[[dict[str, Any], Scenery], None]
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """One container that lacks a defence.
+    """A container that lacks one defence.
 
     Attributes:
-        lacks: what it lacks, in words.
-        weaken: takes the lock away, in the request.
-        reds: by runtime, the claims that must turn red; no runtime that it says nothing of has this control.
-        prelude: a cell that is run before the probes.
-        deserted: its owner does not end it when it should.
-        unguarded: nothing of what it sends is bounded.
+        lacks: a description of the missing defence.
+        weaken: removes the defence from the container request.
+        reds: the claims that must turn red, by runtime. The control does not run under a runtime that is not listed.
+        prelude: a cell that runs before the probes.
+        deserted: whether the host does not stop the kernel when it should.
+        unguarded: whether the guard puts no bound on what the kernel sends.
     """
 
     name: str
@@ -70,13 +71,13 @@ class Control:
     unguarded: bool = False
 
     def config(self, config: KernelConfig, scenery: Scenery) -> KernelConfig:
-        """Return how its kernels are started, given how they should be."""
-        config = replace(config, container_request=self._lock(scenery))
+        """Return the configuration for kernels that lack the defence, given the correct configuration."""
+        config = replace(config, container_request=self._weakened(scenery))
         if self.unguarded:
             return replace(config, guard=_Unguarded, limits=replace(config.limits, max_output_size_mb=_ENDLESS_MB))
         return config
 
-    def _lock(self, scenery: Scenery) -> ContainerRequest:
+    def _weakened(self, scenery: Scenery) -> ContainerRequest:
 
         def weakened(spec: ContainerSpec, policy: Policy, limits: KernelResourceLimits) -> dict[str, Any]:
             request = create_request(spec, policy, limits)
@@ -88,7 +89,7 @@ class Control:
 
 @contextlib.contextmanager
 def scenery(network: str, uid: int) -> Iterator[Scenery]:
-    """Lay out what the controls need; it is gone afterwards."""
+    """Prepare what the controls need, and remove it when the context ends."""
     folder = Path(tempfile.mkdtemp(prefix="cellblock-control-"))
     listener = socket.socket(socket.AF_UNIX)
     try:
@@ -127,7 +128,7 @@ def _writable_mount(request: dict[str, Any], scenery: Scenery) -> None:
 
 
 def _docker_socket(request: dict[str, Any], scenery: Scenery) -> None:
-    _mount(request, scenery.docker_socket, _PORT_OF_DOCKER, readonly=True)
+    _mount(request, scenery.docker_socket, _DOCKER_SOCKET, readonly=True)
 
 
 def _mount(request: dict[str, Any], source: Path, target: str, *, readonly: bool) -> None:
@@ -138,12 +139,12 @@ def _mount(request: dict[str, Any], source: Path, target: str, *, readonly: bool
 def _writable_wire(request: dict[str, Any], _: Scenery) -> None:
     wire = request["HostConfig"]["Mounts"][0]
     wire["ReadOnly"] = False
-    os.chmod(wire["Source"], 0o777)  # noqa: S103 - it is a control
+    os.chmod(wire["Source"], 0o777)  # noqa: S103 - this control needs a writable folder
 
 
 def _host_network(request: dict[str, Any], _: Scenery) -> None:
     _network(request, "host")
-    del request["Hostname"]  # the engine refuses one of its own there
+    del request["Hostname"]  # the engine refuses a host name on the host's network
 
 
 def _bridge_network(request: dict[str, Any], scenery: Scenery) -> None:
@@ -201,7 +202,9 @@ def _writable_root(request: dict[str, Any], _: Scenery) -> None:
 
 
 def _capability(request: dict[str, Any], _: Scenery) -> None:
-    request["HostConfig"].update(CapAdd=["CHOWN"], SecurityOpt=["seccomp=unconfined"])  # a filter needs one of the two
+    request["HostConfig"].update(
+        CapAdd=["CHOWN"], SecurityOpt=["seccomp=unconfined"]
+    )  # no filter without no-new-privileges
 
 
 def _device(request: dict[str, Any], _: Scenery) -> None:
@@ -222,7 +225,7 @@ def _last_to_die(request: dict[str, Any], _: Scenery) -> None:
 
 
 def _bare_runc(request: dict[str, Any], scenery: Scenery) -> None:
-    """Under runc, with what gVisor would have stood for."""
+    """Run under runc, without the defences that gVisor provides."""
     request["HostConfig"]["Runtime"] = "runc"
     _unconfined(request, scenery)
     _host_network(request, scenery)
@@ -239,21 +242,21 @@ def _other_runtime(request: dict[str, Any], _: Scenery) -> None:
 
 
 def _nothing(request: dict[str, Any], _: Scenery) -> None:
-    """The container is as it should be; what is done with it is not."""
+    """Leave the request as it is: the control is weakened elsewhere."""
 
 
-class _Restless(KernelShare):
-    """A share that is never used up."""
+class _EndlessShare(KernelShare):
+    """A share of the event loop that is never used up."""
 
     def end(self) -> None:
-        """It is never counted."""
+        """Count nothing."""
 
 
 class _Unguarded(Guard):
-    """A guard that lets everything wait, gives its kernel all of the loop, and ends nobody for what it sends."""
+    """A guard without bounds: it queues every message, gives its kernel the whole loop, and ignores violations."""
 
     def __init__(self, message_bound: int, share: KernelShare) -> None:
-        super().__init__(2**62, _Restless(LoopShare()))
+        super().__init__(2**62, _EndlessShare(LoopShare()))
 
     def disconnect(self, reason: str, violated: bool = False, excess: bool = False) -> None:
         if not violated:
@@ -277,15 +280,18 @@ def _control(
 _WAITING_INPUT = "import time; get_ipython().kernel.raw_input = lambda *_: time.sleep(60)"
 
 CONTROLS = (
-    # The two that take the longest come first, so that the others go on beside them.
-    _control("left-paused", "an owner that unpauses it", _nothing, ("paused_kernel_is_removed_whole",), deserted=True),
+    # The two slowest controls come first, so that the others run beside them.
     _control(
-        "unguarded", "a guard on its wire, and a limit of its output", _nothing,
+        "left-paused", "a host that unpauses the container before it stops it", _nothing,
+        ("paused_kernel_is_removed_whole",), deserted=True,
+    ),
+    _control(
+        "unguarded", "a guard on its wire, and an output limit", _nothing,
         ("wire_excess_is_cut_off", "wire_floods_are_bounded", "wire_violations_end_the_kernel",
          "wire_forgeries_end_the_kernel"), unguarded=True,
     ),
     _control(
-        "privileged", "every lock that --privileged lifts", _privileged,
+        "privileged", "every defence that --privileged removes", _privileged,
         ("container_has_no_privilege", "container_paths_are_masked", "kernel_has_no_capability"),
         runc=("kernel_surface_is_small", "kernel_sees_no_device"),
     ),
@@ -295,17 +301,17 @@ CONTROLS = (
         runc=("kernel_surface_is_small", "kernel_has_no_odd_socket_family", "kernel_makes_no_namespace_on_the_host"),
     ),
     _control(
-        "writable-mount", "a host without a writable folder in it", _writable_mount,
+        "writable-mount", "the absence of a writable mount", _writable_mount,
         ("container_mounts_nothing_writable", "kernel_writes_to_sized_tmpfs_alone", "kernel_starts_empty",
          "kernel_finds_no_setuid_file"),
     ),
     _control(
-        "writable-wire", "a read-only wire", _writable_wire,
+        "writable-wire", "a read-only wire folder", _writable_wire,
         ("container_mounts_nothing_writable", "kernel_cannot_change_its_wire"),
     ),
     _control(
         "host-network", "a network namespace of its own", _host_network, ("container_has_its_own_namespaces",),
-        runc=("kernel_cannot_reach_network", "kernel_cannot_dial_the_hosts_abstract_sockets"),
+        runc=("kernel_cannot_reach_network", "kernel_cannot_connect_to_abstract_sockets_of_the_host"),
     ),
     _control(
         "bridge-network", "the absence of a network", _bridge_network, ("container_has_its_own_namespaces",),
@@ -321,11 +327,11 @@ CONTROLS = (
         ("container_memory_is_limited", "memory_bomb_ends_its_own_kernel", "childs_memory_counts"),
     ),
     _control(
-        "unsized-tmpfs", "sizes of its tmpfs", _unsized_tmpfs,
+        "unsized-tmpfs", "sizes of its tmpfs mounts", _unsized_tmpfs,
         ("container_tmpfs_are_sized", "kernel_tmpfs_have_the_policys_sizes", "files_hit_a_wall"),
     ),
     _control(
-        "docker-socket", "a file system without docker.sock", _docker_socket,
+        "docker-socket", "the absence of docker.sock", _docker_socket,
         ("kernel_finds_no_foreign_socket", "container_mounts_nothing_writable"),
     ),
     _control(
@@ -333,20 +339,25 @@ CONTROLS = (
         ("container_processes_and_files_are_limited", "container_cpu_is_limited", "kernel_dumps_no_core",
          "fork_bomb_hits_a_wall", "thread_bomb_hits_a_wall", "descriptor_bomb_hits_a_wall"),
     ),
-    _control("init", "a first process of ours", _init, ("container_log_is_bounded", "container_output_costs_nothing")),
-    _control("waiting-input", "an input() that fails", _nothing, ("input_fails_at_once",), prelude=_WAITING_INPUT),
     _control(
-        "careless", "the smaller locks, all at once", _careless,
+        "init", "the kernel's launcher as its first process", _init,
+        ("container_log_is_bounded", "container_output_costs_nothing"),
+    ),
+    _control(
+        "waiting-input", "an input() that fails at once", _nothing, ("input_fails_at_once",), prelude=_WAITING_INPUT,
+    ),
+    _control(
+        "careless", "several smaller defences at once", _careless,
         ("container_has_its_own_namespaces", "kernel_has_its_own_ipc", "kernel_knows_no_name_of_the_host",
          "container_root_is_read_only", "kernel_has_no_capability", "container_has_no_privilege",
          "kernel_sees_no_device", "container_paths_are_masked", "kernel_dies_before_the_host"),
         runc=("kernel_cannot_steer_the_host",),
     ),
-    Control("bare-runc", "gVisor, and all that it stands for", _bare_runc, {"runsc": (
+    Control("bare-runc", "gVisor, and all that it provides", _bare_runc, {"runsc": (
         "container_runs_under_its_runtime", "kernel_surface_is_small", "kernel_has_no_odd_socket_family",
         "kernel_makes_no_namespace_on_the_host", "kernel_cannot_reach_network", "kernel_cannot_steer_the_host",
-        "kernel_cannot_dial_the_hosts_abstract_sockets",
+        "kernel_cannot_connect_to_abstract_sockets_of_the_host",
     )}),
-    Control("other-runtime", "the runtime that was asked for", _other_runtime,
+    Control("other-runtime", "the requested runtime", _other_runtime,
             {"runc": ("container_runs_under_its_runtime",)}),
 )  # fmt: skip

@@ -1,8 +1,8 @@
-"""What a probe finds inside a sandbox. This file is sent there and run there; on the host it is only read as text.
+"""Collects facts inside a sandbox. The host only reads this file as text, sends it to a sandbox and runs it there.
 
-Run as ``python -I inside.py '{"fact": {argument: value}, …}'``: prints one JSON object, the facts by name. Each fact is
-found by itself, and what may spoil the next one (an ``unshare`` that succeeds, say) in a forked child. It judges
-nothing. The standard library alone, and what is not there under one of the runtimes is a fact too.
+Usage: ``python -I inside.py '{"fact": {argument: value}, …}'``. It prints one JSON object: the facts by name. Each fact
+is collected independently; one that may affect the next, such as an ``unshare`` that succeeds, runs in a forked child.
+The program judges nothing and uses only the standard library. A feature that a runtime lacks is reported as a fact.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import sys
 import time
 from typing import Any
 
-_CHILD_SECONDS = 30.0  # what one fact may take; the walk over all files takes the longest, 3 s under gVisor
+_CHILD_SECONDS = 30.0  # the time limit for one fact; walking all files takes longest, 3 s under gVisor
 _CONNECT_SECONDS = 2.0
-_WRITE_DEPTH = 6  # folders below are the image's libraries; a mount would show above
+_WRITE_DEPTH = 6  # deeper folders are the image's libraries; a mount shows up above them
 
-# Numbers of system calls, by machine. Only those that do nothing when they are let through with these arguments.
+# System call numbers, by machine. Only calls that do nothing with these arguments if the sandbox lets them through.
 _CALLS = {
     "x86_64": {
         "io_uring_setup": 425, "bpf": 321, "keyctl": 250, "add_key": 248, "request_key": 249, "userfaultfd": 323,
@@ -53,7 +53,7 @@ _FAMILIES = {
     "NETLINK_XFRM": (16, socket.SOCK_RAW, 6),
 }
 _CLONE_NEWUSER = 0x10000000
-_OWN_HOSTS = ("127.", "::1", "fe00", "ff0")  # how the lines of /etc/hosts begin that every container has
+_OWN_HOSTS = ("127.", "::1", "fe00", "ff0")  # prefixes of the /etc/hosts lines that every container has
 
 
 def interfaces() -> list[str]:
@@ -61,7 +61,7 @@ def interfaces() -> list[str]:
 
 
 def connections(addresses: list[list[Any]]) -> dict[str, list[Any]]:
-    """Try to connect to each [host, port]: the error's name or "connected", and the seconds that it took."""
+    """Try to connect to each [host, port]; return the error's name or "connected", and the seconds it took."""
     tried = {}
     for host, port in addresses:
         begun = time.monotonic()
@@ -96,7 +96,7 @@ def identity() -> dict[str, Any]:
 
 
 def status() -> dict[str, str]:
-    """Return the lines of /proc/self/status that tell of privileges."""
+    """Return the lines of /proc/self/status about privileges."""
     wanted = ("Cap", "NoNewPrivs", "Seccomp:")
     with open("/proc/self/status") as lines:
         pairs = [line.split(":", 1) for line in lines if line.startswith(wanted)]
@@ -104,7 +104,7 @@ def status() -> dict[str, str]:
 
 
 def kernel_log() -> str:
-    """Return what the kernel's log says of who wrote it; gVisor's says so."""
+    """Return which kernel wrote the kernel log: gVisor names itself in its log."""
     libc = ctypes.CDLL(None, use_errno=True)
     buffer = ctypes.create_string_buffer(65536)
     length = libc.klogctl(3, buffer, len(buffer))
@@ -119,7 +119,7 @@ def rlimits() -> dict[str, list[int]]:
 
 
 def names() -> dict[str, Any]:
-    """Return whatever may carry a name of the host."""
+    """Return what may contain a name of the host."""
     return {
         "hostname": socket.gethostname(),
         "environment": sorted(os.environ),
@@ -134,12 +134,12 @@ def mounts() -> list[list[str]]:
 
 
 def sizes(paths: list[str]) -> dict[str, int]:
-    """Return the bytes of each file system."""
+    """Return the size of each file system in bytes."""
     return {path: (info := os.statvfs(path)).f_blocks * info.f_frsize for path in paths}
 
 
 def tree(skip: list[str]) -> dict[str, list[str]]:
-    """Walk all files: which folders take a file, and what is setuid, a socket, a device or lies in such a folder."""
+    """Walk all files; return writable folders, the files in them, setuid files, sockets and devices."""
     found: dict[str, list[str]] = {"writable": [], "setuid": [], "sockets": [], "devices": [], "files": []}
     _walk("/", 0, {"/proc", "/sys", *skip}, found)
     return {kind: sorted(paths)[:200] for kind, paths in found.items()}
@@ -189,7 +189,7 @@ def _takes_a_file(folder: str) -> bool:
 
 
 def changes(folder: str) -> dict[str, str]:
-    """Try every kind of change in a folder; say how each was answered."""
+    """Try every kind of change in a folder; return the answer to each."""
     inside = os.path.join(folder, "probe")
     config, one = os.path.join(folder, "connection.json"), os.path.join(folder, "k-1")
     attempts = {
@@ -200,7 +200,7 @@ def changes(folder: str) -> dict[str, str]:
         "link": lambda: os.link(config, inside),
         "unlink": lambda: os.unlink(one),
         "rename": lambda: os.rename(one, inside),
-        "chmod": lambda: os.chmod(folder, 0o777),  # noqa: S103 - it is to be refused
+        "chmod": lambda: os.chmod(folder, 0o777),  # noqa: S103 - the sandbox must refuse it
         "append": lambda: os.open(config, os.O_WRONLY | os.O_APPEND),
         "bind": lambda: socket.socket(socket.AF_UNIX).bind(inside),
     }
@@ -208,14 +208,14 @@ def changes(folder: str) -> dict[str, str]:
 
 
 def calls() -> dict[str, str]:
-    """Make system calls that a data kernel has no use for; say how each was answered."""
+    """Make system calls that data work does not need; return the answer to each."""
     buffer = ctypes.create_string_buffer(256)
     numbers = _CALLS.get(platform.machine(), {})
     return {name: _call(number, 1, buffer, 0, 0, 0, 0) for name, number in numbers.items()}
 
 
 def families() -> dict[str, str]:
-    """Open sockets of families that a data kernel has no use for."""
+    """Open sockets of families that data work does not need; return the answer to each."""
     return {
         name: _attempt(lambda f=family, k=kind, p=protocol: socket.socket(f, k, p).close())
         for name, (family, kind, protocol) in _FAMILIES.items()
@@ -228,7 +228,7 @@ def user_namespace() -> str:
 
 
 def protected() -> dict[str, str]:
-    """Say how files that tell of the host, or steer it, answer: masked, readable, or an error."""
+    """Try to read files that reveal the host, and to open files that configure it; return the answer to each."""
     masked = ("/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/sched_debug", "/proc/scsi", "/sys/firmware")
     steering = ("/proc/sys/kernel/core_pattern", "/proc/sys/vm/overcommit_memory", "/proc/sysrq-trigger")
     found = {f"read {path}": _content(path) for path in masked}
@@ -241,7 +241,7 @@ def _content(path: str) -> str:
         if stat.S_ISDIR(info.st_mode):
             return "readable" if os.listdir(path) else "empty"
         if stat.S_ISCHR(info.st_mode):
-            return "empty"  # masked: /dev/null lies over it
+            return "empty"  # masked: /dev/null is mounted over it
         with open(path, "rb") as file:
             return "readable" if file.read(1) else "empty"
     except OSError as error:
@@ -249,7 +249,7 @@ def _content(path: str) -> str:
 
 
 def processes() -> list[str]:
-    """Return the names of all processes in sight."""
+    """Return the names of all visible processes."""
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -295,14 +295,14 @@ def _lines(path: str) -> list[str]:
 
 
 def _in_child(find: Any) -> Any:
-    """Return what ``find`` returns in a forked child, or how that child ended."""
+    """Run ``find`` in a forked child; return its result, or the child's wait status if it failed."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reader)
         try:
             found = find()
-        except BaseException as error:  # noqa: BLE001 - a child must not return into its parent's code
+        except BaseException as error:  # noqa: BLE001 - the child must not run the parent's code
             found = _failed(error)
         with os.fdopen(writer, "w") as out:
             out.write(json.dumps(found))
@@ -331,7 +331,7 @@ def _find(fact: Any, given: dict[str, Any]) -> Any:
         return _in_child(fact)
     try:
         return fact(**given)
-    except Exception as error:  # noqa: BLE001 - one fact that cannot be found must not hide the others
+    except Exception as error:  # noqa: BLE001 - one failing fact must not hide the others
         return _failed(error)
 
 

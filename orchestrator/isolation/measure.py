@@ -1,4 +1,4 @@
-"""What an attack costs others: this process's memory and event loop, a neighbour's latency, the daemon's CPU."""
+"""Measures what an attack costs others: this process's memory and loop, a neighbour's latency, the engine's CPU."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from orchestrator.limits import MIB
 if TYPE_CHECKING:
     from orchestrator.isolation.subject import Subject
 
-_TICK = 0.005  # seconds between two looks at memory and at the loop's lateness
-_DAEMONS = ("dockerd", "containerd")  # and its shims: a name is compared by its beginning
-_QUIET_CELLS = 200  # of the neighbour, while nobody attacks; p99 is the third worst of them
+_TICK = 0.005  # seconds between two samples of memory and loop latency
+_DAEMONS = ("dockerd", "containerd")  # prefixes of process names; they include the shims
+_QUIET_CELLS = 200  # that the neighbour runs without an attack; the p99 is the third slowest
 _LAST_CELL = 30.0  # seconds that the neighbour's last cell may take
 
 
 @dataclass
 class Cost:
-    """What was seen while an attack went on.
+    """What an attack cost while it ran.
 
     Attributes:
         memory: bytes by which this process's resident memory grew at its peak.
-        stall: seconds of the longest turn of the event loop, by the clock.
-        loop_cpu: seconds of CPU that the loop's thread spent in its longest turn; a stall beyond that was not its own.
+        stall: seconds of the longest turn of the event loop, in wall-clock time.
+        loop_cpu: CPU seconds of the loop's thread in its longest turn. The loop did not cause a stall longer than this.
         latencies: seconds that each of the neighbour's cells took.
-        errors: what reached the loop's exception handler.
+        errors: messages that reached the loop's exception handler, and failures of the measurement.
     """
 
     memory: int = 0
@@ -44,11 +44,11 @@ class Cost:
 
     @property
     def p99(self) -> float:
-        """Of the neighbour's cells, in seconds."""
+        """The 99th percentile of the neighbour's latencies, in seconds."""
         return quantile(self.latencies, 0.99)
 
     def add(self, other: Cost) -> None:
-        """Take in what another attack cost: the worst of both, and all latencies."""
+        """Add the cost of another attack: keep the maxima, join the latencies and the errors."""
         self.memory = max(self.memory, other.memory)
         self.stall = max(self.stall, other.stall)
         self.loop_cpu = max(self.loop_cpu, other.loop_cpu)
@@ -56,13 +56,13 @@ class Cost:
         self.errors += other.errors
 
     def describe(self) -> str:
-        said = f"+{self.memory / MIB:.0f} MB, stall {1000 * self.stall:.0f} ms ({1000 * self.loop_cpu:.0f} of CPU)"
+        said = f"+{self.memory / MIB:.0f} MiB, stall {1000 * self.stall:.0f} ms ({1000 * self.loop_cpu:.0f} of CPU)"
         return said + (f", neighbour p99 {1000 * self.p99:.0f} ms" if self.latencies else "")
 
 
 @contextlib.asynccontextmanager
 async def watch(neighbour: Subject | None = None) -> AsyncIterator[Cost]:
-    """Measure while the body runs. The neighbour's cells follow each other without a pause."""
+    """Measure the cost while the body runs. Meanwhile the neighbour runs one cell after another."""
     gc.collect()
     loop, cost, over = asyncio.get_running_loop(), Cost(), asyncio.Event()
     handler = loop.get_exception_handler()
@@ -84,7 +84,7 @@ async def watch(neighbour: Subject | None = None) -> AsyncIterator[Cost]:
 
 
 async def quiet_p99(neighbour: Subject) -> float:
-    """Return the p99, in seconds, of the neighbour's cells while nobody attacks; measured once."""
+    """Return the p99 in seconds of the neighbour's cells without an attack. It is measured once and kept."""
     if not neighbour.quiet_p99:
         latencies: list[float] = []
         await _cells(neighbour, latencies, lambda: len(latencies) >= _QUIET_CELLS)
@@ -113,7 +113,7 @@ async def _cells(neighbour: Subject, latencies: list[float], over: Callable[[], 
 
 
 def daemon_cpu() -> dict[int, float] | None:
-    """Return the CPU seconds of the engine's processes and its shims so far; None where they are not in sight."""
+    """Return the CPU seconds so far of the engine's processes and shims, by pid; None if they are not visible."""
     found: dict[int, float] = {}
     for process in _daemons():
         with contextlib.suppress(psutil.Error):
@@ -123,12 +123,12 @@ def daemon_cpu() -> dict[int, float] | None:
 
 
 def spent(before: dict[int, float], after: dict[int, float]) -> float:
-    """Return the CPU seconds between two of ``daemon_cpu``."""
+    """Return the CPU seconds used between two results of ``daemon_cpu``."""
     return sum(seconds - before.get(pid, seconds) for pid, seconds in after.items())
 
 
 def processes_of(container_id: str) -> list[str]:
-    """Return the names of processes of this host that carry a container's id: its shim, its sandbox."""
+    """Return the names of host processes with the container's id in their arguments: its shim and its sandbox."""
     found = []
     for process in psutil.process_iter(["cmdline", "name"]):
         info: dict[str, Any] = process.info
@@ -142,5 +142,5 @@ def _daemons() -> Iterable[psutil.Process]:
 
 
 def quantile(values: list[float], share: float) -> float:
-    """Return the value below which ``share`` of ``values`` lie; NaN of none."""
+    """Return the value below which ``share`` of ``values`` lie; NaN if ``values`` is empty."""
     return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else math.nan

@@ -1,6 +1,6 @@
-"""Claims on how the engine made a container: judged from its own record (``docker inspect``), lock by lock.
+"""Claims about how the engine configured a container, judged from the engine's own record (``docker inspect``).
 
-Deliberately not in terms of ``container/hostconfig.py`` or ``container/floor.py``: what they wrote is what is checked.
+Nothing here uses ``container/hostconfig.py`` or ``container/floor.py``, because their output is what is checked.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from orchestrator.isolation.subject import Subject
 from orchestrator.limits import MIB
 
 _WIRE = "/run/kernel"
-_LARGEST_LOG = ("64k", "1")  # size and number of files, which the launcher's first words need
+_LARGEST_LOG = ("64k", "1")  # size and number of files: room for the launcher's own messages
 _CERTAINLY_MASKED = ("/proc/kcore", "/proc/keys", "/sys/firmware")
 _CERTAINLY_READONLY = ("/proc/sys", "/proc/sysrq-trigger")
 
-Judge = Callable[[Subject, dict[str, Any]], list[str]]
+Judge = Callable[[dict[str, Any]], list[str]]  # the HostConfig in, faults out
+PolicyJudge = Callable[[Subject, dict[str, Any]], list[str]]  # compares the HostConfig with the subject's policy
 
 
-def _privileges(subject: Subject, config: dict[str, Any]) -> list[str]:
+def _privileges(config: dict[str, Any]) -> list[str]:
     faults = ["privileged"] if config["Privileged"] else []
     faults += [f"added capability {name}" for name in config["CapAdd"] or ()]
     if config["CapDrop"] != ["ALL"]:
@@ -39,10 +40,10 @@ def _seccomp(subject: Subject, config: dict[str, Any]) -> list[str]:
         same = json.loads(profiles[0]) == json.loads(subject.policy.seccomp_json)
     except ValueError:
         return [f"seccomp={profiles[0][:40]}"]
-    return [] if same else ["a seccomp profile that is not the policy's"]
+    return [] if same else ["the seccomp profile is not the policy's"]
 
 
-def _namespaces(subject: Subject, config: dict[str, Any]) -> list[str]:
+def _namespaces(config: dict[str, Any]) -> list[str]:
     wanted = {
         "NetworkMode": ("none",),
         "IpcMode": ("private",),
@@ -67,7 +68,7 @@ def _mounts(subject: Subject, config: dict[str, Any]) -> list[str]:
     return faults
 
 
-def _root(subject: Subject, config: dict[str, Any]) -> list[str]:
+def _root(config: dict[str, Any]) -> list[str]:
     return [] if config["ReadonlyRootfs"] else ["the root file system is writable"]
 
 
@@ -76,7 +77,7 @@ def _memory(subject: Subject, config: dict[str, Any]) -> list[str]:
     faults = [] if config["Memory"] == wanted else [f"memory limit {config['Memory']}, not {wanted}"]
     if config["MemorySwap"] != wanted:
         faults.append(f"memory and swap {config['MemorySwap']}, not {wanted}")
-    return faults + (["its kill is switched off"] if config["OomKillDisable"] else [])
+    return faults + (["the OOM killer is disabled"] if config["OomKillDisable"] else [])
 
 
 def _processes(subject: Subject, config: dict[str, Any]) -> list[str]:
@@ -85,7 +86,7 @@ def _processes(subject: Subject, config: dict[str, Any]) -> list[str]:
     most = {"nproc": wanted.pids, "nofile": wanted.open_files, "core": 0}
     faults = [f"ulimit {name} {ulimits.get(name)}" for name, n in most.items() if ulimits.get(name) != (n, n)]
     pids = config["PidsLimit"] or 0
-    if not 0 < pids <= 3 * wanted.pids + 64:  # under runsc the sandbox's own threads count too
+    if not 0 < pids <= 3 * wanted.pids + 64:  # under runsc the limit also covers gVisor's own threads
         faults.append(f"pids limit {pids}")
     return faults
 
@@ -97,26 +98,26 @@ def _cpu(subject: Subject, config: dict[str, Any]) -> list[str]:
     return [] if 0 < share <= wanted + 0.01 else [f"CPU share {share:g}, not {wanted:g}"]
 
 
-def _tmpfs(subject: Subject, config: dict[str, Any]) -> list[str]:
+def _tmpfs(config: dict[str, Any]) -> list[str]:
     faults = [f"{path} has no size" for path, options in (config["Tmpfs"] or {}).items() if "size=" not in options]
     faults += [f"{path} is not a tmpfs" for path in ("/work", "/tmp") if path not in (config["Tmpfs"] or {})]
     return faults + ([] if config["ShmSize"] else ["/dev/shm has no size"])
 
 
-def _paths(subject: Subject, config: dict[str, Any]) -> list[str]:
+def _paths(config: dict[str, Any]) -> list[str]:
     masked, readonly = config["MaskedPaths"] or (), config["ReadonlyPaths"] or ()
     faults = [f"{path} is not masked" for path in _CERTAINLY_MASKED if path not in masked]
     return faults + [f"{path} is not read-only" for path in _CERTAINLY_READONLY if path not in readonly]
 
 
-def _log(subject: Subject, config: dict[str, Any]) -> list[str]:
+def _log(config: dict[str, Any]) -> list[str]:
     log = config["LogConfig"]
     found = (log["Config"].get("max-size"), log["Config"].get("max-file"))
     faults = [] if log["Type"] == "none" or found == _LARGEST_LOG else [f"log {log['Type']} {found}"]
     return faults + (["an init process keeps the log open"] if config["Init"] else [])
 
 
-def _user(subject: Subject, config: dict[str, Any]) -> list[str]:
+def _user(config: dict[str, Any]) -> list[str]:
     faults = [f"added group {group}" for group in config["GroupAdd"] or ()]
     return faults + (["published ports"] if config["PublishAllPorts"] or config["PortBindings"] else [])
 
@@ -126,6 +127,10 @@ def _options(config: dict[str, Any]) -> list[str]:
 
 
 def _probe(judge: Judge, holds: str) -> Probe:
+    return _policy_probe(lambda _subject, config: judge(config), holds)
+
+
+def _policy_probe(judge: PolicyJudge, holds: str) -> Probe:
     async def probe(subject: Subject) -> Verdict:
         return verdict(judge(subject, (await subject.record())["HostConfig"]), holds)
 
@@ -142,32 +147,69 @@ async def _identity(subject: Subject) -> Verdict:
     uid, _, gid = record["Config"]["User"].partition(":")
     first, count = subject.config.uid_base, subject.config.uid_count
     good = uid == gid and uid.isdecimal() and first <= int(uid) < first + count
-    faults = _user(subject, record["HostConfig"]) + ([] if good else [f"user {record['Config']['User']!r}"])
+    faults = _user(record["HostConfig"]) + ([] if good else [f"user {record['Config']['User']!r}"])
     return verdict(faults, f"user {uid}:{gid}, no other group, no published port")
 
 
 CLAIMS = (
-    Claim("container_runs_under_its_runtime", "H5", "It runs under the runtime that was asked for.", _runtime),
-    Claim("container_has_no_privilege", "H6", "Not privileged, all capabilities dropped, no device, none to be gained.",
-          _probe(_privileges, "no privilege, no capability, no device")),
-    Claim("container_has_the_policys_seccomp_profile", "H5", "Its seccomp profile is the policy's.",
-          _probe(_seccomp, "the policy's profile")),
-    Claim("container_has_its_own_namespaces", "T3", "No namespace is shared with the host or another container.",
-          _probe(_namespaces, "network none; ipc and cgroup private; no other is shared")),
-    Claim("container_mounts_nothing_writable", "O5",
-          "Its wire and the policy's data are mounted, read-only, and nothing else.",
-          _probe(_mounts, "the wire and the policy's data, read-only")),
+    Claim("container_runs_under_its_runtime", "H5", "The container runs under the requested runtime.", _runtime),
+    Claim(
+        "container_has_no_privilege",
+        "H6",
+        "The container is unprivileged, with no capabilities and no devices, and it cannot gain privileges.",
+        _probe(_privileges, "no privilege, no capability, no device"),
+    ),
+    Claim(
+        "container_has_the_policys_seccomp_profile",
+        "H5",
+        "The container has the seccomp profile of its policy.",
+        _policy_probe(_seccomp, "the policy's profile"),
+    ),
+    Claim(
+        "container_has_its_own_namespaces",
+        "T3",
+        "The container shares no namespace with the host or with another container.",
+        _probe(_namespaces, "network none; ipc and cgroup private; no namespace is shared"),
+    ),
+    Claim(
+        "container_mounts_nothing_writable",
+        "O5",
+        "Only the wire folder and the policy's data folders are mounted, all of them read-only.",
+        _policy_probe(_mounts, "the wire folder and the policy's data folders, read-only"),
+    ),
     Claim("container_root_is_read_only", "H2", "The root file system is read-only.", _probe(_root, "read-only")),
     Claim("container_tmpfs_are_sized", "H2", "Every tmpfs has a size.", _probe(_tmpfs, "every tmpfs has a size")),
-    Claim("container_memory_is_limited", "H4", "Memory has the policy's limit, and no swap comes on top.",
-          _probe(_memory, "the policy's limit, no swap")),
-    Claim("container_processes_and_files_are_limited", "H3", "Processes, threads and open files are limited.",
-          _probe(_processes, "pids, nproc, nofile and core are limited")),
-    Claim("container_cpu_is_limited", "H3", "CPU has the policy's limit.", _probe(_cpu, "the policy's share")),
-    Claim("container_paths_are_masked", "H6", "The engine masks what tells of the host, and shuts what steers it.",
-          _probe(_paths, "masked and read-only paths as the engine has them")),
-    Claim("container_log_is_bounded", "H1", "What it can write to the engine's log is bounded.",
-          _probe(_log, "64 kB at most, no init process")),
-    Claim("container_user_is_from_the_range", "T2", "The engine runs it as one user of the range, in no other group.",
-          _identity),
-)  # fmt: skip
+    Claim(
+        "container_memory_is_limited",
+        "H4",
+        "Memory has the policy's limit, and no swap is allowed.",
+        _policy_probe(_memory, "the policy's limit, no swap"),
+    ),
+    Claim(
+        "container_processes_and_files_are_limited",
+        "H3",
+        "Processes, threads and open files are limited.",
+        _policy_probe(_processes, "pids, nproc, nofile and core are limited"),
+    ),
+    Claim(
+        "container_cpu_is_limited", "H3", "CPU use has the policy's limit.", _policy_probe(_cpu, "the policy's share")
+    ),
+    Claim(
+        "container_paths_are_masked",
+        "H6",
+        "The engine masks the paths that reveal the host, and makes the paths that configure it read-only.",
+        _probe(_paths, "the engine's masked and read-only paths are in place"),
+    ),
+    Claim(
+        "container_log_is_bounded",
+        "H1",
+        "The container's log on the engine has a maximum size.",
+        _probe(_log, "64 kB at most, no init process"),
+    ),
+    Claim(
+        "container_user_is_from_the_range",
+        "T2",
+        "The engine runs the container as one user of the configured range, in no other group.",
+        _identity,
+    ),
+)

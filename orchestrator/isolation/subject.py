@@ -1,4 +1,4 @@
-"""A kernel under examination: it runs cells and probes, and the engine tells what it made of it."""
+"""A kernel under test: runs cells and probes, and reads the engine's record of the container."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from typing import Any
 
 from orchestrator.errors import KernelTimeoutError
 from orchestrator.instance import Instance
-from orchestrator.kernel.kernel import Kernel, KernelConfig
+from orchestrator.kernel.containerkernel import ContainerKernel
+from orchestrator.kernel.kernelconfig import KernelConfig
 from orchestrator.kernel.transfer import put_file
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.output.events import CellFinished, ExecutionResult
 from orchestrator.policy.policy import Policy
 from orchestrator.sessions.session import KernelSession
 
-_IMAGE = ("/usr", "/opt")  # where the image's own files lie, the same in every container
+_IMAGE = ("/usr", "/opt")  # the image's own files, the same in every container
 _FOLDERS = ("/work", "/tmp", "/dev/shm")
-_PROBE_SECONDS = 120.0  # for all facts of one kernel; they take 0.4 s under runc, 4 s under runsc
+_PROBE_SECONDS = 120.0  # time limit for all facts of one kernel; they take 0.4 s under runc, 4 s under runsc
 
 
 @dataclass(frozen=True, slots=True)
 class Bait:
-    """What the host lays out for probes to find, if they can.
+    """What the host sets up for probes to find if the sandbox lets them.
 
     Attributes:
-        port: a TCP port that listens on the host's loopback.
-        abstract: the name of an abstract unix socket that listens on the host.
+        port: a listening TCP port on the host's loopback.
+        abstract: the name of a listening abstract unix socket on the host.
         shm: the name of a file in the host's /dev/shm.
     """
 
@@ -42,21 +43,21 @@ class Bait:
 
 
 class Subject:
-    """One live kernel, and what is known about it.
+    """One live kernel under test.
 
     Attributes:
-        runtime: the runtime that it is *meant* to run under; a negative control may have been given another.
+        runtime: the runtime that the kernel should run under. A negative control may run under another.
         neighbour: another tenant's kernel on this host, or None.
-        whole: whether its probes look at everything: the image's own files too, and what comes after a first fault.
-        deserted: whether its owner leaves it alone when it should end it.
-        quiet_p99: seconds, of its own cells while nobody attacks; 0 before they were measured.
+        whole: whether probes are exhaustive: they also check the image's own files, and go on after a first fault.
+        deserted: whether ``stop`` does nothing. A negative control sets it.
+        quiet_p99: the p99 of its own cells without an attack, in seconds; 0 until it is measured.
     """
 
     def __init__(
         self,
         instance: Instance,
         config: KernelConfig,
-        kernel: Kernel,
+        kernel: ContainerKernel,
         bait: Bait,
         *,
         neighbour: Subject | None = None,
@@ -72,7 +73,7 @@ class Subject:
         self.deserted = deserted
         self.quiet_p99 = 0.0
         self.runtime = config.runtime
-        self._session = KernelSession.of(f"probe-{secrets.token_hex(4)}", kernel)
+        self._session = KernelSession.of(f"probe-{secrets.token_hex(4)}", kernel, config.policy)
         self._facts: dict[str, Any] | None = None
         self._record: dict[str, Any] | None = None
 
@@ -89,13 +90,13 @@ class Subject:
         return self.runtime == "runsc"
 
     async def run(self, code: str, *, seconds: float | None = None) -> ExecutionResult:
-        """Run one cell; one that ran past its time is a result too.
+        """Run one cell and return its result, also when the cell exceeds its time limit.
 
         Args:
-            seconds: its time limit; None: as the limits say.
+            seconds: the time limit; None uses the kernel's limits.
 
         Raises:
-            KernelDiedError: the kernel was gone before.
+            KernelDiedError: the kernel was dead before the cell started.
         """
         limits = self.limits if seconds is None else _with_time(self.limits, seconds)
         result: ExecutionResult | None = None
@@ -108,45 +109,45 @@ class Subject:
             return error.result
         finally:
             await events.aclose()
-            self._session.execution_history.clear()
+            self._session.clear_history()
         assert result is not None
         return result
 
     async def fact(self, name: str) -> Any:
-        """Return one of the facts of ``inside.py``; all are found in one go, at the first call.
+        """Return one of the facts of ``inside.py``. The first call collects all of them.
 
         Raises:
-            ProbeError: the probes could not be run there.
+            ProbeError: the facts could not be collected.
         """
         if self._facts is None:
             self._facts = await self._find_facts()
         found = self._facts[name]
         if isinstance(found, dict) and "failed" in found:
-            raise ProbeError(f"the probe {name!r} failed inside: {found['failed']}")
+            raise ProbeError(f"the probe {name!r} failed inside the sandbox: {found['failed']}")
         return found
 
     async def record(self) -> dict[str, Any]:
-        """Return what the engine says of the container (``docker inspect``).
+        """Return the engine's record of the container (``docker inspect``).
 
         Raises:
-            EngineError: it does not answer.
+            EngineError: the engine does not answer.
         """
         if self._record is None:
             engine = self.instance.engine
-            found: dict[str, Any] = await engine.retry(engine.client.api.inspect_container, self.kernel.container.name)
+            found: dict[str, Any] = await engine.retry(engine.client.api.inspect_container, self.kernel.container_name)
             self._record = found
         return self._record
 
     @contextlib.asynccontextmanager
     async def twins(self, count: int) -> AsyncIterator[list[Subject]]:
-        """Start kernels like this one, all at once, for attacks that they will not survive.
+        """Start ``count`` kernels with the same configuration, all at once, for attacks that may kill them.
 
         Raises:
-            KernelStartError, EngineError: see ``Kernel.start``.
+            KernelStartError, EngineError: see ``startup.start``.
         """
         starts = (self.instance.start_kernel(self.config) for _ in range(count))
         started = await asyncio.gather(*starts, return_exceptions=True)
-        kernels = [kernel for kernel in started if isinstance(kernel, Kernel)]
+        kernels = [kernel for kernel in started if isinstance(kernel, ContainerKernel)]
         try:
             for failure in started:
                 if isinstance(failure, BaseException):
@@ -162,7 +163,7 @@ class Subject:
         return self.kernel.is_alive
 
     async def stop(self) -> None:
-        """End it, as its owner does; one that deserts it does nothing.
+        """Stop the kernel as its host does; do nothing if ``deserted`` is set.
 
         Raises:
             EngineError: the engine does not answer.
@@ -186,7 +187,7 @@ class Subject:
             found = None
         if not isinstance(found, dict):
             said = "" if result.error is None else f"{result.error.ename}: {result.error.evalue}"
-            raise ProbeError(f"the probes could not be run inside: {result.outcome} {said}"[:500])
+            raise ProbeError(f"the probes could not run inside the sandbox: {result.outcome} {said}"[:500])
         return found
 
     def _wanted(self) -> Mapping[str, Mapping[str, Any]]:
@@ -216,7 +217,7 @@ class Subject:
 
 
 class ProbeError(Exception):
-    """A probe could not be run, so that nothing is known: never the same as a promise that was kept."""
+    """A probe could not run. Its claim then counts as refuted, never as kept."""
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Verifies a host: every claim on a real kernel under each runtime, and every probe on containers that must fail it."""
+"""Verifies a host: probes every claim on a real kernel under each runtime, and the probes on negative controls."""
 
 from __future__ import annotations
 
@@ -14,22 +14,26 @@ from pathlib import Path
 
 from orchestrator.errors import CellblockError
 from orchestrator.instance import Instance
-from orchestrator.isolation import bombs, confinement, record, wire
+from orchestrator.isolation import bombs, confinement, record, wire_claims
 from orchestrator.isolation.claims import Claim, Verdict
 from orchestrator.isolation.controls import CONTROLS, Control, Scenery, network_name, scenery
 from orchestrator.isolation.subject import Bait, ProbeError, Subject
-from orchestrator.kernel.kernel import KernelConfig
+from orchestrator.kernel.kernelconfig import KernelConfig
 from orchestrator.policy.policy import Policy
 from orchestrator.settings import Settings
 
-CLAIMS: tuple[Claim, ...] = (*record.CLAIMS, *confinement.CLAIMS, *bombs.CLAIMS, *wire.CLAIMS)
-_ATTEMPTS = 3  # at an attack: what it does to a neighbour's latency can be the machine's own noise, but not each time
-_AT_ONCE = 3  # controls examined at the same time
+CLAIMS: tuple[Claim, ...] = (*record.CLAIMS, *confinement.CLAIMS, *bombs.CLAIMS, *wire_claims.CLAIMS)
+_ATTEMPTS = 3  # at an attack claim: noise of the machine can slow a neighbour once, but not every time
+_AT_ONCE = 3  # controls checked at the same time
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a probe found of one claim under one runtime."""
+    """The verdict on one claim under one runtime.
+
+    Attributes:
+        seconds: how long the probe took.
+    """
 
     claim: Claim
     runtime: str
@@ -39,12 +43,12 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What the probes found in one control.
+    """The result of one negative control under one runtime.
 
     Attributes:
         reds: the claims that turned red, with the evidence.
-        missed: claims that had to turn red, and did not.
-        fault: why the control could not be examined; "" when it was.
+        missed: the claims that should have turned red and did not.
+        fault: why the control could not be checked; empty if it was checked.
     """
 
     control: Control
@@ -60,10 +64,10 @@ class Check:
 
 @dataclass(slots=True)
 class Report:
-    """Everything that was found.
+    """The result of a verification.
 
     Attributes:
-        uncovered: (runtime, claim) for which no control turned a probe red, after a self-test.
+        uncovered: each (runtime, claim) whose probe no control turned red. Filled by a self-test only.
     """
 
     runtimes: tuple[str, ...]
@@ -81,7 +85,7 @@ Progress = Callable[[str], None]
 
 
 class Laboratory:
-    """One runtime of this host, ready to examine kernels on it. Use ``laboratory``."""
+    """Starts kernels under one runtime of this host and probes them. Create one with ``laboratory``."""
 
     def __init__(self, instance: Instance, bait: Bait) -> None:
         self.instance = instance
@@ -96,14 +100,14 @@ class Laboratory:
     async def subject(
         self, config: KernelConfig | None = None, *, whole: bool = True, deserted: bool = False
     ) -> AsyncIterator[Subject]:
-        """Start a kernel to be examined, and end it.
+        """Start a kernel to probe, and stop it when the context ends.
 
         Args:
-            config: another than the host's own.
+            config: replaces the instance's own configuration.
             whole, deserted: see ``Subject``.
 
         Raises:
-            KernelStartError, EngineError: see ``Kernel.start``.
+            KernelStartError, EngineError: see ``startup.start``.
         """
         kernel = await self.instance.start_kernel(config)
         try:
@@ -120,7 +124,7 @@ class Laboratory:
             await kernel.stop()
 
     async def examine(self, claims: Sequence[Claim], progress: Progress = lambda _: None) -> list[Finding]:
-        """Probe each claim: the harmless ones first; a kernel that an attack has ended is followed by another."""
+        """Probe each claim, the harmless ones first. Start another kernel whenever an attack killed the last one."""
         findings: list[Finding] = []
         waiting = deque(_harmless_first(claims))
         while waiting:
@@ -135,7 +139,7 @@ class Laboratory:
         return findings
 
     async def check(self, control: Control, scenery: Scenery) -> Check:
-        """Probe a container that lacks a defence: all that is harmless, and the attacks that must turn red."""
+        """Probe a negative control: every harmless claim, and those attack claims that must turn red."""
         reds: dict[str, str] = {}
         wanted = control.reds[self.runtime]
         waiting = deque(claim for claim in _harmless_first(CLAIMS) if not claim.attacks or claim.name in wanted)
@@ -151,11 +155,11 @@ class Laboratory:
                         if not found.holds:
                             reds[claim.name] = found.evidence
         except CellblockError as error:
-            return Check(control, self.runtime, reds, (), f"it could not be started: {error.message}")
+            return Check(control, self.runtime, reds, (), f"the control could not be checked: {error.message}")
         return Check(control, self.runtime, reds, tuple(name for name in wanted if name not in reds))
 
     async def _again(self, claim: Claim) -> Finding:
-        """Repeat an attack, each time on a fresh kernel and beside a neighbour whose quiet latency is measured anew."""
+        """Repeat an attack, each time on a new kernel, and measure the neighbour's quiet latency again."""
         for attempt in range(2, _ATTEMPTS + 1):
             assert self.neighbour is not None
             self.neighbour.quiet_p99 = 0.0
@@ -175,21 +179,21 @@ def _harmless_first(claims: Sequence[Claim]) -> list[Claim]:
 
 
 async def _probe(claim: Claim, subject: Subject) -> Verdict:
-    """What cannot be found out does not hold."""
+    """Return the claim's verdict. A claim whose probe cannot run does not hold."""
     try:
         return await claim.probe(subject)
     except (CellblockError, ProbeError) as error:
-        return Verdict(False, f"the probe could not be run: {error}"[:500])
+        return Verdict(False, f"the probe could not run: {error}"[:500])
 
 
 @contextlib.asynccontextmanager
 async def laboratory(settings: Settings, runtime: str) -> AsyncIterator[Laboratory]:
-    """Open an instance on one runtime, lay out the bait, and start a neighbour.
+    """Open an instance on one runtime, set up the bait, and start a neighbour.
 
     Raises:
-        EngineError, KernelStartError: kernels cannot be started here.
+        EngineError, KernelStartError: this host cannot start kernels.
     """
-    # The audit log is of what happens to agents' kernels; what is done here on purpose would bury it.
+    # The audit log records agents' kernels. Hundreds of deliberate attacks would hide those entries.
     chosen = settings.model_copy(update={"runtime": runtime, "warm_kernels": 0, "audit_log": "off"})
     policy = Policy.load(chosen.policy)
     with _bait() as bait:
@@ -225,11 +229,11 @@ async def _scenery(bench: Laboratory) -> AsyncIterator[Scenery]:
     try:
         await engine.retry(lambda: engine.client.api.create_network(name, driver="bridge", internal=True))
     except CellblockError:
-        made = False  # then the control that needs it says so
+        made = False  # the control that needs the network reports the failure
     uid = (await bench.neighbour.fact("identity"))["uids"][0]
-    with scenery(name, uid) as laid_out:
+    with scenery(name, uid) as prepared:
         try:
-            yield laid_out
+            yield prepared
         finally:
             if made:
                 await engine.retry(engine.client.api.remove_network, name)
@@ -238,16 +242,16 @@ async def _scenery(bench: Laboratory) -> AsyncIterator[Scenery]:
 async def check_controls(
     bench: Laboratory, controls: Sequence[Control], progress: Progress = lambda _: None
 ) -> list[Check]:
-    """Examine those of the controls that this runtime has, a few at a time."""
+    """Check the controls that exist under this runtime, a few at a time."""
     gate = asyncio.Semaphore(_AT_ONCE)
 
     async def one(control: Control) -> Check:
         async with gate:
-            check = await bench.check(control, laid_out)
+            check = await bench.check(control, prepared)
             progress(control.name)
             return check
 
-    async with _scenery(bench) as laid_out, asyncio.TaskGroup() as group:
+    async with _scenery(bench) as prepared, asyncio.TaskGroup() as group:
         tasks = [group.create_task(one(control)) for control in controls if bench.runtime in control.reds]
     return [task.result() for task in tasks]
 
@@ -255,10 +259,10 @@ async def check_controls(
 async def verify(
     settings: Settings, runtimes: Sequence[str], *, self_test: bool = False, progress: Progress = lambda _: None
 ) -> Report:
-    """Probe every claim under each runtime; with ``self_test``, the probes themselves too.
+    """Probe every claim under each runtime. With ``self_test``, also test the probes on the negative controls.
 
     Raises:
-        EngineError, KernelStartError: kernels cannot be started here.
+        EngineError, KernelStartError: this host cannot start kernels.
     """
     report = Report(tuple(runtimes))
     for runtime in runtimes:

@@ -1,7 +1,7 @@
-"""Hostile cells: each takes over its kernel's own wire and sends what no honest kernel would. Text, run in sandboxes.
+"""Hostile cells, as text that runs in sandboxes: each uses its kernel's own connections to send invalid messages.
 
-``wire(number)`` is the raw connection of a channel (1 shell, 2 iopub, 4 control); ``signed`` makes the frames of a
-message with a genuine signature, since the key lies in the kernel's own connection file.
+``wire(number)`` returns the raw connection of a channel (1 shell, 2 iopub, 4 control). ``signed`` returns the frames of
+a message with a valid signature: the key is in the kernel's own connection file.
 """
 
 from __future__ import annotations
@@ -44,33 +44,33 @@ print("attacking", flush=True)
 time.sleep(0.1)
 """
 
-# Each leaves the guard with more than a message, a connection or a client may have: the kernel is cut off.
+# Each exceeds a limit on a message or a connection: the guard disconnects the kernel.
 EXCESS = {
     "an endless message of large frames": "send(frame(bytes(65536), True))",
     "an endless message of empty frames": "send(b'\\1\\0' * 32768)",
     "a frame announced with 2**62 bytes": "once(b'\\2' + struct.pack('>Q', 2**62) + bytes(1000))",
     "a header of 100 MB": "once(frame(b't', True) + frame(b'<IDS|MSG>', True) + frame(bytes(10**8), True))",
 }
-# Each breaks the protocol: cut off too.
+# Each violates the protocol: the guard disconnects the kernel too.
 VIOLATION = {
     "millions of empty messages": "send(b'\\0\\0' * 32768)",
     "unsigned messages": "send(signed('stream', b'{{}}').replace(b'stream', b'strxam') * 50)",
     "unknown flags": "once(b'\\xff' * 1000)",
     "commands": "send(b'\\4\\x0a\\4PING' + bytes(5))",
 }
-# Each forges the end of its own cell, and goes on.
+# Each forges the end of its own cell and continues to run.
 FORGERY = {
     "a reply and an idle": (
         'once(signed(\'execute_reply\', b\'{{"status": "ok", "execution_count": 1}}\'), number=1)\n'
         "once(signed('status', b'{{\"execution_state\": \"idle\"}}'))\n"
         "time.sleep(0.3)"
     ),
-    "a reply that says another thing": (
+    "a reply that contradicts the true one": (
         "once(signed('execute_reply', b'{{\"status\": \"aborted\"}}'), number=1)\ntime.sleep(0.3)"
     ),
     "two idles": "once(signed('status', b'{{\"execution_state\": \"idle\"}}') * 2)",
 }
-# Each sends what is taken, dropped or cut short; the kernel goes on if it still can.
+# Each sends messages that the guard accepts, drops or truncates; the kernel may survive.
 BOUNDED = {
     "text that grows in memory": (
         'wide = b\'{{"name": "stdout", "text": "\' + b\'x\' * 900_000 + chr(0x1f600).encode() + b\'"}}\'\n'
@@ -78,7 +78,7 @@ BOUNDED = {
         "send(signed('stream', wide) + signed('display_data', large))"
     ),
     "tiny messages of this cell": 'send(signed(\'stream\', b\'{{"name": "stdout", "text": "x"}}\') * 100)',
-    "messages for nobody": 'send(signed(\'stream\', b\'{{"name": "stdout", "text": "x"}}\', \'nobody\') * 100)',
+    "messages without a request": 'send(signed(\'stream\', b\'{{"name": "stdout", "text": "x"}}\', \'none\') * 100)',
     "a slow drip": (
         "out, size, end = wire(2), 1 << 20, time.monotonic() + {seconds}\n"
         "out.sendall(b'\\2' + struct.pack('>Q', size))\n"
@@ -107,5 +107,5 @@ BOUNDED = {
 
 
 def cell(attack: str, seconds: float) -> str:
-    """Return the cell of an attack that goes on for ``seconds``, unless it is ended."""
+    """Return the code of a cell that attacks for ``seconds``."""
     return (_TOOLS + attack).format(seconds=seconds)

@@ -1,4 +1,4 @@
-"""One kernel: its wire, its start and end, and what travels over the wire.
+"""One kernel: its wire, its start and end, and the requests that travel over the wire.
 
-The one room that speaks Jupyter's protocol. It never decides who gets a kernel.
+Only this room speaks Jupyter's protocol. It never decides who gets a kernel.
 """

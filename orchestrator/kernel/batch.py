@@ -1,4 +1,4 @@
-"""What a kernel publishes at once: several messages in one frame. Pure; the frame is hostile."""
+"""Batch: several messages that a kernel publishes in one frame. Pure; the frame is hostile."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _COUNT = struct.Struct(">H")
 
 
 class Batch:
-    """Messages one after another, each with how many frames it has, the bytes of each (big-endian), and the frames.
+    """Messages one after another: of each the number of frames, the size of each frame (big-endian), and the frames.
 
-    They are taken out one by one: a frame of small ones would else hold the loop.
+    They are unpacked one at a time, so that a frame of many small messages does not hold the event loop.
     """
 
     def __init__(self, packed: bytes) -> None:
@@ -21,7 +21,7 @@ class Batch:
         self._at = 0
 
     def next(self) -> list[bytes] | None:
-        """Return the next message's frames; None after the last. What is no message is the last, as a single frame."""
+        """Return the next message's frames; None after the last. Bytes that are no message count as one last frame."""
         packed, at = self._packed, self._at
         if at == len(packed):
             return None
@@ -33,7 +33,7 @@ class Batch:
         ends = list(itertools.accumulate(sizes, initial=at + _COUNT.size + 4 * len(sizes)))
         broken = not sizes or ends[-1] > len(packed)
         self._at = ends[-1]
-        if broken or self._at == len(packed):  # the last: not to be kept while it is handled
+        if broken or self._at == len(packed):  # the last: free the frame before it is handled
             self._packed, self._at = b"", 0
         if broken:
             return [packed[at:]]

@@ -1,13 +1,12 @@
-"""A session's state out of a kernel, and into a fresh one, as bytes that nobody on this side looks into.
+"""Moves a session's state out of a kernel and into a fresh one, as bytes that the host never looks into.
 
-The kernel captures or loads it where it runs cells, and code of the session runs with it: it is bounded like a cell.
-Its pieces travel on the control channel meanwhile, one at a time.
+The kernel saves or loads the state where it runs cells, and runs code of the session for it, so it is bounded like a
+cell. Meanwhile the pieces travel over the control channel, one at a time.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -15,14 +14,14 @@ from typing import Any, Literal
 
 from orchestrator.errors import CheckpointStateError
 from orchestrator.kernel.channel import Message
+from orchestrator.kernel.interruption import Interruption
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.kernel.translate import text
 from orchestrator.limits import MIB, Deadline
+from orchestrator.outcome import Outcome
 
 PIECE = MIB  # bytes
-_ATTEMPTS = 2  # the second leaves out, or replaces, what the first could not do
-_GRACE = 3.0  # seconds from the first interrupt of a kernel that takes too long until it is killed
-_INTERRUPT_AGAIN = 0.25  # seconds: the first may come before there is something to interrupt
+_ATTEMPTS = 2  # the second one leaves out or replaces what the first could not save or load
 _MOST_LOST = 1001  # entries that a kernel may report
 _LONGEST = 300  # characters of each of their texts
 
@@ -31,18 +30,19 @@ Write = Callable[[bytes], Awaitable[None]]
 
 
 async def save_state(kernel: Kernel, begin: Callable[[], Awaitable[Write]], timeout: float) -> Losses:
-    """Have the kernel capture its state.
+    """Have the kernel save its state, and pass the pieces on.
 
     Args:
-        begin: called before each attempt; returns what takes the pieces, and may raise to end it.
-        timeout: seconds.
+        begin: called before each attempt; returns a function that is awaited with each piece. Both may raise, which
+            ends the transfer.
+        timeout: seconds for everything.
 
     Returns:
-        What could not be captured: ``{"name", "kind", "reason"}`` each.
+        What could not be saved: ``{"name", "kind", "reason"}`` each.
 
     Raises:
-        CheckpointStateError: it failed or took too long. A kernel that did not heed its interrupt was killed.
-        KernelDiedError: the kernel went away.
+        CheckpointStateError: it failed or took too long. A kernel that ignored its interrupts was killed.
+        KernelDiedError: the kernel died.
     """
     deadline = Deadline(timeout)
     for _ in range(_ATTEMPTS):
@@ -58,14 +58,15 @@ async def load_state(kernel: Kernel, pieces: Callable[[], AsyncIterator[bytes]],
     """Have a fresh kernel load a state.
 
     Args:
-        pieces: called for each attempt.
+        pieces: called before each attempt; returns the pieces of the state.
+        timeout: seconds for everything.
         timeout: seconds.
 
     Returns:
-        What could not be loaded, although it had been captured.
+        What had been saved and could not be loaded.
 
     Raises:
-        CheckpointStateError, KernelDiedError: as for ``save_state``; the kernel is no use then.
+        CheckpointStateError, KernelDiedError: as for ``save_state``. Discard the kernel then.
     """
     deadline = Deadline(timeout)
     for attempt in range(_ATTEMPTS):
@@ -107,15 +108,14 @@ async def _move(
 
 
 async def _release(kernel: Kernel, request: asyncio.Task[Message]) -> None:
-    """Interrupt a kernel that is still at it, so that its session can go on; kill it when it does not heed that."""
-    deadline = Deadline(_GRACE)
-    while not request.done() and kernel.is_alive and deadline.remaining() > 0:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_INTERRUPT_AGAIN):
-                await kernel.interrupt()
-        await asyncio.wait({request}, timeout=_INTERRUPT_AGAIN)
-    if not request.done() and kernel.is_alive:
-        kernel.kill("timeout")
+    """Interrupt a kernel that still saves or loads, so that its session can go on; kill it if it ignores that."""
+    interruption = Interruption(kernel, lambda: not request.done() and kernel.is_alive)
+    try:
+        interruption.stop(kill=partial(kernel.kill, Outcome.TIMEOUT))
+        await asyncio.wait({request})
+        await interruption.settled()
+    finally:
+        interruption.cancel()
 
 
 async def _take(kernel: Kernel, transfer: str, write: Write, deadline: Deadline) -> None:
@@ -132,7 +132,7 @@ async def _take(kernel: Kernel, transfer: str, write: Write, deadline: Deadline)
 
 
 async def _give(kernel: Kernel, transfer: str, pieces: AsyncIterator[bytes]) -> None:
-    """Send the pieces. A kernel that has stopped loading takes the rest and forgets it."""
+    """Send the pieces. A kernel that has stopped loading takes the rest and drops it."""
     async for piece in pieces:
         await _offer(kernel, {"transfer": transfer, "last": False}, (piece,))
     await _offer(kernel, {"transfer": transfer, "last": True}, ())

@@ -1,7 +1,7 @@
-"""Files into and out of a live kernel, over its control channel, so that it works while a cell runs.
+"""Copies files into and out of a live kernel over its control channel, also while a cell runs.
 
-Pieces are bounded, and sent one after another: the host holds one piece at a time. A file appears at its destination
-whole or not at all: on either side it is written under another name first.
+The host holds one bounded piece at a time. A file appears at its destination whole or not at all, since both sides
+write it under another name first.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _REPLY_TIMEOUT = 30.0  # seconds for one piece; a sandbox under memory pressure 
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """A file that travelled: its bytes, and their SHA-256."""
+    """A file that was copied: its size in bytes, and its SHA-256."""
 
     size: int
     sha256: str
@@ -36,11 +36,11 @@ async def put_file(kernel: Kernel, source: Path | bytes, destination: str) -> Tr
     """Copy a file of the host, or bytes, into the sandbox.
 
     Args:
-        destination: path inside; relative ones start at the working directory. Missing folders are made.
+        destination: path inside; a relative one starts at the working directory. Missing folders are created.
 
     Raises:
-        FileTransferError: the source cannot be read, or the destination not written; nothing is left there.
-        KernelDiedError: the kernel went away.
+        FileTransferError: the source cannot be read, or the destination cannot be written. Nothing is left there.
+        KernelDiedError: the kernel died.
     """
     path = _inside(destination)
     partial = str(PurePosixPath(path).with_name(f".{secrets.token_hex(4)}.part"))
@@ -55,16 +55,16 @@ async def get_file(kernel: Kernel, source: str, destination: Path, limit: int) -
     """Copy a file of the sandbox to the host.
 
     Args:
-        source: path inside; relative ones start at the working directory.
-        limit: bytes that are taken at most: a sandbox could send for ever.
+        source: path inside; a relative one starts at the working directory.
+        limit: bytes that the file may have; a sandbox could send without end.
 
     Raises:
-        FileTransferError: it cannot be read, is larger than ``limit``, or the destination cannot be written.
-        KernelDiedError: the kernel went away.
+        FileTransferError: the file cannot be read or is larger than ``limit``, or the destination cannot be written.
+        KernelDiedError: the kernel died.
     """
     path = _inside(source)
     if not destination.name:
-        raise FileTransferError(f"{destination} is no name for a file.", path=str(destination))
+        raise FileTransferError(f"{destination} is not the path of a file.", path=str(destination))
     partial = destination.with_name(f".{secrets.token_hex(4)}.part")
     try:
         handle = await asyncio.to_thread(open, partial, "xb")
@@ -100,7 +100,7 @@ async def _send(kernel: Kernel, source: Path | bytes, partial: str, path: str) -
 
 
 async def _read(source: Path | bytes) -> AsyncIterator[tuple[bytes, bool]]:
-    """Yield (piece, whether it is the last); an empty file is one empty piece."""
+    """Yield each piece, and whether it is the last. An empty file is one empty piece."""
     if isinstance(source, bytes):
         for start in range(0, max(len(source), 1), PIECE):
             yield source[start : start + PIECE], start + PIECE >= len(source)
@@ -136,7 +136,7 @@ async def _pieces(kernel: Kernel, path: str, named: str, limit: int) -> AsyncIte
                 f"{named!r} is larger than {limit} bytes.", path=named, remedy="Pass a larger limit to get_file."
             )
         yield piece
-        if len(piece) < PIECE:  # the end; a kernel that trickles could go on for ever
+        if len(piece) < PIECE:  # the end; a kernel that sends little at a time could go on without end
             return
 
 
@@ -159,7 +159,7 @@ async def _ask(
 
 
 async def _discard(kernel: Kernel, partial: str) -> None:
-    """Best effort: with the kernel gone, so is the file."""
+    """Remove an unfinished file in the sandbox, unless the kernel is gone, and the file with it."""
     if kernel.is_alive:
         kernel.forget(kernel.send("control", "file_remove_request", {"path": partial}, lambda _message: None))
 
@@ -178,7 +178,7 @@ def _settle(partial: Path, destination: Path) -> None:
 
 
 def _inside(path: str) -> str:
-    """Check a path of the sandbox. Where it leads inside does not matter: the sandbox is the boundary."""
+    """Check a path in the sandbox. It may lead anywhere there: the sandbox is the boundary."""
     pure = PurePosixPath(path)
     if not pure.name or not path.isprintable() or len(path.encode("utf-8", "replace")) > 4096:
         raise FileTransferError("a path in the sandbox must be printable, and not empty.", path=repr(path))

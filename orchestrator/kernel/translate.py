@@ -1,4 +1,4 @@
-"""From Jupyter's messages to output events. Pure. Whatever is not as the protocol says is dropped, never believed."""
+"""Translates Jupyter's messages into output events. Pure. It drops everything that does not follow the protocol."""
 
 from __future__ import annotations
 
@@ -28,27 +28,28 @@ _DEEPEST = 64  # levels of nesting in a mime bundle; far above any real one, far
 OUTPUT_KINDS = frozenset(("stream", "display_data", "update_display_data", "execute_result", "error", "clear_output"))
 _COMM_KINDS = frozenset(("comm_open", "comm_msg", "comm_close"))
 _LONGEST_PROMPT = 10_000  # characters
-_LONGEST_ERROR = 64 * 1024  # characters that a reply's own account of an error is kept to
+_LONGEST_ERROR = 64 * 1024  # characters that are kept of each text of an error in a reply
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What is kept of an ``execute_reply``: its number, and the error unless all went well."""
+    """What is kept of an ``execute_reply``: its execution count, and its error if it has one."""
 
     count: int | None
     error: ErrorOutput | None
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Self:
+        """Return what is kept of a reply's content."""
         error = None if content.get("status") == "ok" else to_error(content)
-        if error is not None:  # mostly the error's own message has come before, and counted; this one is a second copy
+        if error is not None:  # mostly a copy of an error message that has come and was counted
             lines = tuple(line[:_LONGEST_ERROR] for line in error.traceback[-_REPLY_LINES:])
             error = ErrorOutput(error.ename[:_LONGEST_ERROR], error.evalue[:_LONGEST_ERROR], lines)
         return cls(count(content.get("execution_count")), error)
 
 
 def to_event(kind: str, content: Mapping[str, Any]) -> OutputEvent | None:
-    """Translate one iopub message; None for kinds that are no output, and for what is malformed."""
+    """Return the event of an iopub message; None for kinds that are no output, and for malformed ones."""
     match kind:
         case "stream":
             name = content.get("name")
@@ -73,15 +74,17 @@ def to_event(kind: str, content: Mapping[str, Any]) -> OutputEvent | None:
 
 
 def left_out(content: Mapping[str, Any]) -> int:
-    """Return the bytes that the kernel itself left out of an output, since no message may be so large."""
+    """Return how many bytes the kernel left out of an output that was too large for a message."""
     return count(content.get("left_out")) or 0
 
 
 def to_input_request(content: Mapping[str, Any]) -> InputRequest:
+    """Return the question of an ``input_request``."""
     return InputRequest(text(content.get("prompt"))[:_LONGEST_PROMPT], content.get("password") is True)
 
 
 def to_error(content: Mapping[str, Any]) -> ErrorOutput:
+    """Return the error of an ``error`` message or a reply."""
     lines = content.get("traceback")
     return ErrorOutput(
         ename=text(content.get("ename")),
@@ -91,11 +94,12 @@ def to_error(content: Mapping[str, Any]) -> ErrorOutput:
 
 
 def count(value: object) -> int | None:
+    """Return a number that every JSON reader can take; None for anything else."""
     return value if type(value) is int and 0 <= value < 2**53 else None
 
 
 def text(value: object) -> str:
-    """Return a string that every encoder can take: lone surrogates become question marks."""
+    """Return a string that every encoder can take: lone surrogates become question marks, other values \"\"."""
     if not isinstance(value, str):
         return ""
     if value.isascii():
@@ -128,7 +132,7 @@ def _bundle(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def _fits(mime: str, item: object) -> bool:
-    """Whether nbformat takes the item: anything under a JSON type, text under any other."""
+    """Return whether nbformat takes the item: any value under a JSON type, text under any other."""
     return isinstance(item, str) or mime == "application/json" or mime.endswith("+json")
 
 

@@ -1,4 +1,4 @@
-"""ZMTP 3.0 with the NULL mechanism, the host's end of it: no byte of a sandbox is parsed by C code. Pure."""
+"""The host's end of ZMTP 3.0 with the NULL mechanism, so that no C code parses a sandbox's bytes. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FRAMES_BOUND = 64  # per message; Jupyter's have six or seven, file transfers on
 
 
 class Violation(Exception):
-    """The kernel broke the protocol, or with ``excess`` the bounds of what it may send."""
+    """The kernel broke the protocol, or with ``excess`` exceeded a bound."""
 
     def __init__(self, reason: str, *, excess: bool = False) -> None:
         super().__init__(reason)
@@ -26,15 +26,15 @@ class Violation(Exception):
 
 
 class Parser:
-    """Parses what a peer sends: ``feed`` takes bytes as they come, ``next`` gives one whole message at a time.
+    """Parses what a peer sends: ``feed`` takes bytes as they come, ``next`` returns one whole message at a time.
 
-    A call of ``next`` does the work of one message at most, whatever was fed: who calls decides how long it goes on.
+    A call of ``next`` does the work of at most one message, however much was fed, so the caller can pause between two.
 
     Attributes:
-        ready: whether the handshake is over on the peer's side.
+        ready: whether the peer has completed its handshake.
 
     Args:
-        bound: what one message may weigh: the bytes of its frames, and 64 for each.
+        bound: what one message may weigh: the bytes of its frames, and 64 for each frame.
     """
 
     def __init__(self, bound: int) -> None:
@@ -47,6 +47,7 @@ class Parser:
         self._weight = 0
 
     def feed(self, data: bytes | memoryview) -> None:
+        """Take bytes. They are copied."""
         del self._buffer[: self._at]
         self._at = 0
         self._buffer += data
@@ -55,11 +56,11 @@ class Parser:
         """Return the frames of the next whole message; None until more is fed.
 
         Raises:
-            Violation: it is not ZMTP 3 with the NULL mechanism, or a message exceeds its bounds: as its heads announce
-                it, before its bytes are there.
+            Violation: it is not ZMTP 3 with the NULL mechanism, or a message exceeds a bound. The announced size of a
+                frame decides, before its bytes have arrived.
         """
         if self._at == len(self._buffer):
-            self.clear()  # of a large message nothing is to stay
+            self.clear()  # free the buffer of a large message
         if not self._greeted and not self._greet():
             return None
         while (head := self._head()) is not None:
@@ -81,7 +82,7 @@ class Parser:
         return None
 
     def clear(self) -> None:
-        """Let go of what was fed and is not parsed yet."""
+        """Drop what was fed and is not parsed yet."""
         self._buffer, self._at = bytearray(), 0
 
     def _greet(self) -> bool:
@@ -96,7 +97,7 @@ class Parser:
         return True
 
     def _head(self) -> tuple[int, int, int] | None:
-        """Return flags and length of the frame that begins here, and where its body does."""
+        """Return the flags and length of the next frame, and where its body begins; None until they have arrived."""
         buffer, at = self._buffer, self._at
         present = len(buffer) - at
         if present < 1:
@@ -131,7 +132,7 @@ def ready(socket_type: str, identity: bytes = b"") -> bytes:
 
 
 def encode(frames: Sequence[bytes]) -> bytes:
-    """Return a message as it is sent."""
+    """Return the bytes of a message."""
     parts: list[bytes] = []
     for left, frame in enumerate(frames, 1 - len(frames)):
         flags, size = _MORE if left else 0, len(frame)

@@ -1,1 +1,1 @@
-"""What an operator sees and does: usage, the overview and the control socket. It never decides for an agent."""
+"""Usage samples, the overview of a manager and its control socket, for operators. Never acts on its own behalf."""

@@ -1,7 +1,7 @@
-"""The control socket: how `cellblock ps` and `cellblock top` see into a running manager, and stop what it runs.
+"""The control socket: lets `cellblock ps` and `cellblock top` inspect a running manager and stop its cells and kernels.
 
-A unix socket in the instance's own folder, which only its user can enter; no sandbox has it. One request, one reply,
-each a line of JSON.
+It is a unix socket in the instance's own folder, which only its user can enter; no sandbox can reach it. Each
+connection carries one request and one reply, each a line of JSON.
 """
 
 from __future__ import annotations
@@ -15,25 +15,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.container.folders import instance_folders, instance_of
 from orchestrator.errors import SettingsError
+from orchestrator.limits import MIB
 
 _log = logging.getLogger(__name__)
 _NAME = "control.sock"
-_LONGEST = 16 * 1024 * 1024  # bytes of a line
-_TIMEOUT = 5.0  # seconds for a request to come in, and for its reply to be taken
+_LONGEST = 16 * MIB  # the longest line, in bytes
+_TIMEOUT = 5.0  # seconds to receive a request, and seconds to send its reply
 
 Command = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
-    """The control socket of one running instance."""
+class ControlClient:
+    """Sends requests to the control socket of one instance.
+
+    Attributes:
+        instance: the instance's id.
+        path: the socket.
+    """
 
     instance: str
     path: Path
 
     async def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any] | None:
-        """Send a request; None where nobody answers within ``timeout`` seconds: the instance has ended, or hangs."""
+        """Send a request and return the reply; None if none comes within ``timeout`` seconds (it ended, or hangs)."""
         try:
             async with asyncio.timeout(timeout):
                 reader, writer = await asyncio.open_unix_connection(self.path, limit=_LONGEST)
@@ -48,16 +55,20 @@ class Door:
         return reply if isinstance(reply, dict) else None
 
 
-def doors(state: Path) -> list[Door]:
-    """Return the control sockets of all instances that have their folder in ``state``."""
-    return [Door(path.parent.name.removeprefix("i-"), path) for path in sorted(state.glob(f"i-*/{_NAME}"))]
+def control_clients(state: Path) -> list[ControlClient]:
+    """Return a client for each instance that has a control socket in its folder in ``state``."""
+    return [
+        ControlClient(instance_of(folder), folder / _NAME)
+        for folder in instance_folders(state)
+        if (folder / _NAME).exists()
+    ]
 
 
 class ControlSocket:
-    """Answers requests, each ``{"do": NAME, …}``, with what the command of that name returns.
+    """Serves commands: a request ``{"do": NAME, …}`` is answered with what the command of that name returns.
 
     Args:
-        commands: by name. One that raises ValueError refuses the request, in its words.
+        commands: the commands by name. If one raises ValueError, the reply is ``{"error": MESSAGE}``.
     """
 
     def __init__(self, commands: dict[str, Command]) -> None:
@@ -65,22 +76,23 @@ class ControlSocket:
         self._server: asyncio.Server | None = None
 
     async def listen(self, folder: Path) -> None:
-        """Begin to answer.
+        """Create the socket in ``folder`` and start to serve requests.
 
         Raises:
-            SettingsError: the socket cannot be made.
+            SettingsError: the socket cannot be created.
         """
         path = folder / _NAME
         try:
             self._server = await asyncio.start_unix_server(self._serve, path, limit=_LONGEST)
         except OSError as error:
             raise SettingsError(
-                f"the control socket {path} cannot be made: {error}.",
-                remedy="Set CELLBLOCK_STATE_DIR to a shorter path, of a folder that has room.",
+                f"the control socket {path} cannot be created: {error}.",
+                remedy="Set CELLBLOCK_STATE_DIR to a folder with a shorter path and free space.",
             ) from error
         path.chmod(0o600)
 
     async def close(self) -> None:
+        """Stop serving. Idempotent."""
         if self._server is not None:
             self._server.close()
 
@@ -104,7 +116,7 @@ class ControlSocket:
             request = json.loads(line)
             command = self._commands[request["do"]]
         except (ValueError, RecursionError, KeyError, TypeError):
-            return {"error": f"a request is a line of JSON: {{'do': one of {', '.join(self._commands)}}}"}
+            return {"error": f'a request is a line of JSON, {{"do": NAME}}, with one of: {", ".join(self._commands)}'}
         try:
             return await command(request)
         except ValueError as error:

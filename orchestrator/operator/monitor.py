@@ -1,6 +1,6 @@
-"""Monitor: what every kernel uses, sampled each second, and who comes near its limit.
+"""Monitor: samples the resource use of every kernel each second, and records kernels near their memory limit.
 
-Measured (`make usage`): with 100 waiting kernels, sampled each second, all of the host's process takes 1.7 % of a core.
+Measured with `make usage`: with 100 idle kernels the whole host process uses 1.7 % of a core.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import MIB, KernelResourceLimits
 
 INTERVAL = 1.0  # seconds between two samples of a kernel
-_SHORTEST = 0.2  # seconds over which CPU use is computed at least
+_SHORTEST = 0.2  # the shortest span in seconds over which CPU use is computed
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One kernel at one moment; ``cpu_percent`` of one core, since the sample before."""
+    """The resource use of one kernel at one moment.
+
+    Attributes:
+        cpu_percent: percent of one core used since the previous sample.
+    """
 
     usage: Usage
     cpu_percent: float
@@ -43,17 +47,21 @@ class Sample:
 
 
 class Monitor:
-    """Samples kernels.
+    """Samples the resource use of kernels.
 
     Args:
-        kernels: called for each round; returns those that live.
+        kernels: returns the live kernels. ``run`` calls it before each round.
+        memory_mb: the memory limit of each kernel, in MiB.
+        warn_percent: the percentage of that limit from which on a kernel counts as near it.
 
     Attributes:
-        latest: the last sample of each living kernel, by kernel id.
+        latest: the last sample of each live kernel, by kernel id.
     """
 
-    def __init__(self, kernels: Callable[[], Sequence[Kernel]]) -> None:
+    def __init__(self, kernels: Callable[[], Sequence[Kernel]], memory_mb: int, warn_percent: float) -> None:
         self._kernels = kernels
+        self._memory_limit = memory_mb * MIB
+        self._warn_from = self._memory_limit * warn_percent / 100
         self._warned: set[str] = set()
         self.latest: dict[str, Sample] = {}
 
@@ -62,9 +70,9 @@ class Monitor:
         while True:
             await asyncio.sleep(INTERVAL)
             kernels = self._kernels()
-            living = {kernel.kernel_id for kernel in kernels}
-            self._warned &= living
-            for kernel_id in [known for known in self.latest if known not in living]:
+            live = {kernel.kernel_id for kernel in kernels}
+            self._warned &= live
+            for kernel_id in [known for known in self.latest if known not in live]:
                 del self.latest[kernel_id]
             unseen = []
             for kernel in kernels:
@@ -76,10 +84,10 @@ class Monitor:
             await asyncio.gather(*map(self._ask, unseen))
 
     async def sample(self, kernel: Kernel) -> Sample:
-        """Measure one kernel now.
+        """Measure one kernel now and return the sample.
 
         Raises:
-            EngineError: the host's cgroups cannot be read, and the engine does not answer.
+            EngineError: neither the host's cgroups nor the engine can be read.
         """
         usage = await kernel.measure()
         last = self.latest.get(kernel.kernel_id)
@@ -105,11 +113,10 @@ class Monitor:
         return sample
 
     def _watch_memory(self, kernel: Kernel, usage: Usage) -> None:
-        """Note in the audit log when a kernel comes near its memory limit, once until it is far from it again."""
-        limit = kernel.limits.max_memory_mb * MIB
-        near = usage.memory >= limit * kernel.policy.limits.warn_percent / 100
+        """Record in the audit log that a kernel is near its memory limit, once per approach."""
+        near = usage.memory >= self._warn_from
         if near and kernel.kernel_id not in self._warned:
             self._warned.add(kernel.kernel_id)
-            kernel.note("kernel.near_memory_limit", memory=usage.memory, limit=limit)
+            kernel.note("kernel.near_memory_limit", memory=usage.memory, limit=self._memory_limit)
         elif not near:
             self._warned.discard(kernel.kernel_id)

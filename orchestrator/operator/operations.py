@@ -1,4 +1,4 @@
-"""What an operator at a terminal may see of a running manager, and do to it. See ``controlsocket``."""
+"""What an operator can see and do in a running manager, as commands for ``controlsocket``."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ from orchestrator.sessions.session import KernelSession
 
 
 class EndSession(Protocol):
-    """Called to kill a session's kernel: ``AgentKernelManager.end_session``."""
+    """Ends a session: ``AgentKernelManager.end_session``."""
 
     def __call__(self, agent_id: str, *, reason: str) -> Awaitable[bool]: ...
 
 
 class Operations:
-    """The commands of one manager's control socket."""
+    """Implements the commands of one manager's control socket.
+
+    Args:
+        limits: the limits that usage is shown beside.
+        instance: returns the description of the instance. ``overview`` calls it.
+        end_session: ends the session whose kernel an operator kills.
+    """
 
     def __init__(
         self,
@@ -41,10 +47,11 @@ class Operations:
         self._end_session = end_session
 
     def commands(self) -> dict[str, Command]:
+        """Return the commands by name."""
         return {"overview": self._overview, "interrupt": self._interrupt, "kill": self._kill}
 
     def overview(self) -> dict[str, Any]:
-        """Return the instance, its pool, and a row for each kernel. Never code or outputs."""
+        """Return the instance, its pool, and one row per kernel. It never contains code or outputs."""
         kernels = [self._row(resource) for resource in self._pool.kernels.values() if resource.kernel is not None]
         return {**self._instance(), "pool": self._pool.counts(), "kernels": kernels}
 
@@ -57,7 +64,7 @@ class Operations:
         state = "ready" if session is None else "busy" if cell is not None else "idle"
         return {
             "kernel_id": resource.kernel_id,
-            "container": kernel.container.name,
+            "container": kernel.container_name,
             "runtime": kernel.runtime,
             "state": "ending" if resource.is_shutting_down or not kernel.is_alive else state,
             "agent": None if session is None else session.agent_id,
@@ -87,5 +94,5 @@ class Operations:
     def _known(self, request: dict[str, Any]) -> KernelSession:
         session = self._session_of(str(request.get("kernel")))
         if session is None:
-            raise InvalidInputError("no agent has this kernel.")
+            raise InvalidInputError("no session has this kernel.")
         return session

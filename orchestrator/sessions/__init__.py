@@ -1,4 +1,4 @@
-"""The sessions of one manager: who has which one, what of it outlives a kernel or the process, and when it sleeps.
+"""The sessions of one manager: which agent has which session, when it sleeps, and what outlives its kernel and process.
 
 It never starts or ends a container itself.
 """

@@ -46,6 +46,7 @@ class Acquiring:
             group: the group that is charged for the kernel; None: the session's group so far.
 
         Raises:
+            SessionBusyError: another call wakes the session, or puts it to sleep, for longer than ``timeout`` seconds.
             KernelPoolExhaustedError, KernelStartError, EngineError: there is no kernel for the session.
             CheckpointError, StoreError: the session cannot be woken; it sleeps as before.
         """
@@ -61,10 +62,7 @@ class Acquiring:
             if self._registry.closed:
                 raise ManagerClosedError("the manager has been shut down.", remedy="Make a new one.")
             record = await self._sleeping(agent_id)
-            if record is None:
-                session = KernelSession.new(agent_id, self._registry.store, self._registry.owner)
-            else:
-                session = self._registry.recall(record)
+            session = self._registry.make(agent_id) if record is None else self._registry.recall(record)
             await self._start(session, record, deadline, _request(session, group, priority), caller)
             return session
 
@@ -72,7 +70,7 @@ class Acquiring:
         """End the agent's session, awake or asleep, and discard its kernel. Returns whether there was one.
 
         Raises:
-            KernelPoolExhaustedError: another call has been waking the session, or putting it to sleep, for a minute.
+            SessionBusyError: another call has been waking the session, or putting it to sleep, for a minute.
         """
         session = self._registry.sessions.get(agent_id)
         if session is None:
@@ -141,7 +139,8 @@ class Acquiring:
         async def load_newest() -> Restored:
             resource.served = True  # whatever happens now, no other agent gets this kernel
             try:
-                return await load(kernel, files, files.path(made[0].checkpoint_id), record.agent_id)
+                seconds = session.policy.sessions.checkpoint_time_s
+                return await load(kernel, files, files.path(made[0].checkpoint_id), record.agent_id, seconds)
             except CheckpointError as error:
                 error.remedy = f"{error.remedy} {_START_ANEW}".strip()
                 raise

@@ -1,4 +1,4 @@
-"""Save and restore a session: its state in a signed file, or its history alone, in the reference's form, as JSON."""
+"""Checkpoint: a session's state in a signed file; and the reference's checkpoint, its history alone, as JSON."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A session's state in a file that only a fresh kernel of the same agent loads.
+    """A session's state in a file. Only a fresh kernel of the same agent loads it.
 
     Attributes:
         created_at: seconds since the epoch.
         cell: the last cell whose effects it has.
-        bytes: of the file.
-        lost: what could not be captured; accessing it after a restore raises NotRestoredError in the cell.
+        bytes: the file's size.
+        lost: what could not be captured. After a restore, a cell that uses it gets a NotRestoredError.
     """
 
     checkpoint_id: str
@@ -53,15 +53,20 @@ class Checkpoint:
 
 
 async def capture(session: KernelSession, files: CheckpointFiles, *, asked_for: bool) -> Checkpoint:
-    """Write the session's state, between two cells, into a file of its own, and note it in the session's store.
+    """Write the session's state to a new file and record it in the store. Call it while no cell runs.
+
+    It replaces the session's earlier checkpoints that no caller asked for.
+
+    Args:
+        asked_for: whether a caller wants this checkpoint, and not Cellblock itself.
 
     Raises:
-        CheckpointTooLargeError, CheckpointStateError: nothing of it is kept, the session goes on.
-        StoreError: it could not be written; nothing of it is left.
+        CheckpointTooLargeError, CheckpointStateError: no checkpoint was made; the session continues.
+        StoreError: the checkpoint could not be written; no part of it is left.
         KernelDiedError, SessionEndedError: there is no kernel.
     """
     kernel = session.live_kernel()
-    policy = kernel.policy.sessions
+    policy = session.policy.sessions
     checkpoint_id, now = uuid.uuid4().hex, time.time()
     header = {
         "checkpoint_id": checkpoint_id,
@@ -74,17 +79,10 @@ async def capture(session: KernelSession, files: CheckpointFiles, *, asked_for: 
     async with _in_thread(files.writing(checkpoint_id, header, policy.checkpoint_mb * MIB)) as writer:
         found = await save_state(kernel, _begin(writer), policy.checkpoint_time_s)
         await asyncio.to_thread(writer.finish, {"lost": found})
-    size = await asyncio.to_thread(lambda: files.path(checkpoint_id).stat().st_size)
+    size = await asyncio.to_thread(files.size, checkpoint_id)
     lost = tuple(Lost(**loss) for loss in found)
     record = CheckpointRecord(checkpoint_id, session.session_id, now, session.cell_count, asked_for, size, found)
-    if session.store is not None:
-        try:
-            replaced = await session.store.run(History.add_checkpoint, record)
-        except StoreError:
-            await asyncio.to_thread(files.remove, checkpoint_id)
-            raise
-        for earlier in replaced:
-            await asyncio.to_thread(files.remove, earlier)
+    await _record(session.store, files, record)
     session.note(
         kernel, "checkpoint.made", checkpoint=checkpoint_id, cell=session.cell_count, bytes=size, lost=len(lost)
     )
@@ -92,6 +90,19 @@ async def capture(session: KernelSession, files: CheckpointFiles, *, asked_for: 
         checkpoint_id, session.session_id, session.agent_id, now, session.cell_count, size, lost,
         files.path(checkpoint_id),
     )  # fmt: skip
+
+
+async def _record(store: History | None, files: CheckpointFiles, record: CheckpointRecord) -> None:
+    """Record a new checkpoint, and remove the files of those that it replaces; on failure its own file."""
+    if store is None:
+        return
+    try:
+        replaced = await store.run(History.add_checkpoint, record)
+    except StoreError:
+        await asyncio.to_thread(files.remove, record.checkpoint_id)
+        raise
+    for earlier in replaced:
+        await asyncio.to_thread(files.remove, earlier)
 
 
 async def capture_between_cells(session: KernelSession, files: CheckpointFiles, *, asked_for: bool) -> Checkpoint:
@@ -109,19 +120,22 @@ async def capture_if_due(session: KernelSession, files: CheckpointFiles, every: 
             session.notify(f"no checkpoint could be made after cell {session.cell_count}: {error.message}")
 
 
-async def load(kernel: Kernel, files: CheckpointFiles, path: Path, agent_id: str) -> Restored:
+async def load(kernel: Kernel, files: CheckpointFiles, path: Path, agent_id: str, timeout: float) -> Restored:
     """Load a checkpoint into a fresh kernel.
+
+    Args:
+        timeout: seconds that loading may take.
 
     Raises:
         CheckpointMissingError, CheckpointDamagedError, CheckpointFormatError: see ``CheckpointFiles.reading``; the
-            kernel has seen nothing of it.
-        CheckpointForeignError: it is another agent's; nor here.
-        CheckpointStateError, KernelDiedError: the kernel did not load it, and is no use any more.
+            kernel has received nothing of it.
+        CheckpointForeignError: it belongs to another agent; the kernel has received nothing of it.
+        CheckpointStateError, KernelDiedError: the kernel could not load it, and must be discarded.
     """
     begun = time.monotonic()
     async with _in_thread(files.reading(path)) as reader:
         _refuse_foreign(reader, path, agent_id)
-        lost = await load_state(kernel, lambda: _pieces(reader), kernel.policy.sessions.checkpoint_time_s)
+        lost = await load_state(kernel, lambda: _pieces(reader), timeout)
         found = [*reader.footer["lost"], *lost]
         return Restored(
             reader.header["checkpoint_id"],
@@ -132,10 +146,10 @@ async def load(kernel: Kernel, files: CheckpointFiles, path: Path, agent_id: str
 
 
 async def copy(checkpoint: Checkpoint, session: KernelSession, files: CheckpointFiles) -> CheckpointRecord:
-    """Write a checkpoint with the same state for another session, of another agent; noting it is the caller's.
+    """Write a checkpoint's state to a new file for another agent's session. The caller records it in the store.
 
     Raises:
-        CheckpointMissingError, CheckpointDamagedError, StoreError: it cannot be read or written.
+        CheckpointMissingError, CheckpointDamagedError, StoreError: a file cannot be read or written.
     """
     checkpoint_id, now = uuid.uuid4().hex, time.time()
 
@@ -158,7 +172,9 @@ async def copy(checkpoint: Checkpoint, session: KernelSession, files: Checkpoint
 def _refuse_foreign(reader: CheckpointReader, path: Path, agent_id: str) -> None:
     if reader.header["agent_id"] != agent_id:
         raise CheckpointForeignError(
-            f"checkpoint {path.name} is not of agent {agent_id!r}.", agent_id=agent_id, checkpoint=path.name
+            f"checkpoint {path.name} belongs to another agent than {agent_id!r}.",
+            agent_id=agent_id,
+            checkpoint=path.name,
         )
 
 
@@ -182,7 +198,7 @@ async def _pieces(reader: CheckpointReader) -> AsyncIterator[bytes]:
 
 @contextlib.asynccontextmanager
 async def _in_thread(context: contextlib.AbstractContextManager[T]) -> AsyncIterator[T]:
-    """Enter and leave a context that waits for the disk."""
+    """Enter and leave, in a thread, a context that waits for the disk."""
     entered = await asyncio.to_thread(context.__enter__)
     try:
         yield entered
@@ -260,7 +276,7 @@ def _read_checkpoint(checkpoint_data: dict[str, Any] | None, file_path: str | Pa
 
 def _checked(data: object) -> dict[str, Any]:
     if not isinstance(data, dict):
-        raise InvalidInputError("a checkpoint is a mapping.")
+        raise InvalidInputError("a checkpoint must be a mapping.")
     for key, kind in _KEYS.items():
         if not isinstance(data.get(key), kind):  # type: ignore[arg-type]
             raise InvalidInputError(f"the checkpoint has no valid {key!r}.")

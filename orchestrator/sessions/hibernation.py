@@ -1,6 +1,6 @@
-"""Hibernation: which sessions sleep, and when: idle ones, some for want of a place, and at shutdown all that can.
+"""Hibernation: which sessions sleep and when: idle ones, some when others need kernels, and at shutdown all that can.
 
-It never wakes one, and never takes a kernel from a session that somebody uses, or whose cell runs.
+It never wakes a session, and before a shutdown it never takes the kernel of a session that is in use.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from orchestrator.errors import (
     SessionEndedError,
     StoreError,
 )
-from orchestrator.execution import INTERRUPT_GRACE
+from orchestrator.kernel.interruption import GRACE
 from orchestrator.limits import KernelResourceLimits
+from orchestrator.outcome import Outcome
 from orchestrator.policy.policy import Policy
 from orchestrator.pool.kernelpool import KernelPool
 from orchestrator.sessions.checkpoint import capture, capture_between_cells
@@ -32,14 +33,14 @@ from orchestrator.sessions.restored import names_of
 from orchestrator.sessions.session import KernelSession
 
 _log = logging.getLogger(__name__)
-_LEAST_SWEEP = 0.05  # seconds between two looks for idle sessions
+_SHORTEST_PAUSE = 0.05  # seconds between two searches for idle sessions
 _SHUTDOWN_GRACE = 5.0  # seconds that a shutdown which keeps sessions gives a running cell before it is interrupted
-_EVICTION = 5.0  # seconds in which a session should have fallen asleep; then another one's place is looked for too
-_TRY_AGAIN = 5.0  # seconds after which a state that the store would not take is offered again
+_EVICTION = 5.0  # seconds that an eviction may take before another session is evicted too
+_TRY_AGAIN = 5.0  # seconds after which a state that the store refused is offered again
 
 
 class Hibernation:
-    """Lets the sessions of one manager sleep.
+    """Puts the sessions of one manager to sleep.
 
     Args:
         spawn: runs background work of the manager.
@@ -58,17 +59,20 @@ class Hibernation:
         self._idle_limit = limits.idle_timeout_seconds
         self._policy = policy.sessions
         self._spawn = spawn
-        # By session: the cell after which it was found to be no candidate for sleep, and until when.
+        # By session: after which cell it was found unable to sleep, and until when (monotonic seconds) that holds.
         self._kept: dict[str, tuple[int, float]] = {}
-        self._evicting: dict[str, tuple[float, str]] = {}  # agents: when in monotonic seconds it began, and their group
-        self._crowded = False  # whether a session had to sleep for want of a place
+        self._evicting: dict[str, tuple[float, str]] = {}  # by agent: start in monotonic seconds, and group
+        self._crowded = False  # whether a session ever had to sleep because another needed its kernel
         pool.reclaim_with(self.make_room)
 
     async def hibernate(self, session: KernelSession, reason: str) -> bool:
-        """Let a session sleep: checkpoint it, and discard its kernel.
+        """Put a session to sleep: checkpoint it and discard its kernel.
+
+        A state that cannot be captured is lost, unless the policy has ``sessions.incomplete = "keep"``.
 
         Returns:
-            Whether it sleeps. Not when it is in use, or the policy keeps what no checkpoint can hold.
+            Whether the session gave up its kernel. False when it is in use, its state cannot be written, or the policy
+            keeps a session whose state cannot be captured in full.
         """
         async with self._registry.locked(session.agent_id, None):
             if self._registry.sessions.get(session.agent_id) is not session or session.users or session.is_busy:
@@ -86,24 +90,24 @@ class Hibernation:
                     return False
                 if session.users:
                     return False
-                # What an agent does to its state must not win it a kernel for ever.
+                # Otherwise an agent could keep a kernel forever by making its state impossible to capture.
                 await self._registry.give_up(session, reason)
                 return True
             if not made.complete and self._policy.incomplete == "keep":
                 self._keep(session, f"no checkpoint can hold {names_of(made.lost)}")
                 return False
-            if session.users or session.is_busy:  # somebody came meanwhile
+            if session.users or session.is_busy:  # the agent returned meanwhile
                 return False
             await self._registry.put_to_sleep(session, reason)
             return True
 
     async def sleep_when_idle(self) -> None:
-        """Let sessions sleep, or end, that nobody has used for the time that the limits say. Runs for ever."""
+        """Put sessions to sleep, or end them, after ``idle_timeout_seconds`` without use. Runs forever."""
         while True:
             now = time.monotonic()
             for session in list(self._registry.sessions.values()):
                 if now - session.idle_since >= self._idle_limit and self._may_sleep(session):
-                    self._evict(session, "idle")
+                    self._evict(session, Outcome.IDLE)
                     await asyncio.sleep(0)
             idle_since = [
                 session.idle_since
@@ -111,17 +115,17 @@ class Hibernation:
                 if session.users == 0 and not self._is_kept(session) and session.agent_id not in self._evicting
             ]
             due = min(idle_since, default=time.monotonic()) + self._idle_limit - time.monotonic()
-            await asyncio.sleep(min(max(due, _LEAST_SWEEP), self._idle_limit))
+            await asyncio.sleep(min(max(due, _SHORTEST_PAUSE), self._idle_limit))
 
     def make_room(self, spare: KernelSession | None = None) -> Counter[str]:
-        """Let the least recently used sessions sleep, as many as kernels are wanted beyond what is coming.
+        """Put the least recently used sessions to sleep, so that callers who wait get kernels.
 
-        Called when somebody waits for a kernel, when one got or left his, and when an eviction took too long. Where a
-        group is at its quota, one of its own sleeps. Where there are more sessions than kernels, also ahead of need, so
-        that those that the pool keeps warm can be.
+        Called when a caller waits for a kernel, when an agent gets or leaves one, and when an eviction takes too long.
+        For a group at its quota, one of its own sessions sleeps. Once sessions have had to sleep, more of them do so
+        ahead of need, so that the pool can keep its warm kernels.
 
         Args:
-            spare: one that keeps its kernel.
+            spare: a session that keeps its kernel.
 
         Returns:
             How many kernels are being given up, by group.
@@ -134,27 +138,25 @@ class Hibernation:
             ]
             if candidates:
                 self._crowded = True
-                self._evict(min(candidates, key=lambda session: session.idle_since), "evicted")
+                self._evict(min(candidates, key=lambda session: session.idle_since), Outcome.EVICTED)
         return self._coming()
 
     async def close(self, *, keep: bool) -> None:
-        """End every session, but let those sleep that have a checkpoint already, or all with ``keep``.
+        """Put the sessions that have a checkpoint to sleep, or with ``keep`` all sessions, and end the others.
 
-        One that is to be kept, and whose state the store does not take, is left to the next start with its kernel. The
-        other kernels are the pool's to end.
+        A session that must be kept and whose state cannot be written is abandoned to the next start with its kernel.
+        The pool ends the kernels of ended sessions.
         """
         self._registry.closed = True
         sessions = list(self._registry.sessions.values())
         closed = await asyncio.gather(
             *(self._close_one(session, keep=keep) for session in sessions), return_exceptions=True
         )
-        for failure in filter(None, closed):  # its kernel must go all the same
-            _log.error("a session could not be closed; the next start does it", exc_info=failure)
-
-    # How
+        for failure in filter(None, closed):  # the shutdown goes on with the other sessions
+            _log.error("a session could not be closed; the next start closes it", exc_info=failure)
 
     def _wanted_of(self) -> list[str | None]:
-        """Of which group a kernel is wanted, for each that has to be given up; None: of any."""
+        """Return, for each kernel that has to be given up, the group that must give it up; None for any group."""
         coming, wanted = self._coming(), list[str | None]()
         for group, short in self._pool.quota_shortages().items():
             own = min(short, coming[group])
@@ -163,7 +165,7 @@ class Hibernation:
         return wanted + [None] * (self._pool.shortage(with_warm=self._crowded) - coming.total())
 
     def _coming(self) -> Counter[str]:
-        """How many sessions are on their way to sleep, by group."""
+        """Return how many sessions are being put to sleep, by group."""
         now = time.monotonic()
         return Counter(group for begun, group in self._evicting.values() if now - begun < _EVICTION)
 
@@ -200,7 +202,7 @@ class Hibernation:
                 slept = await self.hibernate(session, reason)
                 if not slept and self._is_unused(session):
                     self._evicting.pop(session.agent_id, None)
-                    self.make_room()  # another one, perhaps
+                    self.make_room()  # another session may be able to sleep
             elif self._is_unused(session):
                 await self._registry.end(session, reason)
         finally:
@@ -218,26 +220,28 @@ class Hibernation:
                 await self._capture_last(session)
             except CellblockError as error:
                 if keep and isinstance(error, StoreError) and session.is_awake:
-                    _log.warning("agent %s's kernel is left running for the next start: %s", session.agent_id, error)
+                    _log.warning(
+                        "agent %s's kernel is left running for the next start to adopt: %s", session.agent_id, error
+                    )
                     self._registry.abandon(session)
                     return
                 _log.warning("the newest state of agent %s's session is lost: %s", session.agent_id, error)
         if await self._registry.has_checkpoint(session.session_id):
-            await self._registry.put_to_sleep(session, "shutdown")
+            await self._registry.put_to_sleep(session, Outcome.SHUTDOWN)
         else:
-            await self._registry.end_with_pool(session, "shutdown")
+            await self._registry.end_with_pool(session, Outcome.SHUTDOWN)
 
     async def _capture_last(self, session: KernelSession) -> None:
-        """Capture a session's state once its running cell has ended, within the grace period, or was interrupted.
+        """Capture a session's state once its running cell has ended; interrupt the cell after 5 s.
 
-        Cells that wait for their turn do not get it any more.
+        Cells that wait for their turn are refused.
 
         Raises:
             CheckpointError, StoreError, KernelDiedError: see ``checkpoint.capture``.
-            CheckpointStateError: the cell does not end.
+            CheckpointStateError: the cell ignores its interrupt.
         """
         session.refuse_cells()
-        for patience in (_SHUTDOWN_GRACE, INTERRUPT_GRACE):
+        for patience in (_SHUTDOWN_GRACE, GRACE):
             try:
                 async with contextlib.AsyncExitStack() as held:
                     async with asyncio.timeout(patience):
@@ -246,4 +250,4 @@ class Hibernation:
                     return
             except TimeoutError:
                 session.interrupt()
-        raise CheckpointStateError("its cell did not heed its interrupt.")
+        raise CheckpointStateError("its cell ignored its interrupt.")

@@ -32,12 +32,12 @@ from typing import Any, Literal, Self
 
 from orchestrator.errors import CheckpointError, SessionEndedError
 from orchestrator.kernel.kernel import Kernel
+from orchestrator.outcome import Outcome, kernel_end
+from orchestrator.policy.policy import Policy
 from orchestrator.pool.scheduler import LeaseRequest
 from orchestrator.sessions.restored import Restored
 from orchestrator.sessions.sessionrow import SessionRow
 from orchestrator.store.history import CheckpointRecord, History, SessionRecord, SessionState
-
-DEATHS = ("oom", "kernel_died", "timeout", "cancelled", "engine_lost")  # ends of a session that were its kernel's
 
 
 @dataclass(eq=False)
@@ -62,6 +62,7 @@ class Lifecycle:
         restored: the checkpoint that its variables come from; None if they come from none.
         parent_id: the session that it was forked from.
         owner: this process's name in the store.
+        policy: what its cells may do.
     """
 
     session_id: str
@@ -83,6 +84,7 @@ class Lifecycle:
     lease_request: LeaseRequest = field(default_factory=LeaseRequest)
     store: History | None = field(default=None, repr=False)
     owner: str = field(default="", repr=False)
+    policy: Policy = field(default_factory=Policy, repr=False)
     notices: list[str] = field(default_factory=list, repr=False)
     users: int = field(default=0, repr=False)
     closing: bool = field(default=False, repr=False)
@@ -93,17 +95,24 @@ class Lifecycle:
         self._row = SessionRow(self.store, self.session_id, self.owner)
 
     @classmethod
-    def of(cls, agent_id: str, kernel: Kernel) -> Self:
+    def of(cls, agent_id: str, kernel: Kernel, policy: Policy) -> Self:
         """Return a live session that has no store."""
-        return cls(uuid.uuid4().hex, kernel.kernel_id, agent_id, kernel=kernel)
+        return cls(uuid.uuid4().hex, kernel.kernel_id, agent_id, kernel=kernel, policy=policy)
 
     @classmethod
-    def new(cls, agent_id: str, store: History, owner: str) -> Self:
+    def new(cls, agent_id: str, *, store: History, owner: str, policy: Policy) -> Self:
         """Return a session that has no kernel and no row yet: ``begin`` gives it both."""
-        return cls(uuid.uuid4().hex, "", agent_id, store=store, owner=owner)
+        return cls(uuid.uuid4().hex, "", agent_id, store=store, owner=owner, policy=policy)
 
     @classmethod
-    def of_record(cls, record: SessionRecord, store: History, owner: str) -> Self:
+    def of_record(
+        cls,
+        record: SessionRecord,
+        *,
+        store: History,
+        owner: str,
+        policy: Policy,
+    ) -> Self:
         """Return the session of a row, without its kernel: ``wake`` or ``adopt`` gives it one."""
         session = cls(
             record.session_id,
@@ -115,6 +124,7 @@ class Lifecycle:
             asleep=True,
             store=store,
             owner=owner,
+            policy=policy,
         )
         session._forget_history()
         return session
@@ -142,7 +152,7 @@ class Lifecycle:
         try:
             await self._row.add(self.agent_id, kernel)
         except BaseException:
-            self.ended = "never_started"
+            self.ended = Outcome.NEVER_STARTED
             raise
         self.previous_end = last_end
         self._attach(kernel)
@@ -190,7 +200,7 @@ class Lifecycle:
             await self._row.lives(kernel)
             self.live_kernel()
             if not kernel.is_alive:
-                raise kernel.died_error("kernel_died")
+                raise kernel.died_error(Outcome.KERNEL_DIED)
         except BaseException:
             if self.kernel is old:
                 self._row.lives_still(old)
@@ -278,6 +288,7 @@ class Lifecycle:
                 asleep=True,
                 store=self.store,
                 owner=self.owner,
+                policy=self.policy,
             )
             for agent_id in agent_ids
         ]
@@ -332,7 +343,7 @@ class Lifecycle:
         return self.kernel is not None and self.kernel.is_alive
 
     def note(self, kernel: Kernel, event: str, **details: Any) -> None:
-        """Add an entry on this session to the audit log."""
+        """Publish an event of this session to the feed."""
         kernel.note(event, agent=self.agent_id, caller=self.caller, session=self.session_id, **details)
 
     def live_kernel(self) -> Kernel:
@@ -342,10 +353,11 @@ class Lifecycle:
             KernelDiedError: the kernel is gone.
             SessionEndedError: the session sleeps, has ended for another reason, or never had a kernel.
         """
-        if self.kernel is not None and (self.ended in DEATHS or (self.ended is None and not self.kernel.is_alive)):
-            raise self.kernel.died_error(self.ended or "kernel_died")
+        death = kernel_end(self.ended)
+        if self.kernel is not None and (death or (self.ended is None and not self.kernel.is_alive)):
+            raise self.kernel.died_error(death or Outcome.KERNEL_DIED)
         if self.ended is not None or self.kernel is None:
-            reason = self.ended or ("asleep" if self.asleep else "never_started")
+            reason = self.ended or (Outcome.ASLEEP if self.asleep else Outcome.NEVER_STARTED)
             raise SessionEndedError(
                 f"the session of agent {self.agent_id!r} {'is asleep' if self.asleep else f'has ended ({reason})'}.",
                 reason=reason,

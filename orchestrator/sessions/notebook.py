@@ -69,5 +69,5 @@ def _cell(number: int, entry: dict[str, Any]) -> NotebookNode:
 
 
 def _output(output: dict[str, Any]) -> NotebookNode:
-    fields = {key: value for key, value in output.items() if key not in ("type", "output_type")}
+    fields = {key: value for key, value in output.items() if key not in ("type", "output_type", "display_id")}
     return NotebookNode(v4.new_output(output["output_type"], **fields))

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from orchestrator.container.reaper import Leftover
 from orchestrator.errors import CheckpointError, EngineError, KernelDiedError, KernelStartError, SessionEndedError
 from orchestrator.kernel.kernel import Kernel
+from orchestrator.outcome import Outcome
 from orchestrator.pool.kernelpool import KernelPool, KernelResource
 from orchestrator.sessions.checkpoint import capture_between_cells
 from orchestrator.sessions.owners import Owners, lost_sessions
@@ -27,10 +28,9 @@ from orchestrator.store.history import History, SessionRecord
 
 _log = logging.getLogger(__name__)
 _AT_ONCE = 8  # kernels that are adopted at the same time
-_ORCHESTRATOR_LOST = "orchestrator_lost"
 _INTERRUPTED: dict[str, Any] = {
     "status": "error",
-    "outcome": "interrupted",
+    "outcome": Outcome.INTERRUPTED,
     "outputs": [],
     "error": {
         "ename": "OrchestratorLost",
@@ -107,9 +107,9 @@ class _Heir:
             if left is None or not await self._adopt(session, left, interrupted=interrupted):
                 await self._continue_without_kernel(session)
             elif not self._inheritance.would_start_alike(left):  # its state moves to a kernel with today's locks
-                await self._hand_over(session, "reconfigured")
+                await self._hand_over(session, Outcome.RECONFIGURED)
             elif not stays:
-                await self._hand_over(session, "evicted")
+                await self._hand_over(session, Outcome.EVICTED)
 
     async def _adopt(self, session: KernelSession, left: Leftover, *, interrupted: bool) -> bool:
         try:
@@ -130,11 +130,11 @@ class _Heir:
         return True
 
     async def _continue_without_kernel(self, session: KernelSession) -> None:
-        self._registry.remember_end(session.agent_id, _ORCHESTRATOR_LOST)
+        self._registry.remember_end(session.agent_id, Outcome.ORCHESTRATOR_LOST)
         if await self._registry.has_checkpoint(session.session_id):
-            await session.sleep(_ORCHESTRATOR_LOST)
+            await session.sleep(Outcome.ORCHESTRATOR_LOST)
         else:
-            await session.end(_ORCHESTRATOR_LOST)
+            await session.end(Outcome.ORCHESTRATOR_LOST)
             await self._registry.drop_checkpoints(session)
 
     async def _hand_over(self, session: KernelSession, reason: str) -> None:

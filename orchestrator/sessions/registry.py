@@ -14,15 +14,16 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 from weakref import WeakValueDictionary
 
-from orchestrator.errors import EngineError, KernelPoolExhaustedError, StoreError
+from orchestrator.errors import EngineError, SessionBusyError, StoreError
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import Deadline
+from orchestrator.outcome import Outcome
+from orchestrator.policy.policy import Policy
 from orchestrator.pool.kernelpool import KernelPool, KernelResource
 from orchestrator.pool.scheduler import LeaseRequest
 from orchestrator.sessions.session import KernelSession
 from orchestrator.store.checkpointfiles import CheckpointFiles
 from orchestrator.store.history import History, SessionRecord
-from orchestrator.telemetry import Telemetry
 
 _REMEMBERED_ENDS = 10_000  # agents whose last session's end is remembered until they return
 
@@ -39,18 +40,22 @@ class SessionRegistry:
         inherited: ids of a dead process's sessions that no agent of this process has acquired yet.
         closed: whether the manager shuts down: no session gets a kernel then.
         owner: this process's name in the store.
+        policy: what the cells of all sessions may do.
     """
 
     def __init__(
-        self, pool: KernelPool, telemetry: Telemetry, spawn: Callable[[Coroutine[Any, Any, None]], None]
+        self,
+        pool: KernelPool,
+        policy: Policy,
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
+        self.policy = policy
         self.sessions: dict[str, KernelSession] = {}
         self.asleep: WeakValueDictionary[str, KernelSession] = WeakValueDictionary()
         self.inherited: set[str] = set()
         self.closed = False
         self.owner = ""
         self._pool = pool
-        self._telemetry = telemetry
         self._spawn = spawn
         self._store: History | None = None
         self._files: CheckpointFiles | None = None
@@ -85,12 +90,11 @@ class SessionRegistry:
         """Hold an agent's lock.
 
         Raises:
-            KernelPoolExhaustedError: another call holds it for longer than ``timeout`` seconds.
+            SessionBusyError: another call holds it for longer than ``timeout`` seconds.
         """
         lock = self._agents.setdefault(agent_id, asyncio.Lock())
-        async with self._in_time(
-            timeout, f"the session of agent {agent_id!r} is still being woken, or put to sleep, for another call."
-        ):
+        message = f"the session of agent {agent_id!r} is still being woken, or put to sleep, for another call."
+        async with _in_time(agent_id, timeout, message):
             await lock.acquire()
         try:
             yield
@@ -105,7 +109,13 @@ class SessionRegistry:
     def recall(self, record: SessionRecord) -> KernelSession:
         """Return the session of a row: the object that callers hold, if there is one, else a new object."""
         held = self.asleep.get(record.session_id)
-        return held or KernelSession.of_record(record, self.store, self.owner)
+        if held is not None:
+            return held
+        return KernelSession.of_record(record, store=self.store, owner=self.owner, policy=self.policy)
+
+    def make(self, agent_id: str) -> KernelSession:
+        """Return a new session, which has no kernel yet."""
+        return KernelSession.new(agent_id, store=self.store, owner=self.owner, policy=self.policy)
 
     def enter(self, session: KernelSession, resource: KernelResource) -> None:
         """Add a session that has a kernel, and watch that kernel for its end.
@@ -159,33 +169,16 @@ class SessionRegistry:
         """Wait until the agent's dead kernel, if it has one, is reaped.
 
         Raises:
-            KernelPoolExhaustedError: that takes longer than the deadline.
+            SessionBusyError: that takes longer than the deadline.
         """
         session = self.sessions.get(agent_id)
-        async with self._in_time(
-            None if deadline is None else deadline.remaining(),
-            f"the last kernel of agent {agent_id!r} is gone, and the engine has not yet said how.",
-        ):
+        timeout = None if deadline is None else deadline.remaining()
+        message = f"the last kernel of agent {agent_id!r} is gone, and the engine has not yet said how."
+        async with _in_time(agent_id, timeout, message):
             if session is not None:
                 await self._reap(session)
             elif agent_id in self._reaping:
                 await asyncio.shield(self._reaping[agent_id])
-
-    @contextlib.asynccontextmanager
-    async def _in_time(self, timeout: float | None, message: str) -> AsyncIterator[None]:
-        """Bound a wait for the agent's own session, in seconds; None does not bound it.
-
-        Raises:
-            KernelPoolExhaustedError: the wait took longer.
-        """
-        limit = asyncio.timeout(timeout)
-        try:
-            async with limit:
-                yield
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise KernelPoolExhaustedError(message, max_kernels=self._pool.max_kernels, waited=timeout or 0.0) from None
 
     async def _reap_lost(self, session: KernelSession, kernel: Kernel) -> None:
         if session.kernel is kernel and not self.closed:
@@ -204,9 +197,9 @@ class SessionRegistry:
         if self.sessions.get(session.agent_id) is not session or kernel is None:
             return
         try:
-            reason: str = (await kernel.exit()).reason
+            reason = (await kernel.exit()).reason
         except EngineError:
-            reason = "engine_lost"
+            reason = Outcome.ENGINE_LOST
         await session.settled()
         if self.sessions.get(session.agent_id) is not session or session.kernel is not kernel:
             return
@@ -273,5 +266,21 @@ class SessionRegistry:
         if self.sessions.get(session.agent_id) is session:
             del self.sessions[session.agent_id]
         self.remember_end(session.agent_id, reason)
-        self._telemetry.kernel_ended(reason)
         return self.take_lease(session.kernel_id)
+
+
+@contextlib.asynccontextmanager
+async def _in_time(agent_id: str, timeout: float | None, message: str) -> AsyncIterator[None]:
+    """Bound a wait for an agent's own session, in seconds; None does not bound it.
+
+    Raises:
+        SessionBusyError: the wait took longer.
+    """
+    limit = asyncio.timeout(timeout)
+    try:
+        async with limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise SessionBusyError(message, agent_id=agent_id, waited=timeout or 0.0) from None

@@ -51,7 +51,8 @@ class Restoring:
             resource.served = True  # whatever happens now, no other agent gets this kernel
             old_id = session.kernel_id
             try:
-                restored = await load(kernel, self._registry.files, path, session.agent_id)
+                seconds = session.policy.sessions.checkpoint_time_s
+                restored = await load(kernel, self._registry.files, path, session.agent_id, seconds)
                 await session.move(kernel, restored)
                 old = self._registry.take_lease(old_id)
                 self._registry.enter(session, resource)

@@ -1,4 +1,4 @@
-"""Retention: deletes sessions that nobody used for long, and the oldest beyond a size, and files that nobody needs."""
+"""Retention: deletes sessions that are too old, the oldest ones beyond a total size, and files that belong to none."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Retention:
         self._size = settings.history_mb * MIB
 
     async def run(self) -> None:
-        """Sweep once an hour. Runs for ever."""
+        """Sweep once an hour. Runs forever."""
         while True:
             await asyncio.sleep(_PERIOD)
             try:
@@ -36,19 +36,19 @@ class Retention:
                 _log.warning("old sessions could not be deleted: %s", error)
 
     def sweep(self) -> int:
-        """Delete what is too old or too much. Blocks. Returns how many sessions.
+        """Delete the sessions that exceed the age or the size. Blocks. Returns how many were deleted.
 
         Raises:
             StoreError: the history cannot be read or written.
         """
-        gone = 0
+        deleted = 0
         for session_id in self._store.excess(time.time() - self._age, self._size):
             files = self._store.delete(session_id)
-            if files is None:  # its agent has just woken it
+            if files is None:  # its agent woke it meanwhile
                 continue
-            gone += 1
+            deleted += 1
             for checkpoint_id in files:
                 self._files.remove(checkpoint_id)
         self._store.sweep_payloads()
         self._files.sweep(self._store.known_checkpoints())
-        return gone
+        return deleted

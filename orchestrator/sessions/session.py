@@ -16,6 +16,7 @@ from typing import Any
 from orchestrator.errors import SessionEndedError, StoreError
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import KernelResourceLimits
+from orchestrator.outcome import Outcome
 from orchestrator.output.events import Event, ExecutionResult, InputHandler
 from orchestrator.sessions.lifecycle import Lifecycle
 from orchestrator.sessions.sessionrow import NEVER_RAN
@@ -50,7 +51,7 @@ class KernelSession(Lifecycle):
         try:
             kernel = self.live_kernel()
             if self.closing:
-                raise SessionEndedError("the manager shuts down; the cell has not run.", reason="shutdown")
+                raise SessionEndedError("the manager shuts down; the cell has not run.", reason=Outcome.SHUTDOWN)
             await self._begin_cell(code, kernel)
             self._turn = turn = Turn(self, kernel, code, limits, answer)
         except BaseException:
@@ -187,6 +188,10 @@ class KernelSession(Lifecycle):
             "execution_history": list(self.execution_history),
         }
         return self.checkpoint_data
+
+    def clear_history(self) -> None:
+        """Remove all entries from ``execution_history``; the store keeps its cells."""
+        self.execution_history = []
 
     def replace_history(self, checkpoint: dict[str, Any]) -> None:
         """Replace the history by that of a value of ``checkpoint()``."""

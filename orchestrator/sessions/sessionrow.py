@@ -13,10 +13,11 @@ from typing import Any
 
 from orchestrator.errors import StoreError
 from orchestrator.kernel.kernel import Kernel
+from orchestrator.outcome import Outcome
 from orchestrator.store.history import CheckpointRecord, History
 
 _log = logging.getLogger(__name__)
-NEVER_RAN: dict[str, Any] = {"status": "error", "outcome": "cancelled", "outputs": [], "error": None}
+NEVER_RAN: dict[str, Any] = {"status": "error", "outcome": Outcome.CANCELLED, "outputs": [], "error": None}
 
 
 class SessionRow:
@@ -45,7 +46,7 @@ class SessionRow:
                 History.add_session, self._session_id, agent_id, owner=owner, kernel_id=kernel_id, runtime=runtime
             )
         except BaseException:  # a cancelled caller does not know whether the row was written
-            self._store.submit(History.session_ends, self._session_id, "never_started")
+            self._store.submit(History.session_ends, self._session_id, Outcome.NEVER_STARTED)
             raise
 
     async def add_forks(self, forks: Sequence[tuple[str, CheckpointRecord]], kernel: Kernel) -> None:
@@ -146,14 +147,17 @@ class SessionRow:
             await self.end_cell(number, result)
 
     async def end_running_cells(self, result: dict[str, Any]) -> bool:
-        """Close the cells that ran when their process died. Returns whether there were any.
+        """Give the cells that ran when their process died this result. Returns whether there were any.
+
+        The store keeps a write that fails for the next one.
 
         Raises:
             StoreError: the rows cannot be read.
         """
         if self._store is None or not await self._store.run(History.has_running_cells, self._session_id):
             return False
-        self._store.submit(History.end_running_cells, self._session_id, result)
+        with self._owed():
+            await self._store.run(History.end_running_cells, self._session_id, result)
         return True
 
     async def read_history(self) -> list[dict[str, Any]]:

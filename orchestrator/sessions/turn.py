@@ -33,7 +33,7 @@ class Turn:
         limits: KernelResourceLimits,
         answer: InputHandler | None,
     ) -> None:
-        self.cell = Cell(kernel, code, limits, answer)
+        self.cell = Cell(kernel, code, limits, session.policy, answer)
         self._session = session
         self._kernel = kernel
         self._code = code
@@ -83,17 +83,17 @@ class Turn:
     def _note_start(self) -> None:
         encoded = self._code.encode()
         code: dict[str, Any] = {"code_sha256": hashlib.sha256(encoded).hexdigest(), "code_bytes": len(encoded)}
-        if self._kernel.policy.audit.code == "full":
+        if self._session.policy.audit.code == "full":
             code["code"] = self._code
         number = self._session.cell_count
         self._session.note(self._kernel, "cell.started", cell=number, **code, **self._kernel.description())
 
     def _note_end(self, result: ExecutionResult) -> None:
-        self._kernel.telemetry.cell_ended(result)
         self._session.note(
             self._kernel,
             "cell.ended",
             cell=self._session.cell_count,
+            runtime=result.runtime,
             outcome=result.outcome,
             error=None if result.error is None else result.error.ename,
             kernel_state=result.kernel_state,

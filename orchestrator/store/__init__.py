@@ -1,4 +1,4 @@
-"""What outlives the process: history, audit log and checkpoint files.
+"""What outlives the process: the history, the audit log, checkpoint files and large outputs.
 
-The one room that speaks SQL. It never looks into what it keeps.
+The only room that speaks SQL. It never interprets the outputs and states that it keeps.
 """

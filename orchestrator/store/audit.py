@@ -1,7 +1,7 @@
-"""The audit log: who had what run in which kernel, and how it ended. See ``auditchain`` for the file.
+"""The audit log: who ran what in which kernel, and how it ended. ``auditchain`` has the format of the file.
 
-Written by a thread of its own: neither a slow disk nor a full one holds up the event loop, or ends anything. What could
-not be written is counted, and said in the next entry that can.
+A thread of its own writes the log: a slow or a full disk neither blocks the event loop nor ends a kernel. An entry that
+cannot be written is dropped and counted; the next entry has the count in ``dropped_before``.
 """
 
 from __future__ import annotations
@@ -10,31 +10,25 @@ import contextlib
 import logging
 import queue
 import threading
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from orchestrator.eventfeed import HostEvent
 from orchestrator.store.auditchain import append
 
 _log = logging.getLogger(__name__)
-_LONGEST = 500  # characters of any text but code: what comes from a sandbox must not fill the disk
-_WAITING = 10_000  # entries that may wait for the disk; beyond that they are dropped, and counted
-_AT_ONCE = 500  # entries that are written, and forced to the disk, together
-_CLOSE = 5.0  # seconds that closing waits for the disk
-
-
-def brief(value: Any) -> Any:
-    """Return a text's first 500 characters; anything else as it is."""
-    return value[:_LONGEST] if isinstance(value, str) else value
+_WAITING = 10_000  # entries that may wait for the disk; more are dropped and counted
+_AT_ONCE = 500  # entries that are written and synced together
+_CLOSE = 5.0  # seconds that ``close`` waits for the disk
 
 
 class AuditLog:
-    """Appends entries to one file, which processes may share.
+    """Appends events to one file, which several processes may share.
 
     Args:
-        path: the file; None: nothing is kept.
-        fsync: whether entries are forced to the disk, those that have come together at once.
-        rotate_at: bytes from which on the file is set aside, and a new one begun.
+        path: the file; None: nothing is written.
+        fsync: whether entries are synced to the disk; those that wait are synced together.
+        rotate_at: bytes; a larger file is renamed, and a new one begun.
     """
 
     def __init__(self, path: Path | None, *, fsync: bool = False, rotate_at: int = 100 * 1024 * 1024) -> None:
@@ -46,18 +40,13 @@ class AuditLog:
         self._counting = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def write(self, event: str, **details: Any) -> None:
-        """Add an entry. Never waits and never fails.
-
-        Args:
-            event: what happened, such as "kernel.started".
-            details: JSON values; text is cut at 500 characters, but for ``code``.
-        """
+    def receive(self, event: HostEvent) -> None:
+        """Add an event to the log. Never waits and never raises. ``EventFeed`` calls it."""
         if self._path is None:
             return
-        entry: dict[str, Any] = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event}
-        for key, value in details.items():
-            entry[key] = value if key == "code" else brief(value)
+        entry = {"time": event.at.isoformat(timespec="milliseconds"), "event": event.name, **event.fields}
+        if event.code is not None:
+            entry["code"] = event.code
         try:
             self._queue.put_nowait(entry)
         except queue.Full:
@@ -68,7 +57,7 @@ class AuditLog:
             self._thread.start()
 
     def close(self) -> None:
-        """Write what waits, for at most 5 s. Blocks."""
+        """Write the entries that wait, for at most 5 s. Blocks. The log can be used again afterwards."""
         if self._thread is not None:
             with contextlib.suppress(queue.Full):
                 self._queue.put(None, timeout=_CLOSE)
@@ -83,12 +72,12 @@ class AuditLog:
                 self._append(path, entries)
                 failed = False
             except OSError as error:
-                if not failed:  # once for each time that the disk goes away
+                if not failed:  # log the first of several failures
                     _log.error("the audit log %s cannot be written: %s", path, error)
                 failed = True
 
     def _append(self, path: Path, entries: list[dict[str, Any]]) -> None:
-        """Write entries together, or, where that fails, as many as can be; count the others.
+        """Write entries together; if that fails, write as many as possible one by one, and count the others.
 
         Raises:
             OSError: some could not be written.
@@ -113,7 +102,7 @@ class AuditLog:
             self._count(-dropped)
 
     def _next(self) -> tuple[list[dict[str, Any]], bool]:
-        """Wait for an entry, and take what has come by then. Returns whether those are the last."""
+        """Wait for an entry, and return it with those behind it; and whether they are the last ones."""
         entries: list[dict[str, Any]] = []
         entry = self._queue.get()
         while entry is not None and len(entries) < _AT_ONCE:

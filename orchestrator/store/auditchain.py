@@ -1,12 +1,12 @@
-"""The file format of the audit log: JSON lines, each sealed with a hash that covers the line before it.
+"""The file format of the audit log: JSON lines, each with a hash that covers the line before it.
 
-A line is ``{"seq":N, … ,"prev":"<hash of line N-1>","hash":"<SHA-256 of all that stands before it>"}``. So no bit of a
-line can change, and no line go, come or change its place, without the next one saying so. What comes last has no next
-one: the *head*, a file beside the log, holds its number and hash. Whoever can write to both can write a log of their
-own; against that, copy a head elsewhere (`cellblock audit verify` prints it), and have it looked for later.
+A line is ``{"seq":N, … ,"prev":"<hash of line N-1>","hash":"<SHA-256 of the line up to here>"}``. If a bit of a line
+changes, or a line is removed, added or moved, the next line no longer matches. The last line has no next line: the
+*head*, a file beside the log, has its number and hash. An attacker who can write to both files can write a new log.
+To detect that, copy a head elsewhere (`cellblock audit verify` prints it) and pass it to `verify --head` later.
 
-One file is appended to by every process of this host, under a lock on the head. A full file is renamed to
-``NAME.<number of its last line>``, and the next one goes on with the chain.
+Every process of this host appends to the same file, under a lock on the head. A full file is renamed to
+``NAME.<number of its last line>``, and the next file continues the chain.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-GENESIS = "0" * 64  # what the first line has for the hash of the one before it
+GENESIS = "0" * 64  # the ``prev`` of the first line
 RECOVERED, ROTATED = "audit.recovered", "audit.rotated"
 _LINE = re.compile(rb'(\{"seq":(\d{1,18}),.*,"prev":"([0-9a-f]{64})"),"hash":"([0-9a-f]{64})"\}', re.DOTALL)
 _HEAD = re.compile(rb"(\d{1,18}) ([0-9a-f]{64})\n")
@@ -35,7 +35,7 @@ Kind = Literal["altered", "removed", "reordered", "cut", "torn"]
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A place in the chain: a line's number and hash."""
+    """A position in the chain: a line's number and hash."""
 
     seq: int
     hash: str
@@ -46,14 +46,14 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """The first thing that is wrong with a log.
+    """The first fault of a log.
 
     Attributes:
-        kind: "altered" (a line is not as it was written), "removed" (lines are missing before this one), "reordered"
-            (it stands elsewhere than it was written), "cut" (lines are missing at the end) or "torn" (the last line
-            was not written whole: the writer was killed, and the next one to write will say so).
-        path, line: where, counted from 1.
-        said: in words.
+        kind: "altered" (the line was changed), "removed" (lines before this one are missing), "reordered" (the line was
+            moved), "cut" (lines at the end are missing) or "torn" (the last line is incomplete because its writer was
+            killed; the next writer repairs it and records that).
+        path, line: the file, and the line's number in it from 1.
+        said: the explanation.
     """
 
     kind: Kind
@@ -64,13 +64,13 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What ``verify`` found.
+    """The result of ``verify``.
 
     Attributes:
-        entries: sound lines before the fault, or all of them.
-        first, last: numbers of the first and the last of them; 0 for none.
-        head: of the last sound line.
-        notes: what is no fault, but should be known.
+        entries: how many valid lines there are, up to the fault.
+        first, last: the numbers of the first and the last valid line; 0 if there is none.
+        head: the last valid line.
+        notes: observations that are not faults.
     """
 
     entries: int
@@ -82,13 +82,16 @@ class Verdict:
 
 
 def append(path: Path, entries: Sequence[dict[str, Any]], *, fsync: bool, rotate_at: int) -> None:
-    """Append entries, all or none. Repairs what a killed writer left, and says so in an entry of its own. Blocks.
+    """Append entries, all or none. Blocks.
+
+    If a killed writer left an incomplete line, it is removed first, and an entry of its own records that.
 
     Args:
-        rotate_at: bytes from which on the file is renamed first, and a new one begun.
+        fsync: whether to sync the file to the disk.
+        rotate_at: bytes; a larger file is renamed first, and a new one begun.
 
     Raises:
-        OSError: it cannot be written; the log is as it was.
+        OSError: the log cannot be written; it is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _opened(_head_path(path)) as head_file:
@@ -119,10 +122,10 @@ def verify(path: Path, expected: Mark | None = None) -> Verdict:
     """Check a log, from its first file to its head. Blocks.
 
     Args:
-        expected: a head of earlier, which must be in the chain.
+        expected: an earlier head, which must be in the chain.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the log cannot be read.
     """
     with _between_writes(path) as snapshot:
         check = _Check(path, expected, snapshot.head)
@@ -135,16 +138,16 @@ def verify(path: Path, expected: Mark | None = None) -> Verdict:
 
 
 def segments(path: Path) -> list[Path]:
-    """Return the files of a log that are there, the oldest first."""
+    """Return the existing files of a log, the oldest first."""
     named = [each for each in path.parent.glob(f"{path.name}.*") if re.fullmatch(r"\d{12}", each.suffix[1:])]
     return [*sorted(named), *([path] if path.exists() else [])]
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the entries of a log, the oldest first; lines that are no JSON are left out. Blocks.
+    """Yield the entries of a log, the oldest first. Lines that are not JSON are skipped. Blocks.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the log cannot be read.
     """
     with _between_writes(path) as snapshot:
         for _segment, _number, line in snapshot.lines():
@@ -156,12 +159,12 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class _Snapshot:
-    """A log as it is between two writes, whatever is written or renamed while it is read.
+    """A log between two writes. Later writes and renames do not affect it.
 
     Attributes:
-        full: the files that are set aside; they do not change any more.
-        current: the file that is written to, and its bytes; None where there is none.
-        head: what the head file holds; None where there is none.
+        full: the files that were renamed; they no longer change.
+        current: the file that is written to, and its size in bytes; None if there is none.
+        head: the content of the head file; None if there is none.
     """
 
     path: Path
@@ -170,7 +173,7 @@ class _Snapshot:
     head: bytes | None
 
     def lines(self) -> Iterator[tuple[Path, int, bytes]]:
-        """Yield every line, with its file and its number in it."""
+        """Yield every line with its file and its number in the file."""
         for segment in self.full:
             with segment.open("rb") as handle:
                 yield from self._lines_of(segment, handle, segment.stat().st_size)
@@ -202,7 +205,7 @@ def _between_writes(path: Path) -> Iterator[_Snapshot]:
 
 
 class _Check:
-    """Follows a chain line by line, up to its first fault."""
+    """Checks a chain line by line, up to its first fault."""
 
     def __init__(self, path: Path, expected: Mark | None, head: bytes | None) -> None:
         self._path = path
@@ -220,20 +223,20 @@ class _Check:
     def line(self, path: Path, number: int, line: bytes) -> None:
         self._where = (path, number)
         if not line.endswith(b"\n"):
-            self._fail("torn", "it was not written whole, or its end was cut off")
+            self._fail("torn", "it is incomplete: its writer was killed, or its end was removed")
             return
         match = _LINE.fullmatch(line[:-1])
         if match is None or hashlib.sha256(match[1]).hexdigest().encode() != match[4]:
-            self._fail("altered", "it is not as it was written")
+            self._fail("altered", "it was changed after it was written")
             return
         seq, prev, mark = int(match[2]), match[3].decode(), Mark(int(match[2]), match[4].decode())
         if not self._entries and seq != 1 and b'"event":"audit.rotated"' in line:
-            self._notes.append(f"entries 1 to {seq - 1} are in files that are not here any more")
+            self._notes.append(f"entries 1 to {seq - 1} are in files that no longer exist")
         elif seq != self._last.seq + 1:
             self._misplaced(seq)
             return
         elif prev != self._last.hash:
-            self._fail("altered", f"it follows another line {self._last.seq} than the one before it")
+            self._fail("altered", f"it was written after another line {self._last.seq} than the one before it")
             return
         self._first = self._first or seq
         self._entries += 1
@@ -242,7 +245,7 @@ class _Check:
         if b'"event":"audit.recovered"' in line:
             self._judge_recovery(json.loads(line))
         if self._head is not None and seq == self._head.seq and mark != self._head:
-            self._fail("altered", "the head holds another hash for it")
+            self._fail("altered", "the head has another hash for it")
 
     def end(self) -> None:
         if self._head is None and self._has_head:
@@ -250,9 +253,9 @@ class _Check:
         elif self._head is not None and self._head.seq > self._last.seq:
             self._fail("cut", f"the last {self._head.seq - self._last.seq} entries are missing after it")
         elif not self._found:
-            self._fail("altered", f"no line is {self._expected}, as was expected")
+            self._fail("altered", f"no line matches the expected head {self._expected}")
         elif self._head is None and self._entries:
-            self._notes.append("there is no head beside the log: lines cut off at its end would not be missed")
+            self._notes.append("there is no head beside the log: lines removed at its end cannot be detected")
 
     def verdict(self) -> Verdict:
         return Verdict(self._entries, self._first, self._last.seq, self._last, self.fault, tuple(self._notes))
@@ -260,12 +263,16 @@ class _Check:
     def _judge_recovery(self, entry: dict[str, Any]) -> None:
         if entry.get("lost_entries") or entry.get("head_differs"):
             lost = entry.get("lost_entries") or "some"
-            self._fail("cut", f"before it {lost} entries were gone that had been written whole")
+            self._fail("cut", f"{lost} entries before it were removed")
             return
         if entry.get("head_missing"):
-            self._notes.append(f"entry {entry['seq']}: the head was gone: lines cut off before it would not be missed")
+            self._notes.append(
+                f"entry {entry['seq']}: the head was missing: lines removed before it cannot be detected"
+            )
         if entry.get("torn_bytes"):
-            self._notes.append(f"entry {entry['seq']}: a killed writer left {entry['torn_bytes']} bytes of a line")
+            self._notes.append(
+                f"entry {entry['seq']}: a killed writer left {entry['torn_bytes']} bytes of an incomplete line"
+            )
 
     def _misplaced(self, seq: int) -> None:
         wanted = self._last.seq + 1
@@ -286,7 +293,7 @@ def _seal(entry: dict[str, Any], last: Mark) -> tuple[bytes, Mark]:
 
 
 def _recover(path: Path, log: int, head: Mark | None) -> tuple[Mark, list[dict[str, Any]]]:
-    """Find the last whole line, cut away what a killed writer left behind it, and say what was found."""
+    """Remove an incomplete last line. Return the last complete line, and an entry that records what was found."""
     size = os.fstat(log).st_size
     end, line = _last_line(log, size)
     if end < size:
@@ -307,7 +314,7 @@ def _recover(path: Path, log: int, head: Mark | None) -> tuple[Mark, list[dict[s
 
 
 def _last_line(log: int, size: int) -> tuple[int, bytes]:
-    """Return where the last whole line ends, and the line without its line feed; b"" for none."""
+    """Return where the last complete line ends, and the line without its line feed; b"" if there is none."""
     start, data = size, b""
     while start > 0:
         step = min(_TAIL, start)
@@ -323,7 +330,7 @@ def _last_line(log: int, size: int) -> tuple[int, bytes]:
 
 @contextlib.contextmanager
 def _all_or_nothing(log: int) -> Iterator[None]:
-    """Take away what was appended when the block fails: a disk that fills up takes a part."""
+    """Undo a partial append when the block fails: a disk that becomes full takes only a part."""
     size = os.fstat(log).st_size
     try:
         yield
@@ -337,13 +344,13 @@ def _write(log: int, lines: bytes | bytearray) -> None:
     while written < len(lines):
         more = os.write(log, lines[written:])
         if not more:
-            raise OSError(errno.ENOSPC, "the disk took a part of the lines")
+            raise OSError(errno.ENOSPC, "the disk took only a part of the lines")
         written += more
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    # No link is followed: whoever can write to the folder must not choose where this goes.
+    # O_NOFOLLOW: another user with write access to the folder must not redirect the log.
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     append_only = 0 if path.suffix == ".head" else os.O_APPEND
     descriptor = os.open(path, flags | append_only, 0o600)

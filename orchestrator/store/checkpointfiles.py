@@ -1,25 +1,21 @@
-"""Checkpoint files: a state that only a sandbox may look into, signed with this host's key.
+"""Checkpoint files: the state of a session, which only a sandbox unpacks, signed with this host's key.
 
     MAGIC | length (4 bytes) | header (JSON) | state … | footer (JSON) | length (4 bytes) | MAC (32 bytes)
 
-The MAC is HMAC-SHA-256 over all before it. Nothing but the magic and the sizes is looked at before it was checked.
+The MAC is the HMAC-SHA-256 of everything before it. Until the MAC is checked, only the magic and the size are read.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import hmac
 import json
-import os
 import secrets
-import stat
 import struct
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from orchestrator.errors import (
     CheckpointDamagedError,
@@ -28,50 +24,53 @@ from orchestrator.errors import (
     CheckpointTooLargeError,
     StoreError,
 )
-from orchestrator.store.wholefile import whole_file, write_once
+from orchestrator.limits import MIB
+from orchestrator.store.blobs import BlobReader, BlobStore, BlobWriter, FolderBlobs
+from orchestrator.store.wholefile import write_once
 
 _KIND = b"CELLBLOCK CHECKPOINT "
 MAGIC = _KIND + b"1\n"
 _KEY = 32  # bytes
 _MAC = 32  # bytes
-_PIECE = 1024 * 1024  # bytes
-_GRACE = 86_400.0  # seconds in which a file may be without its entry; the clock may be set by an hour meanwhile
-_MEGABYTE = 1024 * 1024
+_PIECE = MIB  # bytes
+_LEAST = len(MAGIC) + 4 + len(b"{}") + len(b"{}") + 4 + _MAC  # bytes of a file without any state
+_GRACE = 86_400.0  # seconds for which a file may have no row yet; the clock may be set by an hour meanwhile
 
 
 class CheckpointWriter:
-    """Takes the state of one checkpoint.
+    """Writes one checkpoint.
 
     Args:
-        limit: bytes that it may have.
+        blob: takes the file.
+        limit: the most bytes that the state may have.
     """
 
-    def __init__(self, file: BinaryIO, header: dict[str, Any], key: bytes, limit: int) -> None:
-        self._file = file
+    def __init__(self, blob: BlobWriter, header: dict[str, Any], key: bytes, limit: int) -> None:
+        self._blob = blob
         self._header = header
         self._key = key
         self._limit = limit
-        self.restart()
+        self._begin()
 
     def restart(self) -> None:
-        """Forget what was written."""
-        self._file.seek(0)
-        self._file.truncate()
-        self._mac = hmac.new(self._key, digestmod=hashlib.sha256)
-        self._size = 0
-        encoded = json.dumps(self._header).encode()
-        self._put(MAGIC + struct.pack(">I", len(encoded)) + encoded)
-
-    def write(self, piece: bytes) -> None:
-        """Add a piece of the state.
+        """Discard the state written so far.
 
         Raises:
-            CheckpointTooLargeError: it would exceed the limit.
-            OSError: it cannot be written.
+            OSError: the store does not take it.
+        """
+        self._blob.restart()
+        self._begin()
+
+    def write(self, piece: bytes) -> None:
+        """Append a piece of the state.
+
+        Raises:
+            CheckpointTooLargeError: the state exceeds the limit.
+            OSError: the store does not take it.
         """
         self._size += len(piece)
         if self._size > self._limit:
-            limit_mb = self._limit // _MEGABYTE
+            limit_mb = self._limit // MIB
             raise CheckpointTooLargeError(
                 f"the session's state is larger than {limit_mb} MiB.",
                 limit_mb=limit_mb,
@@ -80,50 +79,67 @@ class CheckpointWriter:
         self._put(piece)
 
     def finish(self, footer: dict[str, Any]) -> None:
+        """Write what comes behind the state.
+
+        Raises:
+            OSError: the store does not take it.
+        """
         encoded = json.dumps(footer).encode()
         self._put(encoded + struct.pack(">I", len(encoded)))
-        self._file.write(self._mac.digest())
+        self._blob.write(self._mac.digest())
+
+    def _begin(self) -> None:
+        self._mac = hmac.new(self._key, digestmod=hashlib.sha256)
+        self._size = 0
+        encoded = json.dumps(self._header).encode()
+        self._put(MAGIC + struct.pack(">I", len(encoded)) + encoded)
 
     def _put(self, data: bytes) -> None:
         self._mac.update(data)
-        self._file.write(data)
+        self._blob.write(data)
 
 
 class CheckpointReader:
-    """A checkpoint whose MAC is right.
+    """Reads one checkpoint. ``CheckpointFiles.reading`` makes it, once the MAC is checked.
 
     Attributes:
-        header, footer: as they were given when it was written.
-        size: bytes of the state.
+        header, footer: as given to the writer.
+        size: the number of bytes of the state.
     """
 
-    def __init__(self, descriptor: int, size: int) -> None:
-        self._descriptor = descriptor
-        (length,) = struct.unpack(">I", _read_at(descriptor, len(MAGIC), 4))
+    def __init__(self, blob: BlobReader) -> None:
+        self._blob = blob
+        (length,) = struct.unpack(">I", blob.read(len(MAGIC), 4))
         self._start = len(MAGIC) + 4 + length
-        (footer,) = struct.unpack(">I", _read_at(descriptor, size - _MAC - 4, 4))
-        self._end = size - _MAC - 4 - footer
-        self.header: dict[str, Any] = json.loads(_read_at(descriptor, len(MAGIC) + 4, length))
-        self.footer: dict[str, Any] = json.loads(_read_at(descriptor, self._end, footer))
+        (footer,) = struct.unpack(">I", blob.read(blob.size - _MAC - 4, 4))
+        self._end = blob.size - _MAC - 4 - footer
+        self.header: dict[str, Any] = json.loads(blob.read(len(MAGIC) + 4, length))
+        self.footer: dict[str, Any] = json.loads(blob.read(self._end, footer))
         self.size = self._end - self._start
 
     def piece(self, offset: int) -> bytes:
-        """Return up to 1 MiB of the state from ``offset`` on; b"" at its end."""
-        return _read_at(self._descriptor, self._start + offset, min(_PIECE, max(0, self.size - offset)))
+        """Return up to 1 MiB of the state from ``offset``; b"" at its end.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return self._blob.read(self._start + offset, min(_PIECE, max(0, self.size - offset)))
 
 
 class CheckpointFiles:
     """The checkpoints of one data folder, and the key that signs them.
 
     Args:
-        folder: the data folder.
+        folder: the data folder, which has the key.
+        blobs: keeps the files; default: ``checkpoints/`` in the data folder.
 
     Raises:
-        StoreError: the key cannot be read or made, or is none.
+        StoreError: the key cannot be read or made, or has not 32 bytes.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, blobs: BlobStore | None = None) -> None:
         self._folder = folder / "checkpoints"
+        self._blobs: BlobStore = blobs or FolderBlobs(self._folder)
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._key = write_once(folder / "key", secrets.token_bytes(_KEY))
@@ -134,102 +150,112 @@ class CheckpointFiles:
             ) from error
         if len(self._key) != _KEY:
             raise StoreError(
-                f"{folder / 'key'} is no key: it has {len(self._key)} bytes, not {_KEY}.",
-                remedy="Put it back from a backup; or remove it, and with it the use of all checkpoints.",
+                f"{folder / 'key'} is not a key: it has {len(self._key)} bytes, not {_KEY}.",
+                remedy="Restore the file from a backup. If you remove it, no existing checkpoint can be used again.",
             )
 
     def path(self, checkpoint_id: str) -> Path:
+        """Return the path by which ``reading`` finds a checkpoint of this data folder."""
         return self._folder / checkpoint_id
 
     def ids(self) -> set[str]:
-        """Return the ids of all files."""
-        return {file.name for file in self._folder.iterdir() if not file.name.startswith(".")}
+        """Return the ids of all checkpoints that have a file."""
+        return self._blobs.names()
+
+    def size(self, checkpoint_id: str) -> int:
+        """Return the number of bytes of a checkpoint's file.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        return self._blobs.size(checkpoint_id)
 
     @contextmanager
     def writing(self, checkpoint_id: str, header: dict[str, Any], limit: int) -> Iterator[CheckpointWriter]:
-        """Write one: it is there, whole, when the block ends well, and else nothing of it is.
+        """Write a checkpoint. Its file appears, whole, when the block ends without an error; else nothing remains.
+
+        Args:
+            limit: the most bytes that the state may have.
 
         Raises:
-            StoreError: it cannot be written.
+            StoreError: the file cannot be written.
         """
         try:
-            with whole_file(self.path(checkpoint_id), mode=0o600) as file:
-                yield CheckpointWriter(file, header, self._key, limit)
+            with self._blobs.writing(checkpoint_id) as blob:
+                yield CheckpointWriter(blob, header, self._key, limit)
         except OSError as error:
             if isinstance(error, StoreError) or not error.errno:
                 raise
             raise StoreError(
                 f"the checkpoint cannot be written: {error.strerror}; nothing of it is left.",
-                remedy="See that CELLBLOCK_DATA_DIR has room.",
+                remedy="Check that CELLBLOCK_DATA_DIR has room.",
             ) from error
 
     @contextmanager
     def reading(self, path: Path) -> Iterator[CheckpointReader]:
-        """Open one, once its MAC was found right.
+        """Open a checkpoint, and check its MAC.
+
+        Args:
+            path: as ``path`` returns it, or any other file of this host.
 
         Raises:
-            CheckpointMissingError: there is none.
-            CheckpointDamagedError: it is truncated or altered, or was signed with another key.
-            CheckpointFormatError: another version has written it.
+            CheckpointMissingError: there is no such file.
+            CheckpointDamagedError: the file is truncated or altered, or signed with another key.
+            CheckpointFormatError: another version of Cellblock has written it.
         """
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except (OSError, ValueError) as error:
-            said = getattr(error, "strerror", None) or str(error)
-            raise CheckpointMissingError(f"there is no checkpoint {path}: {said}.", checkpoint=path.name) from error
-        try:
+        blobs = self._blobs if path.parent == self._folder else FolderBlobs(path.parent)
+        with ExitStack() as stack:
             try:
-                reader = CheckpointReader(descriptor, self._check(descriptor, path))
-            except (OSError, ValueError, struct.error) as error:
-                raise _damaged(path, f"it cannot be read ({error})") from error
-            yield reader
-        finally:
-            os.close(descriptor)
+                blob = stack.enter_context(blobs.reading(path.name))
+            except (OSError, ValueError) as error:
+                said = getattr(error, "strerror", None) or str(error)
+                raise CheckpointMissingError(f"there is no checkpoint {path}: {said}.", checkpoint=path.name) from error
+            yield self._checked(blob, path.name)
 
     def remove(self, checkpoint_id: str) -> None:
-        """Remove one; fine when it is gone already."""
-        self.path(checkpoint_id).unlink(missing_ok=True)
+        """Delete a checkpoint's file. Idempotent."""
+        self._blobs.delete(checkpoint_id)
 
-    def sweep(self, known: set[str]) -> None:
-        """Remove the files that a killed process left behind: those without an entry in the history, after a day."""
-        for file in self._folder.iterdir():
-            with contextlib.suppress(FileNotFoundError):  # another process was quicker
-                if file.name not in known and time.time() - file.stat().st_mtime > _GRACE:
-                    file.unlink()
+    def sweep(self, known: Collection[str]) -> None:
+        """Delete what a killed process left: the files that are not of ``known`` checkpoints, when they are a day old.
 
-    def _check(self, descriptor: int, path: Path) -> int:
-        info = os.fstat(descriptor)
-        if not stat.S_ISREG(info.st_mode):
-            raise _damaged(path, "it is no regular file")
-        magic = _read_at(descriptor, 0, len(MAGIC))
+        Raises:
+            OSError: one cannot be deleted.
+        """
+        self._blobs.sweep(known, _GRACE)
+
+    def _checked(self, blob: BlobReader, name: str) -> CheckpointReader:
+        try:
+            self._check(blob, name)
+            return CheckpointReader(blob)
+        except (OSError, ValueError, struct.error) as error:
+            raise _damaged(name, f"it cannot be read ({error})") from error
+
+    def _check(self, blob: BlobReader, name: str) -> None:
+        magic = blob.read(0, len(MAGIC))
         if magic != MAGIC:
             if magic.startswith(_KIND):
                 raise CheckpointFormatError(
-                    f"{path.name} was written by another version of Cellblock.",
-                    checkpoint=path.name,
+                    f"{name} was written by another version of Cellblock.",
+                    checkpoint=name,
                     remedy="Use the version that wrote it.",
                 )
-            raise _damaged(path, "it does not begin like one")
-        if info.st_size < len(MAGIC) + 4 + 2 + 2 + 4 + _MAC:
-            raise _damaged(path, "it is cut off")
+            raise _damaged(name, "it does not begin like one")
+        if blob.size < _LEAST:
+            raise _damaged(name, "it is truncated")
         mac = hmac.new(self._key, digestmod=hashlib.sha256)
-        offset, end = 0, info.st_size - _MAC
+        offset, end = 0, blob.size - _MAC
         while offset < end:
-            piece = _read_at(descriptor, offset, min(_PIECE, end - offset))
+            piece = blob.read(offset, min(_PIECE, end - offset))
             if not piece:
-                raise _damaged(path, "it is cut off")
+                raise _damaged(name, "it is truncated")
             mac.update(piece)
             offset += len(piece)
-        if not hmac.compare_digest(mac.digest(), _read_at(descriptor, end, _MAC)):
-            raise _damaged(path, "it was altered or cut off, or signed on another host")
-        return info.st_size
+        if not hmac.compare_digest(mac.digest(), blob.read(end, _MAC)):
+            raise _damaged(name, "it was altered or truncated, or signed on another host")
 
 
-def _damaged(path: Path, why: str) -> CheckpointDamagedError:
+def _damaged(name: str, why: str) -> CheckpointDamagedError:
     return CheckpointDamagedError(
-        f"{path.name} is no sound checkpoint: {why}.", checkpoint=path.name, remedy="Use another one."
+        f"{name} is not a valid checkpoint: {why}.", checkpoint=name, remedy="Use another checkpoint."
     )
-
-
-def _read_at(descriptor: int, offset: int, length: int) -> bytes:
-    return os.pread(descriptor, length, offset)

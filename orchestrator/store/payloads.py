@@ -1,53 +1,48 @@
-"""Large pieces of output, each in a file that is named by what it holds: the same picture twice is one file."""
+"""Large outputs, each a blob that is named by the hash of its content: the same picture twice is one blob."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Collection, Iterator
 from typing import Any
 
-from orchestrator.store.wholefile import whole_file
+from orchestrator.store.blobs import BlobStore
 
-_LARGE = 32 * 1024  # characters of a text that gets a file of its own
-_PIECE = 256 * 1024  # characters that are encoded at once: a second copy of a cell's outputs would count as much
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-# A file may be there before the row that needs it, or be found by one that is about to be written. A file's age is of
-# the wall clock: longer than the hour by which that is set at once where a time zone is mistaken.
-_GRACE = 86_400.0  # seconds
-
-Path_ = tuple[str | int, ...]
+_LARGE = 32 * 1024  # characters; a longer text becomes a blob
+_PIECE = 256 * 1024  # characters that are encoded at once: a second copy of a cell's outputs would need as much memory
+_LONGEST_PATH = 500  # characters of a text's path in the result, as in the schema
+# Seconds for which an unneeded blob is kept: the row that needs it may be about to be written. The age of a blob is
+# measured with the wall clock, which a corrected time zone can move by an hour.
+_GRACE = 86_400.0
 
 
 class Payloads:
-    """The files, in ``folder``; shared by processes.
+    """Takes the large texts out of cells' results, and puts them back.
 
-    What a sandbox sent is never trusted to name one: where a payload belongs is kept beside the result, not inside.
+    A sandbox's output cannot name a blob: a text's place in the result is kept beside the result, not inside it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, blobs: BlobStore) -> None:
+        self._blobs = blobs
 
     def take_out(self, result: Any) -> tuple[Any, list[tuple[str, str, int]]]:
-        """Keep every large text of a JSON value in a file.
+        """Write every large text of a JSON value to a blob.
 
         Returns:
-            The value with null in their places, and for each its path in the value as JSON, digest and bytes.
+            A copy of the value with null in the places of these texts; and for each text its path in the value as
+            JSON, its digest and its size in bytes.
 
         Raises:
-            OSError: one cannot be written.
+            OSError: a blob cannot be written.
         """
         found: list[tuple[str, str, int]] = []
-        kept: dict[str, tuple[str, int]] = {}  # a cell that only prints has its text twice
+        kept: dict[str, tuple[str, int]] = {}  # the result of a cell that only prints has its text twice
 
-        def walk(value: Any, path: Path_) -> Any:
+        def walk(value: Any, path: tuple[str | int, ...]) -> Any:
             if isinstance(value, str) and len(value) > _LARGE:
                 where = json.dumps(path)
-                if len(where) <= 500:
+                if len(where) <= _LONGEST_PATH:
                     if value not in kept:
                         kept[value] = self._keep(value)
                     found.append((where, *kept[value]))
@@ -61,7 +56,11 @@ class Payloads:
         return walk(result, ()), found
 
     def put_back(self, result: Any, places: list[tuple[str, str]]) -> None:
-        """Fill in what ``take_out`` took. A file that is gone leaves a text that says so."""
+        """Put the texts of ``take_out`` back into ``result``. A missing blob is replaced by a text that says so.
+
+        Args:
+            places: for each text its path and its digest.
+        """
         for path, digest in places:
             *parents, last = json.loads(path)
             target = result
@@ -69,25 +68,13 @@ class Payloads:
                 target = target[key]
             target[last] = self._read(digest)
 
-    def sweep(self, is_needed: Any) -> int:
-        """Remove the files that no row needs, a day after they were last written. Returns the bytes.
+    def sweep(self, needed: Collection[str]) -> int:
+        """Delete the blobs whose digest is not ``needed``, a day after they were last written. Returns the bytes.
 
-        Args:
-            is_needed: tells for a digest.
+        Raises:
+            OSError: one cannot be deleted.
         """
-        freed = 0
-        for file in self._files():
-            try:
-                info = file.stat()
-                if time.time() - info.st_mtime > _GRACE and not is_needed(file.name):
-                    file.unlink()
-                    freed += info.st_size
-            except FileNotFoundError:  # another process was quicker
-                continue
-        return freed
-
-    def _files(self) -> Iterator[Path]:
-        return (file for file in self._folder.glob("??/*") if _DIGEST.fullmatch(file.name))
+        return self._blobs.sweep({_name(digest) for digest in needed}, _GRACE)
 
     def _keep(self, text: str) -> tuple[str, int]:
         seal, size = hashlib.sha256(), 0
@@ -95,23 +82,23 @@ class Payloads:
             seal.update(piece)
             size += len(piece)
         digest = seal.hexdigest()
-        file = self._path(digest)
-        try:
-            os.utime(file)
-        except FileNotFoundError:
-            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with whole_file(file, mode=0o600) as handle:
-                handle.writelines(_encoded(text))
+        if not self._blobs.renew(_name(digest)):
+            with self._blobs.writing(_name(digest)) as blob:
+                for piece in _encoded(text):
+                    blob.write(piece)
         return digest, size
 
     def _read(self, digest: str) -> str:
         try:
-            return self._path(digest).read_bytes().decode("utf-8", "surrogatepass")
+            with self._blobs.reading(_name(digest)) as blob:
+                return blob.read(0, blob.size).decode("utf-8", "surrogatepass")
         except (OSError, UnicodeDecodeError):
             return f"[payload {digest} is gone]"
 
-    def _path(self, digest: str) -> Path:
-        return self._folder / digest[:2] / digest
+
+def _name(digest: str) -> str:
+    """Return a blob's name: no folder gets more than a 256th of the blobs."""
+    return f"{digest[:2]}/{digest}"
 
 
 def _encoded(text: str) -> Iterator[bytes]:

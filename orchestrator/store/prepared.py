@@ -1,4 +1,4 @@
-"""Statements of SQLAlchemy whose SQL is made once, for what is written with every cell."""
+"""SQLAlchemy statements that are compiled once, for the rows that every cell writes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from sqlalchemy.engine import Dialect
 
 
 class Prepared:
-    """A statement that is handed to the driver as it is: SQLAlchemy's own way takes two to three times as long.
+    """A compiled statement, which goes directly to the driver. SQLAlchemy's own execution takes 2-3 times as long.
 
     Args:
-        statement: whose parameters are of types that every driver takes: text and numbers.
+        statement: its parameters are text and numbers, which every driver accepts.
     """
 
     def __init__(self, statement: Insert | Update, dialect: Dialect) -> None:
@@ -23,10 +23,10 @@ class Prepared:
         self._constants = {name: value for name, value in compiled.params.items() if value is not None}
 
     def on(self, connection: Connection, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
-        """Carry it out in the connection's transaction.
+        """Execute the statement in the connection's transaction.
 
         Returns:
-            The first row that it returns, where it returns any.
+            The first row of a statement that returns rows; None otherwise, or if there is no row.
 
         Raises:
             Exception: the driver's own error.

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever happens while they are written."""
+"""Files that are written whole or not at all, even if the process or the machine stops meanwhile."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from orchestrator.errors import StoreError
 
 @contextlib.contextmanager
 def whole_file(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
-    """Write ``path`` under another name first, force it to the disk, and put it in place when the block ends well.
+    """Write a file under a temporary name; when the block ends without an error, sync it and rename it to ``path``.
 
     Raises:
-        OSError: it cannot be written; an earlier file of this name is untouched, and nothing else is left.
+        OSError: it cannot be written. An earlier file at ``path`` is unchanged, and the temporary file is removed.
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
@@ -33,32 +33,32 @@ def whole_file(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: Path, content: str | bytes, *, mode: int = 0o644) -> None:
-    """Write a file so that it is there whole or not at all, even when the machine stops.
+    """Write a file, whole or not at all, even if the machine stops.
 
     Raises:
-        OSError: it cannot be written; an earlier file of this name is untouched.
+        OSError: it cannot be written. An earlier file at ``path`` is unchanged.
     """
     with whole_file(path, mode=mode) as handle:
         handle.write(content.encode() if isinstance(content, str) else content)
 
 
 def save_whole(path: Path, content: str) -> None:
-    """Write a file that somebody has asked for, whole or not at all.
+    """Write a file that the user asked for, whole or not at all.
 
     Raises:
-        StoreError: it cannot be written; an earlier file of this name is untouched.
+        StoreError: it cannot be written. An earlier file at ``path`` is unchanged.
     """
     try:
         write_whole(path, content)
     except OSError as error:
         raise StoreError(
             f"{path} cannot be written: {error.strerror or error}.",
-            remedy="See that its folder is there, can be written to and has room.",
+            remedy="Check that its folder exists, is writable and has room.",
         ) from error
 
 
 def write_once(path: Path, content: bytes, *, mode: int = 0o600) -> bytes:
-    """Write a file unless there is one, and return what is in it then: of two who try at once, both get the same.
+    """Write a file unless it exists, and return its content. Two callers at once get the same content.
 
     Raises:
         OSError: it cannot be written or read.

@@ -1,1 +1,1 @@
-"""The kernel that runs in every sandbox."""
+"""The Jupyter kernel that runs in every sandbox. It is not a security boundary."""

@@ -1,8 +1,8 @@
-"""Start the kernel of this sandbox: an ipykernel whose sockets dial the host.
+"""Start the kernel of this sandbox: an ipykernel whose sockets connect to the host.
 
-The host listens on five unix sockets in the read-only folder of ``connection.json``; every ZMQ socket here
-*connects* where ipykernel would bind. Nothing in this package protects the host: the code in a cell can change all
-of it. It makes an honest kernel quick, orderly and complete.
+The host listens on five Unix sockets in the read-only folder of ``connection.json``. Each ZMQ socket here *connects*
+where ipykernel would bind. Nothing in this package protects the host, because the code in a cell can change all of it.
+The package makes an honest kernel fast, orderly and complete.
 """
 
 import json
@@ -11,6 +11,7 @@ import shutil
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import cellblock_session.ondemand  # noqa: F401 - before ipykernel
 import zmq
@@ -29,39 +30,39 @@ CONNECTION_FILE = "/run/kernel/connection.json"
 FONT_CACHE = "/opt/cellblock/matplotlib"
 
 
-class DiallingHeartbeat(Heartbeat):
-    """The heartbeat; its socket connects."""
+class ConnectingHeartbeat(Heartbeat):
+    """ipykernel's heartbeat, with a socket that connects."""
 
-    def _try_bind_socket(self):
+    def _try_bind_socket(self) -> None:
         self.socket.connect(f"ipc://{self.ip}-{self.port}")
 
 
 class NoShellThread:
-    """Stands where ipykernel has a thread for subshells, which cost every cell two hops between threads.
+    """Takes the place of ipykernel's thread for subshells, which costs every cell two hops between threads.
 
-    It is false, so that requests come straight to the main thread, and knows that thread: async cells ask it.
+    It is false, so requests go straight to the main thread. It knows the main thread because async cells ask for it.
     """
 
     parent_thread = threading.main_thread()
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         return False
 
 
 class SandboxApp(IPKernelApp):
-    """IPKernelApp with dialling sockets, and without what no host asks for (debugger, connection-file writing)."""
+    """IPKernelApp with sockets that connect, without a debugger and without writing a connection file."""
 
-    blocking_class = None  # in place of a trait whose default would import all of jupyter_client
+    blocking_class = None  # replaces a trait whose default would import all of jupyter_client
 
-    def _try_bind_socket(self, s, port):
+    def _try_bind_socket(self, s: Any, port: int) -> int:
         if s.type == zmq.XPUB:
             s.setsockopt(zmq.SNDHWM, IOPUB_HIGH_WATER)
             s.setsockopt(zmq.XPUB_NODROP, 1)
-        s.setsockopt(zmq.HANDSHAKE_IVL, 0)  # the host takes one connection, and may have been stopped for a while
+        s.setsockopt(zmq.HANDSHAKE_IVL, 0)  # no timeout: the host takes one connection and may have been suspended
         s.connect(f"ipc://{self.ip}-{port}")
         return port
 
-    def init_iopub(self, context):
+    def init_iopub(self, context: Any) -> None:
         socket = context.socket(zmq.XPUB)
         socket.linger = 1000
         self.iopub_port = self._bind_socket(socket, self.iopub_port)
@@ -69,8 +70,8 @@ class SandboxApp(IPKernelApp):
         self.iopub_thread.start()
         self.iopub_socket = self.iopub_thread.background_socket
 
-    def init_control(self, context):
-        # Not super(): it connects a debugger's DEALER to the shell endpoint, where every other request is then lost.
+    def init_control(self, context: Any) -> None:
+        # Not super(): it connects a debugger's DEALER to the shell endpoint, which then gets every other request.
         self.control_socket = context.socket(zmq.ROUTER)
         self.control_socket.linger = 1000
         self.control_port = self._bind_socket(self.control_socket, self.control_port)
@@ -79,31 +80,32 @@ class SandboxApp(IPKernelApp):
         self.control_thread = ControlThread(daemon=True)
         self.shell_channel_thread = NoShellThread()
 
-    def _session_default(self):
+    def _session_default(self) -> BoundedSession:
         return BoundedSession(parent=self, username="kernel")
 
-    def init_heartbeat(self):
-        self.heartbeat = DiallingHeartbeat(zmq.Context(), (self.transport, self.ip, self.hb_port))
+    def init_heartbeat(self) -> None:
+        self.heartbeat = ConnectingHeartbeat(zmq.Context(), (self.transport, self.ip, self.hb_port))
         self.heartbeat.start()
 
-    def write_connection_file(self, **kwargs):
-        """Nothing to write: the host wrote it, and its folder is read-only."""
+    def write_connection_file(self, **kwargs: Any) -> None:
+        """Write nothing: the host wrote the file, and its folder is read-only."""
 
 
-def configuration():
+def configuration() -> Config:
+    """Return the configuration of the app, the kernel and IPython."""
     config = Config()
     config.SandboxApp.connection_file = CONNECTION_FILE
     config.SandboxApp.kernel_class = SandboxKernel
     config.SandboxApp.outstream_class = f"{OrderedStream.__module__}.{OrderedStream.__name__}"
     config.SandboxApp.log_level = "CRITICAL"
-    config.HistoryManager.enabled = False  # the history lives on the host
-    config.Completer.use_jedi = False  # its first completion takes a minute under gVisor
-    config.SandboxKernel._execute_sleep = 0.0  # the host waits for reply *and* idle, so no late output is missed
+    config.HistoryManager.enabled = False  # the host keeps the history
+    config.Completer.use_jedi = False  # jedi's first completion takes a minute under gVisor
+    config.SandboxKernel._execute_sleep = 0.0  # the host waits for the reply *and* "idle", so it misses no late output
     return config
 
 
-def silence_own_output():
-    """Point the process's own file descriptors at /dev/null: what reached the container's log would cost the daemon."""
+def silence_own_output() -> None:
+    """Point file descriptors 0 to 2 at /dev/null, because the daemon has to store what reaches the container's log."""
     sys.stdout.flush()
     sys.stderr.flush()
     null = os.open(os.devnull, os.O_RDWR)
@@ -112,18 +114,20 @@ def silence_own_output():
     os.close(null)
 
 
-def place_font_cache():
+def place_font_cache() -> None:
+    """Copy the image's font cache to where matplotlib looks for it."""
     target = os.environ.get("MPLCONFIGDIR")
     if target and Path(FONT_CACHE).is_dir():
         shutil.copytree(FONT_CACHE, target, dirs_exist_ok=True)
 
 
-def main():
+def main() -> None:
+    """Run the kernel until the container ends."""
     place_font_cache()
     BoundedSession.bound = json.loads(Path(CONNECTION_FILE).read_text())["message_bound"]
     app = SandboxApp.instance(config=configuration())
     silence_own_output()
     app.initialize([])
-    sys.path.insert(0, "")  # only now: the agent's files are importable, and cannot stand in for what starts here
+    sys.path.insert(0, "")  # only now: the agent's files become importable but cannot replace modules of this start
     app.kernel.surroundings = Surroundings()
     app.start()

@@ -1,4 +1,4 @@
-"""The kernel: cells and their interrupts, files and the session's state."""
+"""The kernel: run cells, interrupt them, move files and the session's state."""
 
 import contextlib
 import linecache
@@ -10,31 +10,36 @@ import time
 import traceback
 from functools import partial
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from ipykernel.ipkernel import IPythonKernel
 from IPython.core import interactiveshell
 from traitlets import Type
 
+from cellblock_kernel.files import read_file, remove_file, write_file
 from cellblock_kernel.messages import shorten
 from cellblock_kernel.shell import SandboxShell, drain_streams
 
-# Seconds after an interrupt in which another one is the same.
+# Seconds after an interrupt in which another signal counts as the same interrupt.
 INTERRUPT_PAUSE = 0.5
-# Seconds after which a thread has to let another one run, from an interrupt to the cell's end: with three busy threads
-# beside it a cell then took 1.0 s to end under gVisor, not 1.7 s. Always, it would cost such threads a tenth.
+# Seconds until a thread has to let another one run, from an interrupt to the end of the cell. With three busy threads
+# beside it, a cell then took 1.0 s instead of 1.7 s to end under gVisor. Set at all times, it would slow such threads
+# down by a tenth.
 HURRIED_SWITCH = 0.001
 
-# Characters of the question of an input().
+# The most characters of an input() prompt.
 PROMPT = 64 * 1024
 
 OWN = Path(__file__).parent
 
 
-def brief_traceback(error):
-    """Say where a cell was interrupted. IPython calls it instead of its own, which takes 0.1 s and more of CPU.
+def brief_traceback(error: BaseException) -> list[str]:
+    """Return a traceback that shows where a cell was interrupted. IPython calls this instead of its own formatter.
 
-    A cell whose threads are busy gets a small share of that, and would meet the end of its grace period. Hence no file
-    is looked at either, if that can be: whoever waits for the system has to wait for the busy threads then.
+    IPython's formatter takes 0.1 s of CPU and more. A cell with busy threads gets a small share of the CPU and would
+    exceed its grace period. For the same reason this reads no file if it can avoid it: a thread that waits for the
+    system then has to wait for the busy threads.
     """
     lines = ["Traceback (most recent call last):"]
     for frame, number in traceback.walk_tb(error.__traceback__):
@@ -47,68 +52,73 @@ def brief_traceback(error):
 
 
 class SandboxKernel(IPythonKernel):
-    """IPythonKernel, and the requests by which files and the session's state travel, in bounded pieces.
+    """An IPythonKernel that also moves files and the session's state, in bounded pieces.
 
-    The state is captured and loaded on the shell channel, where cells run too; its pieces travel on the control channel
-    meanwhile.
+    State is captured and loaded on the shell channel, where cells run. Its pieces travel on the control channel at the
+    same time.
     """
+
+    shell: Any
+    session: Any
+    iopub_thread: Any
+    io_loop: Any
 
     shell_class = Type(SandboxShell)
     _supports_kernel_subshells = False
     _runs_code = False
-    _interrupted = 0.0  # when it was last, in monotonic seconds
-    _switch_interval = None  # the cell's own, once it is interrupted
+    _interrupted = 0.0  # the time of the last interrupt, in monotonic seconds
+    _switch_interval: float | None = None  # the cell's own switch interval, while HURRIED_SWITCH replaces it
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         for name in ("write", "read", "remove"):
-            self.control_handlers[f"file_{name}_request"] = partial(self._answer, name)
+            self.control_handlers[f"file_{name}_request"] = partial(self._handle_file, name)
         for name in ("save", "load"):
             self.shell_handlers[f"state_{name}_request"] = partial(self._move_state, name)
         self.control_handlers["state_take_request"] = self._take_state
         self.control_handlers["state_give_request"] = self._give_state
-        self._pipes = {}
-        self._state = None
-        self.surroundings = None
+        self._pipes: dict[str, Any] = {}
+        self._state: Any = None
+        self.surroundings: Any = None
         self._own_streams = {"stdout": sys.stdout, "stderr": sys.stderr}
 
-    def pre_handler_hook(self):
+    def pre_handler_hook(self) -> None:
         self.saved_sigint_handler = signal.signal(signal.SIGINT, self._on_interrupt)
 
-    def _on_interrupt(self, _number, _frame):
-        """Interrupt the code of a cell, and nothing else: not a reply that is on its way, which would then be lost.
+    def _on_interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        """Interrupt the code of a cell only. Interrupting a reply on its way would lose the reply.
 
-        And not what tells of the interrupt before: the host asks in two ways, and both may come at once.
+        Ignores a second signal within INTERRUPT_PAUSE: the host interrupts in two ways, and both may arrive.
         """
         now = time.monotonic()
         if self._runs_code and now - self._interrupted > INTERRUPT_PAUSE:
             self._interrupted = now
-            interrupt = KeyboardInterrupt()
+            interrupt: Any = KeyboardInterrupt()
             interrupt._render_traceback_ = partial(brief_traceback, interrupt)
             raise interrupt
 
-    def _input_request(self, prompt, *args, **kwargs):
-        """Ask, after what was shown before. A question beyond 1 MiB would cost the kernel."""
+    def _input_request(self, prompt: str, *args: Any, **kwargs: Any) -> Any:
+        """Send a prompt after all earlier output. A prompt above 1 MiB would cost the kernel its life."""
         self.iopub_thread.wait_for(self.iopub_thread.push)
         return super()._input_request(shorten(prompt, PROMPT), *args, **kwargs)
 
-    async def do_execute(self, *args, **kwargs):
-        self._interrupted = 0.0  # what the last cell was told does not count for this one
-        every = self.shell.ast_node_interactivity == "all"  # what a cell shows so may not be its last
+    async def do_execute(self, *args: Any, **kwargs: Any) -> Any:
+        self._interrupted = 0.0  # an interrupt of the last cell does not count for this one
+        every = self.shell.ast_node_interactivity == "all"  # then a displayed value may not be the last message
         self.shell.displayhook.pub_socket = self.iopub_socket if every else self.iopub_thread.later
         with self.iopub_thread.session_code():
             try:
                 self._runs_code = True
                 try:
-                    reply = await super().do_execute(*args, **kwargs)
+                    reply: Any = await super().do_execute(*args, **kwargs)
                 finally:
                     self._runs_code = False
-            except KeyboardInterrupt:  # it came just before or after the code itself
+            except KeyboardInterrupt:  # it arrived just before or after the cell's own code
                 count = self.shell.execution_count
                 reply = {"status": "error", "ename": "KeyboardInterrupt", "evalue": "", "traceback": [],
                          "execution_count": count, "user_expressions": {}, "payload": []}  # fmt: skip
         for name, stream in self._own_streams.items():
-            if getattr(sys, name) is None:  # print() takes it for "nowhere", and ipykernel for its own stream
+            if getattr(sys, name) is None:  # print() would discard its text, and ipykernel needs a stream
                 setattr(sys, name, stream)
         drain_streams()
         if self._switch_interval is not None:
@@ -116,8 +126,8 @@ class SandboxKernel(IPythonKernel):
             self._switch_interval = None
         return reply
 
-    def _publish_status(self, status, channel, parent=None):
-        """Publish it; from "busy" to "idle" what the main thread publishes waits for that end."""
+    def _publish_status(self, status: str, channel: str, parent: Any = None) -> None:
+        """Publish a status. From "busy" to "idle", what the main thread publishes waits for "idle"."""
         if channel != "shell":
             super()._publish_status(status, channel, parent)
             return
@@ -128,113 +138,96 @@ class SandboxKernel(IPythonKernel):
             publisher.serves = publisher.gathers = False
             publisher.push()
 
-    def _send_interrupt_children(self):
-        """Interrupt this process and those of its group.
+    def _send_interrupt_children(self) -> None:
+        """Interrupt this process and the other processes of its group.
 
-        Not with killpg: the kernel is process 1, and the group 1 stands for "all but process 1". And the main thread by
-        name: gVisor may give a signal for the process to a thread that does not wait, and the cell would go on waiting.
+        Not with killpg: the kernel is process 1, and group 1 means "all but process 1". The main thread gets its signal
+        directly, because gVisor may deliver a signal for the process to another thread, and the cell would not notice.
         """
         if self._switch_interval is None:
             self._switch_interval = sys.getswitchinterval()
             sys.setswitchinterval(min(self._switch_interval, HURRIED_SWITCH))
         group = os.getpgid(0)
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGINT)
         for name in os.listdir("/proc"):
             if name.isdecimal() and int(name) != os.getpid():
                 with contextlib.suppress(ProcessLookupError):
                     if os.getpgid(int(name)) == group:
                         os.kill(int(name), signal.SIGINT)
 
-    async def interrupt_request(self, stream, ident, parent):
+    async def interrupt_request(self, stream: Any, ident: Any, parent: Any) -> None:
         await super().interrupt_request(stream, ident, parent)
-        # An async cell waits in the loop's selector, which goes on waiting after a signal: what the signal's handler
-        # asked the loop to do would be done only after the cell.
+        # An async cell waits in the loop's selector, which keeps waiting after a signal. Wake it, or what the signal
+        # handler scheduled on the loop would run only after the cell.
         self.io_loop.asyncio_loop.call_soon_threadsafe(int)
 
-    def _pipe(self, parent):
-        """Find the pipe of a transfer, which whoever hears of it first makes.
+    def _pipe(self, parent: Any) -> Any:
+        """Return the pipe of a transfer. The first channel that mentions the transfer creates it.
 
-        It stays until the next transfer: all of a small state may have come, and its end, before this thread looks.
+        The pipe stays until the next transfer: a small state may have arrived completely before this thread looks.
         """
         from cellblock_session.stream import Pipe
 
         return self._pipes.setdefault(parent["content"]["transfer"], Pipe())
 
-    async def _move_state(self, name, stream, ident, parent):
-        """Save or load the state. It runs code of the session, and can be interrupted like a cell."""
+    async def _move_state(self, name: str, stream: Any, ident: Any, parent: Any) -> None:
+        """Save or load the state. This runs code of the session and can be interrupted like a cell."""
         pipe = self._pipe(parent)
         self._pipes = {parent["content"]["transfer"]: pipe}
         with self.iopub_thread.session_code():
             try:
                 self._runs_code = True
                 try:
-                    if self._state is None:
-                        from cellblock_session.state import SessionState
-
-                        self._state = SessionState(self.shell, self.surroundings)
-                    move = self._state.save if name == "save" else self._state.load
-                    content = move(pipe, **parent["content"]["options"])
+                    content = self._save_or_load(name, pipe, parent["content"]["options"])
                 finally:
                     self._runs_code = False
             except KeyboardInterrupt:
                 content = {"status": "error", "reason": "it was interrupted"}
-            except Exception as error:  # noqa: BLE001 - the session's own code runs here
+            except Exception as error:  # noqa: BLE001 - code of the session runs here
                 content = {"status": "error", "reason": f"{type(error).__name__}: {error}"[:500]}
         pipe.end()
         if name == "load":
             self.shell.displayhook.has_lost = content.pop("has_lost", False)
         self.session.send(stream, f"state_{name}_reply", content, parent, ident=ident)
 
-    async def _take_state(self, stream, ident, parent):
+    def _save_or_load(self, name: str, pipe: Any, options: dict[str, Any]) -> dict[str, Any]:
+        if self._state is None:
+            from cellblock_session.state import SessionState
+
+            self._state = SessionState(self.shell, self.surroundings)
+        move = self._state.save if name == "save" else self._state.load
+        content: dict[str, Any] = move(pipe, **options)
+        return content
+
+    async def _take_state(self, stream: Any, ident: Any, parent: Any) -> None:
+        """Send the host the next piece of a state that is being saved."""
         pipe = self._pipe(parent)
         piece, last = pipe.poll()
         buffers = [] if piece is None else [piece]
         self.session.send(stream, "state_take_reply", {"last": last}, parent, ident=ident, buffers=buffers)
 
-    async def _give_state(self, stream, ident, parent):
+    async def _give_state(self, stream: Any, ident: Any, parent: Any) -> None:
+        """Accept a piece of a state that is being loaded."""
         pipe = self._pipe(parent)
         taken = pipe.offer(bytes(parent["buffers"][0])) if parent["buffers"] else True
         if parent["content"]["last"] and taken:
             pipe.end()
         self.session.send(stream, "state_give_reply", {"taken": taken}, parent, ident=ident)
 
-    async def _answer(self, name, stream, ident, parent):
-        content, buffers = {"status": "ok"}, []
+    async def _handle_file(self, name: str, stream: Any, ident: Any, parent: Any) -> None:
+        """Write, read or remove a file for the host."""
+        content: dict[str, Any] = {"status": "ok"}
+        buffers: list[bytes] = []
+        request = parent["content"]
         try:
-            data = getattr(self, f"_file_{name}")(parent["content"], parent["buffers"], content)
-            buffers = [data] if data is not None else []
+            if name == "read":
+                buffers = [read_file(request)]
+            elif name == "write":
+                write_file(request, parent["buffers"])
+            else:
+                remove_file(request)
         except OSError as error:
             content = {"status": "error", "errno": error.errno, "reason": error.strerror or str(error)}
         self.session.send(stream, f"file_{name}_reply", content, parent, ident=ident, buffers=buffers)
-
-    @staticmethod
-    def _file_write(request, buffers, reply):
-        path = Path(request["path"])
-        if request["offset"] == 0:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if request["offset"] == 0 else 0)
-        handle = os.open(path, flags, 0o644)
-        try:
-            data = memoryview(buffers[0]) if buffers else memoryview(b"")
-            written = 0
-            while written < len(data):
-                written += os.pwrite(handle, data[written:], request["offset"] + written)
-        finally:
-            os.close(handle)
-        if request["last"] and request["rename"]:
-            path.replace(request["rename"])
-
-    @staticmethod
-    def _file_read(request, _buffers, reply):
-        handle = os.open(request["path"], os.O_RDONLY | os.O_NONBLOCK)
-        try:
-            data = bytearray()
-            while piece := os.pread(handle, request["length"] - len(data), request["offset"] + len(data)):
-                data += piece  # one call may give less than is there; to the host less than asked for means the end
-            return bytes(data)
-        finally:
-            os.close(handle)
-
-    @staticmethod
-    def _file_remove(request, _buffers, _reply):
-        Path(request["path"]).unlink(missing_ok=True)

@@ -1,40 +1,42 @@
-"""Messages that stay below the host's bound, whatever a cell shows."""
+"""Keep every message below the host's size limit, whatever a cell displays."""
 
 import json
 import struct
+from collections.abc import Sequence
+from typing import Any
 
 from jupyter_client.session import DELIM, Session
 
-MOST_FRAMES = 64  # the host takes no message of more
+MAX_FRAMES = 64  # the host accepts no message with more frames
 
 
-def as_bytes(frames):
-    """Return a message's frames as they are on the wire; without its buffers where the host would not take them."""
-    frames = [frame if type(frame) is bytes else memoryview(frame).tobytes("A") for frame in frames]
-    if len(frames) > MOST_FRAMES or sum(map(len, frames)) > BoundedSession.bound:
-        return frames[: frames.index(DELIM) + 6]
-    return frames
+def as_bytes(frames: Sequence[Any]) -> list[bytes]:
+    """Return a message's frames as bytes, without its buffers if the host would not accept them."""
+    plain = [frame if type(frame) is bytes else memoryview(frame).tobytes("A") for frame in frames]
+    if len(plain) > MAX_FRAMES or sum(map(len, plain)) > BoundedSession.bound:
+        return plain[: plain.index(DELIM) + 6]
+    return plain
 
 
-def pack(frames):
-    """Make one of a message's frames: how many there are, the bytes of each, and all of them."""
+def pack(frames: Sequence[bytes]) -> bytes:
+    """Join a message's frames into one: their number, the length of each in bytes, and their contents."""
     return b"".join([struct.pack(f">H{len(frames)}I", len(frames), *map(len, frames)), *frames])
 
 
-def shorten(value, longest):
-    """Cut every text inside ``value`` to ``longest`` characters, and say so in its place."""
-    if isinstance(value, str) and len(value) > longest:
-        half = longest // 2
+def shorten(value: Any, limit: int) -> Any:
+    """Return ``value`` with every text in it cut to ``limit`` characters and a note in place of the rest."""
+    if isinstance(value, str) and len(value) > limit:
+        half = limit // 2
         return f"{value[:half]}\n[... {len(value) - 2 * half} characters left out ...]\n{value[-half:]}"
     if isinstance(value, dict):
-        return {key: shorten(item, longest) for key, item in value.items()}
+        return {key: shorten(item, limit) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [shorten(item, longest) for item in value]
+        return [shorten(item, limit) for item in value]
     return value
 
 
-def without_surrogates(value):
-    """Replace every lone surrogate inside ``value``."""
+def without_surrogates(value: Any) -> Any:
+    """Return ``value`` with every lone surrogate in it replaced by "?"."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode("utf-8")
     if isinstance(value, dict):
@@ -44,24 +46,28 @@ def without_surrogates(value):
     return value
 
 
-def shorten_bundle(data, longest):
-    """Leave out every large item of a mime bundle but its plain text, which names them."""
+def shorten_bundle(data: dict[str, Any], limit: int) -> dict[str, Any]:
+    """Return a MIME bundle without its large items. Its plain text names what is left out.
+
+    Args:
+        limit: characters of an item's JSON.
+    """
     sizes = {mime: len(json.dumps(item, default=str)) for mime, item in data.items() if mime != "text/plain"}
-    large = {mime: size for mime, size in sizes.items() if size > longest}
-    said = "".join(f"\n[{mime} of {size} bytes left out]" for mime, size in large.items())
+    large = {mime: size for mime, size in sizes.items() if size > limit}
+    notes = "".join(f"\n[{mime} of {size} bytes left out]" for mime, size in large.items())
     kept = {mime: item for mime, item in data.items() if mime not in large}
-    return {**kept, "text/plain": shorten(str(kept.get("text/plain", "")), longest) + said}
+    return {**kept, "text/plain": shorten(str(kept.get("text/plain", "")), limit) + notes}
 
 
 class BoundedSession(Session):
-    """A Session whose messages stay below the host's bound; past it the host ends the kernel.
+    """A Session that shortens messages above the host's limit, because the host kills the kernel that sends one.
 
-    A message that was shortened says by how many bytes, in its content's "left_out".
+    A shortened message has the number of bytes left out in its content, as "left_out".
     """
 
-    bound = 2**23  # bytes; replaced from connection.json
+    bound = 2**23  # bytes; replaced by the value in connection.json
 
-    def serialize(self, msg, ident=None):
+    def serialize(self, msg: dict[str, Any], ident: Any = None) -> list[bytes]:
         try:
             frames = super().serialize(msg, ident)
         except UnicodeEncodeError:

@@ -1,62 +1,65 @@
-"""The kernel's way to the host: one socket for all that cells publish, and who may use it when."""
+"""Send all that cells publish to the host: one socket, and the rules about which thread may use it when."""
 
 import contextlib
 import os
 import threading
 from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import zmq
 from ipykernel.iostream import IOPubThread
 
 from cellblock_kernel.messages import as_bytes, pack
 
-# Frames that wait for the host before whoever sends the next waits too (XPUB_NODROP).
+# Frames that may wait for the host. The sender of the next one waits too (XPUB_NODROP).
 IOPUB_HIGH_WATER = 25
-# Messages that wait for a frame before the main thread has them sent.
+# Messages that may wait to be joined into a frame. Beyond that the main thread sends them.
 QUEUE = 25
-# Bytes of small messages that go as one frame: to send one wakes two threads here and the host there.
+# Bytes of small messages that travel as one frame: sending a frame wakes two threads here and the host.
 FRAME = 64 * 1024
-# Seconds in which what a running cell publishes gathers: where two threads hand on the interpreter's lock for every
-# display, one takes up to 2 ms under gVisor.
+# Seconds in which the messages of a running cell gather. If two threads hand over the interpreter's lock for each
+# display, one display takes up to 2 ms under gVisor.
 PAUSE = 0.002
 
 
 class Publisher(IOPubThread):
-    """The way to the host of all that is published. In ipykernel each message takes a hop to this thread.
+    """The thread that sends what is published. In ipykernel each message takes a hop to this thread.
 
-    What the main thread publishes by itself goes with the request's end, and is sent by it. What the session's code
-    publishes is sent by this thread: a signal's handler may leave that code at any point. So is what other threads
-    publish, none of which has to wait for the host.
+    While the main thread serves a request with its own code, its messages wait for the end of the request, and the main
+    thread sends them. While it runs code of the session, this thread sends them, because a signal handler can leave
+    that code at any point. This thread also sends the messages of all other threads, so none of them waits for the
+    host.
     """
 
-    in_child = False  # whether this process was forked from the kernel's
-    serves = False  # whether the main thread serves a request, at the end of which it will ``push``
-    gathers = False  # whether it does so by its own code, so that what it publishes may wait for that end
+    in_child = False  # this process was forked from the kernel's
+    serves = False  # the main thread serves a request and will call ``push`` at its end
+    gathers = False  # it serves the request with its own code, so its messages may wait for that end
 
-    def __init__(self, socket, session):
+    def __init__(self, socket: Any, session: Any) -> None:
         self._renew()
         os.register_at_fork(after_in_child=self._enter_child)
         super().__init__(socket, pipe=True, session=session)
         self.later = Later(self)
 
-    def _renew(self):
-        self._queue = deque()
-        self._turn = threading.RLock()  # with the socket
+    def _renew(self) -> None:
+        self._queue: deque[list[bytes]] = deque()
+        self._turn: Any = threading.RLock()  # hold it to use the socket
         self._main = threading.get_ident()
         self._push_scheduled = False
 
-    def _enter_child(self):
+    def _enter_child(self) -> None:
         self.in_child = True
-        self._renew()  # the lock may be held, by a thread that is not here
+        self._renew()  # a thread that does not exist in the child may hold the lock
 
-    def _is_master_process(self):
+    def _is_master_process(self) -> bool:
         return not self.in_child
 
     @property
-    def called_by_main(self):
+    def called_by_main(self) -> bool:
         return threading.get_ident() == self._main
 
-    def send_multipart(self, frames, *args, **kwargs):
+    def send_multipart(self, frames: Sequence[Any], *args: Any, **kwargs: Any) -> None:
         if self.in_child:
             super().send_multipart(frames, *args, **kwargs)
             return
@@ -66,36 +69,40 @@ class Publisher(IOPubThread):
         elif threading.get_ident() == self.thread.ident:
             self.push()
         elif not (self.called_by_main and self.gathers):
-            self._have_pushed()
+            self._schedule_push()
         elif len(self._queue) >= QUEUE or sum(map(len, self._queue[-1])) > FRAME:
             self.push()
 
-    def send_later(self, frames, *args, **kwargs):
-        """Send a cell's value or error, which are its last as a rule: with the end of its request, if one is served."""
+    def send_later(self, frames: Sequence[Any], *args: Any, **kwargs: Any) -> None:
+        """Send a cell's value or error together with the end of its request, because it usually is the last message.
+
+        Outside a request it is sent like any other message.
+        """
         if self.called_by_main and self.serves and not self.in_child and len(self._queue) < QUEUE:
             self._queue.append(as_bytes(frames))
         else:
             self.send_multipart(frames, *args, **kwargs)
 
-    def _have_pushed(self):
+    def _schedule_push(self) -> None:
         if not self._push_scheduled:
             self._push_scheduled = True
             try:
                 self.schedule(self._push_soon)
-            except BaseException:  # a signal's handler
+            except BaseException:  # raised by a signal handler
                 self._push_scheduled = False
                 raise
         if self.called_by_main and len(self._queue) > QUEUE:
             self.wait_for(self.push)
 
-    def _push_soon(self):
+    def _push_soon(self) -> None:
         self.io_loop.call_later(PAUSE, self.push)
 
     @contextlib.contextmanager
-    def session_code(self):
-        """Have what the main thread publishes sent by this one, while code of the session runs; what it has goes first.
+    def session_code(self) -> Iterator[None]:
+        """Let this thread send what the main thread publishes while it runs code of the session.
 
-        That is "busy": the host takes a cell for begun then, and may interrupt it.
+        First sends what the main thread has published so far, which includes "busy". From then on the host counts the
+        cell as started and may interrupt it.
         """
         self.push()
         self.gathers = False
@@ -104,11 +111,11 @@ class Publisher(IOPubThread):
         finally:
             self.gathers = True
 
-    def wait_for(self, work, seconds=10.0):
-        """Have the thread do something, and wait for it. Not with an Event: a signal's handler may leave it broken.
+    def wait_for(self, work: Callable[[], object], seconds: float = 10.0) -> None:
+        """Run ``work`` in this thread and wait for it. Uses no Event, which a signal handler may leave broken.
 
         Args:
-            seconds: at most; -1: however long it takes.
+            seconds: the longest wait; -1 waits without limit.
         """
         if self.in_push:
             self.schedule(work)
@@ -120,20 +127,22 @@ class Publisher(IOPubThread):
         done.acquire(timeout=seconds)
 
     @property
-    def in_push(self):
-        """Whether the caller has its turn with the socket, as a finalizer may: it must not wait for another."""
-        return self._turn._is_owned()
+    def in_push(self) -> bool:
+        """Whether the caller already holds the socket, as a finalizer can. Such a caller must not wait for a push."""
+        return bool(self._turn._is_owned())
 
-    def push(self):
-        """Send what was published so far: small messages together, large ones as they are, to spare a copy.
+    def push(self) -> None:
+        """Send what was published so far: small messages joined, large ones as they are, which saves a copy.
 
-        The main thread packs those too: half a message, where the handler of a cell's alarm raises, would spoil the
-        next. What comes meanwhile has a push of its own; a thread that never rests would else keep others waiting.
+        The main thread joins the large ones too. If the handler of a cell's alarm raises in the middle of a message of
+        several frames, the rest of the message would corrupt the next one. Messages that arrive meanwhile get a push of
+        their own, because a thread that never stops publishing would otherwise keep the others waiting.
         """
         in_thread = threading.get_ident() == self.thread.ident
         with self._turn:
             self._push_scheduled = False
-            packed, size = [], 0
+            packed: list[bytes] = []
+            size = 0
             for _ in range(len(self._queue)):
                 frames = self._queue.popleft()
                 weight = sum(map(len, frames))
@@ -148,29 +157,32 @@ class Publisher(IOPubThread):
             if packed:
                 self._send([b"".join(packed)])
 
-    def _send(self, frames):
+    def _send(self, frames: list[bytes]) -> None:
         if not self.closed and not self.socket.closed:
             self.socket.send_multipart(frames)
-            if self._has_news():
+            if self._has_subscription():
                 self.schedule(self._take_subscriptions)
 
-    def _has_news(self):
-        """Whether a subscription waits. Asked after each use: the descriptor tells nothing that a use has seen."""
-        return self.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN
+    def _has_subscription(self) -> bool:
+        """Return whether a subscription waits.
 
-    def _setup_xpub_listener(self):
+        Asked after each use of the socket: its file descriptor does not signal events that a use has consumed.
+        """
+        return bool(self.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN)
+
+    def _setup_xpub_listener(self) -> None:
         self.io_loop.add_handler(self.socket, self._take_subscriptions, self.io_loop.READ)
         self.io_loop.add_callback(self._take_subscriptions)
 
-    def _take_subscriptions(self, *_):
-        """Welcome the host. Called in the thread."""
+    def _take_subscriptions(self, *_: Any) -> None:
+        """Welcome the host. Runs in this thread."""
         with self._turn:
-            while not self.closed and not self.socket.closed and self._has_news():
+            while not self.closed and not self.socket.closed and self._has_subscription():
                 self._handle_subscription(self.socket.recv_multipart())
 
 
 class Later:
-    """Stands for the publisher where a cell's last message comes from."""
+    """Takes the publisher's place for a cell's last message, which it sends with ``Publisher.send_later``."""
 
-    def __init__(self, publisher):
+    def __init__(self, publisher: Publisher) -> None:
         self.send_multipart = publisher.send_later

@@ -1,45 +1,48 @@
-"""stdout and stderr: what cells and their child processes write, in its order."""
+"""stdout and stderr of cells and their child processes, in the order of writing."""
 
 import codecs
 import fcntl
 import os
 import select
 import threading
+from typing import Any
 
 from ipykernel.iostream import OutStream
 
-from cellblock_kernel.publisher import FRAME
+from cellblock_kernel.publisher import FRAME, Publisher
 
-# One stream message carries at most this many characters, so that a single print of any length stays far below the
-# host's bound on a message, and that IOPUB_HIGH_WATER of them, which an interrupted cell still has to get rid of, are
-# soon taken. Text beyond ASCII takes up to four times the room on the host, and control characters six.
+# The most characters of one stream message. A single long print then stays far below the host's message limit, and
+# IOPUB_HIGH_WATER messages, which an interrupted cell still has to send, are sent soon. Text beyond ASCII takes up to
+# four times as much memory on the host, and control characters six times.
 STREAM_PIECE = 256 * 1024
 WIDE_PIECE = 64 * 1024
-# A cell that prints faster than the host reads waits once this much text is buffered.
+# Buffered characters above which a cell that prints faster than the host reads has to wait.
 STREAM_BUFFER = 1024 * 1024
-# What a message of its own costs, in characters: a thousand short lines in turn on both streams fill the buffer too.
+# Characters that each message counts for on top of its text: a thousand short lines that alternate between the two
+# streams fill the buffer too.
 PIECE_COST = 1024
 
 UNUSUAL = bytes(code for code in range(32) if chr(code) not in "\n\r\t")
 
 
 class Outbox:
-    """What the streams have taken and not sent yet, in the order of writing, whichever of the two it was written to.
+    """Text that both streams have accepted and not sent yet, in the order of writing.
 
-    ipykernel buffers each stream for itself, so that a line on stderr between two on stdout arrives after both.
+    ipykernel has one buffer for each stream, so a line on stderr between two lines on stdout arrives after both.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._empty()
-        os.register_at_fork(after_in_child=self._empty)  # what waits is the parent's to send, and the lock may be held
+        # What waits is the parent's to send, and a thread of the parent may hold the lock.
+        os.register_at_fork(after_in_child=self._empty)
 
-    def _empty(self):
+    def _empty(self) -> None:
         self._lock = threading.RLock()
-        self.turn = threading.RLock()  # to take and publish what waits
-        self._pieces = []
+        self.turn = threading.RLock()  # hold it to take and publish what waits
+        self._pieces: list[tuple[OrderedStream, Any, list[str]]] = []
         self.size = self._taken = 0
 
-    def put(self, stream, text):
+    def put(self, stream: "OrderedStream", text: str) -> None:
         parent = stream.parent_header
         with self._lock:
             if not self._pieces or self._pieces[-1][0] is not stream or self._pieces[-1][1] != parent:
@@ -48,47 +51,49 @@ class Outbox:
             self._pieces[-1][2].append(text)
             self.size += len(text)
 
-    def take(self):
-        """Return (stream, parent header, text) of all that waits, and its size, which counts until it was ``sent``."""
+    def take(self) -> "tuple[list[tuple[OrderedStream, Any, str]], int]":
+        """Return (stream, parent header, text) for all that waits, and its size. ``sent`` subtracts that size."""
         with self._lock:
             pieces = [(stream, parent, "".join(texts)) for stream, parent, texts in self._pieces]
             self._pieces, size = [], self.size - self._taken
             self._taken += size
         return pieces, size
 
-    def sent(self, size):
+    def sent(self, size: int) -> None:
         with self._lock:
             self.size -= size
             self._taken -= size
 
 
-def is_plain(text):
-    """Whether JSON takes at most twice the room for it."""
+def is_plain(text: str) -> bool:
+    """Return whether the text as JSON is at most twice as long."""
     return text.isascii() and len(text.encode().translate(None, UNUSUAL)) == len(text)
 
 
 class OrderedStream(OutStream):
-    """stdout or stderr; both go through one outbox."""
+    """stdout or stderr. Both use one outbox."""
 
+    pub_thread: Publisher
+    _fid: Any
     _outbox = Outbox()
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._fd_lock = threading.Lock()
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a read may end within a character
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a read may end inside a character
         super().__init__(*args, **kwargs)
 
-    def _is_master_process(self):
-        return not self.pub_thread.in_child  # ipykernel asks the system, at every write
+    def _is_master_process(self) -> bool:
+        return not self.pub_thread.in_child  # ipykernel makes a system call for every write
 
-    def write(self, string):
+    def write(self, string: str) -> int:
         if not isinstance(string, str):
             raise TypeError(f"write() argument must be str, not {type(string)}")
         if self.pub_thread is None:
             raise ValueError("I/O operation on closed file")
         if not string.isascii():
-            string = string.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate fits into no message
+            string = string.encode("utf-8", "replace").decode("utf-8")  # no message can carry a lone surrogate
         self._outbox.put(self, string)
-        # No lock is held from here on: the publishing thread may have to wait for the host, and others for it.
+        # Hold no lock from here on: the publishing thread may wait for the host, and others would wait for the lock.
         if not self._is_master_process():
             self._flush()
         elif self._outbox.size > STREAM_BUFFER:
@@ -97,11 +102,11 @@ class OrderedStream(OutStream):
             self._schedule_flush()
         return len(string)
 
-    def _flush(self):
-        """Publish all that waits: in the publisher's thread, or in the main one while no cell runs.
+    def _flush(self) -> None:
+        """Publish all that waits.
 
-        A cell, which a signal's handler may leave at any point, would lose what it took. In a forked child the writer
-        does.
+        Runs in the publisher's thread, or in the main thread while no cell runs: a signal handler can leave a cell's
+        code at any point, and text that the cell had taken would be lost. In a forked child the writing thread runs it.
         """
         self._flush_pending = False
         with self._outbox.turn:
@@ -111,49 +116,50 @@ class OrderedStream(OutStream):
                     longest = STREAM_PIECE if is_plain(text) else WIDE_PIECE
                     for start in range(0, len(text), longest):
                         content = {"name": stream.name, "text": text[start : start + longest]}
-                        self.session.pid = os.getpid()  # a thread survives a fork; Session would refuse to send
+                        self.session.pid = os.getpid()  # in a forked child Session would refuse to send
                         message = self.session.msg("stream", content, parent=parent)
                         self.session.send(self.pub_thread, message, ident=stream.topic)
             finally:
                 self._outbox.sent(size)
 
-    def flush(self):
-        """Wait until all that was written is on its way, before what is published next; not where nothing is.
+    def flush(self) -> None:
+        """Send all text written so far before anything that is published next. Return at once if there is none.
 
-        ipykernel flushes six times in a trivial cell, and each takes two hops between threads: 3 of 12 ms under gVisor.
+        ipykernel flushes six times in a trivial cell. Each flush takes two hops between threads: 3 of 12 ms under
+        gVisor.
         """
         publisher, size = self.pub_thread, self._outbox.size
         by_request = publisher.called_by_main and publisher.gathers
         at_once = publisher.in_child or threading.get_ident() == publisher.thread.ident
         if not size:
-            self._flush_pending = False  # the other stream's flush may have sent what this one was to
+            self._flush_pending = False  # the other stream's flush may have sent this stream's text
         elif publisher.in_push:
             self._schedule_flush()
         elif at_once or (by_request and size <= FRAME):
             self._flush()
         else:
-            # 1 MB takes 44 ms in the main thread under gVisor and 38 in the other, whose memory malloc keeps. At a
-            # cell's end there is no limit: what comes after "idle" is nobody's.
+            # Under gVisor, 1 MB takes 44 ms in the main thread and 38 ms in the publisher's, whose memory malloc keeps.
+            # There is no time limit at the end of a cell, because output after "idle" belongs to no cell.
             publisher.wait_for(self._flush, -1 if by_request else self.flush_timeout)
 
-    def close(self):
-        """Send what waits. A cell that closes its stdout would else end all output of this kernel, and wedge it."""
+    def close(self) -> None:
+        """Send what waits and stay open. A cell that closed its stdout would end all output of this kernel."""
         self.flush()
 
-    def _setup_stream_redirects(self, name):
+    def _setup_stream_redirects(self, name: str) -> None:
         super()._setup_stream_redirects(name)
         flags = fcntl.fcntl(self._fid, fcntl.F_GETFL)
         fcntl.fcntl(self._fid, fcntl.F_SETFL, flags | os.O_NONBLOCK)
 
-    def _watch_pipe_fd(self):
+    def _watch_pipe_fd(self) -> None:
         while self._should_watch:
             select.select([self._fid], [], [])
             self.drain()
 
-    def drain(self):
-        """Take over what C code and child processes have written to the file descriptor so far: at most a pipe full.
+    def drain(self) -> None:
+        """Read what C code and child processes have written to the file descriptor, at most one full pipe.
 
-        Not until there is nothing: a child that goes on writing would keep its cell from ending.
+        Reading until the pipe is empty would let a child that keeps writing delay the end of its cell.
         """
         if self._fid is None:
             return

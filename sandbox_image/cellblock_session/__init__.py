@@ -1,1 +1,1 @@
-"""What of a session outlives this kernel: captured and loaded inside the sandbox, never by the host."""
+"""Capture and load the state of a session that outlives its kernel. It runs in the sandbox only, never on the host."""

@@ -1,18 +1,20 @@
-"""numpy arrays that lie in another's memory: pickle would make a copy of each."""
+"""numpy arrays that share another array's memory. Pickle alone would make a copy of each."""
 
 import sys
+from collections.abc import Iterator
+from typing import Any
 
-_HOLDERS = 3  # references to an array in a chain that nothing else refers to: the chain's, the loop's, the call's
+_HOLDERS = 3  # references to an unused array of a chain: from the chain, the loop variable and the call
 
 
-def kinds():
-    """Return numpy's (ndarray, memmap); (None, None) where no cell has imported it."""
+def kinds() -> tuple[Any, Any]:
+    """Return numpy's (ndarray, memmap), or (None, None) if no cell has imported numpy."""
     numpy = sys.modules.get("numpy")
     return getattr(numpy, "ndarray", None), getattr(numpy, "memmap", None)
 
 
-def reduce_view(array):
-    """Return how to make the array anew in the memory that it shares, or None where it shares none."""
+def reduce_view(array: Any) -> tuple[Any, ...] | None:
+    """Return how to make an array again in the memory that it shares, or None if it shares none."""
     kind = type(array)
     owner, above = None, array.base
     while type(above) is kind:
@@ -25,13 +27,13 @@ def reduce_view(array):
     return _make_view, (owner, array.shape, array.dtype, array.strides, offset)
 
 
-def _make_view(owner, shape, dtype, strides, offset):
+def _make_view(owner: Any, shape: Any, dtype: Any, strides: Any, offset: int) -> Any:
     memory = owner if owner.flags.c_contiguous else owner.T
     return type(owner)(shape, dtype, memory, offset, strides)
 
 
-def inside(reduced):
-    """Yield what lies in the tuples, lists and dicts of what an object was taken to."""
+def inside(reduced: Any) -> Iterator[Any]:
+    """Yield the objects in nested tuples, lists and dicts."""
     for part in reduced.values() if isinstance(reduced, dict) else reduced:
         if type(part) in (tuple, list, dict):
             yield from inside(part)

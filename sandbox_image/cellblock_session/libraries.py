@@ -1,4 +1,4 @@
-"""State that libraries keep in places of their own, and that a cell may have set."""
+"""Settings that libraries keep for themselves and that a cell may have changed."""
 
 import contextlib
 import decimal
@@ -10,18 +10,22 @@ import signal
 import socket
 import sys
 import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from cellblock_session.notrestored import NotRestored
+from cellblock_session.notrestored import Lost, NotRestored
+
+_WARNINGS: Any = warnings  # its type stubs declare the filters as read-only
 
 
-def _umask():
+def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
 
 
-# What a cell may have set in the interpreter: how to ask for it, and how to set it.
-_INTERPRETER = {
+# Settings of the interpreter: how to read each and how to set it.
+_INTERPRETER: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "gc.threshold": (gc.get_threshold, lambda value: gc.set_threshold(*value)),
     "gc.enabled": (gc.isenabled, lambda value: gc.enable() if value else gc.disable()),
     "sys.int_max_str_digits": (sys.get_int_max_str_digits, sys.set_int_max_str_digits),
@@ -31,13 +35,15 @@ _INTERPRETER = {
 }
 
 
-def collect(surroundings):
-    """Return it, by the library's name.
+def collect(surroundings: Any) -> dict[str, Any]:
+    """Return the settings, by the name of the library.
 
     Args:
-        surroundings: as they were before the first cell.
+        surroundings: the sandbox before the first cell.
     """
-    found = {"random": random.getstate(), "decimal": decimal.getcontext().copy(), "warnings": list(warnings.filters)}
+    found: dict[str, Any] = {
+        "random": random.getstate(), "decimal": decimal.getcontext().copy(), "warnings": list(warnings.filters)
+    }  # fmt: skip
     found["interpreter"] = {name: ask() for name, (ask, _) in _INTERPRETER.items()}
     for number, handler in surroundings.signals.items():
         if number != signal.SIGINT and (now := signal.getsignal(number)) != handler:
@@ -47,7 +53,7 @@ def collect(surroundings):
             state = logger.level, logger.handlers, logger.filters, logger.propagate, logger.disabled
             if state != (0, [], [], True, False):
                 found[f"logger {name}"] = state
-    modules = sys.modules
+    modules: Mapping[str, Any] = sys.modules
     with contextlib.suppress(Exception):
         if numpy := modules.get("numpy"):
             found["numpy"] = numpy.random.get_state(), numpy.get_printoptions(), numpy.geterr()
@@ -60,15 +66,15 @@ def collect(surroundings):
     return found
 
 
-def apply(found):
-    """Set it again. Returns (name, kind, reason) of what could not be.
+def apply(found: Mapping[str, Any]) -> list[Lost]:
+    """Apply the settings, and return (name, kind, reason) of each one that failed.
 
     Args:
-    found: what ``collect`` returned.
+        found: the result of ``collect``.
     """
-    lost = []
+    lost: list[Lost] = []
 
-    def attempt(name, function, *args, **kwargs):
+    def attempt(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         try:
             function(*args, **kwargs)
         except Exception as error:
@@ -89,34 +95,42 @@ def apply(found):
         elif name == "decimal":
             attempt("decimal", decimal.setcontext, value)
         elif name == "warnings":
-            warnings.filters[:] = value
-            attempt("warnings", warnings._filters_mutated)
-        elif name == "numpy":
-            import numpy
-
-            attempt("numpy.random", numpy.random.set_state, value[0])
-            attempt("numpy", numpy.set_printoptions, **value[1])
-            attempt("numpy", numpy.seterr, **value[2])
-        elif name == "matplotlib":
-            import matplotlib
-
-            attempt("matplotlib", dict.update, matplotlib.rcParams, value)
-        elif name == "pandas":
-            import pandas
-
-            for key, option in value.items():
-                attempt(f"pandas.{key}", pandas.set_option, key, option)
+            _WARNINGS.filters[:] = value
+            attempt("warnings", lambda: _WARNINGS._filters_mutated())
+        else:
+            _apply_to_package(name, value, attempt)
     return lost
 
 
-def _set_logger(name, level, handlers, filters, propagate, disabled):
+def _apply_to_package(name: str, value: Any, attempt: Callable[..., None]) -> None:
+    """Apply the settings of numpy, matplotlib or pandas, which this imports."""
+    if name == "numpy":
+        import numpy
+
+        attempt("numpy.random", numpy.random.set_state, value[0])
+        attempt("numpy", numpy.set_printoptions, **value[1])
+        attempt("numpy", numpy.seterr, **value[2])
+    elif name == "matplotlib":
+        import matplotlib
+
+        attempt("matplotlib", dict.update, matplotlib.rcParams, value)
+    elif name == "pandas":
+        import pandas
+
+        for key, option in value.items():
+            attempt(f"pandas.{key}", pandas.set_option, key, option)
+
+
+def _set_logger(
+    name: str, level: int, handlers: list[Any], filters: list[Any], propagate: bool, disabled: bool
+) -> None:
     logger = logging.getLogger(name)
     logger.setLevel(level)
     logger.handlers[:], logger.filters[:] = handlers, filters
     logger.propagate, logger.disabled = propagate, disabled
 
 
-def _pandas_options(pandas):
+def _pandas_options(pandas: Any) -> dict[str, Any]:
     from pandas._config import config
 
     changed = {}

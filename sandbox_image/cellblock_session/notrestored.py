@@ -1,20 +1,26 @@
-"""What stands where something could not be captured."""
+"""The placeholder for an object that a checkpoint could not capture."""
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+Lost = tuple[str, str, str]  # the name, the kind and the reason of what was lost
+_LONGEST = 300  # characters of a reason
 
 
 class NotRestoredError(RuntimeError):
-    """Something was used that could not be captured in a checkpoint.
+    """Raised when code uses an object that could not be captured in a checkpoint.
 
     Attributes:
         lost: its (name, kind, reason).
     """
 
-    def __init__(self, message, lost=None):
+    def __init__(self, message: str, lost: Lost | None = None) -> None:
         super().__init__(message)
         self.lost = lost
 
 
-def _refuse(method):
-    def refuse(self, *_args, **_kwargs):
+def _refuse(method: str) -> Callable[..., NoReturn]:
+    def refuse(self: "NotRestored", *_args: Any, **_kwargs: Any) -> NoReturn:
         raise _error(self)
 
     refuse.__name__ = method
@@ -31,18 +37,18 @@ _METHODS = """
 
 
 class NotRestored:
-    """Stands where something was that could not be captured. Whatever is done with it raises NotRestoredError."""
+    """Takes the place of an object that could not be captured. Any use of it raises NotRestoredError."""
 
-    made = 0  # how many there have been in this process
+    made = 0  # the number of placeholders created in this process
 
-    def __init__(self, name, kind, reason):
+    def __init__(self, name: str, kind: str, reason: str) -> None:
         NotRestored.made += 1
         object.__setattr__(self, "_lost", (name, kind, reason))
 
-    def __reduce_ex__(self, _protocol):
+    def __reduce_ex__(self, _protocol: Any) -> tuple[Any, ...]:
         return NotRestored, object.__getattribute__(self, "_lost")
 
-    def __getattribute__(self, name):
+    def __getattribute__(self, name: str) -> Any:
         if name in ("__class__", "__reduce_ex__"):
             return object.__getattribute__(self, name)
         raise _error(self)
@@ -54,14 +60,21 @@ class NotRestored:
     del _method
 
 
-def lost_of(placeholder):
-    return object.__getattribute__(placeholder, "_lost")
+def lost_of(placeholder: NotRestored) -> Lost:
+    """Return the (name, kind, reason) of a placeholder."""
+    lost: Lost = object.__getattribute__(placeholder, "_lost")
+    return lost
 
 
-def _error(placeholder):
+def shorten_reason(reason: object) -> str:
+    """Return a reason on one line, at most 300 characters long."""
+    return " ".join(str(reason).split())[:_LONGEST]
+
+
+def _error(placeholder: NotRestored) -> NotRestoredError:
     name, kind, reason = lost_of(placeholder)
     return NotRestoredError(
         f"{name!r} ({kind}) was not restored: {reason}. It was lost when this session moved to a fresh kernel; "
-        "make it anew.",
+        "create it again.",
         (name, kind, reason),
     )

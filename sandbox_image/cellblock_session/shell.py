@@ -1,14 +1,19 @@
-"""What cells have changed in IPython's shell itself: magics, aliases, hooks, printers, options."""
+"""What cells changed in the IPython shell itself: magics, aliases, hooks, printers and options."""
 
 import types
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from cellblock_session.notrestored import NotRestored
+from cellblock_session.notrestored import Lost, NotRestored
 
 
-def collect(shell):
-    """Return it: by a name that says what it is, (what, where to put it…)."""
+def collect(shell: Any) -> dict[str, tuple[Any, ...]]:
+    """Return the changes.
+
+    Each has a name that describes it, and a tuple of its kind (a key of ``_SETTERS``) and the setter's arguments.
+    """
     space = shell.user_ns
-    found = {}
+    found: dict[str, tuple[Any, ...]] = {}
     manager = shell.magics_manager
     for kind, magics in manager.magics.items():
         for name, magic in magics.items():
@@ -33,50 +38,51 @@ def collect(shell):
     return found
 
 
-def apply(shell, found):
-    """Set it again. Returns (name, kind, reason) of what could not be."""
+def apply(shell: Any, found: Mapping[str, Any]) -> list[Lost]:
+    """Make the changes in another shell, and return (name, kind, reason) of each one that failed."""
     lost = []
     for name, value in found.items():
         if type(value) is NotRestored:
-            continue  # told already
-        what, *where = value
+            continue  # the unpickler reports it
+        kind, *arguments = value
         try:
-            _SETTERS[what](shell, *where)
+            _SETTERS[kind](shell, *arguments)
         except Exception as error:
-            lost.append((name, what, f"{type(error).__name__}: {error}"))
+            lost.append((name, kind, f"{type(error).__name__}: {error}"))
     return lost
 
 
-def _is_own(kind, space):
+def _is_own(kind: type, space: dict[str, Any]) -> bool:
+    """Return whether a cell defined a class: one of its functions has the session's variables as its globals."""
     return kind.__module__ == "__main__" and any(_is_made(value, space) for value in vars(kind).values())
 
 
-def _is_made(function, space):
+def _is_made(function: object, space: dict[str, Any]) -> bool:
     return type(function) is types.FunctionType and function.__globals__ is space
 
 
-def _parts(shell):
+def _parts(shell: Any) -> dict[str, Any]:
     return {"the shell": shell, "the plain printer": shell.display_formatter.formatters["text/plain"]}
 
 
-def _set_magic(shell, kind, name, magic):
+def _set_magic(shell: Any, kind: str, name: str, magic: Any) -> None:
     shell.magics_manager.magics[kind][name] = magic
 
 
-def _set_aliases(shell, aliases):
+def _set_aliases(shell: Any, aliases: list[tuple[str, str]]) -> None:
     for name, command in aliases:
         if (name, command) not in shell.alias_manager.aliases:
             shell.alias_manager.define_alias(name, command)
 
 
-def _set_options(shell, name, options):
+def _set_options(shell: Any, name: str, options: Mapping[str, Any]) -> None:
     part = _parts(shell)[name]
     for key, value in options.items():
         if getattr(part, key) != value:
             setattr(part, key, value)
 
 
-_SETTERS = {
+_SETTERS: dict[str, Callable[..., Any]] = {
     "magic": _set_magic,
     "magics": lambda shell, kind: shell.register_magics(kind),
     "hook": lambda shell, event, hook: shell.events.register(event, hook),

@@ -1,7 +1,7 @@
 """Capture the state of a session, and load it into a fresh kernel.
 
-The host keeps the stream of bytes that ``save`` writes, and never looks into it: ``MAGIC``, then three sections: the
-files of the working folder as a tar, what is beside the variables as a pickle, and the variables as another.
+The host keeps the byte stream that ``save`` writes and never looks into it. The stream is ``MAGIC`` and three sections:
+the files of the working folder as a tar, the interpreter's surroundings as a pickle, and the variables as a pickle.
 """
 
 import asyncio
@@ -12,24 +12,30 @@ import linecache
 import os
 import pickle
 import sys
-import tarfile
 import threading
 import time
 import types
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cellblock_session import libraries
 from cellblock_session import shell as shell_state
-from cellblock_session.notrestored import NotRestored
-from cellblock_session.pickling import Capture, Name, Tolerant
-from cellblock_session.stream import PIECE, Sink, Source, reading, writing
-from cellblock_session.surroundings import ELSEWHERE
+from cellblock_session.capture import Capture
+from cellblock_session.notrestored import Lost, NotRestored
+from cellblock_session.pickling import Name
+from cellblock_session.stream import Pipe, Sink, Source, reading, writing
+from cellblock_session.surroundings import ELSEWHERE, Surroundings
+from cellblock_session.tolerant import Tolerant
+from cellblock_session.workfolder import WORK, current_folder, load_files, save_files
 
 MAGIC = b"CELLBLOCK STATE 1 PYTHON %d.%d\n" % sys.version_info[:2]
-WORK = "/work"
-_MOST_LOST = 1000  # that are told one by one
-_RECURSION = 5000  # while pickling: each level takes a few hundred bytes of the main thread's 8 MB
+_MOST_LOST = 1000  # lost objects that are reported one by one
+_RECURSION = 5000  # recursion limit while pickling: a level takes a few hundred bytes of the main thread's 8 MB stack
+# IPython's own variables. It keeps them up to date itself.
+_IPYTHONS = {"In", "Out", "_", "__", "___", "_ih", "_oh", "_dh", "_i", "_ii", "_iii", "__builtins__", "__builtin__",
+             "__name__", "__doc__", "__package__", "__loader__", "__spec__"}  # fmt: skip
 
 
 class SessionState:
@@ -37,26 +43,26 @@ class SessionState:
 
     Args:
         shell: IPython's.
-        surroundings: as they were before the first cell.
+        surroundings: the sandbox before the first cell.
     """
 
-    def __init__(self, shell, surroundings):
+    def __init__(self, shell: Any, surroundings: Surroundings) -> None:
         self._shell = shell
         self._surroundings = surroundings
-        self._left_out = {}  # what stands for the variables with which the pickling as a whole fails
+        self._left_out: dict[str, NotRestored] = {}  # placeholders for variables that make the whole pickling fail
 
     # Saving
 
-    def save(self, pipe):
+    def save(self, pipe: Pipe) -> dict[str, Any]:
         """Write the stream.
 
         Returns:
-            A dict for the host: "status" ("ok", or "again" where the stream is void and another attempt may succeed),
-            "lost" and "names".
+            A dict for the host: "status", "lost" and "names". The status is "ok", or "again" if the stream is void and
+            another attempt may succeed.
         """
         sink = Sink(pipe)
         sink(MAGIC)
-        lost = self._save_files(sink) + list(self._surroundings.hooks())
+        lost = save_files(sink) + list(self._surroundings.hooks())
         names = self._variables()
         with writing(sink) as section:
             pickle.dump(self._collect_surroundings(), section, protocol=5)
@@ -77,21 +83,19 @@ class SessionState:
         sink.flush()
         self._left_out = {}
         lost += capture.lost + list(self._ambient())
-        return {"status": "ok", "names": len(names), "lost": _told(lost)}
+        return {"status": "ok", "names": len(names), "lost": _report(lost)}
 
-    def _variables(self):
+    def _variables(self) -> dict[str, Any]:
         hidden = self._shell.user_ns_hidden
-        own = {"In", "Out", "_", "__", "___", "_ih", "_oh", "_dh", "_i", "_ii", "_iii", "__builtins__", "__builtin__",
-               "__name__", "__doc__", "__package__", "__loader__", "__spec__"}  # fmt: skip
         found = {}
         for name, value in list(self._shell.user_ns.items()):
             numbered = name.startswith("_") and name.lstrip("_i").isdecimal()
-            if name in own or numbered or (name in hidden and hidden[name] is value):
+            if name in _IPYTHONS or numbered or (name in hidden and hidden[name] is value):
                 continue
             found[name] = value
         return found
 
-    def _save_variables(self, sink, names):
+    def _save_variables(self, sink: Sink, names: Mapping[str, Any]) -> Capture:
         with writing(sink) as section:
             modules = self._surroundings.made_modules()
             capture = Capture(section, self._shell.user_ns, modules)
@@ -115,13 +119,13 @@ class SessionState:
             capture.name_again(name, value)
         return capture
 
-    def _named(self, values):
-        """Return names and values in turn, so that what is lost is told under its name."""
+    def _named(self, values: Mapping[str, Any]) -> list[Any]:
+        """Return names and values in turn, so that a lost object is reported under its name."""
         return [part for name, value in values.items() for part in (Name(name), self._left_out.get(name, value))]
 
-    def _find_culprits(self, names):
-        """Leave out the variables with which the pickling as a whole fails. Returns whether there are any."""
-        found = {}
+    def _find_culprits(self, names: Mapping[str, Any]) -> bool:
+        """Leave out the variables that make the whole pickling fail, and return whether there are new ones."""
+        found: dict[str, NotRestored] = {}
         results = {f"Out[{number}]": value for number, value in self._shell.user_ns.get("_oh", {}).items()}
         for name, value in {**names, **results}.items():
             try:
@@ -133,46 +137,14 @@ class SessionState:
         self._left_out |= found
         return bool(new)
 
-    def _save_files(self, sink):
-        lost = []
-        with (
-            writing(sink) as section,
-            tarfile.open(fileobj=section, mode="w|", format=tarfile.PAX_FORMAT, bufsize=PIECE) as archive,
-        ):
-            for folder, folders, files in os.walk(WORK):
-                for name in sorted(folders + files):
-                    path = os.path.join(folder, name)
-                    if os.path.islink(path) or name in files or not os.path.ismount(path):
-                        reason = self._add_file(archive, path)
-                        if reason:
-                            lost.append((os.path.relpath(path, WORK), "file", reason))
-        return lost
-
-    @staticmethod
-    def _add_file(archive, path):
-        try:
-            info = archive.gettarinfo(path, os.path.relpath(path, WORK))
-            if info is None:
-                return "it is no file, folder, link or fifo"
-            info.uid = info.gid = 0
-            info.uname = info.gname = ""
-            if not info.isreg():
-                archive.addfile(info)
-                return None
-            with open(path, "rb") as file:
-                archive.addfile(info, _Exactly(file, info.size))
-            return None
-        except OSError as error:
-            return f"it cannot be read: {error.strerror}"
-
-    def _collect_surroundings(self):
+    def _collect_surroundings(self) -> dict[str, Any]:
         shell, before = self._shell, self._surroundings
         environment = dict(os.environ)
         modules = [name for name, value in self._shell.user_ns.items() if isinstance(value, types.ModuleType)]
         packages = {self._shell.user_ns[name].__name__.split(".")[0] for name in modules}
         cells = shell.compile._filename_map
         return {
-            "directory": _directory(),
+            "directory": current_folder(),
             "environment": {key: value for key, value in environment.items() if before.environment.get(key) != value},
             "unset": [key for key in before.environment if key not in environment],
             "path": [entry for entry in sys.path if isinstance(entry, str)],
@@ -180,15 +152,15 @@ class SessionState:
             "count": shell.execution_count,
             "inputs": list(shell.user_ns.get("_ih", [])),
             "modules": [name for name in list(sys.modules) if "." in name and name.split(".")[0] in packages],
-            "sources": {name: "".join(linecache.cache[name][2]) for name in cells if name in linecache.cache},
+            "sources": {name: "".join(_cached_lines(name)) for name in cells if name in linecache.cache},
             "cells": dict(cells),
             "raw_inputs": list(shell.history_manager.input_hist_raw),
             "flags": shell.compile.flags,
             "extensions": sorted(shell.extension_manager.loaded - {"storemagic"}),
         }
 
-    def _ambient(self):
-        """Yield what runs beside the variables, and ends with the kernel."""
+    def _ambient(self) -> Iterator[Lost]:
+        """Yield what runs or lies outside the variables and ends with the kernel."""
         for thread in threading.enumerate():
             if thread.ident not in self._surroundings.threads and type(thread).__module__ in ("__main__", "threading"):
                 yield thread.name, "Thread", "a running thread ends with its kernel"
@@ -196,41 +168,41 @@ class SessionState:
             frame = getattr(task.get_coro(), "cr_frame", None)
             if frame is not None and frame.f_globals is self._shell.user_ns:
                 yield task.get_name(), "Task", "a running task ends with its kernel"
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError, IndexError):
-                if (
-                    int(process.name) != os.getpid()
-                    and (process / "stat").read_text().rsplit(")")[-1].split()[0] != "Z"
-                ):
-                    command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-                    yield command.strip()[:80] or process.name, "process", "a running process ends with its kernel"
-        for folder in ELSEWHERE:
-            for name in sorted(set(os.listdir(folder)) - self._surroundings.elsewhere):
-                path = os.path.join(folder, name)
+        yield from _processes()
+        for place in ELSEWHERE:
+            for name in sorted(set(os.listdir(place)) - self._surroundings.elsewhere):
+                path = os.path.join(place, name)
                 yield path, "folder" if os.path.isdir(path) else "file", "only what is in /work is kept"
-        if _directory() is None:
+        folder = current_folder()
+        if folder is None:
             yield "the working directory", "folder", "it was removed"
-        elif not (_directory() + "/").startswith(WORK + "/") and not os.path.isdir(_directory()):
+        elif not (folder + "/").startswith(WORK + "/") and not os.path.isdir(folder):
             yield "the working directory", "folder", "only what is in /work is kept"
 
     # Loading
 
-    def load(self, pipe, tolerant):
+    def load(self, pipe: Pipe, tolerant: bool) -> dict[str, Any]:
         """Read the stream into this fresh shell.
 
+        Args:
+            tolerant: replace what fails to load. The first attempt does without, because it is faster.
+
         Returns:
-            A dict for the host: "status" ("ok", or "again" where it has to be sent once more, to be loaded with
-            ``tolerant``) and "lost".
+            A dict for the host: "status" and "lost". The status is "ok", or "again" if the host must send the stream
+            once more, to be loaded with ``tolerant``.
+
+        Raises:
+            ValueError: another version of Python or of this package wrote the stream.
         """
         source = Source(pipe)
         if source(len(MAGIC)) != MAGIC:
-            raise ValueError(f"the state is of another version than this sandbox's ({MAGIC.decode().strip()})")
-        lost = self._load_files(source)
+            raise ValueError(f"the state has another version than this sandbox ({MAGIC.decode().strip()})")
+        lost = load_files(source)
         with reading(source) as section:
             surroundings = pickle.load(section)
         lost += self._apply_surroundings(surroundings)
         with reading(source) as section:
-            unpickler = (Tolerant if tolerant else pickle.Unpickler)(section)
+            unpickler: Any = (Tolerant if tolerant else pickle.Unpickler)(section)
             try:
                 *parts, patches = unpickler.load()
                 members = unpickler.load()
@@ -238,12 +210,19 @@ class SessionState:
                 if tolerant:
                     raise
                 return {"status": "again"}
+        lost += getattr(unpickler, "lost", [])
+        lost += self._apply(parts, patches, members)
+        self._shell.execution_count = surroundings["count"]
+        return {"status": "ok", "lost": _report(lost), "has_lost": NotRestored.made > 0}
+
+    def _apply(self, parts: Sequence[Any], patches: Sequence[Any], members: Sequence[Any]) -> list[Lost]:
+        """Put everything that was unpickled in its place, and return what failed."""
         _made, variables, results, last, settings, shell = (
             dict(zip(part[::2], part[1::2], strict=True)) for part in parts
         )
-        lost += getattr(unpickler, "lost", [])
+        lost = []
         for module, name, there, value in patches:
-            lost += self._apply_patch(module, name, there, value)
+            lost += _apply_patch(module, name, there, value)
         for name, kind, value in members:
             with contextlib.suppress(Exception):
                 type.__setattr__(kind, name.rsplit(".")[-1], value)
@@ -256,35 +235,10 @@ class SessionState:
             namespace["_oh"][int(name[4:-1])] = namespace[f"_{name[4:-1]}"] = value
         hook = self._shell.displayhook
         hook._, hook.__, hook.___ = last.values()
-        self._shell.push(last, interactive=False)  # as IPython does: a `_` that it finds changed it would leave alone
-        self._shell.execution_count = surroundings["count"]
-        return {"status": "ok", "lost": _told(lost), "has_lost": NotRestored.made > 0}
-
-    @staticmethod
-    def _load_files(source):
-        lost = []
-        with reading(source) as section, tarfile.open(fileobj=section, mode="r|", bufsize=PIECE) as archive:
-            folders = []
-            for member in archive:
-                path = os.path.join(WORK, member.name)
-                try:
-                    if member.isdir():
-                        folders.append((path, member))
-                        os.makedirs(path, exist_ok=True)
-                        os.chmod(path, 0o700)
-                    else:
-                        with contextlib.suppress(FileNotFoundError):
-                            os.unlink(path)  # from the first attempt
-                        archive.extract(member, WORK)
-                except (OSError, tarfile.TarError) as error:
-                    lost.append((member.name, "file", f"it could not be written: {error}"))
-            for path, folder in reversed(folders):  # what is in a folder changes its time, and its rights may forbid it
-                with contextlib.suppress(OSError):
-                    os.utime(path, (folder.mtime, folder.mtime))
-                    os.chmod(path, folder.mode)
+        self._shell.push(last, interactive=False)  # as IPython does, which does not update a `_` that a cell changed
         return lost
 
-    def _apply_surroundings(self, saved):
+    def _apply_surroundings(self, saved: Mapping[str, Any]) -> list[Lost]:
         lost = []
         os.environ.update(saved["environment"])
         time.tzset()
@@ -311,7 +265,7 @@ class SessionState:
         self._apply_history(saved)
         return lost
 
-    def _apply_history(self, saved):
+    def _apply_history(self, saved: Mapping[str, Any]) -> None:
         shell = self._shell
         inputs, raw = saved["inputs"], saved["raw_inputs"]
         shell.user_ns["_ih"][:] = inputs
@@ -323,49 +277,53 @@ class SessionState:
         for name, text in saved["sources"].items():
             linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
 
-    @staticmethod
-    def _apply_patch(module, name, there, value):
-        attribute = name[len(module) + 1 :]
-        try:
-            target = importlib.import_module(module)
-            if there:
-                setattr(target, attribute, value)
-            else:
-                delattr(target, attribute)
-        except Exception as error:
-            return [(name, "patch", f"{type(error).__name__}: {error}")]
-        return []
-
 
 class _Nowhere:
+    """A file that discards what is written to it."""
+
     @staticmethod
-    def write(data):
+    def write(data: Any) -> int:
         return len(data)
 
 
-class _Exactly:
-    """A file that has exactly as many bytes as its header says, though it is written to meanwhile."""
+def _apply_patch(module: str, name: str, there: bool, value: Any) -> list[Lost]:
+    """Set or delete an attribute of a module.
 
-    def __init__(self, file, size):
-        self._file, self._left = file, size
-
-    def read(self, size):
-        data = self._file.read(min(size, self._left))
-        data += bytes(min(size, self._left) - len(data))
-        self._left -= len(data)
-        return data
-
-
-def _directory():
+    Args:
+        name: of the attribute, with the module's before it.
+        there: set it; else delete it.
+    """
+    attribute = name[len(module) + 1 :]
     try:
-        return os.getcwd()
-    except FileNotFoundError:
-        return None
+        target = importlib.import_module(module)
+        if there:
+            setattr(target, attribute, value)
+        else:
+            delattr(target, attribute)
+    except Exception as error:
+        return [(name, "patch", f"{type(error).__name__}: {error}")]
+    return []
 
 
-def _told(lost):
-    lost = list(dict.fromkeys(lost))
-    told = [{"name": name[:200], "kind": kind[:200], "reason": reason} for name, kind, reason in lost[:_MOST_LOST]]
-    if len(lost) > _MOST_LOST:
-        told.append({"name": "…", "kind": "", "reason": f"and {len(lost) - _MOST_LOST} more"})
-    return told
+def _cached_lines(name: str) -> list[str]:
+    cached: Any = linecache.cache[name]
+    lines: list[str] = cached[2]
+    return lines
+
+
+def _processes() -> Iterator[Lost]:
+    """Yield the other processes of the sandbox, without zombies."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):
+            if int(process.name) != os.getpid() and (process / "stat").read_text().rsplit(")")[-1].split()[0] != "Z":
+                command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+                yield command.strip()[:80] or process.name, "process", "a running process ends with its kernel"
+
+
+def _report(lost: Sequence[Lost]) -> list[dict[str, str]]:
+    """Return what is lost as the host reads it: without duplicates, at most 1000 entries and a count of the rest."""
+    unique = list(dict.fromkeys(lost))
+    report = [{"name": name[:200], "kind": kind[:200], "reason": reason} for name, kind, reason in unique[:_MOST_LOST]]
+    if len(unique) > _MOST_LOST:
+        report.append({"name": "…", "kind": "", "reason": f"and {len(unique) - _MOST_LOST} more"})
+    return report

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from orchestrator.output.events import KernelState, Outcome
+from orchestrator.output.events import KernelState
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Ending:
         missing: whether part of the output is left out.
     """
 
-    outcome: Outcome
+    outcome: str
     kernel: KernelState = "idle"
     error: str | None = None
     exits: tuple[int | None, ...] = ()

@@ -72,7 +72,7 @@ async def test_the_log_says_who_ran_what_where_and_how_it_ended(runtime: str, tm
             await manager.get_file(session, "in.txt", tmp_path / "out.txt")
         image, policy = kernel.description()["image"], manager.policy.digest
         with contextlib.closing(docker.from_env()) as client:
-            assert client.api.inspect_container(kernel.container.name)["Image"] == image
+            assert client.api.inspect_container(kernel.container_name)["Image"] == image
     log = [json.loads(line) for line in path.read_text().splitlines()]
     assert "hidden-7291" not in path.read_text()
     started, ended = (next(entry for entry in log if entry["event"] == f"cell.{end}") for end in ("started", "ended"))
@@ -82,7 +82,7 @@ async def test_the_log_says_who_ran_what_where_and_how_it_ended(runtime: str, tm
         assert entry["kernel"] == kernel.kernel_id
     assert started["code_sha256"] == hashlib.sha256(code.encode()).hexdigest()
     assert (started["image"], started["policy"], started["runtime"]) == (image, policy, runtime)
-    assert started["container"] == kernel.container.name
+    assert started["container"] == kernel.container_name
     assert started["limits"]["memory_mb"] == manager.resource_limits.max_memory_mb
     assert (ended["outcome"], ended["kernel_state"]) == ("ok", "idle")
     assert ended["evidence"]["output_bytes"] > 0

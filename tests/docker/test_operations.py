@@ -1,4 +1,4 @@
-"""What an operator sees of running kernels, and does to them: by the commands, in a terminal."""
+"""`cellblock ps`, `cellblock top` and the control socket, with real kernels and a real terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from orchestrator import AgentKernelManager, KernelSession
-from orchestrator.operator.controlsocket import doors
+from orchestrator.operator.controlsocket import control_clients
 from tests.conftest import make_manager
 from tests.terminal import Terminal
 
@@ -48,8 +48,8 @@ def environment(manager: AgentKernelManager) -> dict[str, str]:
     }
 
 
-async def test_ps_tells_of_every_kernel(manager: AgentKernelManager, runtime: str) -> None:
-    """A busy, an idle and a ready kernel, with agent, runtime, usage, and the age of what runs; never the code."""
+async def test_ps_lists_every_kernel(manager: AgentKernelManager, runtime: str) -> None:
+    """`ps` shows a busy, an idle and a ready kernel with agent, runtime, usage and running cell, but never code."""
     async with manager.acquire_kernel("idle-agent") as (_k, idle), manager.acquire_kernel("busy-agent") as (_k, busy):
         await manager.execute_code(idle, "secret = 'hush'")
         running = asyncio.create_task(manager.execute_code(busy, "import time; hush = 1\nwhile True: time.sleep(0.01)"))
@@ -76,7 +76,7 @@ async def test_ps_tells_of_every_kernel(manager: AgentKernelManager, runtime: st
 
 
 async def test_top_interrupts_and_kills(manager: AgentKernelManager) -> None:
-    """In a real terminal: i interrupts the chosen cell, k and y kill the kernel, q ends; the log has both."""
+    """In `top`, i interrupts the selected cell, k and y kill its kernel, q quits; the audit log records each act."""
     async with manager.acquire_kernel("agent") as (_kernel, session):
         running = asyncio.create_task(manager.execute_code(session, "import time\nwhile True: time.sleep(0.01)"))
         terminal = Terminal([COMMAND, "top"], environment(manager))
@@ -86,7 +86,7 @@ async def test_top_interrupts_and_kills(manager: AgentKernelManager) -> None:
         assert (result["outcome"], result["error"]["ename"]) == ("interrupted", "KeyboardInterrupt")
         await terminal.until(lambda text: "idle" in text)
         terminal.press("i")
-        await terminal.until(lambda text: "no cell runs there" in text)
+        await terminal.until(lambda text: "no cell is running" in text)
         running = asyncio.create_task(manager.execute_code(session, "while True: pass"))
         await terminal.until(lambda text: "#2" in text)
         terminal.press("k")
@@ -103,8 +103,8 @@ async def test_top_interrupts_and_kills(manager: AgentKernelManager) -> None:
     assert events == ["operator.interrupt", "operator.interrupt", "operator.kill"]
 
 
-async def test_without_any_kernel_both_say_so(manager: AgentKernelManager, tmp_path: Path) -> None:
-    """Nothing runs: an empty list, and no error; a dead instance's socket is told as such."""
+async def test_ps_reports_an_empty_host_and_silent_instances(manager: AgentKernelManager, tmp_path: Path) -> None:
+    """`ps` prints an empty summary if nothing runs, and names an instance whose socket does not answer."""
     manager.settings.__dict__["state_dir"] = str(tmp_path / "none")
     assert "0 instances" in await cellblock(manager, "ps")
     folder = tmp_path / "none" / "i-0123456789ab"
@@ -112,9 +112,9 @@ async def test_without_any_kernel_both_say_so(manager: AgentKernelManager, tmp_p
     left = socket.socket(socket.AF_UNIX)
     left.bind(str(folder / "control.sock"))
     left.close()
-    told = await cellblock(manager, "ps")
-    assert "0123456789ab does not answer" in told
-    assert "0 instances (1 more: no answer)" in told
+    said = await cellblock(manager, "ps")
+    assert "0123456789ab does not answer" in said
+    assert "0 instances (1 more: no answer)" in said
     assert "is not one of 'agent', 'cpu'" in await cellblock(manager, "ps", "--sort", "colour")
 
 
@@ -123,23 +123,23 @@ async def test_without_any_kernel_both_say_so(manager: AgentKernelManager, tmp_p
     [b"\n", b"{\n", b'{"do": "no"}\n', b'{"do": []}\n', b"[" * 100_000 + b"\n", b'{"do": "kill", "kernel": 5}\n', b""],
 )  # fmt: skip
 async def test_nonsense_on_the_control_socket_is_refused(manager: AgentKernelManager, line: bytes) -> None:
-    """Whatever is sent there, the answer is a refusal, and the manager goes on."""
-    (door,) = doors(Path(manager.settings.state_dir))
-    assert door.path.stat().st_mode & 0o777 == 0o600
-    reader, writer = await asyncio.open_unix_connection(door.path)
+    """An invalid request is answered with an error, and the manager keeps serving requests."""
+    (client,) = control_clients(Path(manager.settings.state_dir))
+    assert client.path.stat().st_mode & 0o777 == 0o600
+    reader, writer = await asyncio.open_unix_connection(client.path)
     writer.write(line)
     writer.write_eof()
     answer = await asyncio.wait_for(reader.read(), 10)
     assert not line or "error" in json.loads(answer)
     writer.close()
-    assert await door.ask({"do": "overview"}, 5)
+    assert await client.ask({"do": "overview"}, 5)
 
 
-async def test_nobody_finds_the_control_socket_after_the_end(runtime: str, state: Path) -> None:
-    """Nothing of it is left once the manager has shut down."""
+async def test_the_control_socket_is_removed_at_shutdown(runtime: str, state: Path) -> None:
+    """An instance has one control socket while its manager runs, and none after the shutdown."""
     async with make_manager(runtime, state_dir=str(state)) as manager:
         session: KernelSession
         async with manager.acquire_kernel("agent", timeout=60) as (_kernel, session):
             assert session.ended is None
-        assert len(doors(state)) == 1
-    assert doors(state) == []
+        assert len(control_clients(state)) == 1
+    assert control_clients(state) == []

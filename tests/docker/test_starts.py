@@ -61,7 +61,7 @@ async def test_a_kernel_that_does_not_dial_in_is_started_anew(runtime: str) -> N
     async with opened(runtime, start_timeout=20) as instance:
         config = replace(instance.config, guard=lambda *args: next(guards, Guard)(*args))
         kernel = await instance.start_kernel(config)
-        assert await asyncio.to_thread(containers, instance) == [kernel.container.name]
+        assert await asyncio.to_thread(containers, instance) == [kernel.container_name]
         await kernel.stop()
     async with opened(runtime, start_timeout=6) as instance:
         with pytest.raises(KernelStartError, match=r"within 6 s.*phase: dial_in; 0 of 5 channels") as caught:

@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from orchestrator import AgentKernelManager, KernelResourceLimits, KernelSession
+from orchestrator.kernel.containerkernel import ContainerKernel
 from orchestrator.output.events import ExecuteResult
 from tests.conftest import make_manager
 
@@ -140,7 +141,8 @@ async def test_a_handler_that_raises_while_something_is_published_spoils_no_mess
         result = await manager.execute_code(alarmed, ALARMED)
         assert result["outcome"] == "ok", result["error"]
         assert int(result["stdout"].split()[-1]) > 100
-        assert kernel._client.rejected == 0
+        assert isinstance(kernel, ContainerKernel)
+        assert kernel.rejected == 0
         assert (await manager.execute_code(alarmed, "print('text'); 6 * 7"))["result"] == "42"
     await manager.end_session("alarmed")
 
@@ -172,7 +174,8 @@ async def test_a_finalizer_may_print_and_display(manager: AgentKernelManager, si
         assert result["outcome"] == "ok", result["error"]
         assert result["duration_s"] < 8
         assert (await manager.execute_code(session, "zmq.Socket.send = send; left < 20"))["result"] == "True"
-        assert kernel._client.rejected == 0
+        assert isinstance(kernel, ContainerKernel)
+        assert kernel.rejected == 0
     shown = [output["data"]["text/plain"] for output in result["outputs"] if output["output_type"] == "display_data"]
     assert [text for text in shown if text != "'shown'"] == [str(n).zfill(size) for n in range(20)]
     await manager.end_session("collected")

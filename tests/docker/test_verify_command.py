@@ -1,4 +1,4 @@
-"""`cellblock verify` as its user types it."""
+"""`cellblock verify`, run as a process with real kernels."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def verify(*arguments: str, seconds: float = 300) -> subprocess.CompletedProcess
 
 
 @pytest.mark.alone
-def test_every_promise_is_green_and_written_down(tmp_path: Path) -> None:
-    """The table, the JSON and the JUnit file tell the same. (Other runtimes: tests/isolation runs the same probes.)"""
+def test_every_promise_is_green_in_all_outputs(tmp_path: Path) -> None:
+    """The table, the JSON file and the JUnit file have the same findings. tests/isolation covers other runtimes."""
     runtime = "runc"
     to_json, to_junit = tmp_path / "verify.json", tmp_path / "verify.xml"
     done = verify("--runtime", runtime, "--json", str(to_json), "--junit", str(to_junit))
@@ -41,29 +41,32 @@ def test_every_promise_is_green_and_written_down(tmp_path: Path) -> None:
 
 
 def test_a_container_that_lacks_a_defence_is_red(runtime: str) -> None:
-    """`--control` names what turned red in such a container, and ends with 1."""
+    """`--control` shows the claims that turned red, and exits with 1."""
     done = verify("--runtime", runtime, "--control", "privileged")
     assert done.returncode == 1
     for claim in ("container_has_no_privilege", "kernel_has_no_capability", "container_paths_are_masked"):
         assert claim in done.stdout
-    assert "kernel_runs_as_nobody" not in done.stdout  # only the right ones are named
+    assert "kernel_runs_as_nobody" not in done.stdout  # this claim holds in a privileged container
 
 
 def test_the_list_needs_no_engine() -> None:
+    """`--list` prints every claim and every control."""
     done = verify("--list")
     assert done.returncode == 0
     names = [claim.name for claim in CLAIMS] + [control.name for control in CONTROLS]
     assert all(name in done.stdout for name in names)
 
 
-def test_the_cis_section_is_gone_through() -> None:
+def test_the_cis_items_are_checked() -> None:
+    """`--cis` prints a result for all 32 items of section 5, and none fails."""
     done = verify("--cis")
     assert done.returncode == 0
     assert all(f"5.{number} " in done.stdout for number in range(1, 33))
     assert "fails" not in done.stdout
 
 
-def test_mistakes_are_told_in_one_line() -> None:
+def test_mistakes_get_one_clear_message() -> None:
+    """An unknown control, runtime or policy gives exit status 1 and a message, without a traceback."""
     for arguments in (("--control", "nonsense"), ("--runtime", "nonsense"), ("--policy", "nonsense")):
         done = verify(*arguments)
         assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""One engine for all tests of this folder: each test has it running, whatever the one before did to it."""
+"""One private engine for all tests of this folder, running at the start of each test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.faults.privateengine import PrivateEngine, private_engine
 
 @pytest.fixture(scope="package")
 def _engine() -> Iterator[PrivateEngine]:
-    # A short path of its own: an engine's sockets lie deep, and a socket's path has 107 characters at most.
+    # A short path, because the path of a socket may have at most 107 characters.
     with private_engine(Path(tempfile.mkdtemp(prefix="cb-engine-"))) as engine:
         yield engine
 
@@ -28,14 +28,14 @@ def engine(_engine: PrivateEngine) -> PrivateEngine:
 
 @pytest.fixture
 def state(state: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Whatever is in it is this test's."""
+    """Make this process use the test's own state folder."""
     monkeypatch.setenv("CELLBLOCK_STATE_DIR", str(state))
     return state
 
 
 @pytest.fixture
 def proxy(engine: PrivateEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProxy]:
-    """A proxy before the engine. A test that wants to go through it says so with DOCKER_HOST."""
+    """Start a proxy in front of the engine. A test uses it by setting DOCKER_HOST."""
     folder = Path(tempfile.mkdtemp(prefix="cb-proxy-"))
     with engine_proxy(engine.url, folder) as proxy:
         yield proxy

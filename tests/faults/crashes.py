@@ -1,7 +1,7 @@
-"""Kills a working orchestrator at random moments, again and again, and looks what the next start makes of it.
+"""Kills a working orchestrator repeatedly at random moments, and checks what the next start recovers.
 
-Run it with ``make crashes``; ``test_crashes.py`` has a short version. What the orchestrator had acknowledged stands in
-a journal of its own, a line each, which is compared with what is found in the end.
+Run it with ``make crashes``; ``test_crashes.py`` is a short version. The orchestrator writes what it has acknowledged
+to a journal, a line each, which is compared with the result.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from orchestrator.errors import CellblockError
 from orchestrator.store.history import History
 from tests.conftest import REPOSITORY, engine_runtimes
 
-CLEANED = 30.0  # seconds in which the next start must have adopted or removed everything
-LONGEST = 4.0  # seconds of work before a kill
+CLEANED = 30.0  # seconds until the next start must have adopted or removed everything
+LONGEST = 4.0  # maximum seconds of work before a kill
 AGENTS = 5
 KERNELS = 3
 COUNT = "n = globals().get('n', 0) + 1; open('n', 'w').write(str(n)); n"
@@ -43,7 +43,7 @@ console = Console()
 
 
 async def work(journal: Path) -> None:
-    """Count in five sessions over three kernels, with checkpoints and sleep in between, and note what was done."""
+    """Count in five sessions on three kernels, with checkpoints and hibernation, and write the journal."""
     with journal.open("ab", buffering=0) as handle:
 
         def note(**entry: object) -> None:
@@ -56,7 +56,7 @@ async def work(journal: Path) -> None:
 
 
 async def _count(manager: AgentKernelManager, agent: str, note: Any) -> None:
-    chance = random.Random()  # noqa: S311 - moments, not secrets
+    chance = random.Random()  # noqa: S311 - not a secret
     while True:
         async with manager.acquire_kernel(agent, timeout=60) as (_kernel, session):
             for _ in range(chance.randrange(1, 4)):
@@ -73,12 +73,12 @@ async def _count(manager: AgentKernelManager, agent: str, note: Any) -> None:
 
 @dataclass
 class Findings:
-    """What was found after so many kills.
+    """What was found after a series of kills.
 
     Attributes:
         slowest: seconds of the slowest start.
-        cells, checkpoints: that had been acknowledged.
-        orphans, lost_cells, lost_checkpoints, untrue: what should not be: names.
+        cells, checkpoints: how many were acknowledged.
+        orphans, lost_cells, lost_checkpoints, untrue: the names of what is wrong.
     """
 
     kills: int = 0
@@ -96,7 +96,7 @@ class Findings:
 
 
 class Crashes:
-    """One series of kills, in folders of its own.
+    """One series of kills, with its own folders.
 
     Args:
         folder: with a short path.
@@ -108,7 +108,7 @@ class Crashes:
         self._state = folder / "s"
         self._journal = folder / "journal"
         self._journal.touch()
-        self._chance = random.Random(seed)  # noqa: S311 - a series is found again by its seed
+        self._chance = random.Random(seed)  # noqa: S311 - the seed reproduces a series
         self._settings = Settings.load().model_copy(
             update={
                 "runtime": runtime,
@@ -125,7 +125,7 @@ class Crashes:
         }
 
     def crash(self) -> None:
-        """Start the work, and kill it: mostly while it works, sometimes while it still recovers from the last kill."""
+        """Start the work and kill it: usually while it works, sometimes while it recovers from the last kill."""
         begun = time.monotonic()
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.crashes", "--work", str(self._journal)],
@@ -155,7 +155,7 @@ class Crashes:
             self.found.kills += 1
 
     def _wait_for_work(self) -> None:
-        """Wait until something more was done, however slow the machine is."""
+        """Wait until the journal grows, however slow the machine is."""
         before, end = self._journal.stat().st_size, time.monotonic() + CLEANED
         while self._journal.stat().st_size == before and time.monotonic() < end:
             time.sleep(0.02)
@@ -174,7 +174,7 @@ class Crashes:
         self.found.orphans += [f"folder {name}" for name in here ^ {kernel[:12] for kernel in mine}]
 
     async def judge(self, progress: Progress | None = None) -> Findings:
-        """Start a last time, and compare what was acknowledged with what is there."""
+        """Start a last time, and compare the journal with what is left."""
         entries = [json.loads(line) for line in self._journal.read_text().splitlines()]
         cells = [entry for entry in entries if "cell" in entry]
         made = [entry for entry in entries if "checkpoint" in entry]
@@ -215,7 +215,7 @@ class Crashes:
         self.found.untrue += [f"cell {key} still runs" for key, cell in kept.items() if cell.outcome == "running"]
 
     def _compare_counts(self, entries: list[dict[str, Any]]) -> None:
-        """A count never falls below the newest checkpoint, and never grows without a cell: none ran twice."""
+        """Check that no count is below its newest checkpoint or above its cells: none was lost or ran twice."""
         checkpoints: dict[str, int] = {}
         last: dict[str, tuple[int, int]] = {}
         for entry in entries:
@@ -230,7 +230,7 @@ class Crashes:
 
 
 def containers(state: Path) -> set[str]:
-    """Return the ids of the kernels whose wire lies in a state folder."""
+    """Return the ids of the kernels that have a wire folder in a state folder."""
     with contextlib.closing(connect(60)) as client:
         found = client.api.containers(all=True, filters={"label": INSTANCE_LABEL})
         return {
@@ -241,7 +241,7 @@ def containers(state: Path) -> set[str]:
 
 
 def run(times: int, runtime: str, seed: int) -> Findings:
-    """Kill so many times, and judge, with progress."""
+    """Run a series of kills with a progress bar, and return what was found."""
     with tempfile.TemporaryDirectory(prefix="cb-crash-") as folder, Progress(console=console, transient=True) as shown:
         crashes = Crashes(Path(folder), runtime, seed)
         task = shown.add_task(f"kills under {runtime}", total=times)

@@ -1,4 +1,4 @@
-"""A proxy on the engine's socket, which sees each request, and can lose an answer or act between the two."""
+"""A proxy for the engine's socket that sees each request, and can drop an answer or act before it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _ID = re.compile(r"^(/v[\d.]+)?|(?<=/containers/)(?!create|json)[^/?]+|(?<=/imag
 
 
 class EngineProxy:
-    """Passes on what one process asks of an engine.
+    """Forwards one process's requests to an engine.
 
     Attributes:
-        seen: each request so far, such as "POST /containers//start": ids, version and query are left out.
-        before: called before a request is passed on, with its number, from 0 on, and itself.
-        after: called when the engine has done it, before the answer is passed on.
+        seen: each request so far, without ids, version and query, such as "POST /containers//start".
+        before: called with a request's number, from 0 on, and the request, before it is forwarded.
+        after: called with the same when the engine has answered, before the answer is forwarded.
     """
 
     def __init__(self, engine: str, folder: Path) -> None:
@@ -33,16 +33,16 @@ class EngineProxy:
         self.after: Hook = lambda _number, _request: None
 
     def lose(self, *requests: str) -> None:
-        """Lose the answer to the next request of each of these kinds: the engine does it, and nobody hears of it."""
+        """Drop the answer to the next request of each given kind, after the engine has carried it out."""
         with self._lock:
             self._losing += requests
 
     def lost_all(self) -> bool:
-        """Whether every answer that was to be lost has been."""
+        """Whether every answer that should be dropped was dropped."""
         return not self._losing
 
     def serve(self, client: socket.socket) -> None:
-        """Pass on the requests of one connection, each to the engine on a connection of its own."""
+        """Forward the requests of one connection, each on its own connection to the engine."""
         head, body = _read_request(client)
         if not head:
             return
@@ -84,12 +84,12 @@ def _read_request(client: socket.socket) -> tuple[bytes, bytes]:
 
 @contextlib.contextmanager
 def engine_proxy(engine: str, folder: Path) -> Iterator[EngineProxy]:
-    """Serve one in ``folder``, whose path must be short."""
+    """Serve a proxy in ``folder``, whose path must be short."""
     proxy = EngineProxy(engine, folder)
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
-            with contextlib.suppress(OSError):  # either side has gone: that is what this is for
+            with contextlib.suppress(OSError):  # either side has disconnected, as tests want
                 proxy.serve(self.request)
 
     class Server(socketserver.ThreadingUnixStreamServer):

@@ -1,6 +1,6 @@
-"""A process whose wall clock steps while it runs: libfaketime (Debian) before its C library, and a file that sets it.
+"""Runs a process whose wall clock steps while it runs, with Debian's libfaketime and a file that sets the clock.
 
-Only that process's wall clock: its monotonic one, the files' times and the engine's clock stay as they are.
+Only that process's wall clock steps; its monotonic clock, file times and the engine's clock do not.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from tests.debian import of_package
 HOUR = 3600.0
 _STEP_FILE = "FAKETIME_TIMESTAMP_FILE"
 _LIBRARY = "faketime/libfaketimeMT.so.1"
-_WALL = 100.0  # seconds that a process may take
+_WALL = 100.0  # time limit of a process, in seconds
 
 
 def run_stepping(module: str, *arguments: str, folder: Path) -> None:
-    """Run a module of the tests in such a process; what it raises fails the test."""
+    """Run a module of the tests in such a process. An exception in it fails the test."""
     steps = folder / "step"
     steps.write_text("+0s")
     faked = {
@@ -39,7 +39,7 @@ def run_stepping(module: str, *arguments: str, folder: Path) -> None:
 
 
 def step_to(offset: float) -> None:
-    """Called in such a process: set its wall clock to so many seconds beside the true time."""
+    """Set this process's wall clock to an offset from the true time, in seconds. Call it in such a process."""
     file = Path(os.environ[_STEP_FILE])
     whole = file.with_suffix(".new")
     wall, monotonic = time.time(), time.monotonic()

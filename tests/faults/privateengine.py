@@ -1,4 +1,4 @@
-"""A Docker engine of the tests' own, which may be killed, frozen and restarted: no other engine's containers notice."""
+"""A private Docker engine that tests may kill, freeze and restart without affecting the machine's engine."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from orchestrator.host.enginedaemon import find_program, pid_in
 from orchestrator.image.build import image_name
 from orchestrator.settings import Settings
 
-_START = 60.0  # seconds
+_START = 60.0  # seconds until the engine must answer
 
 
 class PrivateEngine:
-    """One dockerd with its containerd, all of it in one folder."""
+    """One dockerd and its containerd, with all files in one folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -39,7 +39,7 @@ class PrivateEngine:
         """Start the daemon, and wait until it answers.
 
         Args:
-            live_restore: whether its containers are to outlive it.
+            live_restore: whether containers keep running while the daemon is down.
         """
         self._live_restore = live_restore
         program = find_program("dockerd")
@@ -75,26 +75,26 @@ class PrivateEngine:
             time.sleep(0.1)
 
     def ensure_running(self) -> None:
-        """Start the daemon again if a test has killed it."""
+        """Start the daemon if a test has killed it."""
         if self._process is None or self._process.poll() is not None:
             self.start()
         elif self._live_restore:
             self.restart()
 
     def restart(self, *, live_restore: bool = False) -> None:
-        """Stop the daemon in order, as an upgrade does, and start it again."""
+        """Stop the daemon gracefully, as an upgrade does, and start it again."""
         assert self._process is not None
         self._process.terminate()
         self._process.wait(60)
         self.start(live_restore=live_restore)
 
     def containers(self) -> dict[str, str]:
-        """Return the state of every container that it has, by name."""
+        """Return the state of every container, by name."""
         with contextlib.closing(self._client(30)) as client:
             return {found["Names"][0].lstrip("/"): found["State"] for found in client.api.containers(all=True)}
 
     def processes(self) -> list[int]:
-        """Return the shims, gofers and sandboxes of this engine that run."""
+        """Return the running shims, gofers and sandboxes of this engine."""
         return [process for process in self._left_behind() if process not in self._daemons()]
 
     def signal(self, number: signal.Signals) -> None:
@@ -105,7 +105,7 @@ class PrivateEngine:
             self._process.wait(10)
 
     def take_image(self, name: str) -> None:
-        """Copy an image of the engine that the environment names."""
+        """Copy an image from the engine that the environment selects."""
         with (
             contextlib.closing(connect(300)) as source,
             contextlib.closing(self._client(300)) as own,
@@ -116,7 +116,7 @@ class PrivateEngine:
             own.images.load(archive)
 
     def remove(self) -> None:
-        """End the daemon, and whatever it left running or mounted."""
+        """End the daemon, and everything that it left running or mounted."""
         if self._process is not None:
             self._process.send_signal(signal.SIGCONT)
             self._process.kill()
@@ -130,7 +130,7 @@ class PrivateEngine:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _settings(self) -> dict[str, object]:
-        """The machine's own runtimes, and nothing of its network."""
+        """Write the configuration: the machine's runtimes, and no network."""
         machine = Path("/etc/docker/daemon.json")
         runtimes = json.loads(machine.read_text()).get("runtimes", {}) if machine.exists() else {}
         return {
@@ -156,9 +156,9 @@ class PrivateEngine:
                 return False
 
     def _end_containerd(self) -> None:
-        """A dockerd that finds its predecessor's containerd waits for it, and gives up when that is about to end."""
+        """Wait for the old containerd to end: a new dockerd would wait for it, then give up when it ends."""
         file = self._exec_root / "containerd" / "containerd.pid"
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError):  # the process has ended
             if f"{self._folder}/" in Path(f"/proc/{pid_in(file)}/cmdline").read_text(errors="replace"):
                 os.kill(pid_in(file), signal.SIGKILL)
         file.unlink(missing_ok=True)
@@ -168,7 +168,7 @@ class PrivateEngine:
         return {containerd, 0 if self._process is None else self._process.pid}
 
     def _left_behind(self) -> list[int]:
-        """containerd, and every shim, gofer and sandbox that names this engine's folder."""
+        """Return containerd and every shim, gofer and sandbox that uses this engine's folder."""
         found = {pid_in(self._exec_root / "containerd" / "containerd.pid")} - {0}
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
@@ -179,7 +179,7 @@ class PrivateEngine:
 
 @contextlib.contextmanager
 def private_engine(folder: Path) -> Iterator[PrivateEngine]:
-    """Start an engine that has the sandbox image, and point this process at it."""
+    """Start an engine with the sandbox image, and make this process use it."""
     engine = PrivateEngine(folder)
     try:
         engine.start()

@@ -1,4 +1,4 @@
-"""A small file system of a test's own, in a file: it can be filled to its last block, or its last inode."""
+"""A small file system in a file, which a test can fill to its last block or inode."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Kind = Literal["bytes", "inodes"]
 
 
 class SmallDisk:
-    """It is mounted on ``folder``; what fills it lies in ``folder / "filler"``."""
+    """A file system mounted on ``folder``. The files that fill it are in ``folder / "filler"``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -29,7 +29,7 @@ class SmallDisk:
         (self._filler / "content").touch()
 
     def fill(self, kind: Kind) -> None:
-        """Take all room that is left."""
+        """Use all free blocks or inodes."""
         if kind == "inodes":
             with _until_full():
                 for number in itertools.count():
@@ -42,7 +42,7 @@ class SmallDisk:
                         pass
 
     def give(self, kind: Kind, amount: int) -> None:
-        """Give back so many blocks, or inodes."""
+        """Free a number of blocks or inodes."""
         if kind == "bytes":
             content = self._filler / "content"
             os.truncate(content, content.stat().st_size - amount * BLOCK)
@@ -51,20 +51,20 @@ class SmallDisk:
             file.unlink()
 
     def make_room(self) -> None:
-        """Give back everything."""
+        """Free everything that fills the file system."""
         for file in self._filler.iterdir():
             file.unlink()
         (self._filler / "content").touch()
 
     def files(self) -> set[str]:
-        """Return the names of what is on it, filler left out."""
+        """Return the names of its files, without the filler."""
         found = (path.relative_to(self.folder) for path in self.folder.rglob("*"))
         return {str(path) for path in found if path.parts[0] not in ("filler", "lost+found")}
 
 
 @contextlib.contextmanager
 def small_disk(*, megabytes: int = 24, inodes: int = 256) -> Iterator[SmallDisk]:
-    """Make one and mount it; on a short path, since sockets may lie on it."""
+    """Create a file system and mount it on a short path, because it may hold sockets."""
     program = of_package("e2fsprogs", _mkfs)
     with tempfile.TemporaryDirectory(prefix="cb-disk-") as name:
         image, folder = Path(name, "image"), Path(name, "d")
@@ -76,7 +76,7 @@ def small_disk(*, megabytes: int = 24, inodes: int = 256) -> Iterator[SmallDisk]
         try:
             yield SmallDisk(folder)
         finally:
-            # Lazily: what a failed test left open must not keep it.
+            # Lazily, so that files left open by a failed test do not keep it mounted.
             subprocess.run(["umount", "-l", folder], check=True)
 
 

@@ -1,4 +1,4 @@
-"""What ``test_clock.py`` runs in a process whose wall clock steps: ``python -m tests.faults.stepping NAME RUNTIME``."""
+"""The checks of ``test_clock.py`` with a stepping clock: ``python -m tests.faults.stepping NAME RUNTIME``."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ from orchestrator.errors import EngineUnavailableError
 from orchestrator.sessions.retention import Retention
 from orchestrator.settings import Settings
 from orchestrator.store import auditchain
+from orchestrator.store.blobs import FolderBlobs
 from orchestrator.store.checkpointfiles import CheckpointFiles
 from orchestrator.store.history import History
 from orchestrator.store.payloads import Payloads
 from tests.conftest import make_manager
 from tests.faults.fakeclock import HOUR, step_to
 
-LIMIT = 1.5  # seconds of every wait in which the clock steps
-SLACK = 6.0  # seconds that a busy machine may take for what follows a deadline
+LIMIT = 1.5  # seconds of each wait during which the clock steps
+SLACK = 6.0  # seconds that a busy machine may need after a deadline
 STEPS = (HOUR, 0.0)  # an hour forward, and an hour back
-LARGE = "print('x' * 100_000)"  # its output gets a file of its own
+LARGE = "print('x' * 100_000)"  # its output gets its own file
 
 
 @contextlib.asynccontextmanager
 async def lasts(seconds: float, offset: float) -> AsyncIterator[None]:
-    """The block takes so long, on the monotonic clock, although the wall clock is set while it waits."""
+    """Check that the block takes ``seconds`` on the monotonic clock while the wall clock steps."""
     begun = time.monotonic()
     setting = asyncio.get_running_loop().call_later(seconds / 3, step_to, offset)
     yield
@@ -56,7 +57,7 @@ async def evaluate(manager: AgentKernelManager, session: KernelSession, code: st
 
 
 async def deadlines(runtime: str) -> None:
-    """A cell without end, one that ends, a caller at a full pool, and calls to an engine that does not answer."""
+    """Check the deadlines of cells, of a caller at a full pool, and of calls to an engine that does not answer."""
     limits = KernelResourceLimits(max_execution_time=LIMIT)
     async with (
         make_manager(runtime, limits=limits) as manager,
@@ -79,7 +80,7 @@ async def deadlines(runtime: str) -> None:
                         pass
 
         async def unanswered(engine: Engine, offset: float) -> None:
-            async with lasts(int(LIMIT), offset):  # docker-py takes whole seconds
+            async with lasts(int(LIMIT), offset):  # docker-py accepts whole seconds
                 with pytest.raises(EngineUnavailableError):
                     await engine.call(engine.client.api.info)
 
@@ -93,7 +94,7 @@ async def deadlines(runtime: str) -> None:
 
 @contextlib.contextmanager
 def silent_engine(own: float, outer: float) -> Iterator[Engine]:
-    """An engine that takes requests and never answers: given up by docker-py's timeout, or by ours around it."""
+    """Check that calls to an engine that never answers end at docker-py's timeout or at ours."""
     path = Path(Settings.load().data_path, f"silent-{own:g}.sock")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -105,7 +106,7 @@ def silent_engine(own: float, outer: float) -> Iterator[Engine]:
 
 
 async def idleness(runtime: str) -> None:
-    """A session that nobody uses sleeps when its time has come, and not before."""
+    """Check that an idle session hibernates at its time, not earlier."""
     limits = KernelResourceLimits(idle_timeout_seconds=LIMIT)
     async with make_manager(runtime, limits=limits) as manager:
         for number, offset in enumerate(STEPS):
@@ -118,7 +119,7 @@ async def idleness(runtime: str) -> None:
 
 
 async def order(runtime: str) -> None:
-    """Checkpoints, cells and audit entries are in the order of their making; nothing young is taken for old."""
+    """Check that checkpoints, cells and audit entries keep their order, and that retention deletes nothing new."""
     settings = Settings.load()
     steps = (HOUR, 0.0, -HOUR, HOUR, -HOUR)
     async with make_manager(runtime) as manager, manager.acquire_kernel("agent", timeout=60) as (_kernel, session):
@@ -127,7 +128,7 @@ async def order(runtime: str) -> None:
             await evaluate(manager, session, f"number = {number}")
             await manager.checkpoint(session)
             await evaluate(manager, session, LARGE)
-        async with make_manager(runtime) as other:  # to whom nobody is dead, or his user id free, for a step
+        async with make_manager(runtime) as other:  # a step makes no live process look dead and frees no user id
             assert other.sessions == {}
             async with other.acquire_kernel("another", timeout=60) as (_kernel, another):
                 assert await evaluate(other, another, "import os; os.getuid()") != await evaluate(
@@ -145,12 +146,13 @@ async def order(runtime: str) -> None:
 
 
 def sweep_after_a_step(settings: Settings, session_id: str) -> None:
-    """Retention finds a store in the middle of its work: files whose rows are about to be written."""
+    """Check that retention keeps files whose rows are not yet written."""
     history = History.open(settings.history_url, settings.data_path)
     files = CheckpointFiles(settings.data_path)
     step_to(0.0)
     result: dict[str, Any] = {"stdout": "y" * 100_000}
-    taken, found = Payloads(settings.data_path / "payloads").take_out(result)
+    payloads = Payloads(FolderBlobs(settings.data_path / "payloads"))
+    taken, found = payloads.take_out(result)
     with files.writing("f" * 32, {}, 1000) as writer:
         writer.write(b"state")
         writer.finish({})
@@ -158,7 +160,7 @@ def sweep_after_a_step(settings: Settings, session_id: str) -> None:
     for offset in (HOUR, -HOUR):
         step_to(offset)
         assert Retention(history, files, settings).sweep() == 0
-    Payloads(settings.data_path / "payloads").put_back(taken, [(where, digest) for where, digest, _ in found])
+    payloads.put_back(taken, [(where, digest) for where, digest, _ in found])
     assert taken == result
     assert len(files.ids()) == before
     assert [len(cell.result["stdout"]) for cell in history.cells(session_id) if cell.code == LARGE] == [100_001] * 5
@@ -166,7 +168,7 @@ def sweep_after_a_step(settings: Settings, session_id: str) -> None:
 
 
 async def memory(runtime: str) -> None:
-    """A cell that runs out of memory is told so, however far the engine's clock is from this process's."""
+    """Check that an out-of-memory kill is reported although the engine's clock differs from this process's."""
     limits = KernelResourceLimits(max_memory_mb=256)
     async with make_manager(runtime, limits=limits, max_kernels=1) as manager:
         for offset in (HOUR, -HOUR):

@@ -1,4 +1,4 @@
-"""The wall clock steps by an hour, forward and back: no deadline moves, and what is newest stays so."""
+"""The wall clock steps by an hour, forward and back, and no deadline or order changes."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ def audit_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_deadline_moves(tmp_path: Path, runtime: str) -> None:
-    """Cells, callers at a full pool, and calls to the engine end at their limit, not before and not after."""
+    """Cells, callers at a full pool, and calls to the engine end at their limits."""
     run_stepping("tests.faults.stepping", "deadlines", runtime, folder=tmp_path)
 
 
 def test_the_idle_sleep_in_their_time(tmp_path: Path) -> None:
-    """An idle session neither sleeps at once nor an hour late."""
+    """An idle session hibernates neither at once nor an hour late."""
     run_stepping("tests.faults.stepping", "idleness", "runc", folder=tmp_path)
 
 
 def test_what_is_newest_stays_so(tmp_path: Path) -> None:
-    """A session wakes from its last checkpoint; its cells and the audit log keep their order; nothing is deleted."""
+    """A session wakes from its last checkpoint, cells and audit log keep their order, and nothing is deleted."""
     run_stepping("tests.faults.stepping", "order", "runc", folder=tmp_path)
 
 
 def test_memory_ends_are_told(tmp_path: Path, runtime: str) -> None:
-    """The engine's events are asked for by its own clock."""
+    """An out-of-memory kill is reported although the engine's clock differs."""
     run_stepping("tests.faults.stepping", "memory", runtime, folder=tmp_path)

@@ -1,4 +1,4 @@
-"""The orchestrator is killed at random moments of its work: nothing is orphaned, lost or run twice."""
+"""The orchestrator is killed at random moments, and nothing is orphaned, lost or run twice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KILLS = 5
 
 
 async def test_killed_at_random_moments_nothing_is_lost(engine: PrivateEngine, runtime: str) -> None:
-    """No orphan after any start, every acknowledged cell in the history, every acknowledged checkpoint restorable."""
+    """No start leaves orphans, and every acknowledged cell and checkpoint survives."""
     with tempfile.TemporaryDirectory(prefix="cb-crash-") as folder:
         crashes = Crashes(Path(folder), runtime, seed=7)
         for _ in range(KILLS):

@@ -1,6 +1,6 @@
-"""The disk that has the sessions is full, by bytes or by inodes: told, never torn, and all goes on when there is room.
+"""The sessions' disk is full, of bytes or of inodes: errors are reported, nothing is torn, and work resumes with space.
 
-What the disk holds does not depend on the runtime; what a kernel makes of a checkpoint that breaks off does.
+Most tests run under one runtime: only the handling of an aborted checkpoint in the kernel depends on the runtime.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from tests.conftest import REPOSITORY, make_manager, one_session
 from tests.docker.recovering import program
 from tests.faults.smalldisk import Kind, SmallDisk, small_disk
 
-LARGE = "print('x' * 200_000)"  # its output gets a file of its own
-BALLAST = "import os; ballast = os.urandom(3 * 2**20)"  # a state that needs room
-MOST_CELLS = 200  # that a full disk may still take, in blocks that the database has already
-FILES = 16  # that are sent: more entries of the audit log than fit in its last block
-EXACT_STEPS = 24  # blocks that are given back one by one
+LARGE = "print('x' * 200_000)"  # its output gets its own file
+BALLAST = "import os; ballast = os.urandom(3 * 2**20)"  # a state that needs space
+MOST_CELLS = 200  # a full disk may still take this many, in blocks that the database already has
+FILES = 16  # files to send: more audit entries than fit in the log's last block
+EXACT_STEPS = 24  # blocks that are freed one by one
 
 both_kinds = pytest.mark.parametrize("kind", ["bytes", "inodes"])
 
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallDisk]:
-    """A small disk that has the data folder and the audit log."""
+    """Mount a small disk for the data folder and the audit log."""
     with small_disk() as made:
         monkeypatch.setenv("CELLBLOCK_DATA_DIR", str(made.folder / "data"))
         monkeypatch.setenv("CELLBLOCK_AUDIT_LOG", str(made.folder / "audit.jsonl"))
@@ -50,7 +50,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[SmallDisk]:
 
 @pytest.fixture
 def state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A state folder of the test's own, elsewhere."""
+    """Return a state folder on another disk."""
     folder = tmp_path_factory.mktemp("s")
     monkeypatch.setenv("CELLBLOCK_STATE_DIR", str(folder))
     return folder
@@ -76,7 +76,7 @@ def cells_of(session_id: str) -> list[CellRecord]:
 
 
 def assert_whole(disk: SmallDisk) -> None:
-    """Nothing on the disk is half written: no file under another name, no page of the database, no line of the log."""
+    """Check that no file, database page or log line on the disk is partly written."""
     assert not [name for name in disk.files() if name.endswith((".part", ".new"))]
     if (disk.folder / "data" / "history.db").exists():
         with contextlib.closing(sqlite3.connect(disk.folder / "data" / "history.db")) as database:
@@ -88,14 +88,14 @@ def assert_whole(disk: SmallDisk) -> None:
 
 
 def assert_checkpoints_are_noted(disk: SmallDisk) -> None:
-    """Every checkpoint's file has its entry, and every entry its file."""
+    """Check that every checkpoint file has its row, and every row its file."""
     with contextlib.closing(sqlite3.connect(disk.folder / "data" / "history.db")) as database:
         noted = {row[0] for row in database.execute("SELECT checkpoint_id FROM checkpoints")}
     assert {file.name for file in (disk.folder / "data" / "checkpoints").iterdir()} == noted
 
 
 def assert_gaps_are_told(disk: SmallDisk, session_id: str, cells: int, kind: Kind) -> None:
-    """Each cell's beginning and end, and each file, is in the log once, or was counted as dropped."""
+    """Check that each cell's start and end, and each file, is in the log once or was counted as dropped."""
     entries = list(auditchain.read(disk.folder / "audit.jsonl"))
     noted = [
         (entry["event"], entry["cell"])
@@ -110,7 +110,7 @@ def assert_gaps_are_told(disk: SmallDisk, session_id: str, cells: int, kind: Kin
 
 
 class Told:
-    """Runs cells that count themselves, and keeps what became of each."""
+    """Runs cells that count themselves, and keeps the result of each."""
 
     def __init__(self, manager: AgentKernelManager, session: KernelSession) -> None:
         self._manager = manager
@@ -119,7 +119,7 @@ class Told:
         self.results: dict[int, dict[str, Any]] = {}
 
     async def cell(self, code: str = "") -> StoreError | None:
-        """Run one; return the error where its result could not be kept, or it was not run."""
+        """Run one cell; return the error if it did not run or its result could not be stored."""
         try:
             result = await self._manager.execute_code(self._session, f"ran += 1\n{code}")
         except StoreError as error:
@@ -142,12 +142,12 @@ async def count(manager: AgentKernelManager, session: KernelSession) -> int:
 
 
 async def test_a_session_outlasts_a_full_disk(disk: SmallDisk, runtime: str) -> None:
-    """Each call says what it could not keep; what it did keep is whole, and what is missing is made up for."""
+    """Each call reports what it could not store, stored data is intact, and the rest is stored once there is space."""
     await outlast(disk, runtime, "bytes")
 
 
 async def test_a_session_outlasts_a_disk_without_inodes(disk: SmallDisk) -> None:
-    """The same, where only what needs a file of its own is refused."""
+    """Without inodes only operations that need a new file fail."""
     await outlast(disk, "runc", "inodes")
 
 
@@ -180,7 +180,7 @@ async def outlast(disk: SmallDisk, runtime: str, kind: Kind) -> None:
             exported = await asyncio.to_thread(export, session, disk.folder / "exported.ipynb")
             assert exported.returncode == 1
             assert "room" in " ".join(exported.stderr.split())
-            with contextlib.suppress(StoreError):  # a row or two may fit where the database has room of its own
+            with contextlib.suppress(StoreError):  # a row or two may fit into free space in the database
                 async with manager.acquire_kernel("other", timeout=60):
                     pass
             assert disk.files() <= before | {"data/history.db-wal", "data/history.db-shm"}
@@ -224,7 +224,7 @@ def export(session: KernelSession, out: Path) -> subprocess.CompletedProcess[str
 
 
 async def test_checkpoints_and_forks_are_noted_or_gone(disk: SmallDisk) -> None:
-    """As room comes back block by block: neither a file without its entry, nor some of the forks."""
+    """While space returns block by block, no file lacks its row, and forks are created all or none."""
     async with one_session("runc") as (manager, session):
         await manager.execute_code(session, "ran = 6")
         for make in (manager.checkpoint, functools.partial(manager.fork, count=3)):
@@ -238,7 +238,7 @@ async def test_checkpoints_and_forks_are_noted_or_gone(disk: SmallDisk) -> None:
                 assert_checkpoints_are_noted(disk)
                 assert sessions_in(disk) == before
                 refused += 1
-                disk.give("bytes", 1 + refused // 2)  # what an attempt notes in the database stays there
+                disk.give("bytes", 1 + refused // 2)  # rows that an attempt writes stay in the database
             assert refused > 2
             disk.make_room()
         assert sessions_in(disk) == before + 3
@@ -247,7 +247,7 @@ async def test_checkpoints_and_forks_are_noted_or_gone(disk: SmallDisk) -> None:
 
 
 async def is_refused(work: Awaitable[object]) -> bool:
-    """Whether it ends with a StoreError."""
+    """Return whether the call fails with a StoreError."""
     try:
         await work
     except StoreError:
@@ -261,7 +261,7 @@ def sessions_in(disk: SmallDisk) -> int:
 
 
 async def test_a_session_that_cannot_sleep_stays_awake(disk: SmallDisk) -> None:
-    """Neither its time nor somebody else's want takes a kernel whose state cannot be written; later they do."""
+    """A kernel whose state cannot be written is not taken for idleness or for another agent until there is space."""
     limits = KernelResourceLimits(idle_timeout_seconds=1)
     async with make_manager("runc", max_kernels=1, limits=limits) as manager:
         async with manager.acquire_kernel("agent", timeout=60) as (_kernel, session):
@@ -286,7 +286,7 @@ async def test_a_session_that_cannot_sleep_stays_awake(disk: SmallDisk) -> None:
 
 
 async def test_a_kernel_that_dies_on_a_full_disk_frees_its_place(disk: SmallDisk) -> None:
-    """Its session goes on from its checkpoint when there is room, and until then is refused, and nothing is held."""
+    """The session is refused without holding a place, and wakes from its checkpoint once there is space."""
     async with make_manager("runc", max_kernels=1) as manager:
         async with manager.acquire_kernel("agent", timeout=60) as (_kernel, session):
             await manager.execute_code(session, "ran = 5")
@@ -319,14 +319,14 @@ async def test_a_kernel_that_dies_on_a_full_disk_frees_its_place(disk: SmallDisk
 def pid_of(session: KernelSession) -> int:
     client = docker.from_env()
     try:
-        name = session.live_kernel().container.name
+        name = session.live_kernel().container_name
         return int(client.api.inspect_container(name)["State"]["Pid"])
     finally:
         client.close()
 
 
 async def test_waking_takes_up_where_the_disk_let_it(disk: SmallDisk) -> None:
-    """As room comes back block by block, each attempt fails as a whole: the session that sleeps is never lost."""
+    """While space returns block by block, each wake succeeds or fails as a whole, and the session is never lost."""
     async with make_manager("runc", max_kernels=1, warm=1) as manager:
         async with manager.acquire_kernel("agent", timeout=60) as (_kernel, session):
             await manager.execute_code(session, "ran = 3")
@@ -348,7 +348,7 @@ async def test_waking_takes_up_where_the_disk_let_it(disk: SmallDisk) -> None:
 
 
 async def test_restoring_leaves_the_session_as_it_was(disk: SmallDisk) -> None:
-    """A restore that cannot be noted changes nothing, and its kernel is given back."""
+    """A restore that cannot be recorded changes nothing, and its kernel is released."""
     async with one_session("runc", max_kernels=2) as (manager, session):
         await manager.execute_code(session, "ran = 1")
         made = await manager.checkpoint(session)
@@ -371,7 +371,7 @@ async def test_restoring_leaves_the_session_as_it_was(disk: SmallDisk) -> None:
 
 
 async def test_shutting_down_on_a_full_disk(disk: SmallDisk) -> None:
-    """It ends, leaves no container, and the next process finds what could be kept."""
+    """The shutdown finishes without leftover containers, and the next process finds what was stored."""
     manager = make_manager("runc", max_kernels=2)
     async with manager.acquire_kernel("kept", timeout=60) as (_kernel, session):
         await manager.execute_code(session, f"ran = 4; {BALLAST}")
@@ -397,7 +397,7 @@ async def test_shutting_down_on_a_full_disk(disk: SmallDisk) -> None:
 async def test_a_shutdown_that_keeps_sessions_leaves_to_their_kernels_what_it_cannot_write(
     disk: SmallDisk, state: Path, runtime: str
 ) -> None:
-    """Of one session a checkpoint has an older state, of the other there is none: the next start has both kernels."""
+    """A session with an old checkpoint and one without any keep their kernels for the next start."""
     manager = make_manager(runtime, max_kernels=3, warm=1)
     for agent in ("kept", "other"):
         async with manager.acquire_kernel(agent, timeout=60) as (_kernel, session):
@@ -427,7 +427,7 @@ async def test_a_shutdown_that_keeps_sessions_leaves_to_their_kernels_what_it_ca
 
 
 async def test_starting_on_a_full_disk_harms_nothing(disk: SmallDisk, state: Path) -> None:
-    """A process that cannot take over a dead one's sessions leaves their kernels alone, and takes them over later."""
+    """A process that cannot adopt sessions for lack of space leaves their kernels running, and adopts them later."""
     with program("runc") as process:
         process.kill()
     disk.fill("bytes")
@@ -447,7 +447,7 @@ async def test_starting_on_a_full_disk_harms_nothing(disk: SmallDisk, state: Pat
 
 @pytest.mark.alone
 async def test_a_start_takes_no_kernel_whose_state_cannot_be_written(disk: SmallDisk, state: Path) -> None:
-    """Two of three sessions have to give way. As room comes back, each start that fails leaves them to the next."""
+    """Two of three sessions must hibernate; each start that fails for lack of space leaves them to the next start."""
     with program("runc") as process:
         process.kill()
     disk.fill("bytes")
@@ -473,7 +473,7 @@ async def test_a_start_takes_no_kernel_whose_state_cannot_be_written(disk: Small
 
 @both_kinds
 async def test_the_very_first_start(disk: SmallDisk, kind: Kind) -> None:
-    """On a disk that was always full nothing is begun, and as room comes back nothing half begun is in the way."""
+    """The first start on a full disk fails cleanly, and succeeds once there is space."""
     disk.fill(kind)
     manager = make_manager("runc")
     for _ in range(10 * EXACT_STEPS):
@@ -492,7 +492,7 @@ async def test_the_very_first_start(disk: SmallDisk, kind: Kind) -> None:
 
 
 async def test_a_full_state_folder(disk: SmallDisk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A kernel without room for its sockets is not started, and what it had of them is gone."""
+    """A kernel without space for its sockets does not start, and its partial files are removed."""
     monkeypatch.setenv("CELLBLOCK_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("CELLBLOCK_STATE_DIR", str(disk.folder / "state"))
     monkeypatch.setenv("CELLBLOCK_AUDIT_LOG", "off")

@@ -1,4 +1,4 @@
-"""The Docker engine dies, restarts or hangs under a running manager: agents are told so, and nothing is made up."""
+"""The Docker engine dies, restarts or hangs under a running manager, and every outcome is reported precisely."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from orchestrator.errors import CellblockError
 from tests.conftest import engine_runtimes, make_manager, one_session
 from tests.faults.privateengine import PrivateEngine
 
-REPORTED = 2.0  # seconds in which a cell must have ended after its engine was killed
-HANG = 60.0  # seconds
+REPORTED = 2.0  # seconds until a cell must have ended after its engine was killed
+HANG = 60.0  # seconds for which the engine hangs
 STALL = 0.1  # seconds that a turn of the event loop may take
 
 
 async def test_a_killed_engine_is_told_as_such(engine: PrivateEngine, runtime: str) -> None:
-    """The running cell ends as engine_lost within 2 s, its process does not live on, and the agent hears why."""
+    """The running cell ends as engine_lost within 2 s, its process dies, and the next lease reports why."""
     async with make_manager(runtime, max_kernels=2) as manager:
         async with manager.acquire_kernel("agent", timeout=60) as (kernel, session):
             await manager.execute_code(session, "kept = 1")
@@ -50,7 +50,7 @@ async def test_a_killed_engine_is_told_as_such(engine: PrivateEngine, runtime: s
 
 
 async def test_an_engine_that_hangs_is_not_gone(engine: PrivateEngine, runtime: str) -> None:
-    """Stopped for 5 s: cells run on, since their wire does not go through it, and none is ended."""
+    """While the engine is stopped for 5 s cells go on, because their wire does not use the engine."""
     async with one_session(runtime, max_kernels=1) as (manager, session):
         engine.signal(signal.SIGSTOP)
         try:
@@ -65,9 +65,9 @@ async def test_an_engine_that_hangs_is_not_gone(engine: PrivateEngine, runtime: 
 async def test_a_restarted_engine_costs_a_lease_once(
     engine: PrivateEngine, runtime: str, state: Path, live_restore: bool
 ) -> None:
-    """A cell ends once, with a true outcome, and never runs again; the pool refills; nothing of before is left.
+    """A cell ends once with the right outcome, the pool refills, and no old container is left.
 
-    Where containers outlive the engine, and it is back within the second after which it counts as lost, nobody notices.
+    With live-restore, an engine that returns within the second after which it counts as lost has no effect.
     """
     await asyncio.to_thread(engine.restart, live_restore=live_restore)
     async with make_manager(runtime, max_kernels=3, warm=1) as manager:
@@ -102,12 +102,12 @@ async def test_a_restarted_engine_costs_a_lease_once(
 
 
 def _are_all(manager: AgentKernelManager, containers: dict[str, str]) -> bool:
-    """Whether the engine has the pool's kernels, all of them running, and no other."""
+    """Return whether the engine has exactly the pool's kernels, all running."""
     return containers == {f"cellblock-{kernel_id}": "running" for kernel_id in manager.pool.kernels}
 
 
 async def _after_one_failure(manager: AgentKernelManager, agent: str, code: str) -> dict[str, Any]:
-    """Run a cell of an agent, whose lease may fail once with a typed error."""
+    """Run a cell of an agent. Its lease may fail once with a typed error."""
     for attempt in range(2):
         try:
             async with manager.acquire_kernel(agent, timeout=60) as (_kernel, session):
@@ -120,7 +120,7 @@ async def _after_one_failure(manager: AgentKernelManager, agent: str, code: str)
 
 @pytest.mark.alone
 async def test_an_engine_that_hangs_for_a_minute_stalls_nobody(engine: PrivateEngine, state: Path) -> None:
-    """Under both runtimes at once: cells run on, what needs the engine fails in time, and all is well afterwards."""
+    """Under both runtimes cells go on, calls that need the engine fail in time, and everything works afterwards."""
     async with contextlib.AsyncExitStack() as stack:
         managers = [
             await stack.enter_async_context(make_manager(runtime, max_kernels=2, engine_timeout=5))
@@ -153,7 +153,7 @@ async def test_an_engine_that_hangs_for_a_minute_stalls_nobody(engine: PrivateEn
         for manager in managers:
             async with manager.acquire_kernel("new", timeout=30) as (_kernel, session):
                 assert (await manager.execute_code(session, "1 + 1"))["result"] == "2"
-        async with asyncio.timeout(40):  # what could not be removed meanwhile is removed now
+        async with asyncio.timeout(40):  # containers that could not be removed meanwhile are removed now
             while len(engine.containers()) != 2 * len(managers):
                 await asyncio.sleep(0.5)
         assert stalls.longest < STALL
@@ -163,7 +163,7 @@ async def test_an_engine_that_hangs_for_a_minute_stalls_nobody(engine: PrivateEn
 
 
 async def _failed(manager: AgentKernelManager, agent: str, timeout: float | None) -> float:
-    """Return after how many seconds a lease failed, with a typed error."""
+    """Return the seconds after which a lease failed with a typed error."""
     begun = time.monotonic()
     with pytest.raises(CellblockError):
         async with manager.acquire_kernel(agent, timeout=timeout):
@@ -172,12 +172,10 @@ async def _failed(manager: AgentKernelManager, agent: str, timeout: float | None
 
 
 class Stalls:
-    """Watches the event loop from a thread: how long it was in one turn, and did not wait for the next.
-
-    What a loaded machine takes to wake it up is not the loop's.
+    """Watches the event loop from a thread for long turns, and ignores delays of waking the loop on a busy machine.
 
     Attributes:
-        longest: seconds.
+        longest: the longest turn, in seconds.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The orchestrator is killed at each step of a kernel's life: the next start cleans up, and spares the living."""
+"""The orchestrator is killed at each step of a kernel's life, and the next start cleans up after it alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.conftest import REPOSITORY, make_manager, one_session
 from tests.faults.engineproxy import EngineProxy
 from tests.faults.privateengine import PrivateEngine
 
-CLEANED = 30.0  # seconds in which the next start must have adopted or removed everything
+CLEANED = 30.0  # seconds until the next start must have adopted or removed everything
 LIFE = """
 import asyncio
 from orchestrator import AgentKernelManager
@@ -37,7 +37,7 @@ CHANGES = ("POST", "DELETE")
 
 
 class Life:
-    """One run of the program through the proxy, killed when a request comes, or when it has been answered."""
+    """One run of the program through the proxy, killed before a request or after its answer."""
 
     def __init__(self, proxy: EngineProxy, runtime: str, at: int | None, moment: str) -> None:
         self._proxy = proxy
@@ -61,7 +61,7 @@ class Life:
         proxy.after = hook if moment == "after" else lambda _number, _request: None
 
     def end(self) -> tuple[list[str], bool, bool]:
-        """Wait for the end. Returns its requests, whether it was killed, and whether it had a checkpoint by then."""
+        """Wait for the end. Return the requests, whether it was killed, and whether it had a checkpoint."""
         said, _ = self._process.communicate(timeout=120)
         return self._proxy.seen[self._begun :], self._killed.is_set(), "kept" in said
 
@@ -70,7 +70,9 @@ async def _look_after(engine: PrivateEngine, runtime: str, state: Path, kept: bo
     begun = time.monotonic()
     async with make_manager(runtime, max_kernels=2) as manager:
         adopted = {f"cellblock-{session.kernel_id}" for session in manager.sessions.values()}
-        while (left := set(engine.containers()) - neighbours) != adopted:  # what was on its way is still done
+        while (
+            left := set(engine.containers()) - neighbours
+        ) != adopted:  # the engine still finishes requests under way
             assert time.monotonic() - begun < CLEANED, left - adopted
             await asyncio.sleep(0.2)
         assert time.monotonic() - begun < CLEANED
@@ -84,7 +86,7 @@ async def _look_after(engine: PrivateEngine, runtime: str, state: Path, kept: bo
 async def test_killed_at_each_step(
     engine: PrivateEngine, proxy: EngineProxy, runtime: str, state: Path, tmp_path: Path
 ) -> None:
-    """Before each request that changes something, and after each answer; beside a live neighbour, who never notices."""
+    """A kill before a changing request, or after its answer, leaves nothing behind and harms no neighbour."""
     requests, _, _ = await asyncio.to_thread(lambda: Life(proxy, runtime, None, "before").end())
     assert [request for request in requests if request.startswith(CHANGES)] == [
         "POST /containers/create",
@@ -93,7 +95,7 @@ async def test_killed_at_each_step(
     ] * 2
     steps = [(at, "after") for at in range(len(requests)) if requests[at] not in ("GET /version", "GET /events")]
     steps += [(at, "before") for at, request in enumerate(requests) if request.startswith(CHANGES)]
-    if runtime != "runc":  # the steps are the same; what the runtime makes of a kill in between is not
+    if runtime != "runc":  # the steps are the same under each runtime, but the effect of a kill differs
         steps = [(at, moment) for at, moment in steps if requests[at].startswith(CHANGES)]
     async with one_session(runtime, data_dir=str(tmp_path / "neighbour")) as (neighbour, living):
         await neighbour.execute_code(living, "alive = 1")
@@ -133,7 +135,7 @@ async def test_lost_answers_leave_neither_twins_nor_orphans(
     lost: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The engine does what it was asked, and its answer is lost: there is one container all the same, then none."""
+    """If answers of the engine are lost, there is still only one container, and none afterwards."""
     monkeypatch.setenv("DOCKER_HOST", proxy.url)
     async with make_manager(runtime, max_kernels=2) as manager:
         proxy.lose(*lost)

@@ -1,4 +1,4 @@
-"""One laboratory for each runtime, shared by all tests of this folder: its neighbour and baits stay as they are."""
+"""One laboratory for each runtime, shared by the tests of a module."""
 
 from __future__ import annotations
 
@@ -12,5 +12,6 @@ from orchestrator.settings import Settings
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def bench(runtime: str) -> AsyncIterator[Laboratory]:
+    """Open a laboratory under the runtime, with its bait and its neighbour."""
     async with laboratory(Settings.load(), runtime) as opened:
         yield opened

@@ -1,8 +1,8 @@
-"""Record the system calls of a real kernel while it does the image's work: what ``policies/seccomp`` is made from.
+"""Records the system calls of a real kernel that runs the workload; ``policies/seccomp`` is based on them.
 
-``make seccomp-record`` runs it, as root, with Debian's strace installed. The kernel's container gets Docker's own
-profile and waits a moment before its launcher starts, so that not one call of it is missed. Prints the calls, what
-they were given where the profile looks at it, and which of them the profile does not answer.
+``make seccomp-record`` runs this program, as root, with strace installed. The kernel's container has Docker's default
+profile, and waits before its launcher starts so that strace misses no call. The program prints the calls, their
+arguments where the profile checks them, and the calls that the profile lacks.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from orchestrator.settings import Settings, data_folder
 WORKLOAD = Path(__file__).with_name("workload.py")
 CELL = "import subprocess, sys; _ = subprocess.run([sys.executable, 'workload.py'])"
 LIMITS = KernelResourceLimits(max_execution_time=300, max_memory_mb=2048)
-_WAIT = 3  # seconds that the launcher waits, in which strace takes hold of it
+_WAIT = 3  # seconds that the launcher waits for strace to attach
 _STRACE = ("-f", "-qq", "-s", "0", "-e", "signal=none")
-# "17 read(3, …) = 5", of threads "17 <... read resumed>": the name, and the arguments as far as they were printed
+# Matches the name and the printed arguments of "17 read(3, …) = 5" and "17 <... read resumed>".
 _CALL = re.compile(r"^\d+ +(?P<name>\w+)\((?P<arguments>[^)<\n]*)")
-# Which arguments the profile looks at, by position.
+# The arguments that the profile checks, by position.
 _EXAMINED = {"socket": (0, 1, 2), "socketpair": (0,), "setsockopt": (1, 2), "prctl": (0,), "ioctl": (1,), "clone": (1,)}
 
 
-def lock(spec: ContainerSpec, policy: Policy, limits: KernelResourceLimits) -> dict[str, Any]:
-    """The real request, under the engine's profile, with a launcher that waits."""
+def slow_request(spec: ContainerSpec, policy: Policy, limits: KernelResourceLimits) -> dict[str, Any]:
+    """Return the real container request, with the engine's profile and a launcher that waits."""
     request = create_request(spec, policy, limits)
     request["HostConfig"]["SecurityOpt"] = ["no-new-privileges"]
     python, *arguments = "/opt/cellblock/bin/python", "-I", "/opt/cellblock/kernel.py"
@@ -52,12 +52,14 @@ def lock(spec: ContainerSpec, policy: Policy, limits: KernelResourceLimits) -> d
 
 @asynccontextmanager
 async def traced_kernel(trace: Path) -> AsyncIterator[Kernel]:
-    """A kernel whose system calls strace writes down, from its launcher's first one on."""
+    """Start a kernel and write all its system calls to ``trace``, from its launcher's first call on."""
     settings = Settings.load().model_copy(update={"runtime": "runc"})
     instance = await Instance.open(settings, Policy.load("default"), LIMITS)
     try:
         async with asyncio.timeout(settings.start_timeout), asyncio.TaskGroup() as group:
-            starting = group.create_task(instance.start_kernel(replace(instance.config, container_request=lock)))
+            starting = group.create_task(
+                instance.start_kernel(replace(instance.config, container_request=slow_request))
+            )
             tracing = group.create_task(_trace(instance, trace))
         kernel, tracer = starting.result(), tracing.result()
         yield kernel
@@ -73,7 +75,7 @@ async def _trace(instance: Instance, trace: Path) -> Process:
 
 
 async def _first_process(instance: Instance) -> int:
-    """Return the pid of the instance's container as soon as it has one; the caller gives it a deadline."""
+    """Wait for the instance's container to have a pid and return it. The caller sets the deadline."""
     api = instance.engine.client.api
     while True:
         found = await instance.engine.retry(
@@ -87,12 +89,12 @@ async def _first_process(instance: Instance) -> int:
 
 
 async def record() -> dict[str, set[str]]:
-    """Return the names of all system calls, each with what it was given where the profile looks at it."""
+    """Return the names of all system calls, each with the arguments that the profile checks."""
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace"
         async with traced_kernel(trace) as kernel:
             await put_file(kernel, WORKLOAD, "workload.py")
-            async for event in KernelSession.of("recorder", kernel).run(CELL, LIMITS):
+            async for event in KernelSession.of("recorder", kernel, Policy.load("default")).run(CELL, LIMITS):
                 if isinstance(event, CellFinished):
                     print(event.result.stdout.strip() or event.result.error)
         with trace.open(errors="replace") as lines:
@@ -100,7 +102,7 @@ async def record() -> dict[str, set[str]]:
 
 
 def calls_of(lines: Iterable[str]) -> dict[str, set[str]]:
-    """Read what strace wrote."""
+    """Parse the output of strace."""
     calls: dict[str, set[str]] = defaultdict(set)
     for line in lines:
         if match := _CALL.match(line):
@@ -111,7 +113,7 @@ def calls_of(lines: Iterable[str]) -> dict[str, set[str]]:
 
 
 def answered(profile: Path) -> set[str]:
-    """Return what a profile allows, and what it says there is none of (ENOSYS), so that glibc takes another."""
+    """Return the calls that a profile allows, and those that it answers with an errno of its own, such as ENOSYS."""
     rules: list[dict[str, Any]] = json.loads(profile.read_text())["syscalls"]
     return {
         name for rule in rules if rule["action"] == "SCMP_ACT_ALLOW" or "errnoRet" in rule for name in rule["names"]

@@ -1,6 +1,6 @@
-"""Every promise of the sandbox, on a real kernel under each runtime; and every probe, on containers that must fail it.
+"""Every claim on a real kernel under each runtime, and every probe on the negative controls.
 
-The probes are those of ``cellblock verify``, one place for both.
+``cellblock verify`` runs the same probes.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def name_of(item: Claim | Control) -> str:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def subject(bench: Laboratory) -> AsyncIterator[Subject]:
-    """One kernel for all probes that leave it as it was."""
+    """Start one kernel for all harmless probes."""
     async with bench.subject() as started:
         yield started
 
 
 @pytest.mark.parametrize("claim", HARMLESS, ids=name_of)
 async def test_claim(subject: Subject, claim: Claim) -> None:
-    """What a cell finds, and what the engine made."""
+    """The claim about what a cell finds, or how the engine configured the container, holds."""
     verdict = await claim.probe(subject)
     assert verdict.holds, f"{claim.promise} {verdict.evidence}"
 
@@ -42,13 +42,13 @@ async def test_claim(subject: Subject, claim: Claim) -> None:
 @pytest.mark.parametrize("claim", ATTACKS, ids=name_of)
 @pytest.mark.alone
 async def test_claim_under_attack(bench: Laboratory, claim: Claim) -> None:
-    """What a cell does to everybody else, each time with a kernel of its own."""
+    """The claim about an attack holds, on a kernel of its own."""
     (finding,) = await bench.examine([claim])
     assert finding.verdict.holds, f"{claim.promise} {finding.verdict.evidence}"
 
 
 async def test_every_probe_turns_red_where_its_defence_is_missing(bench: Laboratory) -> None:
-    """The negative controls: each container lacks a defence, and the probes for it say so; none is left unproven."""
+    """Each negative control turns its probes red, and each probe is turned red by at least one control."""
     checks = await check_controls(bench, CONTROLS)
     assert {check.control.name: check.fault or check.missed for check in checks if not check.passed} == {}
     refuted = {name for check in checks for name in check.reds}

@@ -1,4 +1,4 @@
-"""The image's libraries do their work under our own seccomp profile, and what the profile is to deny it denies."""
+"""The seccomp profile allows what the image's libraries need, and denies the rest."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ CALLS = [
 ]  # fmt: skip
 
 
-async def test_every_library_of_the_image_does_its_work(runtime: str) -> None:
-    """Linear algebra to multiprocessing, shells and sockets: all of it passes in a real kernel."""
+async def test_every_library_of_the_image_works(runtime: str) -> None:
+    """The workload of all libraries, with processes, shells and sockets, succeeds in a real kernel."""
     async with make_manager(runtime, limits=LIMITS) as manager, manager.acquire_kernel("worker") as (_kernel, session):
         await manager.put_file(session, WORKLOAD, "workload.py")
         result = await manager.execute_code(session, RUN)
@@ -43,7 +43,7 @@ async def test_every_library_of_the_image_does_its_work(runtime: str) -> None:
 
 
 async def test_each_call_is_denied_by_the_filter() -> None:
-    """Under runc every call that the profile leaves out is answered EPERM, tricks with numbers and high bits too."""
+    """Under runc every call outside the profile returns EPERM, also with high bits set in its arguments."""
     assert platform.machine() == "x86_64", "the numbers below are those of x86_64"
     code = f"""
 import ctypes, os
@@ -72,7 +72,7 @@ print(ctypes.get_errno() if libc.syscall(435, 0, 0) < 0 else "done")
     assert result["status"] == "ok", result["error"]
     found, clone3 = result["stdout"].splitlines()
     assert {name: answer for name, answer in json.loads(found.replace("'", '"')).items() if answer != EPERM} == {}
-    assert clone3 == "38"  # ENOSYS: glibc then takes clone, whose flags a filter can see
+    assert clone3 == "38"  # ENOSYS: glibc then uses clone, whose flags a filter can check
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ print(ctypes.get_errno() if libc.syscall(435, 0, 0) < 0 else "done")
     ],
 )
 async def test_calls_of_other_tables_are_refused(call: str) -> None:
-    """The filter knows the numbers of this machine alone: whoever uses others is denied, or ended."""
+    """System calls of the i386 and x32 tables are denied, or kill the process."""
     program = f"""
 import ctypes, mmap
 page = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
@@ -101,7 +101,7 @@ print(ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(
 
 
 def test_the_profile_is_an_allow_list() -> None:
-    """It denies by default, and names fewer calls than a general-purpose one."""
+    """The profile denies by default, and allows fewer calls than a general-purpose profile."""
     profile = json.loads(Policy.load("default").seccomp_json)
     names = {name for rule in profile["syscalls"] if rule["action"] == "SCMP_ACT_ALLOW" for name in rule["names"]}
     assert profile["defaultAction"] == "SCMP_ACT_ERRNO"

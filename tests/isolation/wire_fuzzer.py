@@ -1,7 +1,7 @@
-"""Runs inside a sandbox: sends seeded nonsense on its own kernel's wire. Text to the host; the standard library alone.
+"""Runs inside a sandbox and sends seeded random messages on its kernel's connections. Uses the standard library only.
 
-The kernel's key is in its connection file, so most of what is sent has a genuine signature: what is looked for lies
-behind the signature check.
+Most messages have a valid signature, made with the key of the kernel's connection file, to test the code behind the
+signature check.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RAW = (b"\xff" * 40, b"\4\x05\4PING", b"\2" + struct.pack(">Q", 2**63), b"\1\0" 
 
 
 def value(rng: random.Random, depth: int = 0) -> Any:
-    """Return JSON of any shape."""
+    """Return a random JSON value."""
     roll = rng.random()
     if depth > 5 or roll < 0.5:
         return rng.choice(ATOMS)
@@ -48,7 +48,7 @@ def _nested(depth: int) -> Any:
 
 
 def likely(rng: random.Random) -> dict[str, Any]:
-    """Return content that is nearly as the protocol says."""
+    """Return content that almost follows the protocol."""
     content: dict[str, Any] = {"name": "stdout", "text": "fuzz", "data": {"text/plain": "x"}, "metadata": {},
                                "transient": {"display_id": "d"}, "execution_count": 1, "ename": "E", "evalue": "",
                                "traceback": ["a"], "execution_state": "busy"}  # fmt: skip
@@ -58,7 +58,7 @@ def likely(rng: random.Random) -> dict[str, Any]:
 
 
 def mangle(rng: random.Random, data: bytes) -> bytes:
-    """Flip, cut, double or insert bytes."""
+    """Return ``data`` with bytes flipped, truncated, repeated or inserted."""
     changed = bytearray(data)
     for _ in range(rng.randrange(1, 4)):
         at = rng.randrange(len(changed) + 1)
@@ -75,13 +75,13 @@ def mangle(rng: random.Random, data: bytes) -> bytes:
 
 
 def frames(rng: random.Random, session: Any, parent: str) -> list[bytes]:
-    """Return one message, mangled before its signature, after it, or not at all."""
+    """Return the frames of one message, mangled before signing, after signing, or not at all."""
     content = likely(rng) if rng.random() < 0.6 else value(rng)
     head = {"msg_type": rng.choice(KINDS), "msg_id": "x", "version": "5.3"}
     parts = [json.dumps(part).encode() for part in (head, {"msg_id": parent}, {}, content)]
     how = rng.random()
     if how < 0.02:
-        parts[3] = b'{"data": ' + b"[" * 5000 + b"]" * 5000 + b"}"  # deeper than a parser's recursion may go
+        parts[3] = b'{"data": ' + b"[" * 5000 + b"]" * 5000 + b"}"  # deeper than the parser's recursion limit
     elif how < 0.2:
         at = rng.randrange(4)
         parts[at] = mangle(rng, parts[at])
@@ -101,7 +101,7 @@ def frames(rng: random.Random, session: Any, parent: str) -> list[bytes]:
 
 
 def as_one_frame(rng: random.Random, message: list[bytes]) -> bytes:
-    """Return what the kernel's own thread makes of a message, mangled now and then."""
+    """Return a message packed into one frame as the kernel's own thread does, sometimes mangled."""
     sizes = [len(frame) for frame in message]
     if rng.random() < 0.1:
         sizes[rng.randrange(len(sizes))] = rng.choice((0, 1, 2**16, 2**32 - 1))
@@ -110,7 +110,7 @@ def as_one_frame(rng: random.Random, message: list[bytes]) -> bytes:
 
 
 def packed(message: list[bytes]) -> bytes:
-    """Return a message as ZMTP has it on the wire."""
+    """Return a message encoded as ZMTP frames."""
     last = len(message) - 1
     return b"".join(
         bytes([2 | (number < last)]) + struct.pack(">Q", len(body)) + body for number, body in enumerate(message)
@@ -118,7 +118,7 @@ def packed(message: list[bytes]) -> bytes:
 
 
 def wires() -> dict[int, socket.socket]:
-    """Find the kernel's own connections, by the channel's number."""
+    """Return the kernel's own connections by channel number."""
     found = {}
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -135,8 +135,13 @@ def wires() -> dict[int, socket.socket]:
 
 
 def fuzz(kernel: Any, seed: int, cases: int, *, raw: bool, dry: bool) -> None:
-    """Send ``cases`` messages; with ``raw``, the last one is no message at all; with ``dry``, send none of them."""
-    rng, out = random.Random(seed), wires()  # noqa: S311 - it must be repeatable
+    """Send ``cases`` messages.
+
+    Args:
+        raw: send bytes that are not a message in place of the last one.
+        dry: create the messages without sending them.
+    """
+    rng, out = random.Random(seed), wires()  # noqa: S311 - the fuzzer must be reproducible
     parent = kernel.get_parent()["header"]["msg_id"]
     for _ in range(cases - raw):
         channel = rng.choice(CHANNELS)

@@ -1,7 +1,7 @@
-"""The work that a data kernel is for, done once with each library of the image. Runs inside a sandbox.
+"""Runs typical data work with each library of the image, inside a sandbox.
 
-Prints a JSON object: the name of each piece of work, and "ok" or what went wrong. ``record_syscalls.py`` records the
-system calls that it makes; ``test_seccomp.py`` runs it under the profile.
+Prints a JSON object: the name of each task, with "ok" or its error. ``record_syscalls.py`` records the system calls of
+this program; ``test_seccomp.py`` runs it under the profile.
 """
 
 # mypy: ignore-errors
@@ -18,7 +18,7 @@ FOLDER = Path(tempfile.mkdtemp(dir="/work" if os.access("/work", os.W_OK) else N
 
 
 def where_known(call, *arguments):
-    """Make a newer call that programs do without where the kernel says ENOSYS, as gVisor's does."""
+    """Make a call that the kernel may lack: ENOSYS, which gVisor returns for some newer calls, is accepted."""
     try:
         return call(*arguments)
     except OSError as error:

@@ -132,7 +132,7 @@ def test_rotation_keeps_the_chain(tmp_path: Path) -> None:
     files[0].unlink()
     verdict = verify(path)
     assert verdict.fault is None
-    assert "not here any more" in verdict.notes[0]
+    assert "no longer exist" in verdict.notes[0]
     files[2].unlink()
     fault = verify(path).fault
     assert fault is not None
@@ -177,7 +177,7 @@ def test_a_head_that_went_is_told_of(log: Path) -> None:
     write(log, 2)
     verdict = verify(log)
     assert (verdict.fault, verdict.entries) == (None, 10)
-    assert verdict.notes == ("entry 8: the head was gone: lines cut off before it would not be missed",)
+    assert verdict.notes == ("entry 8: the head was missing: lines removed before it cannot be detected",)
 
 
 def test_nobody_is_accused_because_a_line_is_just_being_written(log: Path) -> None:

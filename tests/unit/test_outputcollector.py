@@ -18,8 +18,8 @@ from orchestrator.output.events import (
     OutputEvent,
     StreamOutput,
     UpdateDisplayData,
-    memory_of,
 )
+from orchestrator.output.sizes import memory_of
 
 KIB = 1024
 

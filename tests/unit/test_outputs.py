@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from orchestrator.limits import OutputLimits
+from orchestrator.outcome import Outcome
 from orchestrator.output.collector import OutputCollector
 from orchestrator.output.events import (
     ClearOutput,
@@ -61,7 +62,7 @@ def test_clear_output_waits_when_asked_to() -> None:
 def test_the_dict_form_has_the_references_keys_and_is_json() -> None:
     """status, outputs, error and msg_id are there, and the typed result's fields beside them."""
     result = ExecutionResult(
-        status="error", outcome="error",
+        status="error", outcome=Outcome.ERROR,
         outputs=(StreamOutput("stdout", "x"), ExecuteResult({"text/plain": "0"}, {}, 3),
                  ExecuteResult({"text/plain": "1"}, {}, 3), ErrorOutput("E", "v")),
         error=ErrorOutput("E", "v", ("\x1b[31mE\x1b[0m: v",)), msg_id="m", execution_count=3, duration_s=0.1,

@@ -1,4 +1,4 @@
-"""The benchmark beside the peers: what needs no engine."""
+"""The parts of `benchmarks.peers` that need no engine."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ asyncio.run(serve(sandbox))
 
 
 def subject(name: str, execute: float, lease: float, version: str = "", close: str = "") -> Subject:
-    """A subject that took so many seconds each time."""
+    """Return a subject whose executions and leases all took the given seconds."""
     server = Server(subjects.local_sandbox)
     return Subject(name, server, "as it comes", version, close, executes=[execute] * 3, leases=[lease] * 3)
 
@@ -54,13 +54,13 @@ async def driver(answer: str, log: Path) -> Driver:
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
 def test_every_peer_has_a_driver_and_a_pinned_version(peer: Peer) -> None:
-    """Each row of the catalogue can be installed and driven."""
+    """Each peer of the catalogue has a driver file and a version."""
     assert (DRIVERS / f"{peer.driver}.py").is_file()
     assert peer.version
 
 
-async def test_a_lease_gives_its_sandbox_back() -> None:
-    """Its seconds end with the first result, and the sandbox is left before the next order."""
+async def test_a_lease_releases_its_sandbox() -> None:
+    """A lease enters a sandbox, executes once and leaves the sandbox before it returns."""
     seen = []
 
     @asynccontextmanager
@@ -76,15 +76,15 @@ async def test_a_lease_gives_its_sandbox_back() -> None:
     assert seen == ["entered", "executed", "left"]
 
 
-def test_a_wrong_answer_is_no_result() -> None:
-    """A peer that answers fast and wrong does not count."""
+def test_a_wrong_answer_is_an_error() -> None:
+    """A peer that returns a wrong answer fails."""
     check("2\n")
     with pytest.raises(RuntimeError, match="answered"):
         check("")
 
 
-async def test_a_driver_answers_in_spite_of_what_its_peer_prints(tmp_path: Path) -> None:
-    """Only answers are on the line."""
+async def test_output_of_a_peer_does_not_disturb_its_driver(tmp_path: Path) -> None:
+    """A driver reads the answers although the peer prints other text."""
     peer = await driver("2", tmp_path / "log")
     await peer.open()
     assert await peer.execute() > 0
@@ -93,33 +93,33 @@ async def test_a_driver_answers_in_spite_of_what_its_peer_prints(tmp_path: Path)
 
 
 async def test_a_peer_that_fails_says_why(tmp_path: Path) -> None:
-    """Its own words reach the table."""
+    """The error of a peer that fails contains the peer's own message."""
     peer = await driver("3", tmp_path / "log")
     with pytest.raises(PeerError, match="the sandbox answered '3'"):
         await peer.lease()
     await peer.end()
 
 
-def test_who_is_close_is_told_with_the_reason() -> None:
-    """A peer less than five times behind is named; one that is further behind is not."""
+def test_a_peer_within_five_times_is_named_with_the_reason() -> None:
+    """A peer that is less than five times slower is named with the reason, and a slower peer is not named."""
     ours = subject(report.BASELINE, 0.005, 0.010)
     far = subject("far", 0.050, 1.0, "1.0")
     near = subject("near", 0.010, 1.0, "1.0", "for a reason")
     assert report.verdicts(report.figures_of([ours, far], "20.10")) == [
-        "Every peer is at least 5 times behind on both."
+        "Every peer takes at least 5 times as long in both measures."
     ]
     (line,) = report.verdicts(report.figures_of([ours, far, near], "20.10"))
-    assert line.startswith("near is 2.0 times behind")
+    assert line.startswith("near takes 2.0 times as long")
     assert line.endswith(": for a reason")
 
 
-def test_a_peer_without_figures_stands_in_the_table_and_not_in_the_picture() -> None:
-    """Nothing is drawn of what was not measured."""
+def test_a_peer_without_figures_is_in_the_table_but_not_in_the_chart() -> None:
+    """A peer that was never measured is reported as failed and is not drawn."""
     ours, broken = subject(report.BASELINE, 0.005, 0.010), subject("broken", 0.0, 0.0, "1.0")
     broken.executes, broken.leases, broken.failures = [], [], ["it could not start"]
     figures = report.figures_of([ours, broken], "20.10")
-    assert report.verdicts(figures) == ["broken failed in 1 of its turns, the last time: it could not start"]
+    assert report.verdicts(figures) == ["broken failed in 1 of its turns; the last failure: it could not start"]
     picture = chart.draw(json.loads(json.dumps(figures)))
-    ET.fromstring(picture)  # noqa: S314 - of our own making
+    ET.fromstring(picture)  # noqa: S314 - drawn by the code under test
     assert report.BASELINE in picture
     assert "broken" not in picture

@@ -1,4 +1,4 @@
-"""`cellblock sessions`, as people type it."""
+"""`cellblock sessions`, run as a process on a prepared database."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def sessions(folder: Path, *arguments: str, stdin: str = "") -> subprocess.Compl
 
 @pytest.fixture
 def history(tmp_path: Path) -> Iterator[History]:
+    """Store two sessions: one of a dead process, and an ended one with hostile text."""
     history = History.open(f"sqlite:///{tmp_path}/history.db", tmp_path)
     owner = "/".join((*host_identity(), "nobody"))
     history.add_session("a" * 32, "ann", owner=owner, kernel_id="k1", runtime="runc")
@@ -64,7 +65,8 @@ def history(tmp_path: Path) -> Iterator[History]:
 
 
 @pytest.mark.usefixtures("history")
-def test_list_names_every_session_and_its_state(tmp_path: Path) -> None:
+def test_list_shows_every_session_and_its_state(tmp_path: Path) -> None:
+    """`list` shows each session's state and size, without control characters, and filters by agent."""
     done = sessions(tmp_path, "list")
     assert done.returncode == 0, done.stderr
     assert "lost its process" in done.stdout
@@ -77,7 +79,8 @@ def test_list_names_every_session_and_its_state(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("history")
-def test_show_has_each_cell_and_no_control_characters(tmp_path: Path) -> None:
+def test_show_prints_each_cell_without_control_characters(tmp_path: Path) -> None:
+    """`show` prints code and outcome of each cell, and removes control characters from hostile text."""
     done = sessions(tmp_path, "show", "aaa")
     assert done.returncode == 0, done.stderr
     assert "print('hi') show()" in done.stdout
@@ -91,6 +94,7 @@ def test_show_has_each_cell_and_no_control_characters(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("history")
 def test_exported_notebook_is_valid_and_has_its_outputs(tmp_path: Path) -> None:
+    """`export` writes the same valid notebook to a file and to standard output."""
     target = tmp_path / "out.ipynb"
     done = sessions(tmp_path, "export", "aaa", "--format", "ipynb", "--out", str(target))
     assert (done.returncode, "2 cells" in done.stdout) == (0, True), done.stderr
@@ -102,7 +106,8 @@ def test_exported_notebook_is_valid_and_has_its_outputs(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("history")
-def test_exported_code_and_json(tmp_path: Path) -> None:
+def test_export_as_script_and_json(tmp_path: Path) -> None:
+    """`export` writes a script that compiles, and JSON with every cell; wrong options are refused."""
     script = sessions(tmp_path, "export", "aaa", "--format", "py").stdout
     compile(script, "exported", "exec")
     assert "print('hi')\nshow()\n" in script
@@ -113,7 +118,8 @@ def test_exported_code_and_json(tmp_path: Path) -> None:
     assert (refused.returncode, "cannot be written" in refused.stderr) == (1, True)
 
 
-def test_delete_takes_all_of_it_and_asks_first(history: History, tmp_path: Path) -> None:
+def test_delete_asks_and_removes_everything(history: History, tmp_path: Path) -> None:
+    """`delete` asks for confirmation, then removes the session and its checkpoint file."""
     files = CheckpointFiles(tmp_path)
     with files.writing("c1", {}, 10) as writer:
         writer.finish({})
@@ -126,7 +132,8 @@ def test_delete_takes_all_of_it_and_asks_first(history: History, tmp_path: Path)
     assert files.ids() == set()
 
 
-def test_session_of_a_live_process_is_not_deleted(history: History, tmp_path: Path) -> None:
+def test_delete_refuses_a_session_of_a_live_process(history: History, tmp_path: Path) -> None:
+    """`delete` refuses a session while its process runs, and deletes it afterwards."""
     lease = instance_lease("testlive")
     assert lease is not None
     try:
@@ -134,7 +141,7 @@ def test_session_of_a_live_process_is_not_deleted(history: History, tmp_path: Pa
             "a" * 32, "/".join((*host_identity(), "nobody")), "/".join((*host_identity(), "testlive"))
         )
         done = sessions(tmp_path, "delete", "aaa", "--yes")
-        assert (done.returncode, "belongs to a process that runs" in done.stderr) == (1, True)
+        assert (done.returncode, "belongs to a running process" in done.stderr) == (1, True)
     finally:
         lease.release()
     assert sessions(tmp_path, "delete", "aaa", "--yes").returncode == 0
@@ -142,6 +149,7 @@ def test_session_of_a_live_process_is_not_deleted(history: History, tmp_path: Pa
 
 @pytest.mark.usefixtures("history")
 def test_wrong_ids_are_explained(tmp_path: Path) -> None:
+    """An unknown, ambiguous or empty id gives exit status 1 and a message that says which."""
     for arguments, said in (
         (("show", "zzz"), "no session"),
         (("show", "a"), "begin with"),
@@ -151,7 +159,8 @@ def test_wrong_ids_are_explained(tmp_path: Path) -> None:
         assert (done.returncode, said in done.stderr, "Traceback" in done.stderr) == (1, True, False), done.stderr
 
 
-def test_damaged_database_is_no_traceback(tmp_path: Path) -> None:
+def test_damaged_database_is_reported(tmp_path: Path) -> None:
+    """A file that is not a database gives exit status 1 and a message, without a traceback."""
     (tmp_path / "history.db").write_bytes(b"not a database" * 1000)
     done = sessions(tmp_path, "list")
     assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr

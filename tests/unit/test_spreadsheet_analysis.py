@@ -1,4 +1,4 @@
-"""The spreadsheet example's analysis, as it runs in the sandboxes, on small workbooks made here."""
+"""The spreadsheet example's analysis code, which runs in the sandboxes, on small generated workbooks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MakeBook = Callable[[Sheets], Book]
 
 @pytest.fixture
 def make_book(tmp_path: Path) -> MakeBook:
-    """Save sheets of ``{"A1": value}`` as a workbook, and read it as the agents do."""
+    """Return a function that saves sheets of ``{"A1": value}`` as a workbook and reads it as the agents do."""
 
     def make(sheets: Sheets) -> Book:
         workbook = Workbook()
@@ -77,12 +77,12 @@ def column(first: int, values: list[object], letter: str = "A") -> dict[str, obj
     ],
 )
 def test_area_of(reference: str, area: Area | None) -> None:
-    """A reference means the cells that a spreadsheet takes it for; what is none is None."""
+    """A reference gives the same cells as in a spreadsheet; other text gives None."""
     assert parsing.area_of(reference, "Home") == area
 
 
 def test_take_apart() -> None:
-    """Functions lose their prefixes, texts are no references, and relative references tell where they point."""
+    """Functions lose their prefixes, texts are not references, and relative references become offsets."""
     formula = parsing.take_apart('=_xlfn.NORM.INV(A1, $B$2) & "SUM(C3) #REF!" & sum(Other!C3:C9)', Place("S", 4, 2))
     assert formula.functions == ("NORM.INV", "SUM")
     assert formula.references == ("A1", "$B$2", "Other!C3:C9")
@@ -92,17 +92,17 @@ def test_take_apart() -> None:
 
 @pytest.mark.parametrize("text", ["=A1+#REF!", "=SUM(Gone!#REF!)", "=#REF!A1*2"])
 def test_lost_reference(text: str) -> None:
-    """#REF! outside a text makes a formula a broken one, however it is written."""
+    """A formula with #REF! outside a text is broken."""
     assert parsing.take_apart(text, Place("S", 1, 1)).broken
 
 
 def test_unreadable_formula() -> None:
-    """A text that is no formula is counted, and breaks nothing."""
+    """A text that cannot be parsed is marked as unreadable."""
     assert not parsing.take_apart('=SUM("', Place("S", 1, 1)).readable
 
 
 def test_array_formulas_and_data_tables(make_book: MakeBook) -> None:
-    """Both count as one formula, and what reads a cell that they fill depends on them."""
+    """Each counts as one formula, and formulas that read a filled cell depend on it."""
     book = make_book(
         {"S": {"A1": "=1+1", "B1": ArrayFormula("B1:B3", "=A1:A3*2"), "B2": "=", "C1": "=B3", "D1": "=C1"}}
         | {"T": {"A1": DataTableFormula("A1:A9", r1="C2"), "B1": "=A5"}}
@@ -116,7 +116,7 @@ def test_array_formulas_and_data_tables(make_book: MakeBook) -> None:
 
 
 def test_computed_error(tmp_path: Path) -> None:
-    """An error that a formula had when the workbook was saved is found, and told from a typed one."""
+    """An error that was a formula's result is found and distinguished from a typed error."""
     workbook = Workbook()
     sheet = workbook.create_sheet("S", 0)
     sheet["A1"], sheet["A2"] = "=1/0", "#N/A"
@@ -133,7 +133,7 @@ def test_computed_error(tmp_path: Path) -> None:
 
 
 def test_typed_over_down_and_across(make_book: MakeBook) -> None:
-    """A number between copies of one formula is found in a column and in a row."""
+    """A typed number between copies of one formula is found in a column and in a row."""
     down = column(1, [1, 2, 3, 4, 5]) | column(1, ["=A1*2", "=A2*2", 7, "=A4*2", "=A5*2"], "B")
     across = {"A1": 1, "A2": "=A1+$F$1", "B2": "=B1+$F$1", "C2": 9, "D2": "=D1+$F$1"}
     assert typed_over(make_book({"Down": down, "Across": across})) == {"Down!B3", "Across!C2"}
@@ -151,12 +151,12 @@ def test_typed_over_down_and_across(make_book: MakeBook) -> None:
     ids=["another formula", "too short", "too many numbers", "a text", "at the end"],
 )
 def test_not_typed_over(make_book: MakeBook, cells: list[object]) -> None:
-    """Numbers that a run of formulas does not enclose, or too many of them, are data."""
+    """Numbers outside a run of formulas, or too many numbers in it, are data."""
     assert typed_over(make_book({"S": column(1, cells, "B")})) == set()
 
 
 def test_chain_across_sheets_ranges_and_names(make_book: MakeBook) -> None:
-    """The longest chain goes through other sheets and through ranges, and starts at a formula, not at an input."""
+    """The longest chain crosses sheets and ranges, and starts at a formula."""
     one = {"A1": 5, "A2": "=A1", "A3": "=Two!B1", "B9": "=Gone!A1+Unknown"}
     two = {"B1": "=SUM(One!A1:A2)", "B2": "=MAX(One!$A:$A)", "B3": "=B2"}
     book = make_book({"One": one, "Two": two})
@@ -165,7 +165,7 @@ def test_chain_across_sheets_ranges_and_names(make_book: MakeBook) -> None:
 
 
 def test_chain_through_a_defined_name(tmp_path: Path) -> None:
-    """A defined name stands for its cells."""
+    """A chain follows a defined name to its cells."""
     workbook = Workbook()
     sheet = workbook.create_sheet("S", 0)
     sheet["A1"], sheet["A2"] = "=2*2", "=Rate*2"
@@ -175,7 +175,7 @@ def test_chain_through_a_defined_name(tmp_path: Path) -> None:
 
 
 def test_overlapping_ranges_stay_small(make_book: MakeBook) -> None:
-    """Where each row sums up all rows above it, the chain is as long as the rows, and the graph not their square."""
+    """If each row sums all rows above it, the chain has all rows, and the graph grows far less than quadratically."""
     rows = 2000
     book = make_book({"S": column(1, [1, *(f"=SUM(A$1:A{row})" for row in range(1, rows))])})
     graph, _ = chains.dependency_graph(book, parsed(book))
@@ -184,12 +184,12 @@ def test_overlapping_ranges_stay_small(make_book: MakeBook) -> None:
 
 
 def test_no_formulas(make_book: MakeBook) -> None:
-    """A workbook without formulas has a chain of no cells."""
+    """A workbook without formulas has an empty chain."""
     assert chain_of(make_book({"S": {"A1": 1}})) == []
 
 
 def test_cycles(make_book: MakeBook) -> None:
-    """Every cycle is found: of one cell, of two, through a range; and the chain goes around them."""
+    """Cycles of one cell, of two cells and through a range are found, and the chain avoids them."""
     cells = {"A1": "=A1+1", "B1": "=B2", "B2": "=B1", "C1": "=SUM(C2:C5)", "C4": "=C1", "D1": "=B1", "D2": "=D1"}
     book = make_book({"S": cells})
     assert sorted(map(sorted, cycles_of(book))) == [["S!A1"], ["S!B1", "S!B2"], ["S!C1", "S!C4"]]
@@ -197,7 +197,7 @@ def test_cycles(make_book: MakeBook) -> None:
 
 
 def orders(rows: int = 20) -> dict[str, object]:
-    """A table at B3 below a title, beside a second one at F3."""
+    """Return a table at B3 below a title, beside a second table at F3."""
     cells: dict[str, object] = {"B1": "Orders", "B3": "Id", "C3": "Day", "D3": "Price", "F3": "What", "G3": 2023}
     for row in range(4, 4 + rows):
         cells |= {f"B{row}": f"id-{row}", f"C{row}": date(2024, 1, 1), f"D{row}": 10 + row % 7, f"F{row}": "x"}
@@ -206,7 +206,7 @@ def orders(rows: int = 20) -> dict[str, object]:
 
 
 def test_tables_are_found(make_book: MakeBook) -> None:
-    """Titles above a table, blank columns between two and years as headings are understood; notes are no table."""
+    """Tables are found below titles, between blank columns and with years as headings; notes are not a table."""
     book = make_book({"S": orders(), "Notes": {"A1": "nothing", "A2": "but", "A3": "notes"}})
     found = tables.find_tables(book)
     assert [(table.sheet, table.area, table.rows) for table in found] == [("S", "B3:D23", 20), ("S", "F3:G23", 20)]
@@ -215,7 +215,7 @@ def test_tables_are_found(make_book: MakeBook) -> None:
 
 
 def test_columns_are_described(make_book: MakeBook) -> None:
-    """Blanks are missing, other kinds than the column's are odd, and only a number far out is an outlier."""
+    """Blanks are missing, kinds other than the column's are odd, and only a far number is an outlier."""
     cells = orders() | {"C7": None, "C8": "  ", "D9": "ten", "D10": 900, "D11": "#N/A", "D12": "=1+1"}
     table = tables.find_tables(make_book({"S": cells}))[0]
     _, day, price = (patterns.describe_column(table, column) for column in table.columns)
@@ -226,14 +226,14 @@ def test_columns_are_described(make_book: MakeBook) -> None:
 
 
 def test_equal_numbers_have_no_outliers(make_book: MakeBook) -> None:
-    """Where at least half of the numbers are equal, the rule has no measure, and stays silent."""
+    """A column in which half of the numbers are equal has no outliers."""
     cells = orders() | {f"D{row}": 10 for row in range(4, 24)} | {"D9": 11}
     table = tables.find_tables(make_book({"S": cells}))[0]
     assert patterns.outlying(table.columns[2]) == []
 
 
 def test_repeated_rows_and_keys(make_book: MakeBook) -> None:
-    """A row that equals an earlier one is found with it; a key that stands twice is found with its rows."""
+    """A repeated row is found with its original, and a repeated key with its rows."""
     cells = orders(40) | {"B9": "id-5", "B12": "id-4", "D12": 14}  # row 4 has 10 + 4 % 7
     described = patterns.describe(tables.find_tables(make_book({"S": cells}))[0])
     assert described["duplicate_rows"] == [{"row": 12, "first": 4}]

@@ -1,4 +1,4 @@
-"""The host's side of the spreadsheet example: it takes nothing from a sandbox, or from a workbook, at its word."""
+"""The host's side of the spreadsheet example, which trusts nothing from a sandbox or a workbook."""
 
 from __future__ import annotations
 
@@ -77,33 +77,33 @@ PICTURES: dict[str, Any] = {"pictures": [{"file": "a.png", "title": HOSTILE}]}
 
 
 @pytest.mark.parametrize(
-    ("shape", "handed_out"), [(FormulaFindings, FORMULAS), (PatternFindings, PATTERNS), (PictureFindings, PICTURES)]
+    ("shape", "displayed"), [(FormulaFindings, FORMULAS), (PatternFindings, PATTERNS), (PictureFindings, PICTURES)]
 )
-def test_hostile_texts_are_shown_as_they_are(shape: type[Findings], handed_out: dict[str, Any]) -> None:
-    """Markup, escape codes, line breaks and turned reading directions reach the terminal as harmless characters."""
-    outcome = Outcome(AGENTS[0], checked(shape, handed_out), pictures=[Path("a.png")])
+def test_hostile_texts_are_made_harmless(shape: type[Findings], displayed: dict[str, Any]) -> None:
+    """Markup, escape codes, line breaks and direction marks reach the terminal as harmless characters."""
+    outcome = Outcome(AGENTS[0], checked(shape, displayed), pictures=[Path("a.png")])
     screen = io.StringIO()
     report.show(Console(file=screen, width=300, force_terminal=True, color_system=None), [outcome])
     assert "[red]A[/]·[2J·" in screen.getvalue()
     assert not set(screen.getvalue()) & set("\x1b\r\u202e")
 
 
-def test_hostile_failure_is_shown_as_it_is() -> None:
-    """So is an error message that came from a sandbox."""
+def test_hostile_failure_is_made_harmless() -> None:
+    """An error message from a sandbox is cleaned before it is shown."""
     screen = io.StringIO()
     report.show(Console(file=screen, width=300), [Outcome(AGENTS[0], failure=HOSTILE)])
     assert f"failed: {SHOWN}" in screen.getvalue()
 
 
-def test_clean_bounds_and_replaces() -> None:
-    """A text from outside has one line, printable characters, and a bounded length."""
+def test_clean_shortens_and_replaces() -> None:
+    """Cleaned text is one line of printable characters with a maximum length."""
     assert clean(HOSTILE) == SHOWN
     assert clean("x" * 10**6) == "x" * 99 + "…"
     assert plain(HOSTILE).plain == SHOWN
 
 
 @pytest.mark.parametrize(
-    ("shape", "handed_out"),
+    ("shape", "displayed"),
     [
         (FormulaFindings, None),
         (FormulaFindings, "{}"),
@@ -121,20 +121,20 @@ def test_clean_bounds_and_replaces() -> None:
         (PictureFindings, {"pictures": PICTURES["pictures"] * 21}),
     ],
 )
-def test_other_findings_are_refused(shape: type[Findings], handed_out: object) -> None:
-    """Whatever is not exactly as agreed, or longer, is refused as a whole."""
+def test_invalid_findings_are_refused(shape: type[Findings], displayed: object) -> None:
+    """Findings with a wrong type, an unknown field or too much content are refused."""
     with pytest.raises(UnexpectedFindingsError):
-        checked(shape, handed_out)
+        checked(shape, displayed)
 
 
-def test_scripts_are_cut_into_cells() -> None:
-    """Each mark begins a cell; the text before the first one is left out."""
+def test_scripts_are_split_into_cells() -> None:
+    """Each mark starts a cell, and the text before the first mark is ignored."""
     cells = split_cells('"""Doc."""\n\n# %% One\na = 1\n\n# %% Two\n\nb = 2\n')
     assert [tuple(cell) for cell in cells] == [("One", "# One\na = 1\n"), ("Two", "# Two\nb = 2\n")]
 
 
 def test_every_agent_has_cells_and_modules() -> None:
-    """The scripts compile cell by cell, and each module that they import is handed over."""
+    """Each cell of the scripts compiles, and each module that they import is sent to the sandbox."""
     places = {place for _, place in modules()}
     for agent in AGENTS:
         for cell in agent.cells():
@@ -144,7 +144,7 @@ def test_every_agent_has_cells_and_modules() -> None:
 
 
 def test_progress_without_a_terminal_prints_steps() -> None:
-    """Where no terminal is, each step is one line, and what a cell prints is not repeated."""
+    """Without a terminal each step is one line, and output of cells is not shown."""
     screen = io.StringIO()
     with Progress(Console(file=screen, width=120), AGENTS) as progress:
         progress.step(AGENTS[0], HOSTILE)
@@ -157,7 +157,7 @@ def test_progress_without_a_terminal_prints_steps() -> None:
 
 
 def test_the_workbook_is_the_same_every_time(tmp_path: Path) -> None:
-    """The example's workbook has the same bytes at every run, and the formulas that it says."""
+    """Every run writes the same bytes, and the number of formulas on each sheet is as declared."""
     first, second = (make_workbook.write(tmp_path / name) for name in ("a.xlsx", "b.xlsx"))
     assert first.read_bytes() == second.read_bytes()
     book = load_workbook(first)

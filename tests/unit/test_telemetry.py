@@ -1,4 +1,4 @@
-"""Metrics and spans by their names; logs that hold what happened, and no code."""
+"""Metrics and spans by their names; logs that have every event, and no code."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import urllib.request
+from typing import Any
 
 import pytest
 from opentelemetry import trace
@@ -15,55 +16,59 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import generate_latest
 
 from orchestrator.errors import SettingsError
-from orchestrator.logs import JsonFormatter, TextFormatter
-from orchestrator.output.events import Evidence, ExecutionResult, Truncation
+from orchestrator.eventfeed import EventFeed
+from orchestrator.logs import JsonFormatter, TextFormatter, log_event
 from orchestrator.telemetry import Telemetry
 
-RESULT = ExecutionResult(
-    status="error", outcome="oom", outputs=(), error=None, msg_id="m", execution_count=1, duration_s=0.3,
-    truncated=Truncation("max_output_size_mb", 10, 7, 1), kernel_state="dead", runtime="runsc",
-    evidence=Evidence(output_bytes=12),
-)  # fmt: skip
+ENDED: dict[str, Any] = {
+    "outcome": "oom", "runtime": "runsc", "duration_s": 0.3,
+    "evidence": {"output_bytes": 12}, "truncated": {"dropped_bytes": 7},
+}  # fmt: skip
 
 
 def test_what_happened_is_in_the_metrics() -> None:
-    """Each observation shows under its own name, with Prometheus' units and suffixes."""
+    """Each event and each measurement shows under its own name, with Prometheus' units and suffixes."""
     telemetry = Telemetry()
     telemetry.watch_pool(lambda: {"ready": 2, "leased": 3, "starting": 1, "ending": 0, "waiting": 4, "max": 10})
-    telemetry.cell_ended(RESULT)
     telemetry.leased(0.02)
     telemetry.handed_out(ready=True)
     telemetry.refused("memory")
     telemetry.replaced("age")
-    telemetry.kernel_ended("oom")
-    telemetry.kernel_failed()
     with telemetry.kernel_phases("runc").phase("container"):
         pass
+    feed = EventFeed(telemetry.receive)
+    feed.publish("cell.ended", **ENDED)
+    feed.publish("cell.ended", **ENDED | {"truncated": None})
+    feed.publish("session.ended", reason="oom")
+    feed.publish("session.asleep", reason="idle")
+    feed.publish("session.started", reason="not counted")
+    feed.publish("kernel.failed", reason="no room")
     text = generate_latest(telemetry.registry).decode()
     for line in (
         'cellblock_kernels{state="leased"} 3.0',
         "cellblock_waiting_callers 4.0",
-        'cellblock_cells_total{outcome="oom",runtime="runsc"} 1.0',
-        'cellblock_cell_duration_seconds_count{runtime="runsc"} 1.0',
+        'cellblock_cells_total{outcome="oom",runtime="runsc"} 2.0',
+        'cellblock_cell_duration_seconds_count{runtime="runsc"} 2.0',
         "cellblock_lease_wait_seconds_count 1.0",
         'cellblock_leases_total{ready="yes"} 1.0',
         'cellblock_leases_total{ready="no"} 0.0',
         'cellblock_leases_refused_total{reason="memory"} 1.0',
         'cellblock_ready_kernels_replaced_total{reason="age"} 1.0',
         'cellblock_kernel_ends_total{reason="oom"} 1.0',
+        'cellblock_kernel_ends_total{reason="idle"} 1.0',
         "cellblock_kernel_start_failures_total 1.0",
         'cellblock_kernel_start_seconds_count{phase="container",runtime="runc"} 1.0',
-        "cellblock_output_bytes_total 12.0",
+        "cellblock_output_bytes_total 24.0",
         "cellblock_output_dropped_bytes_total 7.0",
     ):
         assert f"\n{line}\n" in text
+    assert "not counted" not in text
 
 
 def test_prometheus_is_answered_on_a_port_of_its_own() -> None:
-    """The endpoint answers while it is open; a port that is taken is an error that says what to do."""
+    """The endpoint answers while it is open; a port that is in use is an error whose remedy names the setting."""
     telemetry = Telemetry()
-    telemetry.serve("127.0.0.1", 0)
-    port = telemetry._server.server_port
+    port = telemetry.serve("127.0.0.1", 0)
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
             assert b"cellblock_lease_wait_seconds" in answer.read()
@@ -117,3 +122,16 @@ def test_a_log_line_has_its_fields(form: logging.Formatter) -> None:
         assert json.loads(line) | {"event": "cell.ended", "outcome": "ok", "path": "a\nb"} == json.loads(line)
     else:
         assert line == "INFO orchestrator.test: cell.ended outcome='ok' path='a\\nb'"
+
+
+def test_an_event_is_logged_without_its_code(caplog: pytest.LogCaptureFixture) -> None:
+    """At INFO, under its name, with its fields; and not at all where that level is off."""
+    with caplog.at_level(logging.INFO, "orchestrator"):
+        EventFeed(log_event).publish("cell.started", kernel="k1", code_bytes=13, code="print('hidden')")
+    (record,) = caplog.records
+    line = json.loads(JsonFormatter().format(record))
+    assert (line["level"], line["event"], line["kernel"], line["code_bytes"]) == ("info", "cell.started", "k1", 13)
+    assert "hidden" not in json.dumps(line)
+    with caplog.at_level(logging.WARNING, "orchestrator"):
+        EventFeed(log_event).publish("cell.started", kernel="k2")
+    assert len(caplog.records) == 1

@@ -1,4 +1,4 @@
-"""What `cellblock doctor` says of a host: each weakness is seen, with what follows from it and a mend."""
+"""Weaknesses of a host, as `cellblock doctor` shows them: each is found, with its consequence and a fix."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def subjects(
     host: HostFacts = QUIET, info: dict[str, Any] | None = None, gvisor_fault: str = "", runc: str = "1.3.3"
 ) -> list[str]:
     found = list(weaknesses(host, STRONG if info is None else info, gvisor_fault, runc))
-    assert all(one.found and one.consequence and one.mend for one in found)
+    assert all(one.found and one.consequence and one.fix for one in found)
     return [one.subject for one in found]
 
 
-def test_a_strong_host_has_none() -> None:
+def test_a_strong_host_has_no_weakness() -> None:
     assert subjects() == []
 
 
@@ -41,7 +41,7 @@ def test_a_strong_host_has_none() -> None:
         ({"SwapLimit": False}, "swap"),
     ],
 )
-def test_what_the_engine_lacks_is_told(change: dict[str, Any], subject: str) -> None:
+def test_what_the_engine_lacks_is_reported(change: dict[str, Any], subject: str) -> None:
     assert subjects(info=STRONG | change) == [subject]
 
 
@@ -53,7 +53,7 @@ def test_what_the_engine_lacks_is_told(change: dict[str, Any], subject: str) -> 
         (HostFacts(vsock=False, cpu=("mds",)), "CPU"),
     ],
 )
-def test_what_the_host_has_is_told(host: HostFacts, subject: str) -> None:
+def test_what_the_host_has_is_reported(host: HostFacts, subject: str) -> None:
     assert subjects(host) == [subject]
 
 
@@ -61,17 +61,17 @@ def test_an_engine_over_tls_is_no_weakness() -> None:
     assert subjects(HostFacts(vsock=False, engine_address="tcp://10.0.0.1:2376", tls=True)) == []
 
 
-def test_a_missing_gvisor_is_told() -> None:
+def test_a_missing_gvisor_is_reported() -> None:
     assert subjects(gvisor_fault="the engine has no runtime runsc") == ["gVisor"]
 
 
 @pytest.mark.parametrize("version", ["1.1.5+ds1", "1.2.7", "1.3.2", "1.0.0-rc93"])
-def test_an_old_runc_is_told(version: str) -> None:
+def test_an_old_runc_is_reported(version: str) -> None:
     assert subjects(runc=version) == ["runc"]
 
 
 @pytest.mark.parametrize("version", ["1.2.8", "1.2.9", "1.3.3+ds1", "1.4.0", "1.4.2", "2.0.0", ""])
-def test_a_mended_or_unknown_runc_is_not(version: str) -> None:
+def test_a_fixed_or_unknown_runc_is_not_reported(version: str) -> None:
     assert subjects(runc=version) == []
 
 

@@ -1,7 +1,7 @@
 """autogen-ext's DockerJupyterCodeExecutor: a kernel gateway in a container, over one web socket.
 
-``container`` gives each agent a container of its own, as its documentation does. ``kernel`` gives each a new kernel in
-one container that all share, the fastest that its API allows: these are one user's, and see each other's files.
+``container`` gives each agent its own container, as in its documentation. ``kernel`` gives each agent a new kernel in
+one shared container, the fastest use of its API: the kernels run as one user and see each other's files.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from benchmarks.peers.drivers.serving import CODE, IMAGE, NETWORK, Execute, chec
 BLOCKS = [CodeBlock(code=CODE, language="python")]
 _READY = 60.0  # seconds
 
-# It always uses the engine's default bridge, which an engine need not have.
+# DockerJupyterServer always uses the default bridge, which an engine may lack.
 ContainerCollection.run = functools.partialmethod(ContainerCollection.run, network=NETWORK)  # type: ignore[assignment]
 
 
 async def answering(server: DockerJupyterServer) -> None:
-    """Wait for its web server: ``DockerJupyterServer`` waits for the container only, and an executor fails till then.
+    """Wait for the web server in the container; ``DockerJupyterServer`` itself waits only for the container.
 
     Raises:
-        TimeoutError: it did not answer in time.
+        TimeoutError: the web server did not answer in time.
     """
     info = server.connection_info
     headers = {"Authorization": f"token {info.token}"}

@@ -1,7 +1,7 @@
 """gateway_provisioners' DockerProvisioner, under a plain ``jupyter_client`` manager: no web server in between.
 
-``defaults`` is as it comes. ``tuned`` is the fastest that it documents: polling intervals far below their defaults, for
-which its event loop takes a core. Neither encrypts, and the image is there.
+``defaults`` uses the default settings. ``tuned`` uses the fastest documented settings: polling intervals far below the
+defaults, with which its event loop uses a whole core. Neither encrypts, and both use a prepared image.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from benchmarks.peers.drivers.jupyter import executing
 from benchmarks.peers.drivers.serving import GATEWAY, IMAGE, NETWORK, Execute, serve
 
-SPEC = f"cellblock_peers_{sys.argv[-1]}"  # each mode its own: their drivers start at the same time
+SPEC = f"cellblock_peers_{sys.argv[-1]}"  # one for each mode, because their drivers start at the same time
 MODES = {
     "defaults": {},
     "tuned": {
@@ -28,19 +28,19 @@ SURROUNDINGS = {
     "GP_DOCKER_NETWORK": NETWORK,  # for the provisioner
     "DOCKER_NETWORK": NETWORK,  # for its launcher
     "GP_RESPONSE_IP": GATEWAY,
-    "KERNEL_USERNAME": "peer",  # it refuses to work for root
+    "KERNEL_USERNAME": "peer",  # it refuses to run as root
 }
 
 
 def install_spec() -> None:
-    """Install its kernel spec for our image into this environment, as ``jupyter docker-spec`` does it."""
+    """Install a kernel spec for the image into this environment, as ``jupyter docker-spec`` does."""
     command = [sys.executable, "-m", "gateway_provisioners.cli.docker_specapp", "install", "--replace", "--sys-prefix"]
     subprocess.run([*command, f"--kernel-name={SPEC}", f"--image-name={IMAGE}"], check=True)
 
 
 @asynccontextmanager
 async def sandbox() -> AsyncIterator[Execute]:
-    from jupyter_client.manager import start_new_async_kernel  # reads the settings while it is imported
+    from jupyter_client.manager import start_new_async_kernel  # reads the settings at import
 
     manager, client = await start_new_async_kernel(kernel_name=SPEC)
     try:

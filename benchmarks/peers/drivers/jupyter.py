@@ -1,4 +1,4 @@
-"""The trivial cell on a kernel that ``jupyter_client`` talks to directly."""
+"""Executes the trivial cell through ``jupyter_client``."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 from benchmarks.peers.drivers.serving import CODE, Execute, check
 
-_SECONDS = 60.0  # for one message
+_SECONDS = 60.0  # maximum wait for one message
 
 
 async def run(client: Any) -> str:
-    """Execute the cell, and return what it printed. Done means: idle and reply."""
+    """Execute the cell until its idle message and reply, and return its output."""
     request = client.execute(CODE)
     printed = ""
     while True:
@@ -26,6 +26,8 @@ async def run(client: Any) -> str:
 
 
 def executing(client: Any) -> Execute:
+    """Return a function that executes the cell on a client and checks the output."""
+
     async def execute() -> None:
         check(await run(client))
 

@@ -1,7 +1,7 @@
 """llm-sandbox in its three modes: ``session`` (a process for each execute), ``interactive`` and ``pool``.
 
-The fastest that it documents: an image that has all it needs (``skip_environment_setup``), no network, containers made
-in advance (``PoolConfig``), and an interactive session that polls more often than by default.
+Fastest documented settings: a prepared image (``skip_environment_setup``), no network, containers started in advance
+(``PoolConfig``), and an interactive session that polls more often than by default.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from llm_sandbox.pool import PoolConfig, create_pool_manager
 
 from benchmarks.peers.drivers.serving import CODE, IMAGE, Execute, check, serve
 
-# A shell on a terminal waits for ever, at no cost: what the images that llm-sandbox expects do by default.
+# A shell on a terminal waits for ever at no cost, as in the images that llm-sandbox uses by default.
 CONTAINER = {"network_mode": "none", "command": "sh"}
-POLL = 0.01  # seconds between two looks for a result, in the sandbox and on the host; 0.1 by default
+POLL = 0.01  # seconds between two polls for a result, in the sandbox and on the host; the default is 0.1
 WARM = 2  # containers in the pool
 
 
@@ -44,7 +44,7 @@ async def interactive() -> AsyncIterator[Execute]:
 
 
 async def pooled() -> None:
-    """Serve from a pool, whose containers are there before the first order."""
+    """Serve from a pool that starts its containers before the first order."""
     manager = create_pool_manager(
         backend="docker",
         config=PoolConfig(min_pool_size=WARM, max_pool_size=WARM),

@@ -1,17 +1,17 @@
-"""The peer's end of the line: one JSON object per line on standard input, one answer per line on standard output.
+"""Serves orders in a driver's process: one JSON object per line on standard input, one answer per line on its output.
 
-A driver gives a *sandbox*: an async context manager that is entered when an agent asks for a sandbox, yields a function
-that executes the trivial cell in it, and is left when the sandbox is given back. It needs no more than the standard
-library, since each driver runs in its peer's own environment. Seconds are measured here, without the line's own delay.
+A driver provides a *sandbox*: an async context manager that opens a sandbox, yields a function that executes the
+trivial cell in it, and closes the sandbox. This module uses only the standard library, because each driver runs in its
+peer's environment. Times are measured here, so that they exclude the transfer of orders and answers.
 
 ===================== =====================================================================================
-``{"do": "open"}``    enter a sandbox that later executes use
-``{"do": "execute"}`` execute in it, and say how many seconds that took
-``{"do": "shut"}``    give it back
-``{"do": "lease"}``   enter a sandbox, execute in it, and say how many seconds that took; then give it back
+``{"do": "open"}``    open a sandbox for later executes
+``{"do": "execute"}`` execute in it, and answer with the seconds
+``{"do": "shut"}``    close it
+``{"do": "lease"}``   open a sandbox, execute in it, answer with the seconds of both, and close it
 ===================== =====================================================================================
 
-The end of the input ends the driver, which gives everything back.
+At the end of the input the driver closes its sandbox and exits.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 CODE = "print(1 + 1)"
 IMAGE = os.environ.get("PEERS_IMAGE", "")
-NETWORK = os.environ.get("PEERS_NETWORK", "")  # a bridge of Docker's
-GATEWAY = os.environ.get("PEERS_GATEWAY", "")  # this host's address on it
+NETWORK = os.environ.get("PEERS_NETWORK", "")  # a bridge network of Docker
+GATEWAY = os.environ.get("PEERS_GATEWAY", "")  # this host's address in it
 
 Execute = Callable[[], Awaitable[None]]
 Sandbox = Callable[[], AbstractAsyncContextManager[Execute]]
 
 
 def check(output: object) -> None:
-    """Refuse a result that is not the trivial cell's.
+    """Check the output of the trivial cell.
 
     Raises:
-        RuntimeError: it is not.
+        RuntimeError: the output is wrong.
     """
     if str(output).strip() != "2":
         raise RuntimeError(f"the sandbox answered {output!r}")
 
 
 class Server:
-    """Carries out the orders of one line each."""
+    """Carries out the orders."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
@@ -71,9 +71,9 @@ class Server:
 
 
 async def serve(sandbox: Sandbox) -> None:
-    """Answer until the input ends. What the peer itself prints goes to standard error.
+    """Answer orders until the input ends. Output of the peer goes to standard error.
 
-    Waiting for an order blocks the event loop: a peer that polls would take the time of those whose turn it is.
+    Waiting for an order blocks the event loop, so that a polling peer does not slow the subject whose turn it is.
     """
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
@@ -89,5 +89,5 @@ async def serve(sandbox: Sandbox) -> None:
 async def _answer(order: Callable[[], Awaitable[float | None]]) -> dict[str, float | str | None]:
     try:
         return {"seconds": await order()}
-    except Exception as error:  # noqa: BLE001 - whatever goes wrong in a peer stands in the table
+    except Exception as error:  # noqa: BLE001 - the table reports any failure of a peer
         return {"error": f"{type(error).__name__}: {error}"}

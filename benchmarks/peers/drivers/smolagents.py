@@ -1,6 +1,6 @@
 """smolagents' DockerExecutor: a kernel gateway in a container, over a new web socket for each execute.
 
-The fastest that it documents: an image that is there (``build_new_image=False``), and nothing to install in it.
+Fastest documented settings: a prepared image (``build_new_image=False``) and nothing to install in it.
 """
 
 from __future__ import annotations

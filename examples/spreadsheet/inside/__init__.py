@@ -1,4 +1,4 @@
-"""What runs inside the sandboxes: one script of cells per agent (``*_agent.py``), and the modules that they import.
+"""Runs inside the sandboxes: a script of cells for each agent (``*_agent.py``), and the modules that they import.
 
-Nothing here is trusted by the host once it has been sent; the host checks what comes back in ``findings.py``.
+The host does not trust what this code returns; ``findings.py`` validates it.
 """

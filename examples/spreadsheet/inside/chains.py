@@ -1,4 +1,4 @@
-"""Following references: how long the longest chain of formulas is, and where formulas go round in circles."""
+"""Follows references between formulas: finds the longest chain and the cycles."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_CYCLES = 20
 
 
 class Span(NamedTuple):
-    """Formulas of one column, as a slice of the sorted list of their rows: what a range refers to."""
+    """The formulas of one column that a range refers to, as a slice of the sorted list of their rows."""
 
     sheet: str
     column: int
@@ -24,15 +24,15 @@ class Span(NamedTuple):
 
 
 Node = Place | Span
-Graph = dict[Node, list[Node]]  # a formula, and the formulas that it reads
-Rows = dict[str, dict[int, list[int]]]  # sheet, column: the rows that hold a formula
+Graph = dict[Node, list[Node]]  # each formula with the formulas that it reads
+Rows = dict[str, dict[int, list[int]]]  # by sheet and column: the rows with a formula
 
 
 def dependency_graph(book: Book, formulas: dict[Place, Formula]) -> tuple[Graph, int]:
-    """Map each formula to the formulas that it reads; also count the references that could not be followed.
+    """Return the formulas that each formula reads, and the number of references that cannot be followed.
 
-    A range becomes a ``Span``, and a long span is halved again and again: overlapping ranges share their halves, so
-    that the graph stays near the size of the workbook even where every row sums up all the rows above it.
+    A range becomes a ``Span``, and a long span is halved repeatedly. Overlapping ranges share their halves, so the
+    graph stays near the size of the workbook even if every row sums all rows above it.
     """
     rows: Rows = {sheet: defaultdict(list) for sheet in book.sheets}
     for place in sorted(formulas):
@@ -51,7 +51,7 @@ def dependency_graph(book: Book, formulas: dict[Place, Formula]) -> tuple[Graph,
 
 
 def spans(area: Area, columns: dict[int, list[int]]) -> Iterator[Span]:
-    """The formulas inside ``area``, column by column."""
+    """Yield the formulas inside ``area``, column by column."""
     for column, rows in columns.items():
         if area.left <= column <= area.right:
             first, last = bisect_left(rows, area.top), bisect_right(rows, area.bottom) - 1
@@ -60,7 +60,7 @@ def spans(area: Area, columns: dict[int, list[int]]) -> Iterator[Span]:
 
 
 def add_halves(graph: Graph, rows: Rows) -> None:
-    """Add what each span consists of: one formula, or two shorter spans, cut where other spans are cut too."""
+    """Add the parts of each span: one formula, or two shorter spans at a boundary that other spans share."""
     waiting = [node for nodes in graph.values() for node in nodes if isinstance(node, Span)]
     while waiting:
         span = waiting.pop()
@@ -78,13 +78,13 @@ def add_halves(graph: Graph, rows: Rows) -> None:
 
 
 def take_out_cycles(graph: Graph) -> list[list[Place]]:
-    """Return the cells of every cycle, at most ``MAX_CYCLES``, and make them cells that read nothing."""
+    """Return the cells of at most ``MAX_CYCLES`` cycles, and remove what these cells read from the graph."""
     cycles: list[list[Place]] = []
     while len(cycles) < MAX_CYCLES:
         try:
             TopologicalSorter(graph).prepare()
         except CycleError as error:
-            # From graphlib each node is read by the next: turned round, each cell reads the next one.
+            # In graphlib's order each node is read by the next one. Reversed, each cell reads the next one.
             cycle = [node for node in reversed(error.args[1][1:]) if isinstance(node, Place)]
             cycles.append(cycle)
             graph.update((place, []) for place in cycle)
@@ -94,12 +94,12 @@ def take_out_cycles(graph: Graph) -> list[list[Place]]:
 
 
 def longest_chain(graph: Graph) -> list[Place]:
-    """The longest list of formulas each of which reads the one before it; what hangs on a cycle is left out."""
+    """Return the longest list of formulas in which each reads the one before. Formulas behind a cycle are excluded."""
     sorter = TopologicalSorter(graph)
     try:
         sorter.prepare()
     except CycleError:
-        print("there are more cycles than were taken out")
+        print(f"there are more than {MAX_CYCLES} cycles")
     depth: dict[Node, int] = {}
     while ready := sorter.get_ready():
         for node in ready:

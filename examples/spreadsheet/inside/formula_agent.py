@@ -1,6 +1,6 @@
-"""The formula agent: how the workbook computes, and where that looks wrong. Each ``# %%`` is a cell of its session."""
+"""The formula agent: analyses formulas and finds errors in them. Each ``# %%`` starts a cell of its session."""
 
-# Each import stands in the cell that needs it.
+# Each cell imports what it needs.
 # ruff: noqa: E402
 
 # %% Read every cell
@@ -9,7 +9,7 @@ from spreadsheet.inside import chains, formulas, parsing, reading
 
 book = reading.read_book("book.xlsx")
 
-# %% Take the formulas apart
+# %% Parse the formulas
 parsed = {place: parsing.take_apart(text, place) for place, text in book.formulas().items()}
 counts = formulas.count(book, parsed)
 print(f"{len(parsed):,} formulas; most used: {counts['functions'][:3]}")
@@ -25,7 +25,7 @@ cycles = chains.take_out_cycles(graph)
 chain = chains.longest_chain(graph)
 print(f"the longest chain has {len(chain)} formulas; {len(cycles)} cycles")
 
-# %% Hand out the findings
+# %% Display the findings
 from IPython.display import display
 
 findings = counts | faults | formulas.dependencies(chain, cycles, not_followed)

@@ -1,4 +1,4 @@
-"""What the formula agent reports: counts, errors, numbers typed over formulas, the longest chain, cycles."""
+"""The formula agent's findings: counts, errors, numbers typed over formulas, the longest chain and cycles."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from spreadsheet.inside.parsing import Formula
 from spreadsheet.inside.reading import LISTED, Book, Place
 
-LONGEST_GAP = 3  # more numbers in a row than these look like data, not like a slip
-SHORTEST_RUN = 3  # formulas on both sides of a gap together
+LONGEST_GAP = 3  # more numbers in a row look like data, not like a mistake
+SHORTEST_RUN = 3  # number of formulas on both sides of a gap together
 
 
 def typed_over(formulas: dict[Place, Formula], numbers: set[Place]) -> dict[Place, Place]:
-    """Typed numbers that interrupt a row or column of equal formulas, each with a formula of that run."""
+    """Return the typed numbers that interrupt a row or column of equal formulas, each with a formula of that run."""
     found: dict[Place, Place] = {}
     for down in (True, False):
         lines: dict[tuple[str, int], list[Place]] = defaultdict(list)
@@ -30,14 +30,14 @@ def typed_over(formulas: dict[Place, Formula], numbers: set[Place]) -> dict[Plac
 
 
 def between(before: Place, after: Place, down: bool) -> Iterator[Place]:
-    """The places between two of one line; none where they are more than ``LONGEST_GAP``."""
+    """Yield the places between two places of one line, or nothing if there are more than ``LONGEST_GAP``."""
     distance = after.row - before.row if down else after.column - before.column
     for step in range(1, distance if distance <= LONGEST_GAP + 1 else 0):
         yield before._replace(row=before.row + step) if down else before._replace(column=before.column + step)
 
 
 def is_run(line: Sequence[Place], index: int, formulas: dict[Place, Formula]) -> bool:
-    """Whether the formulas on both sides of the gap behind ``index`` are copies of one, and enough of them."""
+    """Return whether enough formulas around the gap after ``index`` are copies of each other."""
     form = formulas[line[index]].form
     around = line[max(0, index - SHORTEST_RUN + 1) : index + SHORTEST_RUN + 1]
     alike = sum(formulas[place].form == form for place in around)
@@ -45,7 +45,7 @@ def is_run(line: Sequence[Place], index: int, formulas: dict[Place, Formula]) ->
 
 
 def count(book: Book, formulas: dict[Place, Formula]) -> dict[str, Any]:
-    """How many formulas there are, by sheet and by function."""
+    """Return the number of formulas, by sheet and by function."""
     by_sheet = Counter(place.sheet for place in formulas)
     by_function = Counter(name for formula in formulas.values() for name in formula.functions)
     return {
@@ -57,7 +57,7 @@ def count(book: Book, formulas: dict[Place, Formula]) -> dict[str, Any]:
 
 
 def faults(book: Book, formulas: dict[Place, Formula], overwritten: dict[Place, Place]) -> dict[str, Any]:
-    """What is wrong for certain (errors, lost references) and what probably is (numbers typed over formulas)."""
+    """Return certain faults (errors, lost references) and likely faults (numbers typed over formulas)."""
     errors = [(place, cell) for place, cell in book.cells.items() if cell.kind == "error"]
     broken = [place for place, formula in formulas.items() if formula.broken]
     return {
@@ -77,7 +77,7 @@ def faults(book: Book, formulas: dict[Place, Formula], overwritten: dict[Place, 
 
 
 def dependencies(chain: Sequence[Place], cycles: Sequence[Sequence[Place]], not_followed: int) -> dict[str, Any]:
-    """The longest chain by its ends, and the cycles."""
+    """Return both ends of the longest chain, and the cycles."""
     return {
         "chain_length": len(chain),
         "chain_start": [str(place) for place in chain[:5]],

@@ -1,4 +1,4 @@
-"""Taking formulas apart: which functions they call, which cells they read, and which are copies of one another."""
+"""Parses formulas: the functions that they call, the cells that they read, and which are copies of each other."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _REFERENCE = re.compile(rf"(?:('(?:[^']|'')+'|[^'!:\[\]]+)!)?{_CORNER}(?:(:){_CO
 
 
 def area_of(reference: str, home: str) -> Area | None:
-    """The cells that a reference in sheet ``home`` means, or None: a name, a table's column, another workbook."""
+    """Return the cells of a reference in sheet ``home``; None for a name, a table's column or another workbook."""
     match = _REFERENCE.fullmatch(reference)
     if match is None:
         return None
@@ -55,12 +55,12 @@ def area_of(reference: str, home: str) -> Area | None:
 
 @dataclass(frozen=True, slots=True)
 class Formula:
-    """One formula, taken apart.
+    """One parsed formula.
 
     Attributes:
-        form: the formula with relative references; the same for two cells when one is a copy of the other.
-        broken: whether it reads a cell that was deleted (#REF!).
-        readable: False where the tokenizer does not know the text as a formula; then the rest is empty.
+        form: the formula with relative references; equal for two cells if one is a copy of the other.
+        broken: whether it reads a deleted cell (#REF!).
+        readable: False if the tokenizer cannot parse the text; the other fields are then empty.
     """
 
     functions: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ class Formula:
 
 
 def take_apart(text: str, place: Place) -> Formula:
-    """Read the formula ``text`` that stands at ``place``."""
+    """Parse the formula ``text`` of the cell at ``place``."""
     try:
         tokens = [token for token in Tokenizer(text).items if token.type != Token.WSPACE]
     except (TokenizerError, IndexError):
@@ -93,12 +93,12 @@ def is_call(token: Token) -> bool:
 
 
 def function_name(opening: str) -> str:
-    """``_xlfn.NORM.INV(`` is NORM.INV; a range operator may stand before the name, as in ``A1:INDEX(``."""
+    """Return the function's name without prefix: ``_xlfn.NORM.INV(`` gives NORM.INV, ``A1:INDEX(`` gives INDEX."""
     return re.sub(r"^(_XL[A-Z]+\.)+", "", opening.rstrip("(").rpartition(":")[2].upper())
 
 
 def relative(reference: str, place: Place) -> str:
-    """Rewrite ``A$7`` as seen from ``place``, in the manner of R1C1."""
+    """Return a reference relative to ``place``, in R1C1 style."""
     match = _REFERENCE.fullmatch(reference)
     if match is None or area_of(reference, place.sheet) is None:
         return reference

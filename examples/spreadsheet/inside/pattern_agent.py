@@ -1,6 +1,6 @@
-"""The pattern agent: what the workbook's tables hold, and what does not fit. Each ``# %%`` is a cell of its session."""
+"""The pattern agent: describes tables and finds odd values. Each ``# %%`` starts a cell of its session."""
 
-# Each import stands in the cell that needs it.
+# Each cell imports what it needs.
 # ruff: noqa: E402
 
 # %% Read every cell
@@ -15,7 +15,7 @@ without = patterns.outside_tables(book.sheets, found, book.cells)
 for table in found:
     print(f"{table.sheet} {table.area}: {table.rows:,} rows")
 
-# %% Look at every column and row
+# %% Check every column and row
 described = []
 for table in found[:60]:
     described.append(patterns.describe(table))
@@ -27,7 +27,7 @@ import pandas as pd
 columns = [{"sheet": table["sheet"], **column} for table in described for column in table["columns"]]
 pd.DataFrame(columns, columns=["sheet", "name", "kind", "missing", "odd", "outliers"])
 
-# %% Hand out the findings
+# %% Display the findings
 from IPython.display import display
 
 findings = {

@@ -1,4 +1,4 @@
-"""What the pattern agent reports of each table: types, missing values, outliers, duplicate rows and keys."""
+"""The pattern agent's findings about each table: types, missing values, outliers, duplicate rows and keys."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from spreadsheet.inside.tables import Column, Table
 
 FENCE = 3.0
 OUTLIER_RULE = f"more than {FENCE:g} interquartile ranges below the first or above the third quartile"
-FEWEST_NUMBERS = 12  # below, quartiles say little
-UNKNOWN = "uncalculated"  # the kind of a result that was not saved
-KEY_SHARE = 0.95  # a key has this share of distinct values, or it is no key
+FEWEST_NUMBERS = 12  # with fewer, quartiles mean little
+UNKNOWN = "uncalculated"  # the kind of a formula whose result was not saved
+KEY_SHARE = 0.95  # the share of distinct values that a key must have
 
 
 def describe(table: Table) -> dict[str, Any]:
-    """The findings on one table, as JSON; long lists are cut, their lengths given."""
+    """Return the findings about one table for JSON. Long lists are truncated; counts give their lengths."""
     key = key_column(table)
     repeats = repeated_keys(table, key) if key else {}
     twins = duplicate_rows(table)
@@ -62,13 +62,13 @@ def cells(table: Table, column: Column, indexes: Iterable[int]) -> list[str]:
 
 
 def outlying(column: Column) -> list[int]:
-    """The rows whose number lies outside Tukey's outer fences."""
+    """Return the rows whose number lies outside Tukey's outer fences."""
     numbers = {index: number for index, cell in enumerate(column.cells) if (number := number_in(cell)) is not None}
     if len(numbers) < FEWEST_NUMBERS:
         return []
     first, _, third = quantiles(numbers.values(), n=4, method="inclusive")
     reach = FENCE * (third - first)
-    if reach == 0:  # at least half of the numbers are equal: every other one would be an outlier
+    if reach == 0:  # if half of the numbers are equal, all others would be outliers
         return []
     return [index for index, number in numbers.items() if not first - reach <= number <= third + reach]
 
@@ -80,9 +80,9 @@ def number_in(cell: Cell | None) -> float | None:
 
 
 def duplicate_rows(table: Table) -> dict[int, int]:
-    """Rows that equal an earlier one in every column, and that earlier one; rows of one cell do not count.
+    """Return the rows that equal an earlier row in every column, with that row. Rows with one cell are ignored.
 
-    A formula counts as the same where its result is the same, or where neither was ever calculated.
+    Formulas are equal if their results are equal, or if neither was calculated.
     """
     seen: dict[tuple[tuple[str, Value | None] | None, ...], int] = {}
     found: dict[int, int] = {}
@@ -97,7 +97,7 @@ def duplicate_rows(table: Table) -> dict[int, int]:
 
 
 def key_column(table: Table) -> Column | None:
-    """The leftmost complete column of texts or whole numbers that are nearly all different."""
+    """Return the leftmost complete column of nearly distinct texts or whole numbers, or None."""
     for column in table.columns:
         values = [cell.value for cell in column.cells if cell is not None and is_key_value(cell)]
         if len(values) == table.rows and len(set(values)) >= KEY_SHARE * table.rows:
@@ -110,7 +110,7 @@ def is_key_value(cell: Cell) -> bool:
 
 
 def repeated_keys(table: Table, key: Column) -> dict[Value | None, list[int]]:
-    """The values that stand more than once in the key column, with their rows."""
+    """Return the values that occur more than once in the key column, with their rows."""
     rows: dict[Value | None, list[int]] = defaultdict(list)
     for index, cell in enumerate(key.cells):
         if cell is not None:
@@ -119,7 +119,7 @@ def repeated_keys(table: Table, key: Column) -> dict[Value | None, list[int]]:
 
 
 def outside_tables(sheets: Iterable[str], tables: Iterable[Table], places: Iterable[Place]) -> list[str]:
-    """The sheets that hold something, but no table."""
+    """Return the sheets that are not empty but have no table."""
     with_tables = {table.sheet for table in tables}
     filled = {place.sheet for place in places}
     return [sheet for sheet in sheets if sheet in filled - with_tables]

@@ -1,6 +1,6 @@
-"""The picture agent: the workbook in five pictures. Each ``# %%`` is a cell of its session."""
+"""The picture agent: draws the workbook in five pictures. Each ``# %%`` starts a cell of its session."""
 
-# Each import stands in the cell that needs it.
+# Each cell imports what it needs.
 # ruff: noqa: E402
 
 # %% Read every cell
@@ -30,24 +30,24 @@ saved: list[dict[str, str]] = []
 
 
 def save(figure: Figure, name: str, title: str) -> None:
-    """Write the picture for the host to fetch, and show it in the notebook."""
+    """Save the picture for the host, and show it in the notebook."""
     figure.savefig(name, dpi=110)
     display(Image(filename=name))
     saved.append({"file": name, "title": title})
     print(f"drew {name}")
 
 
-save(pictures.composition(book), "composition.png", "Formulas per sheet, and what the cells are")
+save(pictures.composition(book), "composition.png", "Formulas and kinds of cells per sheet")
 save(pictures.sheet_maps(book), "sheets.png", "The sheets from above")
 
 # %% Draw the formulas
 save(pictures.functions(calls), "functions.png", "The functions that formulas call")
 
 # %% Draw the numbers
-save(pictures.histograms(found), "histograms.png", "How the numbers of the main columns spread")
+save(pictures.histograms(found), "histograms.png", "Distribution of the numbers in the main columns")
 
 # %% Draw the gaps
 save(pictures.missing_values(found), "missing.png", "Missing values of the largest tables")
 
-# %% Hand out the findings
+# %% Display the findings
 display({"application/json": {"pictures": saved}}, raw=True)

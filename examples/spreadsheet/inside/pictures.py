@@ -1,6 +1,6 @@
-"""The pictures: what the sheets are made of, where it stands, how the numbers spread, what is missing.
+"""Draws the pictures: the composition and maps of the sheets, functions, histograms and missing values.
 
-Drawn on ``Figure`` objects alone: pyplot would keep every figure alive and pick a backend of its own.
+It uses ``Figure`` objects only: pyplot keeps every figure alive and chooses its own backend.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ COLOURS = {
     "boolean": "#9c89b8",
     "error": "#d62828",
 }
-MOST_ROWS = 160  # of a map; a taller sheet or table is summed up in as many stripes
+MOST_ROWS = 160  # rows of a map; a taller sheet or table is summarised in this many stripes
 MOST_COLUMNS = 60
 MOST_SHEETS = 12
 MAP = {"aspect": "auto", "interpolation": "nearest"}
 
 
 def label(text: str, longest: int = 28) -> str:
-    """Text as matplotlib shows it: a dollar sign would begin mathematics, a long name would fill the picture."""
+    """Return text for matplotlib: printable, shortened, and with dollar signs escaped."""
     plain = "".join(c if c.isprintable() else " " for c in text)
     return (plain if len(plain) <= longest else plain[: longest - 1] + "…").replace("$", r"\$")
 
 
 def kind_of(cell: Cell) -> str:
-    """What a picture shows the cell as; an error stands out even where a formula made it."""
+    """Return the kind that a picture shows for a cell. An error value counts before a formula."""
     if cell.kind == "error":
         return "error"
     return "formula" if cell.has_formula else cell.kind
 
 
 def composition(book: Book) -> Figure:
-    """For each sheet: how many formulas it has, and what share of its cells they are."""
+    """Draw the number of formulas and the shares of the kinds of cells, for each sheet."""
     counts: dict[str, Counter[str]] = {sheet: Counter() for sheet in book.sheets}
     for place, cell in book.cells.items():
         counts[place.sheet][kind_of(cell)] += 1
@@ -67,13 +67,13 @@ def composition(book: Book) -> Figure:
         if share.any():
             right.barh(names, share, left=start, color=colour, label=kind)
             start += share
-    right.set_title("What the cells are, in %")
+    right.set_title("Kinds of cells, in %")
     right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=len(COLOURS), frameon=False)
     return figure
 
 
 def sheet_maps(book: Book) -> Figure:
-    """Every sheet from above: one dot per cell, or per stripe of rows, in the colour of what stands there."""
+    """Draw a map of every sheet: one dot per cell, or per stripe of rows, in the colour of its kind."""
     filled = Counter(place.sheet for place in book.cells)
     shown = [sheet for sheet in book.sheets if filled[sheet]][:MOST_SHEETS]
     across = min(4, max(1, len(shown)))
@@ -99,7 +99,7 @@ def draw_map(axes: Axes, book: Book, sheet: str) -> None:
     for place, cell in cells.items():
         if place.column <= MOST_COLUMNS:
             at = (place.row - 1) // stripe, place.column - 1
-            grid[at] = max(grid[at], 1 + order.index(kind_of(cell)))  # an error is last, so it is never hidden
+            grid[at] = max(grid[at], 1 + order.index(kind_of(cell)))  # errors are last, so they are never hidden
     axes.set_axis_on()
     axes.imshow(grid, cmap=ListedColormap(["white", *COLOURS.values()]), vmin=0, vmax=len(order), **MAP)
     axes.set_title(label(sheet), fontsize=10)
@@ -108,7 +108,7 @@ def draw_map(axes: Axes, book: Book, sheet: str) -> None:
 
 
 def functions(calls: Sequence[tuple[str, int]]) -> Figure:
-    """The functions that the formulas call most."""
+    """Draw the most called functions."""
     shown = calls[:15][::-1]
     figure = Figure(figsize=(9, 1.5 + 0.32 * len(shown)), layout="constrained")
     axes = figure.subplots()
@@ -120,7 +120,7 @@ def functions(calls: Sequence[tuple[str, int]]) -> Figure:
 
 
 def histograms(tables: Sequence[Table]) -> Figure:
-    """How the numbers of the largest tables' main columns spread: the most numbers, the most different ones first."""
+    """Draw histograms of the columns with the most numbers."""
     candidates = [(numbers(column), table, column) for table in tables for column in table.columns]
     varied = [candidate for candidate in candidates if len(set(candidate[0])) > 5]
     shown = sorted(varied, key=lambda candidate: -len(candidate[0]))[:9]
@@ -132,14 +132,14 @@ def histograms(tables: Sequence[Table]) -> Figure:
     for axes, (values, table, column) in zip(panels, shown, strict=False):
         axes.set_axis_on()
         axes.hist(values, bins=min(50, max(10, int(len(values) ** 0.5))), color=COLOURS["formula"])
-        if len(values) >= 100:  # so that a lone outlier is seen beside a thousand others
+        if len(values) >= 100:  # so that a single outlier is visible
             axes.set_yscale("log", nonpositive="clip")
             axes.set_ylim(bottom=0.5)
         median = float(np.median(values))
         axes.axvline(median, color=COLOURS["error"], linewidth=1.5, label=f"median {short(median)}")
         axes.legend(fontsize=8, framealpha=0.9)
         axes.set_title(f"{label(column.name)}\n{label(table.sheet)}, {len(values):,} numbers", fontsize=9)
-    figure.suptitle("How the numbers spread (logarithmic from 100 numbers on)" if shown else "No column of numbers")
+    figure.suptitle("Distribution of numbers (logarithmic from 100 numbers on)" if shown else "No column of numbers")
     return figure
 
 
@@ -152,7 +152,7 @@ def numbers(column: Column) -> list[float]:
 
 
 def missing_values(tables: Sequence[Table]) -> Figure:
-    """Where the four largest tables have gaps; each column's count stands beside its name."""
+    """Draw the missing values of the four largest tables, with a count for each column."""
     shown = sorted(tables, key=lambda table: -table.rows * len(table.columns))[:4]
     figure = Figure(figsize=(12, 4.2 * max(1, -(-len(shown) // 2))), layout="constrained")
     panels = list(figure.subplots(max(1, -(-len(shown) // 2)), 2, squeeze=False).flat)

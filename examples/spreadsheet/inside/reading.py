@@ -1,4 +1,4 @@
-"""Reading a workbook: every cell with its formula and its value. All three agents begin with this."""
+"""Reads a workbook: every cell with its formula and its value. All three agents start with it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from openpyxl import load_workbook
 from openpyxl.utils import get_column_letter
 
 BOOK = "book.xlsx"
-LISTED = 50  # findings of one kind that are listed; the rest is counted
+LISTED = 50  # maximum number of listed findings of one kind; all are counted
 
 Value = str | int | float | bool | date | datetime | time | timedelta
 
 
 class Place(NamedTuple):
-    """Where a cell is."""
+    """The position of a cell."""
 
     sheet: str
     row: int
@@ -27,13 +27,13 @@ class Place(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """What a cell holds.
+    """The content of a cell.
 
     Attributes:
         kind: "number", "text", "date", "boolean" or "error"; "uncalculated" for a formula that was saved without
             its result, as programs other than a spreadsheet do.
-        value: the formula's result where there is a formula; None when uncalculated.
-        formula: its text; "=" alone in the cells that an array formula fills beside its own; else "".
+        value: the typed value or the formula's result; None if uncalculated.
+        formula: the formula's text; "=" in the other cells that an array formula fills; otherwise empty.
     """
 
     kind: str
@@ -50,10 +50,10 @@ class Book:
     """A workbook.
 
     Attributes:
-        sheets: their names, in order.
-        cells: all that are not empty, row by row.
-        spills: the range that an array formula or a data table fills, where that is more than its own cell.
-        names: what each defined name stands for; names in lower case.
+        sheets: the names of the sheets, in order.
+        cells: all cells that are not empty, row by row.
+        spills: the range that an array formula or a data table fills, if it is more than one cell.
+        names: the value of each defined name, by the name in lower case.
     """
 
     sheets: list[str]
@@ -69,12 +69,12 @@ class Book:
 
 
 def read_book(path: str) -> Book:
-    """Read formulas and their saved results side by side, in streaming mode."""
+    """Return the workbook with formulas and their saved results, read in streaming mode."""
     typed, computed = load_workbook(path, read_only=True), load_workbook(path, read_only=True, data_only=True)
     book = Book([sheet.title for sheet in typed.worksheets])
     book.names = {name.casefold(): item.attr_text or "" for name, item in typed.defined_names.items()}
     for sheet, results in zip(typed.worksheets, computed.worksheets, strict=True):
-        # A sheet's own word on its size may be wrong, and then cuts it or makes it endless.
+        # The dimensions that a sheet declares may be wrong, too small or huge.
         sheet.reset_dimensions()
         results.reset_dimensions()
         for row, result_row in zip(sheet.iter_rows(), results.iter_rows(), strict=True):
@@ -89,7 +89,7 @@ KINDS = {"n": "number", "s": "text", "str": "text", "inlineStr": "text", "d": "d
 
 
 def add_cell(book: Book, place: Place, cell: Any, result: Any) -> None:
-    """File one cell that is not empty; ``result`` is the same cell with a formula's result in the formula's stead."""
+    """Add a cell that is not empty. ``result`` is the same cell with the result in place of the formula."""
     formula = formula_text(cell.value) if cell.data_type == "f" else ""
     spill = getattr(cell.value, "ref", "")
     if ":" in spill:
@@ -101,7 +101,7 @@ def add_cell(book: Book, place: Place, cell: Any, result: Any) -> None:
 
 
 def formula_text(value: Any) -> str:
-    """The text of a plain formula, an array formula or a data table, the last as Excel shows it."""
+    """Return the text of a formula, an array formula or a data table, the last as Excel shows it."""
     if isinstance(value, str):
         return value
     if hasattr(value, "text"):

@@ -1,4 +1,4 @@
-"""Finding the tables of a sheet: blocks of cells without an empty row or column, that begin with a row of headings."""
+"""Finds the tables of a sheet: blocks without an empty row or column that start with a row of headings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spreadsheet.inside.reading import Book, Cell, Place
 
 FEWEST_ROWS = 3
 FEWEST_COLUMNS = 2
-HEADINGS_WITHIN = 8  # rows of a block; titles and notes may stand above the headings
+HEADINGS_WITHIN = 8  # first rows of a block; titles and notes may come before the headings
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Column:
     """One column of a table, from the row below the headings to the last row of the table.
 
     Attributes:
-        cells: one for each row; None where it is empty.
+        cells: one for each row; None if it is empty.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Table:
 
 
 def find_tables(book: Book) -> list[Table]:
-    """All tables of the workbook, sheet by sheet, from top to bottom and from left to right."""
+    """Return all tables of the workbook, sheet by sheet, from top to bottom and from left to right."""
     by_sheet: dict[str, list[Place]] = defaultdict(list)
     for place, cell in book.cells.items():
         if not is_blank(cell):
@@ -71,7 +71,7 @@ def is_blank(cell: Cell) -> bool:
 
 
 def blocks(places: Sequence[Place]) -> Iterator[Sequence[Place]]:
-    """Cut along empty rows and empty columns until no piece has one."""
+    """Split the places at empty rows and columns, and yield the pieces that have none."""
     waiting = [places]
     while waiting:
         block = waiting.pop()
@@ -85,7 +85,7 @@ def blocks(places: Sequence[Place]) -> Iterator[Sequence[Place]]:
 
 
 def cut(block: Sequence[Place], position: Callable[[Place], int]) -> list[Sequence[Place]]:
-    """Cut wherever no cell stands at a position."""
+    """Return the block split at each position without a cell."""
     starts: dict[int, int] = {}
     start = previous = -1
     for here in sorted({position(place) for place in block}):
@@ -99,7 +99,7 @@ def cut(block: Sequence[Place], position: Callable[[Place], int]) -> list[Sequen
 
 
 def as_table(book: Book, block: Sequence[Place]) -> Table | None:
-    """The table in a block, or None where no row looks like headings or too little stands below them."""
+    """Return the table in a block, or None if there are no headings or too few rows below them."""
     rows, numbers = [place.row for place in block], [place.column for place in block]
     sheet, top, bottom = block[0].sheet, min(rows), max(rows)
     columns = range(min(numbers), max(numbers) + 1)
@@ -112,7 +112,7 @@ def as_table(book: Book, block: Sequence[Place]) -> Table | None:
 
 
 def are_headings(row: Iterable[Cell | None]) -> bool:
-    """Whether most of the row is filled, with nothing but text and years."""
+    """Return whether most cells of the row are filled, all with text or years."""
     cells = list(row)
     filled = [cell for cell in cells if cell is not None and not is_blank(cell)]
     return len(filled) >= max(FEWEST_COLUMNS, 0.6 * len(cells)) and all(

@@ -1,4 +1,4 @@
-"""Claims on what a kernel can do to the orchestrator with what it sends."""
+"""Claims about the harm that a kernel can do to the orchestrator by sending messages."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from orchestrator.isolation.subject import Subject
 from orchestrator.limits import MIB
 from orchestrator.output.events import ExecutionResult
 
-_BESIDE = 16 * MIB  # bytes by which memory may grow beyond the policy's output limit
-_STALL = 0.1  # seconds that the event loop may stand still
-_SLOWER = 2.0  # times its quiet p99 that a neighbour may be slowed to
-_ATTACK = 0.5  # seconds
-_CELL = 6.0  # seconds that an attacking cell may take before it is interrupted; 0.2 to 2 were seen
-_FOUND_OUT = 2.0  # seconds after a forged end in which the true one must have come
+_ALLOWANCE = 16 * MIB  # by how much memory may grow beyond the policy's output limit
+_STALL = 0.1  # seconds for which the event loop may stall
+_SLOWER = 2.0  # how many times its quiet p99 a neighbour's p99 may reach
+_ATTACK = 0.5  # seconds that an attack lasts
+_CELL = 6.0  # seconds until an attacking cell is interrupted; attacks took 0.2 to 2 s
+_DETECTED = 2.0  # seconds until a forged end of a cell must be detected
 
 Judge = Callable[[Subject, ExecutionResult], Awaitable[list[str]]]
 
 
-async def _cut_off(_: Subject, result: ExecutionResult) -> list[str]:
+async def _disconnected(_: Subject, result: ExecutionResult) -> list[str]:
     return [] if result.outcome == "output_limit" and result.kernel_state == "dead" else [_ended(result)]
 
 
 async def _violated(_: Subject, result: ExecutionResult) -> list[str]:
-    told = result.error is not None and "was ended" in result.error.evalue
-    return [] if result.outcome == "kernel_died" and told else [_ended(result)]
+    reported = result.error is not None and "was ended" in result.error.evalue
+    return [] if result.outcome == "kernel_died" and reported else [_ended(result)]
 
 
 async def _forged(attacker: Subject, result: ExecutionResult) -> list[str]:
-    """A cell may forge its own end; with the true one its kernel is found out, and nothing runs there any more."""
-    end = time.monotonic() + _FOUND_OUT
-    while attacker.is_alive and time.monotonic() < end:  # noqa: ASYNC110 - it is looked at from outside, as a user does
+    """Check that the kernel is killed: a cell may forge its own end, but the true end reveals the forgery."""
+    end = time.monotonic() + _DETECTED
+    while attacker.is_alive and time.monotonic() < end:  # noqa: ASYNC110 - polls as a user would
         await asyncio.sleep(0.01)
     if attacker.is_alive:
-        return [f"{_ended(result)} and lives on"]
-    return [] if attacker.kernel.violated else [f"{_ended(result)} but for no violation"]
+        return [f"{_ended(result)} and its kernel is still alive"]
+    return [] if attacker.kernel.violated else [f"{_ended(result)} but not for a violation"]
 
 
-async def _told(_: Subject, result: ExecutionResult) -> list[str]:
+async def _reported(_: Subject, result: ExecutionResult) -> list[str]:
     return [] if result.outcome in ("ok", "output_limit") else [_ended(result)]
 
 
@@ -54,10 +54,10 @@ def _ended(result: ExecutionResult) -> str:
 
 
 def _probe(attacks: Mapping[str, str], judge: Judge, *, fatal: bool = True) -> Probe:
-    """Make a probe of several attacks.
+    """Return a probe that runs several attacks.
 
     Args:
-        fatal: each ends its kernel, if the promise holds. Else one kernel takes all of them, as long as it lives.
+        fatal: whether each attack kills its kernel if the promise holds. Otherwise one kernel runs all attacks.
     """
 
     async def probe(subject: Subject) -> Verdict:
@@ -85,28 +85,48 @@ def _probe(attacks: Mapping[str, str], judge: Judge, *, fatal: bool = True) -> P
 
 
 async def assault(attacker: Subject, attack: str, judge: Judge) -> tuple[Cost, list[str]]:
-    """Run one attack beside a neighbour's cells; return what it cost, and what was wrong."""
+    """Run one attack while a neighbour runs cells; return its cost and the faults."""
     async with watch(attacker.neighbour) as cost:
         try:
             faults = await judge(attacker, await attacker.run(wire_attacks.cell(attack, _ATTACK), seconds=_CELL))
         except KernelDiedError as error:
-            faults = [f"the attack could not be run: {error.message}"]
-    most = attacker.policy.resource_limits().max_output_bytes + _BESIDE
+            faults = [f"the attack could not run: {error.message}"]
+    most = attacker.policy.resource_limits().max_output_bytes + _ALLOWANCE
     if cost.memory > most:
-        faults.append(f"memory grew by {cost.memory / MIB:.0f} MB, beyond {most / MIB:.0f}")
-    # A stall that the loop's own thread spent no time on is the machine's, which gave it no processor.
+        faults.append(f"memory grew by {cost.memory / MIB:.0f} MiB, more than {most / MIB:.0f} MiB")
+    # If the loop's thread used no CPU during a stall, the machine caused the stall by not scheduling the thread.
     if min(cost.stall, cost.loop_cpu) > _STALL:
-        faults.append(f"the loop stood still for {1000 * cost.stall:.0f} ms")
+        faults.append(f"the event loop stalled for {1000 * cost.stall:.0f} ms")
     return cost, faults + cost.errors
 
 
 CLAIMS = (
-    Claim("wire_excess_is_cut_off", "O1", "Whoever sends more than a message may weigh is cut off, and told.",
-          _probe(wire_attacks.EXCESS, _cut_off), attacks=True),
-    Claim("wire_floods_are_bounded", "O1", "Floods and drips cost bounded memory and time, and no neighbour anything.",
-          _probe(wire_attacks.BOUNDED, _told, fatal=False), attacks=True),
-    Claim("wire_violations_end_the_kernel", "O3", "Malformed messages end the kernel that sends them, and it is told.",
-          _probe(wire_attacks.VIOLATION, _violated), attacks=True),
-    Claim("wire_forgeries_end_the_kernel", "O2", "A kernel that forges the end of a cell is found out, and ended.",
-          _probe(wire_attacks.FORGERY, _forged), attacks=True),
-)  # fmt: skip
+    Claim(
+        "wire_excess_is_cut_off",
+        "O1",
+        "A kernel whose message exceeds the size limit is disconnected, and the result says why.",
+        _probe(wire_attacks.EXCESS, _disconnected),
+        attacks=True,
+    ),
+    Claim(
+        "wire_floods_are_bounded",
+        "O1",
+        "Floods and slow drips cost bounded memory and time, and no neighbour is slowed down.",
+        _probe(wire_attacks.BOUNDED, _reported, fatal=False),
+        attacks=True,
+    ),
+    Claim(
+        "wire_violations_end_the_kernel",
+        "O3",
+        "A kernel that sends malformed messages is killed, and the result says why.",
+        _probe(wire_attacks.VIOLATION, _violated),
+        attacks=True,
+    ),
+    Claim(
+        "wire_forgeries_end_the_kernel",
+        "O2",
+        "A kernel that forges the end of a cell is detected and killed.",
+        _probe(wire_attacks.FORGERY, _forged),
+        attacks=True,
+    ),
+)

@@ -1,0 +1,40 @@
+"""Where an instance and its kernels have their folders. The one place that spells them. Pure.
+
+    <state>/i-<instance>/             one orchestrator's
+    <state>/i-<instance>/<kernel>/    one kernel's, named by the first 12 digits of its id
+    …/<kernel>/wire/                  what its sandbox sees: the sockets and the connection file
+
+The names are short, since the path of a unix socket has 107 bytes at most.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PREFIX = "i-"
+_KERNEL_DIGITS = 12
+
+
+def instance_folder(state: Path, instance: str) -> Path:
+    """Return an instance's folder in the folder of all states."""
+    return state / f"{_PREFIX}{instance}"
+
+
+def instance_of(folder: Path) -> str:
+    """Return the instance that a folder belongs to."""
+    return folder.name.removeprefix(_PREFIX)
+
+
+def instance_folders(state: Path) -> list[Path]:
+    """Find the folders of all instances."""
+    return sorted(state.glob(f"{_PREFIX}*"))
+
+
+def kernel_folder(folder: Path, kernel_id: str) -> Path:
+    """Return a kernel's folder in the folder of its instance."""
+    return folder / kernel_id[:_KERNEL_DIGITS]
+
+
+def wire_folder(kernel: Path) -> Path:
+    """Return the folder in a kernel's folder that its sandbox sees."""
+    return kernel / "wire"

@@ -1,0 +1,75 @@
+"""How large events are: in memory, which the limits count, and as people count them. Pure."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.output.events import (
+    CommMessage,
+    DisplayData,
+    ErrorOutput,
+    ExecuteResult,
+    OutputEvent,
+    StreamOutput,
+    UpdateDisplayData,
+)
+
+EVENT = 200  # bytes that an event takes beside its content
+_SHORT = 100  # characters; above, the memory of a text shows how wide its characters are
+
+
+def memory_of(value: Any) -> int:
+    """Return the bytes that a JSON value takes in memory."""
+    size = sys.getsizeof(value)
+    if isinstance(value, Mapping):
+        return size + sum(sys.getsizeof(key) + memory_of(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return size + sum(map(memory_of, value))
+    return size
+
+
+def cost(event: OutputEvent) -> int:
+    """Return the bytes that an event takes in memory."""
+    match event:
+        case StreamOutput():
+            return EVENT + sys.getsizeof(event.text)
+        case DisplayData() | UpdateDisplayData() | ExecuteResult():
+            return EVENT + memory_of(event.data) + memory_of(event.metadata)
+        case ErrorOutput():
+            return EVENT + memory_of([event.ename, event.evalue, *event.traceback])
+        case CommMessage():
+            return EVENT + memory_of(event.data)
+    return EVENT
+
+
+def content_size(event: OutputEvent) -> int:
+    """Return the bytes of an event's content as people count them: text in UTF-8."""
+    match event:
+        case StreamOutput():
+            return len(event.text) if event.text.isascii() else len(event.text.encode())
+        case DisplayData() | UpdateDisplayData() | ExecuteResult():
+            return sum(len(item) if isinstance(item, str) else memory_of(item) for item in event.data.values())
+        case ErrorOutput():
+            return sum(map(len, (event.ename, event.evalue, *event.traceback)))
+    return 0
+
+
+def width(text: str) -> int:
+    """Return the bytes that each character of a text takes in memory: 1, 2 or 4."""
+    if text.isascii():
+        return 1
+    if len(text) < _SHORT:
+        widest = ord(max(text))
+        return 1 if widest < 0x100 else 2 if widest < 0x10000 else 4
+    ratio = sys.getsizeof(text) / len(text)
+    return 4 if ratio > 3.9 else 2 if ratio > 1.9 else 1
+
+
+def amount(size: int) -> str:
+    """Return a number of bytes for people, such as "1.5 MiB"."""
+    for unit, factor in (("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} bytes"

@@ -1,0 +1,184 @@
+"""Blobs: large pieces of data under a name, each whole or not there at all. Checkpoints and large outputs are blobs.
+
+``BlobStore`` is the interface, so that a store that several hosts share can take the place of a folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import time
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from orchestrator.store.wholefile import whole_file
+
+
+class BlobWriter(Protocol):
+    """Takes the pieces of one blob."""
+
+    def write(self, piece: bytes) -> None:
+        """Append a piece.
+
+        Raises:
+            OSError: the store does not take it.
+        """
+
+    def restart(self) -> None:
+        """Discard all pieces."""
+
+
+class BlobReader(Protocol):
+    """Reads one blob."""
+
+    @property
+    def size(self) -> int:
+        """The number of bytes."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return ``length`` bytes from ``offset``; fewer at the blob's end, b"" behind it.
+
+        Raises:
+            OSError: the blob cannot be read.
+        """
+
+
+class BlobStore(Protocol):
+    """Blobs by name. All methods block, and processes may share a store.
+
+    A name is made of letters, digits, "-", "_" and ".", with "/" between its parts. No part begins with ".".
+    """
+
+    def writing(self, name: str) -> AbstractContextManager[BlobWriter]:
+        """Write a blob. It appears, whole and on the disk, when the block ends without an error; else nothing remains.
+
+        An earlier blob of this name is replaced.
+
+        Raises:
+            OSError: the store does not take the blob.
+        """
+
+    def reading(self, name: str) -> AbstractContextManager[BlobReader]:
+        """Open a blob.
+
+        Raises:
+            OSError: it cannot be opened; FileNotFoundError: there is none of this name.
+            ValueError: this cannot be a name.
+        """
+
+    def size(self, name: str) -> int:
+        """Return the number of bytes of a blob.
+
+        Raises:
+            FileNotFoundError: there is none of this name.
+        """
+
+    def renew(self, name: str) -> bool:
+        """Set a blob's age to 0, so that ``sweep`` spares it. Returns False if there is none of this name."""
+
+    def delete(self, name: str) -> None:
+        """Delete a blob. Idempotent."""
+
+    def names(self) -> set[str]:
+        """Return the names of all blobs."""
+
+    def sweep(self, needed: Collection[str], older_than: float) -> int:
+        """Delete the blobs that are not ``needed``, and whatever a killed process left of others.
+
+        Args:
+            older_than: seconds; a younger blob is kept, because whoever needs it may not have said so yet.
+
+        Returns:
+            The number of bytes deleted.
+
+        Raises:
+            OSError: something cannot be deleted.
+        """
+
+
+class FolderBlobs:
+    """A ``BlobStore`` in a local folder: a file for each blob.
+
+    Args:
+        folder: made, if it is missing, with the first blob.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[BlobWriter]:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with whole_file(path, mode=0o600) as file:
+            yield _FileWriter(file)
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[BlobReader]:
+        # O_NONBLOCK: opening a FIFO does not wait for its writer.
+        descriptor = os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            yield _FileReader(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def size(self, name: str) -> int:
+        return (self.folder / name).stat().st_size
+
+    def renew(self, name: str) -> bool:
+        try:
+            os.utime(self.folder / name)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def delete(self, name: str) -> None:
+        (self.folder / name).unlink(missing_ok=True)
+
+    def names(self) -> set[str]:
+        return {self._name(file) for file in self._files() if not file.name.startswith(".")}
+
+    def sweep(self, needed: Collection[str], older_than: float) -> int:
+        freed = 0
+        for file in self._files():
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                info = file.stat()
+                if self._name(file) not in needed and time.time() - info.st_mtime > older_than:
+                    file.unlink()
+                    freed += info.st_size
+        return freed
+
+    def _files(self) -> Iterator[Path]:
+        """Yield the blobs' files, and the partial ones, whose name begins with "."."""
+        return (file for file in self.folder.rglob("*") if not file.is_dir())
+
+    def _name(self, file: Path) -> str:
+        return file.relative_to(self.folder).as_posix()
+
+
+class _FileWriter:
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def write(self, piece: bytes) -> None:
+        self._file.write(piece)
+
+    def restart(self) -> None:
+        self._file.seek(0)
+        self._file.truncate()
+
+
+class _FileReader:
+    def __init__(self, descriptor: int) -> None:
+        info = os.fstat(descriptor)
+        self.size = info.st_size
+        self._descriptor = descriptor
+        self._is_regular = stat.S_ISREG(info.st_mode)
+
+    def read(self, offset: int, length: int) -> bytes:
+        if not self._is_regular:
+            raise OSError("it is not a regular file")
+        return os.pread(self._descriptor, length, offset)

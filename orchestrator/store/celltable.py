@@ -1,0 +1,142 @@
+"""The history's cells: their rows, and their large outputs. Only ``History`` uses this class."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
+
+from orchestrator.store.database import Database
+from orchestrator.store.payloads import Payloads
+from orchestrator.store.prepared import Prepared
+from orchestrator.store.records import CellRecord
+from orchestrator.store.schema import cells, payloads, sessions
+
+_BEGIN = insert(cells).values(
+    {name: bindparam(name) for name in ("session_id", "number", "kernel_id", "code", "started_at", "bytes")}
+    | {"outcome": "running", "result": '{"status": "running"}'}
+)
+_USE_SESSION = update(sessions).where(sessions.c.session_id == bindparam("of")).values(last_used_at=bindparam("now"))
+_END = (
+    update(cells)
+    .where(cells.c.session_id == bindparam("of"), cells.c.number == bindparam("cell"))
+    .values(
+        outcome=bindparam("how"),
+        result=bindparam("what"),
+        ended_at=bindparam("at"),
+        bytes=func.length(cells.c.code) + bindparam("more"),
+    )
+    .returning(cells.c.cell_id)
+)
+
+
+class CellTable:
+    """The cells of one database. All methods block, and raise StoreError where the database fails."""
+
+    def __init__(self, database: Database, outputs: Payloads) -> None:
+        self._database = database
+        self._outputs = outputs
+        self._begin = Prepared(_BEGIN, database.dialect)
+        self._use_session = Prepared(_USE_SESSION, database.dialect)
+        self._end = Prepared(_END, database.dialect)
+
+    def begin_cell(self, session_id: str, number: int, code: str, kernel_id: str) -> None:
+        """Record that a cell is about to run."""
+        now = time.time()
+        begun = {
+            "session_id": session_id,
+            "number": number,
+            "kernel_id": kernel_id,
+            "code": code,
+            "started_at": now,
+            "bytes": len(code),
+        }
+        used = {"of": session_id, "now": now}
+
+        def begin(connection: Connection) -> None:
+            self._begin.on(connection, begun)
+            self._use_session.on(connection, used)
+
+        self._database.write(begin)
+
+    def end_cell(self, session_id: str, number: int, result: dict[str, Any]) -> None:
+        """Record a cell's result. No effect if the session was deleted.
+
+        Args:
+            result: ``ExecutionResult.as_dict()``.
+
+        Raises:
+            StoreError: the result cannot be written now; it is written before the next write that succeeds.
+        """
+        ended_at = time.time()
+        self._database.write_eventually(
+            lambda connection: self._close(connection, session_id, number, result, ended_at)
+        )
+
+    def has_running_cells(self, session_id: str) -> bool:
+        """Return whether a cell has no outcome yet: it runs, or ran when its process ended."""
+        query = select(cells.c.cell_id).where(cells.c.session_id == session_id, cells.c.outcome == "running")
+        with self._database.reading() as connection:
+            return connection.scalar(query.limit(1)) is not None
+
+    def end_running_cells(self, session_id: str, result: dict[str, Any]) -> None:
+        """Record a result for the cells that ran when their process ended. A write that fails is made up for."""
+        running = (cells.c.session_id == session_id) & (cells.c.outcome == "running")
+        closed = update(cells).where(running).values(outcome=result["outcome"], result=json.dumps(result))
+        self._database.write_eventually(lambda connection: connection.execute(closed))
+
+    def cells(self, session_id: str, *, outputs: bool = True) -> list[CellRecord]:
+        """Return a session's cells, in the order of their numbers.
+
+        Args:
+            outputs: whether to read the results too; ``{}`` if not.
+        """
+        query = select(cells).where(cells.c.session_id == session_id).order_by(cells.c.number)
+        if not outputs:
+            query = query.with_only_columns(*(column for column in cells.c if column.name != "result"))
+        places: dict[int, list[tuple[str, str]]] = {}
+        with self._database.reading() as connection:
+            rows = connection.execute(query).all()
+            if outputs:
+                found = select(payloads).join(cells).where(cells.c.session_id == session_id)
+                for payload in connection.execute(found):
+                    places.setdefault(payload.cell_id, []).append((payload.path, payload.digest))
+        return [self._record(row, places.get(row.cell_id, [])) for row in rows]
+
+    def sweep_payloads(self) -> int:
+        """Remove the large outputs that no cell has, a day after they were written. Returns the number of bytes.
+
+        Raises:
+            OSError: one cannot be removed.
+        """
+        with self._database.reading() as connection:
+            needed = set(connection.scalars(select(payloads.c.digest).distinct()))
+        return self._outputs.sweep(needed)
+
+    def _close(
+        self, connection: Connection, session_id: str, number: int, result: dict[str, Any], ended_at: float
+    ) -> None:
+        kept, found = self._outputs.take_out(result)
+        encoded = json.dumps(kept)
+        ended = {
+            "of": session_id,
+            "cell": number,
+            "how": result["outcome"],
+            "what": encoded,
+            "at": ended_at,
+            "more": len(encoded) + sum(size for _, _, size in found),
+        }
+        closed = self._end.on(connection, ended)
+        if closed is not None and found:  # None: the session was deleted meanwhile
+            rows = [
+                {"cell_id": closed[0], "path": path, "digest": digest, "bytes": size} for path, digest, size in found
+            ]
+            connection.execute(insert(payloads), rows)
+
+    def _record(self, row: Row[Any], places: list[tuple[str, str]]) -> CellRecord:
+        fields = row._mapping
+        result = json.loads(fields["result"]) if "result" in fields else {}
+        self._outputs.put_back(result, places)
+        return CellRecord(row.number, row.kernel_id, row.code, row.started_at, row.ended_at, row.outcome, result)

@@ -1,0 +1,64 @@
+"""The history's checkpoints: their rows; ``checkpointfiles`` has the files. Only ``History`` uses this class."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import delete, func, insert, select
+
+from orchestrator.store.database import Database
+from orchestrator.store.records import CheckpointRecord
+from orchestrator.store.schema import checkpoints
+
+_LATER = 0.001  # seconds between two checkpoints of a session, at least
+
+
+def row_of(record: CheckpointRecord) -> dict[str, Any]:
+    """Return a checkpoint's row."""
+    return asdict(record) | {"lost": json.dumps(record.lost)}
+
+
+class CheckpointTable:
+    """The checkpoints of one database. All methods block, and raise StoreError where the database fails."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add_checkpoint(self, record: CheckpointRecord) -> list[str]:
+        """Add a checkpoint whose file is in place, and survive a power failure.
+
+        Returns:
+            The ids of the session's earlier checkpoints that nobody requested. Their rows are deleted; the caller
+            removes the files.
+        """
+        of_session = checkpoints.c.session_id == record.session_id
+        with self._database.writing(durable=True) as connection:
+            unrequested = of_session & checkpoints.c.asked_for.is_(False)
+            replaced = connection.scalars(select(checkpoints.c.checkpoint_id).where(unrequested)).all()
+            newest = connection.scalar(select(func.max(checkpoints.c.created_at)).where(of_session))
+            connection.execute(delete(checkpoints).where(checkpoints.c.checkpoint_id.in_(replaced)))
+            # The checkpoint made last is the newest, even if the clock was set back since the one before.
+            created_at = max(record.created_at, (newest or 0.0) + _LATER)
+            connection.execute(insert(checkpoints), [row_of(record) | {"created_at": created_at}])
+        return list(replaced)
+
+    def checkpoints_of(self, session_id: str) -> list[CheckpointRecord]:
+        """Return a session's checkpoints, the newest first."""
+        query = select(checkpoints).where(checkpoints.c.session_id == session_id)
+        with self._database.reading() as connection:
+            rows = connection.execute(query.order_by(checkpoints.c.created_at.desc())).all()
+        return [CheckpointRecord(**{**row._mapping, "lost": json.loads(row.lost)}) for row in rows]
+
+    def drop_checkpoints(self, session_id: str) -> list[str]:
+        """Delete a session's checkpoints that nobody requested. Returns their ids; the caller removes the files."""
+        unrequested = (checkpoints.c.session_id == session_id) & checkpoints.c.asked_for.is_(False)
+        with self._database.writing() as connection:
+            dropped = connection.execute(delete(checkpoints).where(unrequested).returning(checkpoints.c.checkpoint_id))
+            return list(dropped.scalars())
+
+    def known_checkpoints(self) -> set[str]:
+        """Return the ids of all checkpoints of all sessions."""
+        with self._database.reading() as connection:
+            return set(connection.scalars(select(checkpoints.c.checkpoint_id)))

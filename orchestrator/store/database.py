@@ -1,0 +1,203 @@
+"""The connection to the history's database: SQLite or PostgreSQL, transactions, and writes that are made up for later.
+
+All methods block. A ``Database`` is used by one thread at a time, except for reading.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event, select
+from sqlalchemy.engine import Dialect, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_random
+
+from orchestrator.errors import StoreError
+from orchestrator.store.migrations import migrate
+from orchestrator.store.schema import identity
+
+T = TypeVar("T")
+
+_BUSY = 10_000  # milliseconds that SQLite waits for another process's transaction
+_CONNECT = 10  # seconds to reach PostgreSQL
+
+
+class Database:
+    """One database. Every table's class shares it.
+
+    Args:
+        url: SQLAlchemy's form: "sqlite:///…" or "postgresql+psycopg://…".
+
+    Raises:
+        StoreError: the URL is invalid, names another kind of database, or needs a driver that is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine = _make_engine(url)
+        self._deferred: list[Callable[[Connection], object]] = []  # writes that failed, in order
+
+    @property
+    def dialect(self) -> Dialect:
+        return self._engine.dialect
+
+    def migrate(self) -> str:
+        """Bring the database to the newest schema. Returns the database's id.
+
+        Raises:
+            StoreError: the database cannot be reached, read or written, or a newer Cellblock has written it.
+        """
+        with self.writing() as connection:
+            migrate(connection)
+            database_id: str = connection.execute(select(identity.c.database_id)).scalar_one()
+        return database_id
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    def write(self, work: Callable[[Connection], T]) -> T:
+        """Do ``work`` in one transaction, after the deferred writes.
+
+        Raises:
+            StoreError: the transaction failed; nothing of it is written, and the deferred writes stay deferred.
+        """
+        deferred = list(self._deferred)
+        with self.writing() as connection:
+            for earlier in deferred:
+                earlier(connection)
+            done = work(connection)
+        del self._deferred[: len(deferred)]
+        return done
+
+    def write_eventually(self, work: Callable[[Connection], object]) -> None:
+        """Do ``work`` now; if it fails, do it before the next write that succeeds.
+
+        Raises:
+            StoreError: the transaction failed; ``work`` is deferred.
+        """
+        self._deferred.append(work)
+        self.write_deferred()
+
+    def write_deferred(self) -> None:
+        """Do the deferred writes, if there are any.
+
+        Raises:
+            StoreError: the transaction failed; the writes stay deferred.
+        """
+        if self._deferred:
+            self.write(lambda _connection: None)
+
+    @contextlib.contextmanager
+    def writing(self, *, durable: bool = False) -> Iterator[Connection]:
+        """Write in one transaction, without the deferred writes.
+
+        Args:
+            durable: whether the transaction, and all before it, must survive a power failure. A transaction that is
+                not durable survives the end of the process.
+
+        Raises:
+            StoreError: the database cannot be reached or written; nothing of the transaction is written.
+        """
+        with (
+            self._explained(),
+            self._engine.connect() as connection,
+            connection.execution_options(durable=durable).begin(),
+        ):
+            yield connection
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Read in one transaction.
+
+        Raises:
+            StoreError: the database cannot be reached or read.
+        """
+        with self._explained(), self._engine.connect() as connection:
+            yield connection.execution_options(reading=True)
+
+    def _explained(self) -> contextlib.AbstractContextManager[None]:
+        return explained("the history", self._engine.dialect.loaded_dbapi.Error)
+
+
+@contextlib.contextmanager
+def explained(what: str, driver: type[Exception] = SQLAlchemyError) -> Iterator[None]:
+    """Raise a StoreError in place of an error of the database or of the disk.
+
+    Args:
+        what: the subject of the message.
+        driver: the driver's own class of errors.
+    """
+    try:
+        yield
+    except StoreError:
+        raise
+    except (SQLAlchemyError, OSError, driver) as error:
+        said = str(getattr(error, "orig", None) or getattr(error, "strerror", None) or error).strip().splitlines()
+        raise StoreError(
+            f"{what} cannot be read or written: {said[0] if said else type(error).__name__}.",
+            remedy="Check that CELLBLOCK_DATA_DIR is writable and has room, and that the database in "
+            "CELLBLOCK_STORE_URL answers.",
+        ) from error
+
+
+def without_password(url: str) -> str:
+    """Return a database's URL for a message."""
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return "at CELLBLOCK_STORE_URL"
+
+
+def _make_engine(url: str) -> Engine:
+    try:
+        parsed = make_url(url)
+        if parsed.get_backend_name() == "sqlite":
+            engine = create_engine(parsed, connect_args={"timeout": _BUSY / 1000, "check_same_thread": False})
+            event.listen(engine, "connect", _prepare_sqlite)
+            event.listen(engine, "begin", _begin_sqlite)
+            return engine
+        if parsed.get_backend_name() == "postgresql":
+            return create_engine(parsed, connect_args={"connect_timeout": _CONNECT}, pool_pre_ping=True)
+    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+        raise StoreError(
+            f"CELLBLOCK_STORE_URL cannot be used: {error}.",
+            remedy="Write sqlite:////path/history.db, or postgresql+psycopg://user@host/name and install "
+            "cellblock[postgres].",
+        ) from error
+    raise StoreError(
+        f"CELLBLOCK_STORE_URL names {parsed.get_backend_name()!r}; the history is kept in SQLite or PostgreSQL."
+    )
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # _begin_sqlite begins transactions, not the driver
+    _use_write_ahead_log(connection)
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+# SQLite waits for every lock except this one, which a new database needs once. Seen when four processes opened one.
+@retry(
+    retry=retry_if_exception_type(sqlite3.OperationalError),
+    stop=stop_after_delay(_BUSY / 1000),
+    wait=wait_random(0.005, 0.05),
+    reraise=True,
+)
+def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """Begin a transaction. A writer takes the lock at once: after a read it would fail if another process had written.
+
+    SQLAlchemy calls it at the beginning of each transaction.
+    """
+    options = connection.get_execution_options()
+    wanted = "FULL" if options.get("durable", False) else "NORMAL"
+    driver: Any = connection.connection.driver_connection
+    if connection.info.get("synchronous") != wanted:
+        driver.execute(f"PRAGMA synchronous={wanted}")
+        connection.info["synchronous"] = wanted
+    driver.execute("BEGIN" if options.get("reading", False) else "BEGIN IMMEDIATE")

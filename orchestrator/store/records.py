@@ -1,0 +1,77 @@
+"""The records that the history returns: one session, one cell, one checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+SessionState = Literal["live", "asleep", "ended"]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """One session in the history.
+
+    Attributes:
+        parent_id: the session that this one was forked from; None if it was not forked.
+        owner: the process that owns the session, in the form of ``Instance.name``; None if no process owns it.
+        state: "live" (it has a kernel, or had one when its owner died), "asleep" (it has only a checkpoint) or "ended".
+        end_reason: why the session ended; None while it has not.
+        created_at, last_used_at: seconds since the epoch.
+        kernel_id: the kernel that the session had last.
+        cells: the number of its last cell.
+        bytes: the size of its code and outputs; checkpoints are not included.
+    """
+
+    session_id: str
+    agent_id: str
+    parent_id: str | None
+    owner: str | None
+    state: SessionState
+    end_reason: str | None
+    created_at: float
+    last_used_at: float
+    kernel_id: str
+    runtime: str
+    cells: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CellRecord:
+    """One cell in the history.
+
+    Attributes:
+        outcome: as in ``ExecutionResult``; "running" until the outcome is known.
+        started_at, ended_at: seconds since the epoch.
+        result: ``ExecutionResult.as_dict()``; ``{"status": "running"}`` until the outcome is known.
+    """
+
+    number: int
+    kernel_id: str
+    code: str
+    started_at: float
+    ended_at: float | None
+    outcome: str
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRecord:
+    """One checkpoint file in the history.
+
+    Attributes:
+        created_at: seconds since the epoch.
+        cell: the number of the last cell whose effects are in the checkpoint.
+        asked_for: whether the caller requested the checkpoint; False if Cellblock made it by itself.
+        bytes: the size of the file.
+        lost: what could not be captured, each as ``{"name", "kind", "reason"}``.
+    """
+
+    checkpoint_id: str
+    session_id: str
+    created_at: float
+    cell: int
+    asked_for: bool
+    bytes: int
+    lost: list[dict[str, str]]

@@ -1,0 +1,193 @@
+"""The history's sessions: adding, changing, finding and deleting their rows. Only ``History`` uses this class."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, delete, func, insert, select, true, update
+
+from orchestrator.store.checkpointtable import row_of
+from orchestrator.store.database import Database
+from orchestrator.store.records import CheckpointRecord, SessionRecord, SessionState
+from orchestrator.store.schema import cells, checkpoints, sessions
+
+_NEWEST = (sessions.c.last_used_at.desc(), sessions.c.session_id)
+_MOST_FOUND = 10  # sessions that one prefix returns
+_LONGEST_REASON = 32  # characters, as in the schema
+
+
+class SessionTable:
+    """The sessions of one database. All methods block, and raise StoreError where the database fails.
+
+    Attributes:
+        home: the id of this host's data folder. Sessions of other hosts may be in the same database.
+    """
+
+    def __init__(self, database: Database, home: str) -> None:
+        self._database = database
+        self.home = home
+
+    def add_session(
+        self,
+        session_id: str,
+        agent_id: str,
+        *,
+        owner: str | None,
+        kernel_id: str,
+        runtime: str,
+        parent_id: str | None = None,
+        state: SessionState = "live",
+    ) -> None:
+        """Add a session."""
+        row = self._new_row(
+            session_id, agent_id, parent_id=parent_id, state=state, owner=owner, kernel_id=kernel_id, runtime=runtime
+        )
+        self._database.write(lambda connection: connection.execute(insert(sessions), [row]))
+
+    def add_forks(
+        self, parent_id: str, forks: Sequence[tuple[str, CheckpointRecord]], *, kernel_id: str, runtime: str
+    ) -> None:
+        """Add sleeping sessions, all or none, and survive a power failure.
+
+        Args:
+            forks: for each session its agent, and the checkpoint that it wakes from.
+        """
+        forked = [
+            self._new_row(
+                record.session_id, agent_id, parent_id=parent_id, state="asleep", kernel_id=kernel_id, runtime=runtime
+            )
+            for agent_id, record in forks
+        ]
+        with self._database.writing(durable=True) as connection:
+            connection.execute(insert(sessions), forked)
+            connection.execute(insert(checkpoints), [row_of(record) for _, record in forks])
+
+    def session_lives(self, session_id: str, *, owner: str, kernel_id: str, runtime: str) -> None:
+        """Record that a session has a kernel. No effect on a session that has ended."""
+        self._database.write(_updating(session_id, state="live", owner=owner, kernel_id=kernel_id, runtime=runtime))
+
+    def session_sleeps(self, session_id: str) -> None:
+        """Record that a session has only its newest checkpoint. A write that fails is made up for, as in ``end_cell``.
+
+        No effect on a session that has ended.
+        """
+        self._database.write_eventually(_updating(session_id, state="asleep", owner=None))
+
+    def session_ends(self, session_id: str, reason: str) -> None:
+        """Record why a session ended. A write that fails is made up for, as in ``end_cell``."""
+        ended = _updating(session_id, state="ended", owner=None, end_reason=reason[:_LONGEST_REASON])
+        self._database.write_eventually(ended)
+
+    def take_ownership(self, session_id: str, owner: str | None, new_owner: str | None) -> bool:
+        """Change a session's owner from ``owner`` to ``new_owner``; None is no process.
+
+        Returns:
+            False if ``owner`` is not the owner, because another process was faster; nothing is changed.
+        """
+        with self._database.writing() as connection:
+            changed = connection.execute(
+                update(sessions)
+                .where(sessions.c.session_id == session_id, sessions.c.owner.is_not_distinct_from(owner))
+                .values(owner=new_owner)
+            )
+            return changed.rowcount == 1
+
+    def sessions_of(self, agent_id: str) -> list[SessionRecord]:
+        """Return the agent's sessions on this host that have not ended, the last used first."""
+        self._database.write_deferred()  # an end may be among the deferred writes
+        return self._select(self._is_unended() & (sessions.c.agent_id == agent_id))
+
+    def unended(self) -> list[SessionRecord]:
+        """Return this host's sessions that have not ended, the last used first."""
+        return self._select(self._is_unended())
+
+    def sessions(self, agent_id: str | None = None, limit: int | None = None) -> list[SessionRecord]:
+        """Return all sessions of all hosts, or one agent's, the last used first."""
+        return self._select(true() if agent_id is None else sessions.c.agent_id == agent_id, limit)
+
+    def find(self, prefix: str) -> list[SessionRecord]:
+        """Return at most ten sessions whose id begins with ``prefix``, the last used first."""
+        return self._select(sessions.c.session_id.startswith(prefix, autoescape=True), _MOST_FOUND)
+
+    def delete(self, session_id: str, owner: str | None = None) -> list[str] | None:
+        """Delete a session of this host with its cells and checkpoints.
+
+        Args:
+            owner: the owner that the caller has seen. A session that has another owner by now is not deleted.
+
+        Returns:
+            The ids of the session's checkpoints; the caller removes the files. None if nothing was deleted: the owner
+            is another one, or the session belongs to another host.
+        """
+        mine = (sessions.c.session_id == session_id) & (sessions.c.home == self.home)
+        unchanged = sessions.c.owner.is_(None) if owner is None else sessions.c.owner == owner
+        with self._database.writing() as connection:
+            files = connection.scalars(
+                select(checkpoints.c.checkpoint_id).where(checkpoints.c.session_id == session_id)
+            ).all()
+            deleted = connection.execute(delete(sessions).where(mine & unchanged)).rowcount
+        return list(files) if deleted else None
+
+    def excess(self, older_than: float, most_bytes: int) -> list[str]:
+        """Return the ids of the sessions that retention deletes: the old ones, and the oldest above a total size.
+
+        A session that a process owns is never among them.
+
+        Args:
+            older_than: seconds since the epoch. Sessions last used before it are returned.
+            most_bytes: of this host's cells, outputs and checkpoints together. Above it only sessions that have ended
+                are returned: what one agent writes must not cost another agent its state.
+        """
+        records = self._select(sessions.c.home == self.home)
+        sizes = self._checkpoint_sizes()
+        total = sum(record.bytes + sizes.get(record.session_id, 0) for record in records)
+        excess = []
+        for record in sorted(records, key=lambda each: each.last_used_at):
+            too_much = record.state == "ended" and total > most_bytes
+            if record.owner is None and (record.last_used_at < older_than or too_much):
+                excess.append(record.session_id)
+                total -= record.bytes + sizes.get(record.session_id, 0)
+        return excess
+
+    def _new_row(self, session_id: str, agent_id: str, **fields: str | None) -> dict[str, Any]:
+        now = time.time()
+        mine = {"session_id": session_id, "agent_id": agent_id, "home": self.home}
+        return {**mine, "created_at": now, "last_used_at": now, **fields}
+
+    def _is_unended(self) -> Any:
+        return (sessions.c.home == self.home) & (sessions.c.state != "ended")
+
+    def _select(self, condition: Any, limit: int | None = None) -> list[SessionRecord]:
+        query = _with_totals().where(condition).order_by(*_NEWEST).limit(limit)
+        with self._database.reading() as connection:
+            return [_record(row) for row in connection.execute(query)]
+
+    def _checkpoint_sizes(self) -> dict[str, int]:
+        sums = select(checkpoints.c.session_id, func.sum(checkpoints.c.bytes)).group_by(checkpoints.c.session_id)
+        with self._database.reading() as connection:
+            return {session_id: int(size) for session_id, size in connection.execute(sums)}
+
+
+def _with_totals() -> Any:
+    """Return a query for sessions with the number of their last cell, and the bytes of their cells."""
+    totals = (
+        select(cells.c.session_id, func.max(cells.c.number).label("cells"), func.sum(cells.c.bytes).label("bytes"))
+        .group_by(cells.c.session_id)
+        .subquery()
+    )
+    return select(
+        sessions, func.coalesce(totals.c.cells, 0).label("cells"), func.coalesce(totals.c.bytes, 0).label("bytes")
+    ).outerjoin(totals, totals.c.session_id == sessions.c.session_id)
+
+
+def _updating(session_id: str, **values: Any) -> Callable[[Connection], object]:
+    """Return a write that changes a session, unless it has ended: an end is final."""
+    unended = (sessions.c.session_id == session_id) & (sessions.c.state != "ended")
+    updated = update(sessions).where(unended).values(last_used_at=time.time(), **values)
+    return lambda connection: connection.execute(updated)
+
+
+def _record(row: Row[Any]) -> SessionRecord:
+    return SessionRecord(**{key: value for key, value in row._mapping.items() if key != "home"})

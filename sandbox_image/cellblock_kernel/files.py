@@ -1,0 +1,58 @@
+"""Files of the sandbox: write, read and remove them for the host, a bounded piece at a time.
+
+Every function raises OSError when the system refuses.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def write_file(request: Mapping[str, Any], buffers: Sequence[Any]) -> None:
+    """Write one piece of a file.
+
+    Args:
+        request: "path", the "offset" of the piece in bytes, whether it is the "last" one, and the path to "rename" the
+            complete file to, or "".
+        buffers: the piece, or nothing for an empty one.
+    """
+    path = Path(request["path"])
+    if request["offset"] == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if request["offset"] == 0 else 0)
+    handle = os.open(path, flags, 0o644)
+    try:
+        data = memoryview(buffers[0]) if buffers else memoryview(b"")
+        written = 0
+        while written < len(data):
+            written += os.pwrite(handle, data[written:], request["offset"] + written)
+    finally:
+        os.close(handle)
+    if request["last"] and request["rename"]:
+        path.replace(request["rename"])
+
+
+def read_file(request: Mapping[str, Any]) -> bytes:
+    """Return one piece of a file. A piece shorter than requested is the last one.
+
+    Args:
+        request: "path", "offset" and "length" in bytes.
+    """
+    handle = os.open(request["path"], os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        data = bytearray()
+        while piece := os.pread(handle, request["length"] - len(data), request["offset"] + len(data)):
+            data += piece  # one call may return less than the file has
+        return bytes(data)
+    finally:
+        os.close(handle)
+
+
+def remove_file(request: Mapping[str, Any]) -> None:
+    """Remove a file. A missing file is no error.
+
+    Args:
+        request: "path".
+    """
+    Path(request["path"]).unlink(missing_ok=True)

@@ -1,0 +1,73 @@
+"""A blob store in memory: it shows that checkpoints and large outputs need no folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+from orchestrator.store.blobs import BlobReader, BlobWriter
+
+
+class _Writer:
+    def __init__(self) -> None:
+        self.content = b""
+
+    def write(self, piece: bytes) -> None:
+        self.content += piece
+
+    def restart(self) -> None:
+        self.content = b""
+
+
+class _Reader:
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self.size = len(content)
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self._content[offset : offset + length]
+
+
+class MemoryBlobs:
+    """A ``BlobStore`` whose blobs go with the process."""
+
+    def __init__(self) -> None:
+        self._blobs: dict[str, tuple[bytes, float]] = {}  # content, and when it was written or renewed
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[BlobWriter]:
+        writer = _Writer()
+        yield writer
+        self._blobs[name] = writer.content, time.monotonic()
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[BlobReader]:
+        yield _Reader(self._content(name))
+
+    def size(self, name: str) -> int:
+        return len(self._content(name))
+
+    def renew(self, name: str) -> bool:
+        if name in self._blobs:
+            self._blobs[name] = self._content(name), time.monotonic()
+        return name in self._blobs
+
+    def delete(self, name: str) -> None:
+        self._blobs.pop(name, None)
+
+    def names(self) -> set[str]:
+        return set(self._blobs)
+
+    def sweep(self, needed: Collection[str], older_than: float) -> int:
+        freed = 0
+        for name, (content, at) in list(self._blobs.items()):
+            if name not in needed and time.monotonic() - at > older_than:
+                del self._blobs[name]
+                freed += len(content)
+        return freed
+
+    def _content(self, name: str) -> bytes:
+        if name not in self._blobs:
+            raise FileNotFoundError(name)
+        return self._blobs[name][0]
