@@ -135,26 +135,26 @@ class AgentKernelManager:
         group: str | None = None,
         priority: int = 0,
     ) -> AsyncIterator[tuple[Kernel, KernelSession]]:
-        """Give the agent its kernel: the one that it has, with its variables, or a fresh one.
+        """Yield the agent's kernel and session: those that it has, with its variables, or new ones.
 
-        A session that sleeps is woken in a fresh kernel, from its newest checkpoint: ``session.restored`` says what
-        was lost. Leaving the context keeps the session for the agent's next call. When an earlier kernel of this agent
-        has ended, ``session.previous_end`` says why.
+        A session that sleeps wakes in a fresh kernel, from its newest checkpoint: ``session.restored`` says what was
+        lost. Leaving the context keeps the session for the agent's next call. If an earlier kernel of this agent has
+        ended, ``session.previous_end`` says why.
 
         Args:
-            timeout: seconds to wait for a free kernel, and for the engine; None waits for ever, and for the engine as
-                long as CELLBLOCK_ENGINE_TIMEOUT says.
-            caller: on whose behalf, for the audit log; default: this process's user and number.
-            group: whose share and quota the kernel counts against (``[groups]`` in the policy); default: that of the
-                agent's session, or the one of all agents without a group.
-            priority: where agents of a group wait, one step goes as far as ``scheduling.aging_s`` seconds of waiting.
+            timeout: seconds to wait for a free kernel and for the engine; None: without a limit for a kernel, and up
+                to CELLBLOCK_ENGINE_TIMEOUT for each call to the engine.
+            caller: who uses the kernel, for the audit log; default: this process's user id and process id.
+            group: the group whose share and quota the kernel counts against (``[groups]`` in the policy); default: the
+                group of the agent's session, or the group of all agents without one.
+            priority: the place in the queue of the group; one step is worth ``scheduling.aging_s`` seconds of waiting.
 
         Raises:
             InvalidInputError: see ``check_agent_id`` and ``check_lease_request``.
-            KernelPoolExhaustedError: there was no kernel for so long, or the policy lets nobody wait; it says what is
-                scarce, and how long one more would wait.
+            KernelPoolExhaustedError: no kernel became free within ``timeout``, or the policy refuses callers that would
+                wait. The error says what is scarce, and estimates the wait.
             KernelStartError, EngineError: no kernel could be started.
-            CheckpointError: the session sleeps, and cannot be woken; it is asleep as before.
+            CheckpointError: the session sleeps and cannot be woken; it sleeps as before.
             StoreError: the history cannot be read or written.
             ManagerClosedError: the manager was shut down.
         """
@@ -222,8 +222,7 @@ class AgentKernelManager:
     ) -> AsyncGenerator[Event, None]:
         """Run one cell and yield its outputs as they come; the last event is ``CellFinished`` with the result.
 
-        A consumer that stops early interrupts the cell: close the generator (``contextlib.aclosing``), or cancel
-        the task.
+        To stop early, close the generator (``contextlib.aclosing``) or cancel the task: both interrupt the cell.
 
         Raises:
             See ``execute_code``.
@@ -248,7 +247,7 @@ class AgentKernelManager:
         yield finished
 
     def interrupt(self, session: KernelSession) -> bool:
-        """Raise KeyboardInterrupt in the session's running cell, as Ctrl-C does; what it makes of it is its own affair.
+        """Raise KeyboardInterrupt in the session's running cell, as Ctrl-C does. The cell may catch it.
 
         A cell that ends with an error after that has the outcome "interrupted". Its kernel and variables stay.
 
@@ -262,13 +261,13 @@ class AgentKernelManager:
         return notebook.notebook_outputs(await self.execute_code(session, code))
 
     async def put_file(self, session: KernelSession, source: str | Path | bytes, destination: str) -> int:
-        """Copy a file of the host, or bytes, into the session's sandbox, in pieces of 1 MiB. Returns its bytes.
+        """Copy a file of the host, or bytes, into the session's sandbox. Return how many bytes it has.
 
         Args:
             destination: path inside; relative to the working directory ``/work``.
 
         Raises:
-            FileTransferError: the source cannot be read, or it does not fit; nothing of it is left inside.
+            FileTransferError: the source cannot be read, or it does not fit; the sandbox is unchanged.
             KernelDiedError, SessionEndedError: there is no kernel.
         """
         host = source if isinstance(source, bytes) else Path(source)
@@ -281,14 +280,14 @@ class AgentKernelManager:
     async def get_file(
         self, session: KernelSession, source: str, destination: str | Path, *, limit: int = 1024 * MIB
     ) -> int:
-        """Copy a file of the session's sandbox to the host, in pieces of 1 MiB. Returns its bytes.
+        """Copy a file of the session's sandbox to the host. Return how many bytes it has.
 
         Args:
             source: path inside; relative to the working directory ``/work``.
-            limit: bytes that are taken at most.
+            limit: the largest number of bytes to copy.
 
         Raises:
-            FileTransferError: it cannot be read or written, or exceeds the limit; no half of it is left.
+            FileTransferError: it cannot be read or written, or exceeds the limit; the destination is unchanged.
             KernelDiedError, SessionEndedError: there is no kernel.
         """
         async with self._wiring.in_use(session):
@@ -298,26 +297,26 @@ class AgentKernelManager:
         return taken.size
 
     async def end_session(self, agent_id: str, *, reason: str = "end_session") -> bool:
-        """End the agent's session and discard its kernel. A cell that runs ends with outcome "kernel_died".
+        """End the agent's session and discard its kernel. A running cell ends with outcome "kernel_died".
 
         Returns:
             Whether the agent had a session.
 
         Raises:
-            SessionBusyError: it has been on its way to its kernel, or to sleep, for a minute.
+            SessionBusyError: another call has been waking the session, or putting it to sleep, for a minute.
         """
         return await self._wiring.acquiring.end(agent_id, reason)
 
     async def checkpoint(self, session: KernelSession) -> Checkpoint:
-        """Keep the session's state: variables, functions, classes, imports, files, working directory, random state.
+        """Save the session's state: variables, functions, classes, imports, files, working directory, random state.
 
-        Waits for a running cell. What cannot be captured, such as an open file or a generator, is in ``lost``; in a
-        kernel that was restored from the checkpoint, using it raises NotRestoredError. A session that has a checkpoint
-        outlives this manager: the agent's next ``acquire_kernel``, in any process, wakes it.
+        Waits for a running cell. What cannot be captured, such as an open file or a generator, is in ``lost``; using it
+        after a restore raises NotRestoredError in the cell. A session that has a checkpoint outlives this manager: the
+        agent's next ``acquire_kernel``, in any process, wakes it.
 
         Raises:
-            CheckpointTooLargeError, CheckpointStateError: nothing was kept; the session goes on.
-            StoreError: it could not be written; nothing of it is left.
+            CheckpointTooLargeError, CheckpointStateError: the state cannot be saved; the session is unchanged.
+            StoreError: the checkpoint cannot be written; the session is unchanged.
             KernelDiedError, SessionEndedError: there is no kernel.
         """
         async with self._wiring.in_use(session):
@@ -326,17 +325,17 @@ class AgentKernelManager:
     async def restore(
         self, session: KernelSession, checkpoint: Checkpoint | str | Path, timeout: float | None = None
     ) -> Restored:
-        """Give the session the state of a checkpoint, in a fresh kernel. Its history stays.
+        """Load a checkpoint into a fresh kernel, and give that kernel to the session. Its history stays.
 
-        Until the fresh kernel has loaded it, the session and its kernel are as they were.
+        The session keeps its kernel until the fresh one has loaded the checkpoint.
 
         Args:
-            checkpoint: as ``checkpoint`` returned it, its id, or the path of its file.
-            timeout: seconds to wait for a free kernel; None waits a minute, since this session keeps one meanwhile.
+            checkpoint: what ``checkpoint`` returned, its id, or the path of its file.
+            timeout: seconds to wait for a free kernel; None: 60, because the session holds a kernel meanwhile.
 
         Raises:
-            CheckpointMissingError, CheckpointDamagedError, CheckpointFormatError, CheckpointForeignError: it cannot be
-                used; nothing of it was looked at.
+            CheckpointMissingError, CheckpointDamagedError, CheckpointFormatError, CheckpointForeignError: the
+                checkpoint cannot be used; the kernel has received none of it.
             CheckpointStateError: the fresh kernel could not load it.
             KernelPoolExhaustedError, KernelStartError, EngineError: there is no fresh kernel.
         """
@@ -348,25 +347,26 @@ class AgentKernelManager:
     ) -> list[KernelSession]:
         """Make ``count`` independent sessions with the state of this one, for agents that search.
 
-        They sleep, and wake at their first cell or ``acquire_kernel``: there may be more than ``max_kernels``.
+        The new sessions sleep until their first cell or ``acquire_kernel``, so ``count`` may exceed ``max_kernels``.
 
         Args:
-            agent_ids: whose they are; default: this agent's id with "~1", "~2", …
+            agent_ids: their agents; default: this agent's id with "~1", "~2", …
 
         Raises:
-            InvalidInputError: ``count`` is below 1, or an agent id is wrong, doubled, or has a session.
+            InvalidInputError: ``count`` is below 1, or an agent id is invalid, occurs twice, or has a session.
             CheckpointError, StoreError, KernelDiedError: see ``checkpoint``; no session was made.
         """
         if count < 1 or (agent_ids is not None and len(agent_ids) != count):
-            raise InvalidInputError("count must be 1 or more, and agent_ids as many.")
+            raise InvalidInputError("count must be 1 or more, and agent_ids must have count entries.")
         async with self._wiring.in_use(session):
             return await self._wiring.forking.fork(session, count, agent_ids)
 
     async def hibernate(self, agent_id: str) -> bool:
-        """Let the agent's session sleep now: checkpoint it, and give its kernel up.
+        """Checkpoint the agent's session and give its kernel up.
 
         Returns:
-            Whether it sleeps. Not when it is in use, or the policy keeps what no checkpoint can hold.
+            Whether the session sleeps now. False if it is in use, or if its checkpoint would lose something and the
+            policy forbids that.
         """
         session = self.sessions.get(agent_id)
         return session is not None and await self._wiring.hibernation.hibernate(session, "hibernate")
@@ -425,7 +425,7 @@ class AgentKernelManager:
         """Measure a kernel.
 
         Returns:
-            "memory_mb" (page cache left out), "memory_limit_mb", "peak_memory_mb", "rss_mb", "tmpfs_mb", "cpu_percent"
+            "memory_mb" (without page cache), "memory_limit_mb", "peak_memory_mb", "rss_mb", "tmpfs_mb", "cpu_percent"
             (of one core, since the last sample), "cpu_limit_percent", "cpu_seconds" (since its start), "pids" and
             "oom_kills". See ``Usage`` for what each means under either runtime.
 

@@ -1,6 +1,6 @@
-"""Settings: what the operator of this host chooses, from CELLBLOCK_* variables and a .env file.
+"""Settings: what the operator of this host configures, from CELLBLOCK_* variables and a .env file.
 
-What a *sandbox* may do is not here but in a policy (``policy.py``).
+The policy (``policy.py``) says what a sandbox may do.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def data_folder(name: str) -> Path:
-    """Return ``policies/`` or ``sandbox_image/``: in a checkout beside the package, in a wheel inside it."""
+    """Return the folder ``policies`` or ``sandbox_image``: beside the package in a checkout, inside it in a wheel."""
     packed = _PACKAGE / "data" / name
     return packed if packed.is_dir() else _PACKAGE.parent / name
 
@@ -28,31 +28,31 @@ class Settings(BaseSettings):
     """One field for each CELLBLOCK_* variable; a variable wins over ``.env``, ``.env`` over the default.
 
     Attributes:
-        runtime: container runtime: "auto" takes runsc where the engine has it working, else runc; any other name
-            must be one that the engine has. Empty: as the policy says.
+        runtime: the container runtime. "auto": runsc if it works in the engine, else runc. Any other name must be a
+            runtime of the engine. Empty: the policy's.
         policy: a name in ``policies/``, or the path of a TOML file.
-        image: the sandbox image; empty: the one whose tag is the digest of ``sandbox_image/``.
-        base_image: what ``cellblock image build`` builds on; empty: a base is made from this host's own Debian
-            packages where it can be, and the usual slim Python is taken where a registry answers.
-        warm_kernels: kernels kept ready beyond those in use, as far as ``max_kernels`` allows; None: as the policy
-            says.
-        state_dir: where the sockets of the kernels live; empty: ``/run/cellblock`` for root, else
+        image: the sandbox image; empty: the image whose tag is the digest of ``sandbox_image/``.
+        base_image: the image that ``cellblock image build`` builds on; empty: a base from this host's Debian packages
+            if possible, else the slim Python image of a registry.
+        warm_kernels: how many kernels to keep ready beyond those in use, within ``max_kernels``; None: the policy's
+            number.
+        state_dir: the folder of the kernels' sockets; empty: ``/run/cellblock`` for root, else
             ``$XDG_RUNTIME_DIR/cellblock``. A short path: unix socket paths end at 107 bytes.
-        data_dir: where sessions are kept: history, large outputs, checkpoints and the key that signs them; empty:
+        data_dir: the folder of sessions: history, large outputs, checkpoints and the key that signs them; empty:
             ``/var/lib/cellblock`` for root, else ``cellblock`` in ``$XDG_DATA_HOME`` (``~/.local/share``).
-        store_url: the history's database, as SQLAlchemy writes it, such as postgresql+psycopg://user@host/name; empty:
+        store_url: the history's database as an SQLAlchemy URL, such as postgresql+psycopg://user@host/name; empty:
             SQLite in ``data_dir``.
-        history_days: days after which a session that nobody used is deleted.
-        history_mb: MiB of history and checkpoints beyond which the oldest sessions are deleted.
+        history_days: days without use after which a session is deleted.
+        history_mb: MiB of history and checkpoints above which the oldest sessions are deleted.
         audit_log: the file of the audit log; empty: ``/var/log/cellblock/audit.jsonl`` for root, else
-            ``cellblock/audit.jsonl`` in ``$XDG_STATE_HOME`` (``~/.local/state``); "off": none.
-        audit_rotate_mb: MiB from which on a new file of the audit log is begun.
-        log_level: what the commands log on stderr: debug, info, warning, error.
+            ``cellblock/audit.jsonl`` in ``$XDG_STATE_HOME`` (``~/.local/state``); "off": no audit log.
+        audit_rotate_mb: MiB at which the audit log starts a new file.
+        log_level: the lowest level that the commands log on stderr: debug, info, warning or error.
         log_format: "text" or "json".
-        metrics_port: where Prometheus is answered, on ``metrics_address``; 0: nowhere.
-        uid_base, uid_count: the range of user ids that containers run as, one of its own for each.
-        engine_timeout: seconds that one call to the engine may take.
-        start_timeout: seconds from asking for a kernel to its being ready.
+        metrics_port: the port of the Prometheus endpoint, on ``metrics_address``; 0: no endpoint.
+        uid_base, uid_count: the range of user ids for containers; each container gets its own.
+        engine_timeout: the time limit of one call to the engine, in seconds.
+        start_timeout: the time limit for a kernel to become ready, in seconds.
     """
 
     model_config = SettingsConfigDict(env_prefix="CELLBLOCK_", env_file=".env", extra="ignore", frozen=True)
@@ -112,12 +112,12 @@ class Settings(BaseSettings):
 
     @cached_property
     def history_url(self) -> str:
-        """Where the history is, as SQLAlchemy writes it."""
+        """The history's database as an SQLAlchemy URL."""
         return self.store_url or f"sqlite:///{self.data_path}/history.db"
 
     @cached_property
     def audit_path(self) -> Path | None:
-        """Where the audit log is; None where there is to be none."""
+        """The file of the audit log; None if there is no audit log."""
         if self.audit_log == "off":
             return None
         if self.audit_log:

@@ -1,4 +1,4 @@
-"""SIGTERM, in a program that leaves it to its default: the managers shut down first, keeping their sessions."""
+"""Termination: on SIGTERM, in a program that does not handle it, managers shut down first and keep their sessions."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Close = Callable[[], Awaitable[None]]
 
 
 class Termination:
-    """Those in one event loop that want to close when the process is told to end."""
+    """The functions of one event loop that run before SIGTERM ends the process."""
 
-    _of_loop: dict[asyncio.AbstractEventLoop, Termination] = {}  # noqa: RUF012 - shared on purpose
+    _of_loop: dict[asyncio.AbstractEventLoop, Termination] = {}  # noqa: RUF012 - a process has one SIGTERM handler
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -26,10 +26,10 @@ class Termination:
 
     @classmethod
     def call_first(cls, close: Close) -> Callable[[], None]:
-        """Have ``close`` called before SIGTERM ends the process. Returns what calls that off.
+        """Call ``close`` before SIGTERM ends the process. Return a function that cancels this.
 
-        Does nothing off the main thread, or where the program, or a web server in it, has a handler of its own: that
-        one's shutdown is then its own affair. A second SIGTERM ends the process at once.
+        Has no effect outside the main thread, or if the program, or a web server in it, handles SIGTERM itself: that
+        handler must shut the manager down. A second SIGTERM ends the process at once.
         """
         loop = asyncio.get_running_loop()
         found = cls._of_loop.get(loop)

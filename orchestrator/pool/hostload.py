@@ -1,4 +1,4 @@
-"""HostLoad: what of this machine's memory and cores is free now, read from the kernel of the host."""
+"""HostLoad: how much of this machine's memory and cores is free now, as the host's kernel reports it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import psutil
 
 from orchestrator.pool.scheduler import HostCapacity
 
-_FRESH = 0.2  # seconds that a reading is good for: each cell asks for one
-_SPAN = 0.2  # seconds over which idle cores are computed at least
+_FRESH = 0.2  # seconds for which a reading is reused: each cell asks for one
+_SPAN = 0.2  # the shortest time in seconds over which idle cores are computed
 
 
 class HostLoad:
@@ -29,7 +29,7 @@ class HostLoad:
         self._at = 0.0
 
     def read(self) -> HostCapacity:
-        """Return the machine as it is, or was 0.2 s ago; ``cpus_idle`` since the reading before."""
+        """Return the machine's state, at most 0.2 s old; ``cpus_idle`` is the mean since the reading before."""
         now = time.monotonic()
         if self._last is None or now - self._at >= _FRESH:
             self._at = now
@@ -51,6 +51,6 @@ class HostLoad:
 
 
 def _idle_seconds() -> float:
-    """Seconds that cores have idled since the machine came up, all of them together."""
+    """Return the seconds that all cores together have idled since the machine booted."""
     times = psutil.cpu_times()
     return float(times.idle + times.iowait)

@@ -12,11 +12,11 @@ class KernelResource:
     """One place in the pool, and the kernel that fills it.
 
     Attributes:
-        kernel: None for a resource that only stands for a kernel.
+        kernel: None for a place without a kernel, as the reference's users make them.
         created_at, last_used_at: seconds since the epoch.
-        begun: monotonic seconds of its making.
+        begun: monotonic seconds of its creation.
         checked: monotonic seconds of its last sign of life.
-        group: of the agent that has it, which is charged for it; None while nobody is.
+        group: the group that is charged for it; None while it is not leased.
         served: whether an agent has had it; then it is discarded on release.
     """
 
@@ -32,10 +32,10 @@ class KernelResource:
         self.last_used_at: float | None = None
 
     def acquire(self) -> None:
-        """Take it.
+        """Lease it.
 
         Raises:
-            RuntimeError: it is taken, or being shut down.
+            RuntimeError: it is leased, or being shut down.
         """
         if not self.is_available or self.is_shutting_down:
             raise RuntimeError("Kernel is not available")
@@ -46,7 +46,7 @@ class KernelResource:
         """Give it back.
 
         Raises:
-            RuntimeError: nobody has taken it.
+            RuntimeError: it is not leased.
         """
         if self.is_available:
             raise RuntimeError("Kernel is already available")

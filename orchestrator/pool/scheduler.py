@@ -2,13 +2,13 @@
 
 The order of callers, each with a group and a priority:
 
-- a kernel that comes free goes to the group that holds the fewest for its weight (max-min fairness), never past the
-  group's quota;
-- within a group, to the caller that asked first; one step of priority is worth ``aging_s`` seconds of waiting;
-- every eighth kernel goes to the caller that is first by that measure in all groups.
+- A free kernel goes to the group that holds the fewest kernels for its weight (max-min fairness), never over its
+  quota.
+- Within a group, it goes to the caller that asked first. One step of priority is worth ``aging_s`` seconds of waiting.
+- Every eighth kernel goes to the caller that is first by age and priority in all groups.
 
-The last makes starvation impossible: a caller behind k others gets one of the next 8 (k + 1) kernels, whatever other
-groups do, unless its own group is at its quota. With one group and one priority all of this is first come, first
+The last rule makes starvation impossible: a caller behind k others gets one of the next 8 (k + 1) kernels, whatever
+other groups do, unless its own group is at its quota. With one group and one priority, the order is first come, first
 served.
 """
 
@@ -24,16 +24,16 @@ from typing import Any, Generic, Literal, TypeVar
 from orchestrator.limits import MIB, KernelResourceLimits
 from orchestrator.policy.policy import Group, Scheduling
 
-BY_AGE = 8  # every so many kernels one goes by age alone: what a group can hold beyond its share is 1/8 of all
-_PACE = 64  # kernels that came free, from which the pace is told
-_SLACK = 64  # stale entries that a heap may have, whatever its size
+BY_AGE = 8  # of so many kernels, one goes by age alone: a group can hold at most 1/8 of all beyond its share
+_PACE = 64  # the last so many freed kernels give the pace
+_SLACK = 64  # stale entries that a heap of any size may have
 
 T = TypeVar("T", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseRequest:
-    """For whom a kernel is asked: a group of agents, "" being that of all who name none, and a priority in it."""
+    """Who requests a kernel: a group of agents ("" for agents without a group) and a priority within it."""
 
     group: str = ""
     priority: int = 0
@@ -41,11 +41,11 @@ class LeaseRequest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ticket:
-    """One caller's place among those who wait.
+    """One caller's place in the queue.
 
     Attributes:
-        asked: when, in the seconds of the caller's clock.
-        rank: the least goes first.
+        asked: when the caller asked, in seconds of the caller's clock.
+        rank: the caller with the lowest rank goes first.
     """
 
     request: LeaseRequest
@@ -54,10 +54,10 @@ class Ticket:
 
 
 class _Ranking(Generic[T]):
-    """Items by rank, the least first; no two have the same rank. Every operation takes O(log n), amortised.
+    """Items by rank, the lowest first; no two have the same rank. Every operation takes O(log n), amortised.
 
-    What is ranked anew, or discarded, leaves a stale entry on the heap. It goes when it comes up, or with all others
-    when they outnumber the living.
+    An item that is ranked again or discarded leaves a stale entry on the heap. A stale entry goes when it reaches the
+    top, or with all others when they outnumber the current ones.
     """
 
     def __init__(self) -> None:
@@ -93,16 +93,16 @@ class _Ranking(Generic[T]):
 
 @dataclass(slots=True)
 class _Share:
-    """One group: what it may have, what it holds, and who waits in it."""
+    """One group: its weight and quota, how many kernels it holds, and its callers."""
 
     weight: float
     quota: float
     held: int = 0
     waiting: _Ranking[Ticket] = field(default_factory=_Ranking)
-    eligible: int = 0  # of those who wait, how many its quota lets through
+    eligible: int = 0  # how many of its callers its quota admits now
 
     def served_below(self, level: float) -> float:
-        """How many of those who wait are served before the group holds so many for its weight."""
+        """Return how many of its callers are served before the group holds ``level`` kernels per unit of weight."""
         return min(self.eligible, max(level * self.weight - self.held, 0.0))
 
 
@@ -110,15 +110,15 @@ class Scheduler:
     """The callers that wait for kernels, and what their groups hold.
 
     Invariants:
-    - ``next`` returns a ticket exactly when ``eligible`` is not 0: a kernel never idles while somebody may have it;
-    - no group is given more than its quota.
+    - ``next`` returns a ticket exactly when ``eligible`` is not 0: no kernel idles while a caller may have it.
+    - No group gets more kernels than its quota.
 
     Args:
-        groups: weight and quota of the groups that have their own; others have weight 1 and ``rules.group_quota``.
+        groups: weight and quota of named groups; other groups have weight 1 and ``rules.group_quota``.
 
     Attributes:
-        eligible: how many callers could be given a kernel now, were there kernels.
-        blocked: how many wait for their own group to come below its quota, by group.
+        eligible: how many callers could get a kernel now if there were enough kernels.
+        blocked: by group, how many callers wait because their group is at its quota.
     """
 
     def __init__(self, rules: Scheduling | None = None, groups: Mapping[str, Group] | None = None) -> None:
@@ -135,15 +135,15 @@ class Scheduler:
         self.blocked: dict[str, int] = {}
 
     def __len__(self) -> int:
-        """How many wait."""
+        """Return how many callers wait."""
         return self._waiting
 
     def held(self, group: str) -> int:
-        """How many kernels a group holds."""
+        """Return how many kernels a group holds."""
         return self._shares[group].held if group in self._shares else 0
 
     def ask(self, request: LeaseRequest, now: float) -> Ticket:
-        """Queue up."""
+        """Add a caller to the queue."""
         self._number += 1
         ticket = Ticket(request, now, (now - request.priority * self._rules.aging_s, self._number))
         self._share(request.group).waiting.put(ticket, ticket.rank)
@@ -152,7 +152,7 @@ class Scheduler:
         return ticket
 
     def withdraw(self, ticket: Ticket) -> None:
-        """Leave the queue; does nothing for one that has been given its kernel."""
+        """Remove a caller from the queue. Idempotent, also after the caller got its kernel."""
         share = self._shares.get(ticket.request.group)
         if share is None:
             return
@@ -162,7 +162,7 @@ class Scheduler:
         self._changed(ticket.request.group)
 
     def next(self) -> Ticket | None:
-        """Give a kernel: return whose it is, which holds it from now on; None where nobody may have one."""
+        """Give a kernel to the next caller: charge its group, and return its ticket; None if none may have one."""
         ranking = self._by_age if self._given % BY_AGE == BY_AGE - 1 else self._by_share
         group = ranking.first()
         if group is None:
@@ -178,15 +178,15 @@ class Scheduler:
         return ticket
 
     def hold(self, group: str) -> None:
-        """Count a kernel that a group has without having asked here, be it past its quota."""
+        """Charge a group for a kernel that it did not request here, even over quota."""
         self._share(group).held += 1
         self._changed(group)
 
     def release(self, group: str, now: float | None = None) -> None:
-        """Count one kernel less for a group.
+        """Stop charging a group for one kernel.
 
         Args:
-            now: when it came free for others; None where it did not serve.
+            now: when the kernel came free; None if no agent used it, so that it does not count for the pace.
         """
         self._shares[group].held -= 1
         if now is not None:
@@ -194,11 +194,11 @@ class Scheduler:
         self._changed(group)
 
     def expected_wait(self, group: str, now: float) -> float | None:
-        """Seconds that one more caller of a group would wait; None while fewer than two kernels have come free.
+        """Estimate the wait of one more caller of a group, in seconds; None until two kernels have come free.
 
-        Were kernels to come free as the last ones did, and were nobody to ask after this caller: it waits for those
-        before it in its group, and for those of other groups whose turn is before its own. At its quota, for as many
-        kernels of its own group.
+        Assumes that kernels come free at the pace of the last 64, and that nobody asks later. The caller waits for the
+        callers before it in its group, and for those of other groups whose turn comes first. At its quota, it waits
+        for kernels of its own group.
         """
         if len(self._freed) < 2:
             return None
@@ -221,7 +221,7 @@ class Scheduler:
         return self._shares[group]
 
     def _changed(self, group: str) -> None:
-        """Rank a group anew. One that neither holds nor waits is forgotten: names of groups come from outside."""
+        """Rank a group again, and forget it if it is empty: callers may invent any number of group names."""
         share = self._shares[group]
         self.eligible -= share.eligible
         share.eligible = int(min(len(share.waiting), max(share.quota - share.held, 0)))
@@ -245,10 +245,10 @@ class HostCapacity:
     """The machine at one moment.
 
     Attributes:
-        memory_free: bytes that can be had without swapping, the page cache included.
+        memory_free: bytes available without swapping, including the page cache.
         memory_of_kernels: bytes that the kernels of this pool use.
         cpus: cores.
-        cpus_idle: how many of them had nothing to do lately.
+        cpus_idle: how many of them idled recently.
     """
 
     memory_free: int
@@ -262,9 +262,9 @@ class Room:
     """What a pool may still start on its host.
 
     Attributes:
-        kernels: how many more; below 0 where others have taken what was promised to the kernels.
-        short_of: what is scarcer.
-        needed, free: bytes of memory that one more is promised, and that are not yet promised.
+        kernels: how many more kernels fit; below 0 if other processes use what was promised to kernels.
+        short_of: the scarcer resource.
+        needed, free: bytes of memory that one more kernel needs, and that are free and not promised.
         at_once: how many may be starting together while callers wait.
         ahead: how many may be starting together while nobody waits.
     """
@@ -281,13 +281,13 @@ UNLIMITED = Room(kernels=2**31, short_of="memory", needed=0, free=0, at_once=2**
 
 
 class Admission:
-    """Whether the host has room for one more kernel.
+    """Says whether the host has room for one more kernel.
 
-    Every kernel is promised its limits. The sum of the promises stays below what the machine has for kernels: what is
-    free now and what they use already, less the reserve, times the overcommit. Where memory is promised twice, there
-    must also be some: for one more kernel, and for each that is just starting, its limit divided by the overcommit.
+    Every kernel is promised its limits. The sum of the promises stays below (free memory + memory of the kernels -
+    reserve) * overcommit. With overcommit, some memory must also be free: for one more kernel and for each that is
+    starting, its limit divided by the overcommit.
 
-    The first kernel of a pool is always admitted: a host too small for one at its limits still runs one.
+    The first kernel of a pool is always admitted: a host that is too small for one kernel at its limits still runs one.
     """
 
     def __init__(self, limits: KernelResourceLimits, rules: Scheduling) -> None:
@@ -296,7 +296,7 @@ class Admission:
         self._rules = rules
 
     def room(self, host: HostCapacity, kernels: int, starting: int) -> Room:
-        """Tell the room beside ``kernels``, of which ``starting`` have not taken any memory yet."""
+        """Return the room beside ``kernels`` kernels, of which ``starting`` do not use memory yet."""
         rules = self._rules
         available = host.memory_free - rules.memory_reserve_mb * MIB
         free = int(rules.memory_overcommit * (available + host.memory_of_kernels)) - kernels * self._memory
@@ -309,7 +309,7 @@ class Admission:
             short_of="memory" if by_memory <= by_cpu else "cpu",
             needed=self._memory,
             free=max(min(free, there), 0),
-            # A start takes a whole core for most of a second: more at once make all of them late, the first too.
+            # A start takes a whole core for most of a second: more at once delay all of them, including the first.
             at_once=max(math.ceil(host.cpus), 2),
             ahead=max(math.floor(host.cpus_idle), 1),
         )

@@ -20,6 +20,7 @@ import orchestrator
 import orchestrator.errors
 import orchestrator.output.events
 from cellblock.sync import Manager
+from tests.conftest import REPOSITORY
 
 ERRORS = {
     "CellblockError", "CheckpointDamagedError", "CheckpointError", "CheckpointForeignError", "CheckpointFormatError",
@@ -134,7 +135,12 @@ def run_python(program: str, *blocked: str) -> subprocess.CompletedProcess[str]:
     """Run a program in a Python in which the modules of the names in ``blocked`` cannot be imported."""
     setup = f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))"
     return subprocess.run(
-        [sys.executable, "-c", f"{setup}\n{program}"], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", f"{setup}\n{program}"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
 
 

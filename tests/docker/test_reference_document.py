@@ -24,7 +24,7 @@ def snippets() -> list[str]:
 
 async def run(snippet: str, names: dict[str, Any]) -> None:
     """Run a snippet as a notebook would, with ``await`` at its top level."""
-    source = OLD_IMPORT.sub("from orchestrator import", snippet)
+    source = OLD_IMPORT.sub("from cellblock import", snippet)
     code = compile(source, "snippet", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     value = eval(code, names)  # noqa: S307 - the document's own snippet
     if inspect.isawaitable(value):

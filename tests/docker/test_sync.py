@@ -147,8 +147,10 @@ def test_a_script_that_is_interrupted_leaves_no_container(runtime: str, tmp_path
         f"    manager.execute(session, {ENDLESS!r})\n"
     )
     program = subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY
-    )
+        [sys.executable, str(script)],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "CELLBLOCK_RUNTIME": runtime},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     assert program.stdout is not None
     instance = program.stdout.readline().strip()
     time.sleep(1)
