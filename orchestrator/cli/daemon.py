@@ -16,7 +16,7 @@ app = typer.Typer(
 )
 
 
-class Progress:
+class StepDisplay:
     """Shows the steps of a long task: as a live status on a terminal, as plain lines elsewhere."""
 
     def __init__(self, console: Console, label: str) -> None:
@@ -25,7 +25,7 @@ class Progress:
         self._label = label
         self._last = ""
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> StepDisplay:
         if self._status:
             self._status.start()
         return self
@@ -48,16 +48,16 @@ class Progress:
 @app.command(epilog="Example: cellblock engine start")
 def start() -> None:
     """Start a Docker engine, unless one runs: install and configure it if necessary (needs root and Debian)."""
-    with Progress(Console(stderr=True), "engine") as progress:
-        found = bootstrap.start_engine(progress)
+    with StepDisplay(Console(stderr=True), "engine") as display:
+        found = bootstrap.start_engine(display)
     _show(found)
 
 
 @app.command(epilog="Example: cellblock engine stop")
 def stop() -> None:
     """Stop the engine if `cellblock engine start` started it. Any other engine keeps running."""
-    with Progress(Console(stderr=True), "engine") as progress:
-        stopped = bootstrap.stop_engine(progress)
+    with StepDisplay(Console(stderr=True), "engine") as display:
+        stopped = bootstrap.stop_engine(display)
     typer.echo("engine: stopped" if stopped else "engine: cellblock started none, so nothing was stopped")
 
 

@@ -23,7 +23,7 @@ from orchestrator.manager import AgentKernelManager
 from orchestrator.policy.policy import Policy
 from orchestrator.settings import Settings
 
-Verdict = Literal["good", "weak", "broken"]
+Condition = Literal["good", "weak", "broken"]
 _LOOKED_FOR = ("gVisor", "runc", "limits", "swap", "cgroups", "access control", "seccomp", "vsock", "engine's address",
                "CPU")  # fmt: skip
 _MARKS = {"good": "[green]good[/]", "weak": "[yellow]weak[/]", "broken": "[bold red]broken[/]"}
@@ -38,13 +38,13 @@ class Diagnosis:
     """One line of the report.
 
     Attributes:
-        verdict: "broken" if kernels cannot run, "weak" if the host promises less, otherwise "good".
+        condition: "broken" if kernels cannot run, "weak" if the host promises less, otherwise "good".
         fix: what to do about it; empty if no fix is known.
         consequence: what follows if it is not fixed.
     """
 
     subject: str
-    verdict: Verdict
+    condition: Condition
     found: str
     fix: str = ""
     consequence: str = ""
@@ -80,7 +80,7 @@ async def _examine(settings: Settings, usable: list[str]) -> list[Diagnosis]:
         diagnoses.append(await _image(engine, settings))
     finally:
         engine.close()
-    if all(diagnosis.verdict != "broken" for diagnosis in diagnoses):
+    if all(diagnosis.condition != "broken" for diagnosis in diagnoses):
         for runtime in _candidates(info["Runtimes"]):
             diagnoses.append(await _trial(runtime, settings, usable))
     return diagnoses
@@ -138,11 +138,11 @@ async def _trial(runtime: str, settings: Settings, usable: list[str]) -> Diagnos
 def _report(diagnoses: list[Diagnosis], usable: list[str], settings: Settings) -> None:
     table = Table("what", "state", "found", title="cellblock doctor", title_justify="left")
     for diagnosis in diagnoses:
-        table.add_row(diagnosis.subject, _MARKS[diagnosis.verdict], escape(plain(diagnosis.found)))
+        table.add_row(diagnosis.subject, _MARKS[diagnosis.condition], escape(plain(diagnosis.found)))
     console.print(table)
     for diagnosis in diagnoses:
-        if diagnosis.verdict != "good":
-            console.print(f"{_MARKS[diagnosis.verdict]} {diagnosis.subject}: {escape(plain(diagnosis.consequence))}")
+        if diagnosis.condition != "good":
+            console.print(f"{_MARKS[diagnosis.condition]} {diagnosis.subject}: {escape(plain(diagnosis.consequence))}")
             console.print(Padding(f"[bold]Fix:[/] {escape(plain(diagnosis.fix or 'none is known.'))}", (0, 0, 0, 2)))
     if not usable:
         console.print("[bold red]Kernels cannot run on this host[/] until the broken items above are fixed.")

@@ -156,9 +156,12 @@ class _Printer:
             except ValueError:  # the sandbox may send text that is not base64
                 return
             self._pictures += 1
-            self._out.mkdir(parents=True, exist_ok=True)
             path = self._out / f"picture-{self._pictures}.png"
-            path.write_bytes(content)
+            try:
+                self._out.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            except OSError as error:
+                raise InvalidInputError(f"{path} cannot be written: {error.strerror}.") from error
             errors.print(f"saved {path}", style="dim")
             return
         _write(sys.stdout, str(event.data.get("text/plain", "")) + "\n")

@@ -28,32 +28,37 @@ _COLOURS = {"holds": "green", "fails": "bold red", "does not apply": "dim", "the
 _GREEN, _RED, _NONE = "[green]green[/]", "[bold red]RED[/]", "[dim]-[/]"
 
 
+SelfTest = Annotated[
+    bool, typer.Option("--self-test", help="Also probe containers that each lack a defence: the probes must turn red.")
+]
+Runtimes = Annotated[
+    list[str] | None, typer.Option("--runtime", help="A runtime to verify; repeatable. Default: runc and runsc.")
+]
+PolicyName = Annotated[str, typer.Option("--policy", help="A policy's name or file. Default: CELLBLOCK_POLICY.")]
+ControlName = Annotated[
+    str,
+    typer.Option(
+        "--control", help="Instead, probe a container that lacks a defence (see --list); show what turns red."
+    ),
+]
+Cis = Annotated[
+    bool,
+    typer.Option("--cis", help="Instead, check a kernel's container against section 5 of the CIS Docker Benchmark."),
+]
+List = Annotated[bool, typer.Option("--list", help="Instead, list the claims and the controls. Needs no engine.")]
+ToJson = Annotated[Path | None, typer.Option("--json", help="Write the findings to this file as JSON.")]
+ToJunit = Annotated[Path | None, typer.Option("--junit", help="Write the findings to this file as JUnit XML.")]
+
+
 def verify(
-    self_test: Annotated[
-        bool,
-        typer.Option("--self-test", help="Also probe containers that each lack a defence: the probes must turn red."),
-    ] = False,
-    runtime: Annotated[
-        list[str] | None, typer.Option(help="A runtime to verify; repeatable. Default: runc and runsc.")
-    ] = None,
-    policy: Annotated[str, typer.Option(help="A policy's name or file. Default: CELLBLOCK_POLICY.")] = "",
-    control: Annotated[
-        str,
-        typer.Option(help="Instead, probe one container that lacks a defence (see --list), and show what turns red."),
-    ] = "",
-    cis: Annotated[
-        bool,
-        typer.Option(
-            "--cis", help="Instead, check a kernel's container against section 5 of the CIS Docker Benchmark."
-        ),
-    ] = False,
-    claims: Annotated[
-        bool, typer.Option("--list", help="Instead, list the claims and the controls. Needs no engine.")
-    ] = False,
-    to_json: Annotated[Path | None, typer.Option("--json", help="Write the findings to this file as JSON.")] = None,
-    to_junit: Annotated[
-        Path | None, typer.Option("--junit", help="Write the findings to this file as JUnit XML.")
-    ] = None,
+    self_test: SelfTest = False,
+    runtime: Runtimes = None,
+    policy: PolicyName = "",
+    control: ControlName = "",
+    cis: Cis = False,
+    claims: List = False,
+    to_json: ToJson = None,
+    to_junit: ToJunit = None,
 ) -> None:
     """Probe every promise of the sandbox on this host, with the real image, policy and runtimes. Takes under 3 minutes.
 
@@ -75,10 +80,17 @@ def verify(
     report = run_async(_verify(settings, runtime, self_test))
     _show(report, time.monotonic() - begun)
     if to_json is not None:
-        to_json.write_text(json.dumps(_as_dict(report), indent=2) + "\n")
+        _save(to_json, json.dumps(_as_dict(report), indent=2) + "\n")
     if to_junit is not None:
-        to_junit.write_bytes(_as_junit(report))
+        _save(to_junit, _as_junit(report))
     raise typer.Exit(0 if report.green else 1)
+
+
+def _save(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InvalidInputError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 async def _verify(settings: Settings, runtime: list[str] | None, self_test: bool) -> Report:
@@ -246,7 +258,7 @@ def _as_dict(report: Report) -> dict[str, Any]:
     }
 
 
-def _as_junit(report: Report) -> bytes:
+def _as_junit(report: Report) -> str:
     suites = ET.Element("testsuites")
     for runtime in report.runtimes:
         findings = [finding for finding in report.findings if finding.runtime == runtime]
@@ -261,8 +273,8 @@ def _as_junit(report: Report) -> bytes:
             for _, claim in (entry for entry in report.uncovered if entry[0] == runtime):
                 _case(suite, f"{claim} has a control", False, "no control turned this probe red")
     ET.indent(suites)
-    text: bytes = ET.tostring(suites, encoding="utf-8", xml_declaration=True)
-    return text
+    text: str = ET.tostring(suites, encoding="unicode")
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + text + "\n"
 
 
 def _suite(parent: ET.Element, name: str, good: list[bool]) -> ET.Element:

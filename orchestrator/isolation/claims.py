@@ -1,7 +1,7 @@
 """Defines a claim: one promise about a sandbox, and the probe that can refute it.
 
 The claims are in ``confinement`` (what a cell finds inside), ``record`` (how the engine configured the container),
-``bombs`` (what a cell does with the resources that it gets) and ``wire`` (what a kernel sends). The tests and
+``bombs`` (what a cell does with the resources that it gets) and ``wire_claims`` (what a kernel sends). The tests and
 ``cellblock verify`` run the same claims.
 """
 

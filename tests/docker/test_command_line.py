@@ -88,6 +88,14 @@ def test_run_saves_pictures(tmp_path: Path) -> None:
     assert (tmp_path / "pictures/picture-1.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_run_reports_a_picture_that_cannot_be_saved(tmp_path: Path) -> None:
+    """If --out names a file, the command exits with 1 and one message, without a traceback."""
+    (tmp_path / "plot.py").write_text("import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()\n")
+    (tmp_path / "pictures").write_text("")
+    done = cellblock("run", "plot.py", "--out", "pictures", cwd=tmp_path)
+    assert (done.returncode, "cannot be written" in done.stderr, "Traceback" in done.stderr) == (1, True, False)
+
+
 @pytest.mark.parametrize(
     ("arguments", "environment", "said"),
     [

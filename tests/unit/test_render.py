@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.cli.render import plain
-from orchestrator.cli.verify import _as_dict, _as_junit
+from orchestrator.cli.verify import _as_dict, _as_junit, _save
+from orchestrator.errors import InvalidInputError
 from orchestrator.isolation.claims import Verdict
 from orchestrator.isolation.verification import CLAIMS, Finding, Report
 
@@ -28,3 +31,9 @@ def test_junit_and_json_carry_any_evidence(evidence: str) -> None:
     assert failure is not None
     assert (failure.text or "") == plain(evidence).replace("\r", "")
     assert _as_dict(report)["findings"][0]["evidence"] == evidence
+
+
+def test_findings_that_cannot_be_written_are_reported(tmp_path: Path) -> None:
+    """A file in a folder that does not exist gives an error that names the file."""
+    with pytest.raises(InvalidInputError, match=r"verify\.json cannot be written"):
+        _save(tmp_path / "missing" / "verify.json", "{}")
