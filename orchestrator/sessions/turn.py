@@ -50,7 +50,8 @@ class Turn:
                 self._note_start()  # after sending: the audit log's thread would hold up the request
             async for event in events:
                 if isinstance(event, CellFinished):
-                    result = await self._session.keep_result(event.result)  # before the caller sees it
+                    result = event.result  # if it cannot be written now, no partial result takes its place
+                    result = await self._session.keep_result(result)  # before the caller sees it
                     event = CellFinished(result)
                 yield event
         finally:

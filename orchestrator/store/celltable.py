@@ -21,7 +21,11 @@ _BEGIN = insert(cells).values(
 _USE_SESSION = update(sessions).where(sessions.c.session_id == bindparam("of")).values(last_used_at=bindparam("now"))
 _END = (
     update(cells)
-    .where(cells.c.session_id == bindparam("of"), cells.c.number == bindparam("cell"))
+    .where(
+        cells.c.session_id == bindparam("of"),
+        cells.c.number == bindparam("cell"),
+        cells.c.outcome == bindparam("before"),
+    )
     .values(
         outcome=bindparam("how"),
         result=bindparam("what"),
@@ -62,7 +66,7 @@ class CellTable:
         self._database.write(begin)
 
     def end_cell(self, session_id: str, number: int, result: dict[str, Any]) -> None:
-        """Record a cell's result. No effect if the session was deleted.
+        """Record a cell's result. No effect if the cell has one already, or the session was deleted.
 
         Args:
             result: ``ExecutionResult.as_dict()``.
@@ -123,13 +127,14 @@ class CellTable:
         ended = {
             "of": session_id,
             "cell": number,
+            "before": "running",
             "how": result["outcome"],
             "what": encoded,
             "at": ended_at,
             "more": len(encoded) + sum(size for _, _, size in found),
         }
         closed = self._end.on(connection, ended)
-        if closed is not None and found:  # None: the session was deleted meanwhile
+        if closed is not None and found:  # None: the cell has a result already, or the session was deleted
             rows = [
                 {"cell_id": closed[0], "path": path, "digest": digest, "bytes": size} for path, digest, size in found
             ]

@@ -68,6 +68,16 @@ def test_cell_is_there_before_it_runs_and_closed_after(history: History) -> None
     assert closed.ended_at >= closed.started_at
 
 
+def test_the_first_result_of_a_cell_stays(history: History) -> None:
+    """A second one would not fit the large outputs of the first."""
+    begin(history)
+    history.begin_cell("s1", 1, "1", "k1")
+    first = {**OK, "outputs": [{"text": "A" * 100_000}]}
+    history.end_cell("s1", 1, first)
+    history.end_cell("s1", 1, {**OK, "outputs": []})
+    assert history.cells("s1")[0].result == first
+
+
 def test_hostile_text_comes_back_as_it_was(history: History) -> None:
     begin(history)
     nasty = "\x00 \ud800 \U0010ffff '; DROP TABLE cells; --"
