@@ -18,7 +18,7 @@ KERNEL_LABEL = f"{LABEL}.kernel"
 BOOT_LABEL = f"{LABEL}.boot"
 USER_LABEL = f"{LABEL}.user"
 NAMESPACE_LABEL = f"{LABEL}.network-namespace"
-LOCK_LABEL = f"{LABEL}.lock"
+RESTRICTIONS_LABEL = f"{LABEL}.lock"
 HOME_LABEL = f"{LABEL}.home"
 
 KERNEL_MOUNT = "/run/kernel"
@@ -77,13 +77,13 @@ def create_request(spec: ContainerSpec, policy: Policy, limits: KernelResourceLi
         "HostConfig": _host_config(spec, policy, limits),
     }
     check_floor(request)
-    request["Labels"][LOCK_LABEL] = _digest(request, policy, limits)
+    request["Labels"][RESTRICTIONS_LABEL] = _digest(request, policy, limits)
     return request
 
 
 def _digest(request: dict[str, Any], policy: Policy, limits: KernelResourceLimits) -> str:
     """Return a digest of all restrictions. A later process compares it with the one that it would create itself."""
-    restrictions = [request, policy.lock_digest, asdict(limits)]
+    restrictions = [request, policy.restrictions_digest, asdict(limits)]
     return hashlib.sha256(json.dumps(restrictions, sort_keys=True).encode()).hexdigest()
 
 
