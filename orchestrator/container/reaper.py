@@ -49,14 +49,8 @@ def leftovers(api: Any, kernel_ids: Collection[str]) -> list[Leftover]:
         labels = container["Labels"]
         here = (labels.get(BOOT_LABEL), labels.get(NAMESPACE_LABEL)) == host_identity()
         if here and labels.get(KERNEL_LABEL) in kernel_ids and labels.get(USER_LABEL, "").isdecimal():
-            found.append(
-                Leftover(
-                    labels[KERNEL_LABEL],
-                    labels[INSTANCE_LABEL],
-                    int(labels[USER_LABEL]),
-                    labels.get(RESTRICTIONS_LABEL, ""),
-                )
-            )
+            kernel_id, uid = labels[KERNEL_LABEL], int(labels[USER_LABEL])
+            found.append(Leftover(kernel_id, labels[INSTANCE_LABEL], uid, labels.get(RESTRICTIONS_LABEL, "")))
     return found
 
 
