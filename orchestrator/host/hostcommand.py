@@ -42,8 +42,7 @@ def run(
 ) -> Finished:
     """Run a command without a terminal and without stdin, and return how it ended.
 
-    The command has a session of its own, so Ctrl-C reaches this process only. It then interrupts the command, waits for
-    its end and raises.
+    The command has a session of its own, so Ctrl-C reaches this process only, which then interrupts the command.
 
     Args:
         command: the program and its arguments. No shell is involved.
@@ -65,10 +64,7 @@ def run(
     tail: deque[str] = deque(maxlen=_TAIL)
     try:
         timer.start()
-        for line in process.stdout or ():
-            tail.append(line.rstrip())
-            if on_line is not None:
-                on_line(line.rstrip())
+        _read(process, tail, on_line)
         code = process.wait()
     except BaseException:
         _end(process, _INTERRUPT + _KILL)
@@ -91,6 +87,13 @@ def _start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess
         env={**os.environ, **environment},
         start_new_session=True,
     )
+
+
+def _read(process: subprocess.Popen[str], tail: deque[str], on_line: Callable[[str], None] | None) -> None:
+    for line in process.stdout or ():
+        tail.append(line.rstrip())
+        if on_line is not None:
+            on_line(line.rstrip())
 
 
 def _end(process: subprocess.Popen[str], endings: Sequence[tuple[signal.Signals, float, bool]]) -> None:
