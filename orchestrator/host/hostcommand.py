@@ -55,12 +55,7 @@ def run(
     """
     process = _start(command, environment or {})
     expired = threading.Event()
-
-    def expire() -> None:
-        expired.set()
-        _end(process, _KILL)
-
-    timer = threading.Timer(seconds, expire)
+    timer = threading.Timer(seconds, _expire, (process, expired))
     tail: deque[str] = deque(maxlen=_TAIL)
     try:
         timer.start()
@@ -94,6 +89,11 @@ def _read(process: subprocess.Popen[str], tail: deque[str], on_line: Callable[[s
         tail.append(line.rstrip())
         if on_line is not None:
             on_line(line.rstrip())
+
+
+def _expire(process: subprocess.Popen[str], expired: threading.Event) -> None:
+    expired.set()
+    _end(process, _KILL)
 
 
 def _end(process: subprocess.Popen[str], endings: Sequence[tuple[signal.Signals, float, bool]]) -> None:
