@@ -20,7 +20,7 @@ from orchestrator.container.container import remove_by_name
 from orchestrator.container.engine import FAILURES, Engine
 from orchestrator.container.enginewatch import EngineWatch
 from orchestrator.container.folders import instance_folder, kernel_folder, wire_folder
-from orchestrator.container.hostconfig import LOCK_LABEL
+from orchestrator.container.hostconfig import RESTRICTIONS_LABEL
 from orchestrator.container.lease import Lease, host_identity, instance_lease
 from orchestrator.container.reaper import Leftover, clear_folder, leftovers, sweep_instance, sweep_late, sweep_orphans
 from orchestrator.errors import (
@@ -186,7 +186,7 @@ class Instance:
         """Return whether a kernel started now would have the same image, runtime, policy and limits as that one."""
         config = replace(self._config, instance=left.instance, folder=self._folder_of(left.instance))
         request = config.request(left.kernel_id, wire_folder(kernel_folder(config.folder, left.kernel_id)), left.uid)
-        return bool(request["Labels"][LOCK_LABEL] == left.lock)
+        return bool(request["Labels"][RESTRICTIONS_LABEL] == left.restrictions)
 
     async def sweep(self, *, everywhere: bool = False) -> int:
         """Remove what dead instances left on this host, except the kernels that this one has adopted.

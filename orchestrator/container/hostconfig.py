@@ -18,7 +18,7 @@ KERNEL_LABEL = f"{LABEL}.kernel"
 BOOT_LABEL = f"{LABEL}.boot"
 USER_LABEL = f"{LABEL}.user"
 NAMESPACE_LABEL = f"{LABEL}.network-namespace"
-LOCK_LABEL = f"{LABEL}.lock"
+RESTRICTIONS_LABEL = f"{LABEL}.lock"
 HOME_LABEL = f"{LABEL}.home"
 
 KERNEL_MOUNT = "/run/kernel"
@@ -77,13 +77,13 @@ def create_request(spec: ContainerSpec, policy: Policy, limits: KernelResourceLi
         "HostConfig": _host_config(spec, policy, limits),
     }
     check_floor(request)
-    request["Labels"][LOCK_LABEL] = _digest(request, policy, limits)
+    request["Labels"][RESTRICTIONS_LABEL] = _digest(request, policy, limits)
     return request
 
 
 def _digest(request: dict[str, Any], policy: Policy, limits: KernelResourceLimits) -> str:
     """Return a digest of all restrictions. A later process compares it with the one that it would create itself."""
-    restrictions = [request, policy.lock_digest, asdict(limits)]
+    restrictions = [request, policy.restrictions_digest, asdict(limits)]
     return hashlib.sha256(json.dumps(restrictions, sort_keys=True).encode()).hexdigest()
 
 
@@ -126,19 +126,24 @@ def _host_config(spec: ContainerSpec, policy: Policy, limits: KernelResourceLimi
             _read_only(spec.wire, KERNEL_MOUNT),
             *(_read_only(folder, f"{DATA_MOUNT}/{name}") for name, folder in policy.data.items()),
         ],
-        "Ulimits": [
-            {"Name": "nofile", "Soft": policy.limits.open_files, "Hard": policy.limits.open_files},
-            {"Name": "nproc", "Soft": nproc, "Hard": nproc},
-            {"Name": "core", "Soft": 0, "Hard": 0},
-            {"Name": "msgqueue", "Soft": 0, "Hard": 0},
-            {"Name": "sigpending", "Soft": 1024, "Hard": 1024},
-            {"Name": "memlock", "Soft": 65536, "Hard": 65536},
-        ],
+        "Ulimits": _ulimits(policy.limits.open_files, nproc),
         # Keeps what the kernel prints before it redirects its output to /dev/null, for the error of a failed start.
         "LogConfig": {"Type": "json-file", "Config": {"max-size": "64k", "max-file": "1"}},
         "Init": False,
         "AutoRemove": False,  # the owner reads the exit state and then removes the container
     }
+
+
+def _ulimits(open_files: int, nproc: int) -> list[dict[str, Any]]:
+    limits = {
+        "nofile": open_files,
+        "nproc": nproc,
+        "core": 0,
+        "msgqueue": 0,
+        "sigpending": 1024,
+        "memlock": 65536,
+    }
+    return [{"Name": name, "Soft": limit, "Hard": limit} for name, limit in limits.items()]
 
 
 def _read_only(source: Path, target: str) -> dict[str, Any]:

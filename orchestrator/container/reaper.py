@@ -1,4 +1,4 @@
-"""What a dead process left behind, its containers and its folders: found, and removed. Never a live neighbour's."""
+"""Reap what dead instances left: their containers and folders. Never touches those of a live instance."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from orchestrator.container.hostconfig import (
     HOME_LABEL,
     INSTANCE_LABEL,
     KERNEL_LABEL,
-    LOCK_LABEL,
     NAMESPACE_LABEL,
+    RESTRICTIONS_LABEL,
     USER_LABEL,
 )
 from orchestrator.container.lease import host_identity, is_dead
@@ -25,21 +25,21 @@ from orchestrator.container.lease import host_identity, is_dead
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A running container of this boot and network namespace.
+    """A running container of this boot and network namespace, which a new owner may adopt.
 
     Attributes:
         uid: its user id.
-        lock: what its label says of how it was locked; see ``hostconfig``.
+        restrictions: the digest of its restrictions, from its label; see ``hostconfig``.
     """
 
     kernel_id: str
     instance: str
     uid: int
-    lock: str
+    restrictions: str
 
 
 def leftovers(api: Any, kernel_ids: Collection[str]) -> list[Leftover]:
-    """Find the containers of these kernels that still run. Blocks.
+    """Return the containers of these kernels that still run. Blocks.
 
     Raises:
         DockerException: the engine does not answer.
@@ -49,20 +49,17 @@ def leftovers(api: Any, kernel_ids: Collection[str]) -> list[Leftover]:
         labels = container["Labels"]
         here = (labels.get(BOOT_LABEL), labels.get(NAMESPACE_LABEL)) == host_identity()
         if here and labels.get(KERNEL_LABEL) in kernel_ids and labels.get(USER_LABEL, "").isdecimal():
-            found.append(
-                Leftover(
-                    labels[KERNEL_LABEL], labels[INSTANCE_LABEL], int(labels[USER_LABEL]), labels.get(LOCK_LABEL, "")
-                )
-            )
+            kernel_id, uid = labels[KERNEL_LABEL], int(labels[USER_LABEL])
+            found.append(Leftover(kernel_id, labels[INSTANCE_LABEL], uid, labels.get(RESTRICTIONS_LABEL, "")))
     return found
 
 
 def sweep_orphans(api: Any, folder: Path, home: str | None) -> int:
-    """Remove the containers and folders of all instances that are dead. Blocks.
+    """Remove the containers and folders of all dead instances. Blocks.
 
     Args:
         api: docker-py's low-level client.
-        folder: where instances have their folders.
+        folder: the folder of all instances' folders.
         home: see ``orphans``.
 
     Returns:
@@ -82,9 +79,9 @@ def sweep_orphans(api: Any, folder: Path, home: str | None) -> int:
 
 
 def sweep_late(api: Any) -> int:
-    """Remove the containers of dead instances that do not run: what the engine was still making when they died. Blocks.
+    """Remove the containers of dead instances that do not run, such as those created after the owner's death. Blocks.
 
-    What runs is left to the next start, which may go on with it.
+    Running containers stay for the next start, which may adopt them.
 
     Returns:
         The number of containers that were removed.
@@ -99,11 +96,11 @@ def sweep_late(api: Any) -> int:
 
 
 def orphans(api: Any, home: str | None) -> list[dict[str, Any]]:
-    """Find the containers of dead instances, as the engine lists them. Blocks.
+    """Return the containers of dead instances as the engine lists them. Blocks.
 
     Args:
-        home: see ``ContainerSpec``. A kernel that runs and has another is left out, as long as its wire is there: the
-            next start there may go on with it. None: nothing is left out.
+        home: see ``ContainerSpec``. Leaves out running kernels of other homes whose sockets still exist, because the
+            next start with their home may adopt them. None leaves out nothing.
 
     Raises:
         DockerException: the engine does not answer.
@@ -119,22 +116,22 @@ def _divide(api: Any, home: str | None) -> tuple[list[dict[str, Any]], list[dict
 
 
 def _may_be_adopted_elsewhere(container: dict[str, Any], home: str) -> bool:
-    """Whether it runs, and another's next start finds its wire: a folder that is gone comes back for nobody."""
+    """Return whether a start with another home may adopt a container: it runs, and the folder of its sockets exists."""
     there = any(Path(mount["Source"]).exists() for mount in container["Mounts"])
     return container["State"] == "running" and there and container["Labels"].get(HOME_LABEL) != home
 
 
 def orphaned_folders(folder: Path) -> list[Path]:
-    """Find the folders of dead instances in ``folder``."""
+    """Return the folders of dead instances in ``folder``."""
     return [entry for entry in instance_folders(folder) if is_dead(instance_of(entry))]
 
 
 def sweep_instance(api: Any, instance: str, folder: Path, keep: Collection[str] = ()) -> int:
-    """Remove everything of one instance, whatever state it is in. Blocks. For the owner's last act.
+    """Remove all containers and folders of one instance. The owner calls this when it shuts down. Blocks.
 
     Args:
-        folder: the instance's.
-        keep: ids of kernels that stay, with their folders.
+        folder: the instance's folder.
+        keep: ids of kernels whose containers and folders stay.
 
     Returns:
         The number of containers that were removed.
@@ -148,23 +145,23 @@ def sweep_instance(api: Any, instance: str, folder: Path, keep: Collection[str] 
 
 
 def clear_folder(folder: Path, keep: Collection[str] = ()) -> None:
-    """Remove an instance's folder, but for those of the kernels in it that stay."""
+    """Remove an instance's folder, except the folders of kernels to keep."""
     kept = {kernel_folder(folder, kernel_id) for kernel_id in keep}
     for entry in folder.glob("*"):
         if not entry.is_dir():
             entry.unlink(missing_ok=True)
         elif entry not in kept:
             shutil.rmtree(entry, ignore_errors=True)
-    with contextlib.suppress(OSError):  # what stays is in it
+    with contextlib.suppress(OSError):  # it is not empty while kernels stay
         folder.rmdir()
 
 
 def _is_orphan(container: dict[str, Any]) -> bool:
-    """Judge only what can be judged from here; the rest is left alone."""
+    """Return whether the container's owner is dead. False if that cannot be known from here."""
     labels = container["Labels"]
     boot, namespace = host_identity()
     if labels.get(BOOT_LABEL) != boot:
-        # Made before this machine's last start, or by a process on another machine, which may be about to start it.
+        # Created before this machine's last boot, or by a process on another machine, which may be about to start it.
         return container["State"] in ("exited", "dead")
     if labels.get(NAMESPACE_LABEL) != namespace:
         return False

@@ -27,7 +27,7 @@ _TIMEOUT = 10.0  # seconds for one call to the engine
 _LOCK_SECONDS = 1800.0
 
 Report = Callable[[str], None]
-HOST = EnginePaths()
+_PATHS = EnginePaths()
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class EngineStatus:
     offer: str
 
 
-def status(paths: EnginePaths = HOST) -> EngineStatus:
+def status(paths: EnginePaths = _PATHS) -> EngineStatus:
     """Return the state of the engine.
 
     Raises:
@@ -71,7 +71,7 @@ def status(paths: EnginePaths = HOST) -> EngineStatus:
     )
 
 
-def start_engine(report: Report, paths: EnginePaths = HOST) -> EngineStatus:
+def start_engine(report: Report, paths: EnginePaths = _PATHS) -> EngineStatus:
     """Install, configure and start an engine as far as necessary, and return its state. Idempotent.
 
     Args:
@@ -90,7 +90,7 @@ def start_engine(report: Report, paths: EnginePaths = HOST) -> EngineStatus:
         return status(paths)
 
 
-def stop_engine(report: Report, paths: EnginePaths = HOST) -> bool:
+def stop_engine(report: Report, paths: EnginePaths = _PATHS) -> bool:
     """Stop the engine if Cellblock started it, and return whether it did.
 
     Raises:

@@ -42,8 +42,7 @@ def run(
 ) -> Finished:
     """Run a command without a terminal and without stdin, and return how it ended.
 
-    The command has a session of its own, so Ctrl-C reaches this process only. It then interrupts the command, waits for
-    its end and raises.
+    The command has a session of its own, so Ctrl-C reaches this process only, which then interrupts the command.
 
     Args:
         command: the program and its arguments. No shell is involved.
@@ -54,30 +53,13 @@ def run(
     Raises:
         OSError: the program could not be started.
     """
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env={**os.environ, **(environment or {})},
-        start_new_session=True,
-    )
+    process = _start(command, environment or {})
     expired = threading.Event()
-
-    def expire() -> None:
-        expired.set()
-        _end(process, _KILL)
-
-    timer = threading.Timer(seconds, expire)
+    timer = threading.Timer(seconds, _expire, (process, expired))
     tail: deque[str] = deque(maxlen=_TAIL)
     try:
         timer.start()
-        for line in process.stdout or ():
-            tail.append(line.rstrip())
-            if on_line is not None:
-                on_line(line.rstrip())
+        _read(process, tail, on_line)
         code = process.wait()
     except BaseException:
         _end(process, _INTERRUPT + _KILL)
@@ -87,6 +69,31 @@ def run(
         if process.stdout is not None:
             process.stdout.close()
     return Finished(code, "\n".join(tail), expired.is_set())
+
+
+def _start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env={**os.environ, **environment},
+        start_new_session=True,
+    )
+
+
+def _read(process: subprocess.Popen[str], tail: deque[str], on_line: Callable[[str], None] | None) -> None:
+    for line in process.stdout or ():
+        tail.append(line.rstrip())
+        if on_line is not None:
+            on_line(line.rstrip())
+
+
+def _expire(process: subprocess.Popen[str], expired: threading.Event) -> None:
+    expired.set()
+    _end(process, _KILL)
 
 
 def _end(process: subprocess.Popen[str], endings: Sequence[tuple[signal.Signals, float, bool]]) -> None:

@@ -254,7 +254,7 @@ class Policy(_Section):
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
     @cached_property
-    def lock_digest(self) -> str:
+    def restrictions_digest(self) -> str:
         """SHA-256 of the settings that can affect a container's restrictions. Those of pool and scheduling cannot."""
         settings = self.model_dump(mode="json", exclude={"pool", "scheduling", "groups"})
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

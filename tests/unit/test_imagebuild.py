@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 from pathlib import Path
 
@@ -105,3 +106,22 @@ def test_package_list_is_read_without_its_comments(tmp_path: Path) -> None:
     listing = tmp_path / "packages.txt"
     listing.write_text("# base\nbash\n\ntar  # for archives\n")
     assert baseimage.package_names(listing) == ["bash", "tar"]
+
+
+NAMES_IN_CHECKPOINTS = {
+    "arrays": {"_make_view"},
+    "notrestored": {"NotRestored"},
+    "pickling": {
+        "_name", "_make_function", "_make_module", "_fill_module", "_make_cell", "_fill_cell", "_make_exception",
+        "_bare", "_set_state", "_make_handler", "_standard_stream", "_closed_file", "_make_memory", "_dead_reference",
+        "_weak_values", "_weak_keys", "_make_cached",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("module", NAMES_IN_CHECKPOINTS)
+def test_checkpoints_of_earlier_images_find_their_functions(module: str) -> None:
+    """A pickle refers to functions by module and name, so these must stay where they are."""
+    source = (data_folder("sandbox_image") / "cellblock_session" / f"{module}.py").read_text()
+    defined = {node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    assert defined >= NAMES_IN_CHECKPOINTS[module]
