@@ -54,33 +54,41 @@ class LoopThread:
 
     @contextlib.contextmanager
     def enter(self, context: Callable[[], AbstractAsyncContextManager[R]]) -> Iterator[R]:
-        """Enter and leave an asynchronous context, both in one task of the loop. Raises what ``run`` raises."""
-        stack = contextlib.AsyncExitStack()  # knows whether it was entered when Ctrl-C comes at that moment
+        """Enter and leave an asynchronous context, both in one task of the loop. ``stop`` leaves it, too.
+
+        Raises:
+            ManagerClosedError, RuntimeError: see ``run``.
+        """
         with self._strand() as strand:
             try:
-                yield self._result(strand, lambda: stack.enter_async_context(context()))
-            except BaseException as raised:
-                error = raised
-                if not self._result(strand, lambda: stack.__aexit__(type(error), error, error.__traceback__)):
+                yield self._result(strand, lambda: strand.stack.enter_async_context(context()))
+            except BaseException as error:
+                if not self._leave(strand, error):
                     raise
             else:
-                self._result(strand, lambda: stack.__aexit__(None, None, None))
+                self._leave(strand, None)
 
     def iterate(self, stream: AsyncGenerator[R, None]) -> Generator[R, None, None]:
-        """Yield what an asynchronous generator yields; closing this one closes that one. Raises what ``run`` raises."""
+        """Yield what an asynchronous generator yields; closing this one closes that one. ``stop`` closes it, too.
+
+        Raises:
+            ManagerClosedError, RuntimeError: see ``run``.
+        """
+
+        async def begin() -> None:
+            strand.stack.push_async_callback(stream.aclose)
 
         async def step() -> Any:
             return await anext(stream, _END)
 
         with self._strand() as strand:
             try:
+                self._result(strand, begin)
                 while (item := self._result(strand, step)) is not _END:
                     yield item
             finally:
-                if threading.current_thread() is self._thread:  # the garbage collector closes it, and runs here
-                    strand.begin(stream.aclose, Future())
-                else:
-                    self._result(strand, stream.aclose)
+                if threading.current_thread() is not self._thread:  # the garbage collector may close it there
+                    self._leave(strand, None)
 
     def stop(self) -> None:
         """Cancel what still runs, end the thread and wait for its end. Idempotent."""
@@ -118,6 +126,13 @@ class LoopThread:
             done.exception()  # waits for the end; a second Ctrl-C ends the wait
             raise
 
+    def _leave(self, strand: _Strand, error: BaseException | None) -> bool:
+        """Leave what the strand has entered. Return whether that suppresses the error."""
+        kind, traceback = (None, None) if error is None else (type(error), error.__traceback__)
+        with contextlib.suppress(ManagerClosedError):  # `stop` has left it
+            return bool(self._result(strand, lambda: strand.stack.__aexit__(kind, error, traceback)))
+        return False
+
     def _post(self, function: Callable[[], object]) -> None:
         """Have the loop call a function; does nothing when the loop is closed, where ``_serve`` fails what waits."""
         if self._loop is not None:
@@ -150,9 +165,13 @@ class _Strand:
     """Runs the steps of one call one after another, all in one task: timeouts and context variables need that.
 
     Its methods are called in the loop's thread.
+
+    Attributes:
+        stack: what the steps have entered; left at the latest when the task ends.
     """
 
     def __init__(self) -> None:
+        self.stack = contextlib.AsyncExitStack()
         self._steps: asyncio.Queue[tuple[Callable[[], Awaitable[Any]], Future[Any]] | None] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._cancelled = False
@@ -174,19 +193,22 @@ class _Strand:
         self._steps.put_nowait(None)
 
     async def _run(self) -> None:
-        while (step := await self._steps.get()) is not None:
-            work, done = step
-            try:
-                done.set_result(await work())
-            except asyncio.CancelledError:
-                if not self._cancelled:
-                    raise  # the loop ends: `LoopThread` fails what waits
-                self._cancelled = False
-                assert self._task is not None
-                self._task.uncancel()
-                done.set_exception(CancelledError())
-            except BaseException as error:  # noqa: BLE001 - it belongs to the caller in the other thread
-                done.set_exception(error)
+        async with self.stack:
+            while (step := await self._steps.get()) is not None:
+                await self._take(*step)
+
+    async def _take(self, work: Callable[[], Awaitable[Any]], done: Future[Any]) -> None:
+        try:
+            done.set_result(await work())
+        except asyncio.CancelledError:
+            if not self._cancelled:
+                raise  # the loop ends: `LoopThread` fails what waits
+            self._cancelled = False
+            assert self._task is not None
+            self._task.uncancel()
+            done.set_exception(CancelledError())
+        except BaseException as error:  # noqa: BLE001 - it belongs to the caller in the other thread
+            done.set_exception(error)
 
 
 def _closed() -> ManagerClosedError:

@@ -1,4 +1,4 @@
-"""What callers pass in: checked before anything is started. Pure."""
+"""Checks what callers pass in, before anything is started. Pure."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ _FORBIDDEN_IN_AGENT_ID = set("/\\")
 
 
 def check_agent_id(agent_id: str) -> None:
-    """An agent id is 1 to 200 printable characters without slashes: it appears in logs, paths and terminals.
+    """Check that an agent id is safe in logs, paths and terminals.
 
     Raises:
-        InvalidAgentIdError: it is not.
+        InvalidAgentIdError: it is not 1 to 200 printable characters without slashes.
     """
     if not isinstance(agent_id, str) or not agent_id.strip():
         raise InvalidAgentIdError("an agent id must be a string that is not empty.")
     if len(agent_id) > LONGEST_AGENT_ID:
-        raise InvalidAgentIdError(f"the agent id has {len(agent_id)} characters; {LONGEST_AGENT_ID} is the most.")
+        raise InvalidAgentIdError(f"the agent id has {len(agent_id)} characters; the limit is {LONGEST_AGENT_ID}.")
     if not agent_id.isprintable() or _FORBIDDEN_IN_AGENT_ID & set(agent_id):
         raise InvalidAgentIdError(
-            f"the agent id {agent_id[:40]!r} holds slashes, or characters that cannot be printed."
+            f"the agent id {agent_id[:40]!r} contains slashes, or characters that cannot be printed."
         )
 
 
 def check_lease_request(group: str | None, priority: int) -> None:
-    """A group's name is empty, or up to 200 printable characters; a priority is a whole number from -100 to 100.
+    """Check the group and the priority of a lease request.
 
     Raises:
-        InvalidInputError: it is not.
+        InvalidInputError: the group's name has more than 200 characters, or some that cannot be printed; or the
+            priority is no whole number from -100 to 100.
     """
     if group is not None and (not isinstance(group, str) or len(group) > LONGEST_GROUP or not group.isprintable()):
         raise InvalidInputError(f"a group is a string of at most {LONGEST_GROUP} printable characters.")
@@ -41,23 +42,23 @@ def check_lease_request(group: str | None, priority: int) -> None:
 
 
 def check_code(code: str) -> None:
-    """Code is a string that is not empty, of at most 1 MiB, without NUL bytes and lone surrogates.
+    """Check that code can be sent to a kernel.
 
     Raises:
-        InvalidCodeError: it is not.
+        InvalidCodeError: it is not a string, is empty, exceeds 1 MiB, or contains NUL bytes or lone surrogates.
     """
     if not isinstance(code, str):
         raise InvalidCodeError(f"code must be a string, not {type(code).__name__}.")
     if not code.strip():
         raise InvalidCodeError("the code is empty.")
     if "\0" in code:
-        raise InvalidCodeError("the code holds NUL bytes.")
+        raise InvalidCodeError("the code contains NUL bytes.")
     try:
         size = len(code.encode())
     except UnicodeEncodeError as error:
-        raise InvalidCodeError(f"the code holds a lone surrogate at character {error.start}.") from None
+        raise InvalidCodeError(f"the code contains a lone surrogate at character {error.start}.") from None
     if size > LONGEST_CODE:
         raise InvalidCodeError(
-            f"the code has {size} bytes; a cell takes at most {LONGEST_CODE}.",
-            remedy="Put large data into a file with `await manager.put_file(session, data, name)`.",
+            f"the code has {size} bytes; a cell may have at most {LONGEST_CODE}.",
+            remedy="Write large data to a file with `await manager.put_file(session, data, name)`.",
         )

@@ -1,4 +1,4 @@
-"""What a session may use, and counting against it. Pure: no clock but the monotonic one, no I/O."""
+"""What a session may use, and deadlines on the monotonic clock. Pure: no other clock, no I/O."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class KernelResourceLimits:
     """Limits of every kernel of one manager.
 
     Attributes:
-        max_cpu_percent: of one core; above 0, at most 100.
-        max_memory_mb: MiB, the kernel's files in its tmpfs included; beyond it the kernel is ended ("oom").
+        max_cpu_percent: share of one core; above 0, at most 100.
+        max_memory_mb: MiB, including the files in the kernel's tmpfs; above that the kernel is killed ("oom").
         max_execution_time: seconds that one cell may take.
-        max_output_size_mb: MiB that one cell may output; past it the head and the tail are kept, and the result says
-            how much is missing.
-        idle_timeout_seconds: a session that nobody has used for so long ends.
+        max_output_size_mb: MiB that one cell may output; above that the head and the tail are kept, and the result
+            says how much is missing.
+        idle_timeout_seconds: an unused session hibernates or ends after that time.
 
     Raises:
         ValueError: a limit is not positive, a size is infinite, or the CPU share exceeds 100 %.
@@ -32,7 +32,7 @@ class KernelResourceLimits:
     idle_timeout_seconds: float = 300.0
 
     def __post_init__(self) -> None:
-        # `not (x > 0)` and not `x <= 0`: NaN fails too.
+        # `not x > 0` instead of `x <= 0`, so that NaN fails too.
         for value, name in (
             (self.max_cpu_percent, "CPU percent"),
             (self.max_memory_mb, "Memory limit"),
@@ -43,7 +43,7 @@ class KernelResourceLimits:
             if not value > 0:
                 raise ValueError(f"{name} must be positive")
         for value, name in ((self.max_memory_mb, "Memory limit"), (self.max_output_size_mb, "Output size")):
-            if math.isinf(value):  # seconds may be: a cell or a session without an end
+            if math.isinf(value):  # seconds may be infinite: a cell or a session without a limit
                 raise ValueError(f"{name} must be finite")
         if self.max_cpu_percent > 100:
             raise ValueError("CPU percent cannot exceed 100")
@@ -54,23 +54,23 @@ class KernelResourceLimits:
 
 
 class Deadline:
-    """A moment on the monotonic clock; steps of the wall clock do not move it."""
+    """A moment on the monotonic clock, ``seconds`` from now. Changes of the wall clock do not move it."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
 
     def remaining(self) -> float:
-        """Seconds left, never below 0."""
+        """Return the seconds left, never less than 0."""
         return max(0.0, self._end - time.monotonic())
 
 
 @dataclass(frozen=True, slots=True)
 class OutputLimits:
-    """What one cell may output; past any of it the head and the tail are kept.
+    """What one cell may output; above any of the limits the head and the tail are kept.
 
     Attributes:
-        bytes: as the outputs lie in memory; text in characters beyond Latin-1 takes two or four for each.
-        messages: pieces of output, as the kernel sends them.
+        bytes: of the outputs in memory, where a character beyond Latin-1 takes two or four bytes.
+        messages: pieces of output that the kernel sends.
         displays: displays and values of last expressions.
     """
 

@@ -27,9 +27,9 @@ class Outcome(StrEnum):
 
     Attributes:
         ends: what it can be the end of.
-        kernel_lives: whether the kernel lives after a cell, kernel or session with this end; None where that depends:
-            on whether the cell ended within the grace period of its interrupt, or on whether the kernel itself or a
-            process that the cell started ran out of memory.
+        kernel_lives: whether this end leaves the kernel alive; None where that depends on whether the cell ended within
+            the grace period of its interrupt, or on whether the kernel or only a process of the cell ran out of memory.
+            ``ExecutionResult.kernel_state`` has the actual state: a kernel may also die after its cell ended.
     """
 
     ends: Ends
@@ -51,7 +51,7 @@ class Outcome(StrEnum):
     ERROR = "error", Ends.CELL, True  # the code raised an exception
     INTERRUPTED = "interrupted", Ends.CELL, True  # by ``manager.interrupt``, or by the end of the orchestrator
 
-    # Of cells, and of kernels that the host killed because their cell did not heed the interrupt
+    # Of cells, and of kernels that the host killed because their cell ignored the interrupt
     TIMEOUT = "timeout", Ends.CELL | _DEATH, None
     CANCELLED = "cancelled", Ends.CELL | _DEATH, None  # the task that awaited the cell was cancelled
     OUTPUT_LIMIT = "output_limit", Ends.CELL | _DEATH, None

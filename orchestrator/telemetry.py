@@ -107,14 +107,18 @@ class Telemetry:
             self._kernels.labels(state).set_function(lambda state=state: counts()[state])  # type: ignore[misc]
         self._waiting.set_function(lambda: counts()["waiting"])
 
-    def serve(self, address: str, port: int) -> None:
+    def serve(self, address: str, port: int) -> int:
         """Serve the metrics on a port of this host, in a thread.
+
+        Returns:
+            The port: a free one if ``port`` is 0.
 
         Raises:
             SettingsError: the port is not free, or needs more rights.
         """
         try:
             self._server, _ = start_http_server(port, address, self.registry)
+            return int(self._server.server_port)
         except OSError as error:
             raise SettingsError(
                 f"metrics cannot be served on {address}:{port}: {error.strerror or error}.",

@@ -1,4 +1,4 @@
-"""What tests need of Debian's packages, installed where it is missing."""
+"""Files of Debian packages that tests need. Missing packages are installed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.turns import open_shared
 
 
 def of_package(package: str, find: Callable[[], Path | None]) -> Path:
-    """Return what ``find`` finds, at the latest once the package is installed."""
+    """Return the path that ``find`` returns, after installing the package if it returns None."""
     with open_shared("packages") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         found = find()
@@ -19,5 +19,5 @@ def of_package(package: str, find: Callable[[], Path | None]) -> Path:
             aptpackages.update(print)
             aptpackages.install([package], print)
             found = find()
-    assert found is not None, f"it is not installed: apt-get install {package}"
+    assert found is not None, f"{package} could not be installed; run `apt-get install {package}`"
     return found

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own, from Debian's packages."""
+"""A PostgreSQL server for the tests, from Debian's packages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _START = 60.0  # seconds
 
 @contextlib.contextmanager
 def postgres_server() -> Iterator[str]:
-    """Start one that listens on a unix socket alone, and yield the URL of an empty database."""
+    """Start a server that listens only on a unix socket, and yield the URL of an empty database."""
     programs = of_package("postgresql", _initdb).parent
     with tempfile.TemporaryDirectory(prefix="cellblock-pg-") as name:
         folder = Path(name)

@@ -164,7 +164,7 @@ class ContainerKernel(Kernel):
 
     def abandon(self) -> None:
         self.config.left.add(self.kernel_id)
-        self._guard.disconnect("its host has let go of it")
+        self._guard.disconnect("its orchestrator abandoned it")
         self._wire.close()
         self.container.forget_process()
         self.user.release()
@@ -227,7 +227,7 @@ class ContainerKernel(Kernel):
 
     def kill(self, why: Stop) -> None:
         self._killed_for = why
-        self._guard.disconnect("its cell did not heed the interrupt")
+        self._guard.disconnect("its cell ignored the interrupt")
 
     def ran_out_of_memory(self) -> None:
         """Note that the engine saw an out-of-memory kill in this container. Called by the instance.

@@ -171,7 +171,7 @@ class FakeKernel(Kernel):
         self.stopped = True
 
     def abandon(self) -> None:
-        self._lose("its host has let go of it", Exit(Outcome.KERNEL_DIED, None))
+        self._lose("its orchestrator abandoned it", Exit(Outcome.KERNEL_DIED, None))
         self.abandoned = True
 
     # What is sent to it
@@ -234,7 +234,7 @@ class FakeKernel(Kernel):
         self._interpreter.interrupt("outside")
 
     def kill(self, why: Stop) -> None:
-        self._lose("its cell did not heed the interrupt", Exit(why, None))
+        self._lose("its cell ignored the interrupt", Exit(why, None))
 
     # What it uses, and what is recorded of it
 

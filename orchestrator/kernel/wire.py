@@ -107,6 +107,9 @@ class Wire:
         """Have ``receiver`` called with every output message, whichever client's request caused it.
 
         The client that sent the request gets the message first. Return what ends the subscription; it is idempotent.
+
+        Args:
+            receiver: must not raise.
         """
         self._subscribers += (receiver,)
 

@@ -1,1 +1,1 @@
-"""What a cell puts out, as events and as one result, and how much of it is kept. It never talks to a kernel."""
+"""Owns what a cell puts out: events, the result, and how much of them is kept. Never talks to a kernel."""

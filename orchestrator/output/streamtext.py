@@ -1,39 +1,38 @@
-"""The text of one stream as a notebook shows it: a carriage return overwrites its line, a backspace erases. Pure."""
+"""StreamText: a stream's text as a notebook shows it: a carriage return overwrites its line, a backspace erases."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 
-# Bounds on what is rendered, so that no message holds the event loop: measured, each takes 20 to 40 ms. What has more
-# of them, or overwrites a longer line, is kept as it came.
+from orchestrator.output.textpieces import TextPieces
+
+# Bounds on what is rendered, so that no message blocks the event loop: measured, each bound takes 20 to 40 ms. Text
+# that exceeds one is kept unrendered.
 _MOST_RETURNS = 150_000
 _MOST_ERASURES = 20_000
 _MOST_LINES = 15_000  # with a return among them
 _LONGEST_LINE = 64 * 1024  # characters
-# Characters; larger ones are not joined: what that frees stays as holes in the heap. Measured, of 100 MB with 10 MB
-# kept: the process grows by 13 MB before the last join and by 23 MB in all; with pieces of 1 MB by 20 and 28 MB.
-_LARGEST_PIECE = 64 * 1024
 _ERASURES = re.compile(r"\x08+|[^\x08]+")
 
 
 class StreamText:
-    """Text that grows at its end. ``size`` characters, held in few pieces."""
+    """Text that grows at its end: ``size`` characters in few pieces."""
 
     def __init__(self) -> None:
-        self._done = _Pieces()
-        self._line = _Pieces()
-        self._column: int | None = None  # where the next character goes, when that is not the line's end
+        self._done = TextPieces()
+        self._line = TextPieces()
+        self._column: int | None = None  # where the next character goes; None: at the line's end
 
     @property
     def size(self) -> int:
         return self._done.size + self._line.size
 
     def add(self, text: str) -> None:
-        """Append ``text``, with what its carriage returns and backspaces do to the last line."""
+        """Append ``text``, and apply its carriage returns and backspaces to the last line."""
         if "\r" in text:
             text = text.replace("\r\n", "\n")
-        returns = text.count("\r") if "\r" in text else 0  # counting takes ten times as long as looking
+        returns = text.count("\r") if "\r" in text else 0  # counting takes ten times as long as the check
         erasures = text.count("\b") if "\b" in text else 0
         plain = not returns and not erasures and self._column is None
         if plain or returns > _MOST_RETURNS or erasures > _MOST_ERASURES or text.count("\n") > _MOST_LINES:
@@ -47,7 +46,7 @@ class StreamText:
             self._overwrite(last)
 
     def pieces(self) -> Iterator[str]:
-        """Yield the text in pieces of bounded length, and let go of each."""
+        """Yield the text in pieces of bounded length, and empty it."""
         yield from self._done.drain()
         yield from self._line.drain()
 
@@ -61,7 +60,7 @@ class StreamText:
         self._line.add(text[end:])
 
     def _overwrite(self, text: str) -> None:
-        """Write what has no line feed over the last line, from the cursor on."""
+        """Write text without line feeds over the last line, from the cursor on."""
         if not text or self._line.size > _LONGEST_LINE:
             self._append(text) if text else None
             return
@@ -74,7 +73,7 @@ class StreamText:
 
 
 def _write(line: str, column: int | None, text: str) -> tuple[str, int]:
-    """Return the line, and the column after it, once ``text`` is written from ``column`` on."""
+    """Write ``text`` from ``column`` on. Return the line, and the column after the text."""
     start = len(line) if column is None else column
     erased = len(text) - len(text.lstrip("\b"))
     if erased and start == len(line):
@@ -85,13 +84,13 @@ def _write(line: str, column: int | None, text: str) -> tuple[str, int]:
 
 
 def _overlay(line: str, text: str) -> tuple[str, int]:
-    """Return the line, and the column after it, once each part of ``text`` is written over it from its start."""
+    """Write each part of ``text`` over the line from its start. Return the line, and the column after the last part."""
     parts = text.split("\r")
     if "\b" in text:
         parts = list(map(_erase, parts))
     shown = last = parts.pop()
     size = longest = len(last)
-    for earlier in (*reversed(parts), line):  # each earlier one shows only where it is longer than all after it
+    for earlier in (*reversed(parts), line):  # an earlier part shows only where it is longer than all later ones
         if len(earlier) > longest:
             longest = len(earlier)
             shown += earlier[len(shown) :]
@@ -99,13 +98,13 @@ def _overlay(line: str, text: str) -> tuple[str, int]:
 
 
 def _shown(line: str) -> str:
-    """Return what a whole line comes to."""
+    """Return a whole line as it is shown."""
     first, returned, rest = line.partition("\r")
     return _overlay(_erase(first), rest)[0] if returned else _erase(first)
 
 
 def _erase(text: str) -> str:
-    """Let each backspace take away the character before it."""
+    """Apply each backspace: it removes the character before it."""
     if "\b" not in text:
         return text
     kept: list[str] = []
@@ -120,31 +119,3 @@ def _erase(text: str) -> str:
                 kept.append(last[:-erased])
             erased = max(0, erased - len(last))
     return "".join(kept)
-
-
-class _Pieces:
-    """Pieces of a text, joined as they come: adding up strings would cost their length at every piece.
-
-    Like a counter's digits: a piece is joined with the one before it once that is no longer than it. So there are few
-    pieces, and each is copied a few times.
-    """
-
-    def __init__(self) -> None:
-        self._pieces: list[str] = []
-        self.size = 0
-
-    def add(self, text: str) -> None:
-        if not text:
-            return
-        self.size += len(text)
-        pieces = self._pieces
-        pieces.append(text)
-        while len(pieces) > 1 and len(pieces[-2]) <= len(pieces[-1]) <= _LARGEST_PIECE:
-            last = pieces.pop()
-            pieces[-1] += last
-
-    def drain(self) -> Iterator[str]:
-        """Yield the pieces in order, and let go of each; nothing is left."""
-        pieces, self._pieces, self.size = self._pieces[::-1], [], 0
-        while pieces:
-            yield pieces.pop()

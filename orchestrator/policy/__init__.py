@@ -1,1 +1,1 @@
-"""What a sandbox may use: the policy file, its seccomp profile and its data folders. It never starts anything."""
+"""What a sandbox may use: policy files, seccomp profiles and data folders. This package never starts anything."""

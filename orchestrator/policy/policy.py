@@ -1,6 +1,6 @@
-"""Policies: what a sandbox may use, from the TOML files in ``policies/`` or of the user's own.
+"""Policies: what a sandbox may use, from a TOML file in ``policies/`` or one of the user.
 
-No key of a policy lifts a lock: what every container gets, whatever its policy, is the floor (``container/floor.py``).
+No key of a policy removes a restriction of the floor (``container/floor.py``), which every container has.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from orchestrator.limits import KernelResourceLimits
 from orchestrator.policy import datafolder, seccomp
 from orchestrator.settings import data_folder
 
-_LARGEST = 64 * 1024  # bytes of a policy file
-_MOST_FAULTS = 20  # that an error names
+_LARGEST = 64 * 1024  # the most bytes of a policy file
+_MOST_FAULTS = 20  # faults that one error lists
 _MOST_VARIABLES = 100
-_LONGEST_VALUE = 32 * 1024  # characters of a variable
+_LONGEST_VALUE = 32 * 1024  # the most characters of a variable
 _RESERVED = re.compile(r"HOME|PATH|HOSTNAME|USER|IPYTHONDIR|MPLCONFIGDIR|LD_.*")
 
 Megabytes = Annotated[int, Field(ge=1, le=2**20)]
@@ -47,18 +47,18 @@ MimePattern = Annotated[str, StringConstraints(pattern=r"^[\w.+*-]+/[\w.+*-]+$",
 
 def _not_reserved(name: str) -> str:
     if _RESERVED.fullmatch(name):
-        raise ValueError("it is set by the sandbox itself")
+        raise ValueError("this variable is set by the sandbox itself")
     return name
 
 
 def _fits(value: str) -> str:
     if "\0" in value or len(value) > _LONGEST_VALUE:
-        raise ValueError(f"it must have at most {_LONGEST_VALUE} characters, and none of them NUL")
+        raise ValueError(f"the value must have at most {_LONGEST_VALUE} characters and no NUL")
     return value
 
 
 def _folder(info: ValidationInfo) -> Path:
-    """Where relative paths begin."""
+    """Return the folder that relative paths start from."""
     return info.context["folder"] if info.context else Path.cwd()
 
 
@@ -94,7 +94,7 @@ class Limits(_Section):
 
 
 class Tmpfs(_Section):
-    """``[tmpfs]``: sizes of all that a kernel can write to."""
+    """``[tmpfs]``: the sizes of all folders that a kernel can write to."""
 
     work_mb: Megabytes = 512
     tmp_mb: Megabytes = 64
@@ -102,7 +102,7 @@ class Tmpfs(_Section):
 
 
 class Output(_Section):
-    """``[output]``: what reaches the agent; ``*`` stands for any part of a mime type."""
+    """``[output]``: which output reaches the agent. ``*`` matches any part of a MIME type."""
 
     mime_types: tuple[MimePattern, ...] = Field(
         default=("text/*", "image/*", "application/json", "application/*+json"),
@@ -115,7 +115,7 @@ class Output(_Section):
     past_limit: Literal["continue", "stop"] = "continue"
 
     def passes(self, mime_type: str) -> bool:
-        """Whether content of that type reaches the agent."""
+        """Return whether content of this MIME type reaches the agent."""
         return self._pattern.fullmatch(mime_type) is not None
 
     @cached_property
@@ -124,14 +124,14 @@ class Output(_Section):
 
 
 class Channels(_Section):
-    """``[channels]``: what a cell may ask of the host beside showing output."""
+    """``[channels]``: which requests a cell may make to the host, beside displaying output."""
 
     stdin: bool = False
     comms: bool = False
 
 
 class Sessions(_Section):
-    """``[sessions]``: what becomes of a session that outlives its kernel."""
+    """``[sessions]``: when sessions hibernate, and limits of their checkpoints."""
 
     hibernate: bool = True
     incomplete: Literal["evict", "keep"] = "evict"
@@ -141,7 +141,7 @@ class Sessions(_Section):
 
 
 class Pool(_Section):
-    """``[pool]``: kernels that are ready before they are asked for, and what becomes of callers when there are none."""
+    """``[pool]``: kernels that are started in advance, and callers that wait for one."""
 
     warm: int = Field(default=1, ge=0, le=1000)
     max_age_s: float = Field(default=3600.0, ge=1, le=30 * 86400)
@@ -151,7 +151,7 @@ class Pool(_Section):
 
 
 class Scheduling(_Section):
-    """``[scheduling]``: in what order callers get kernels, and how many kernels the host has room for."""
+    """``[scheduling]``: the order in which callers get kernels, and how many kernels fit on the host."""
 
     aging_s: float = Field(default=60.0, gt=0, le=86400)
     group_quota: int = Field(default=0, ge=0, le=10**6)
@@ -161,7 +161,7 @@ class Scheduling(_Section):
 
 
 class Group(_Section):
-    """``[groups.NAME]``: a group of agents; without a quota, ``scheduling.group_quota`` is its own. 0: no bound."""
+    """``[groups.NAME]``: a group of agents. Its quota defaults to ``scheduling.group_quota``; 0 means no limit."""
 
     weight: float = Field(default=1.0, ge=0.001, le=1000)
     quota: int | None = Field(default=None, ge=0, le=10**6)
@@ -171,7 +171,7 @@ class Group(_Section):
 
 
 class Audit(_Section):
-    """``[audit]``: what the audit log holds of a cell, and whether it is forced to the disk."""
+    """``[audit]``: what the audit log contains of a cell, and whether each entry is synced to disk."""
 
     code: Literal["digest", "full"] = "digest"
     fsync: bool = True
@@ -181,14 +181,14 @@ class Policy(_Section):
     """One policy.
 
     Attributes:
-        runtime: "auto" takes runsc where the engine has it working, else runc; "require-runsc" is runsc, and no
-            setting may choose another.
-        seccomp: a profile in ``policies/seccomp/``, or the path of a JSON file. Applies under runc; gVisor answers
+        runtime: "auto" means runsc if it works on the engine, else runc. "require-runsc" means runsc, and no setting
+            can choose another runtime.
+        seccomp: a profile in ``policies/seccomp/``, or the path of a JSON file. It applies under runc. gVisor handles
             system calls itself.
-        preload: modules that every kernel has imported when an agent gets it.
-        groups: shares and quotas of groups of agents, by the name that callers give.
-        environment: variables of every kernel.
-        data: folders of the host that every kernel sees, read-only, at ``/data/NAME``.
+        preload: modules that every kernel imports before an agent gets it.
+        groups: shares and quotas of groups of agents, by the group names that callers use.
+        environment: environment variables of every kernel.
+        data: folders of the host that every kernel can read at ``/data/NAME``.
     """
 
     runtime: Runtime = "auto"
@@ -209,7 +209,7 @@ class Policy(_Section):
     @field_validator("seccomp")
     @classmethod
     def _find_profile(cls, name: str, info: ValidationInfo) -> str:
-        """Refuse a profile that is none, or that lets too much through; a path becomes an absolute one."""
+        """Refuse a profile that is invalid or allows too much, and make its path absolute."""
         path = seccomp.find(name, _folder(info))
         seccomp.load(path)
         return name if "/" not in name and not name.endswith(".json") else str(path)
@@ -219,18 +219,18 @@ class Policy(_Section):
         total = self.tmpfs.work_mb + self.tmpfs.tmp_mb + self.tmpfs.shm_mb
         if total > self.limits.memory_mb:
             raise ValueError(
-                f"the sizes under [tmpfs] add up to {total} MiB, beyond limits.memory_mb = {self.limits.memory_mb}: "
-                "files in a tmpfs count against the memory limit"
+                f"the sizes in [tmpfs] add up to {total} MiB, more than limits.memory_mb = {self.limits.memory_mb}; "
+                "files in a tmpfs count as memory"
             )
         return self
 
     @classmethod
     def load(cls, name: str) -> Self:
-        """Load a policy by its name in ``policies/``, or by the path of a TOML file.
+        """Return the policy with this name in ``policies/``, or the one in a TOML file.
 
         Raises:
-            PolicyError: there is none, or it cannot be read, or a key is unknown or out of range; it names the file,
-                and every fault with its key and line.
+            PolicyError: there is no such policy, the file cannot be read, or a key is unknown or out of range. The
+                error lists every fault with its file, line and key.
         """
         path = policy_path(name)
         text = _read(path)
@@ -239,9 +239,9 @@ class Policy(_Section):
         except tomllib.TOMLDecodeError as error:
             line = re.search(r"at line (\d+)", str(error))
             number = int(line[1]) if line else text.count("\n") + 1
-            raise PolicyError.of(path, [PolicyFault("", number, f"this is not TOML: {error}")]) from error
+            raise PolicyError.of(path, [PolicyFault("", number, f"this is not valid TOML: {error}")]) from error
         except RecursionError as error:
-            raise PolicyError.of(path, [PolicyFault("", 1, "it is nested too deep")]) from error
+            raise PolicyError.of(path, [PolicyFault("", 1, "the file is nested too deeply")]) from error
         try:
             return cls.model_validate(content, context={"folder": path.absolute().parent})
         except ValidationError as error:
@@ -250,25 +250,25 @@ class Policy(_Section):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of all settings, whatever file and order they came in."""
+        """SHA-256 of all settings. It does not depend on the file or on the order of keys."""
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def lock_digest(self) -> str:
-        """SHA-256 of the settings that a container's locks can depend on: who gets a kernel, and when, is none."""
+        """SHA-256 of the settings that can affect a container's restrictions. Those of pool and scheduling cannot."""
         settings = self.model_dump(mode="json", exclude={"pool", "scheduling", "groups"})
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def seccomp_json(self) -> str:
-        """The seccomp profile, as the engine takes it."""
+        """The seccomp profile in the format of the engine."""
         return json.dumps(seccomp.load(seccomp.find(self.seccomp, Path())), separators=(",", ":"))
 
     def choose_runtime(self, setting: str) -> str:
-        """Return the runtime to ask for: what the operator set, else the policy's.
+        """Return the runtime to request: the operator's setting, or else the policy's.
 
         Raises:
-            PolicyError: the policy requires runsc, and the operator set another.
+            PolicyError: the policy requires runsc, and the operator set another runtime.
         """
         if self.runtime != "require-runsc":
             return setting or self.runtime
@@ -290,15 +290,15 @@ class Policy(_Section):
 
 
 def shipped() -> dict[str, Path]:
-    """Return the policies that come with the package, by name."""
+    """Return the files of the policies that come with the package, by name."""
     return {path.stem: path for path in sorted(data_folder("policies").glob("*.toml"))}
 
 
 def policy_path(name: str) -> Path:
-    """Return the file of a policy.
+    """Return the path of a policy's file.
 
     Raises:
-        PolicyError: there is none of that name.
+        PolicyError: there is no policy with this name.
     """
     if name.endswith(".toml") or "/" in name:
         return Path(name)
@@ -306,13 +306,13 @@ def policy_path(name: str) -> Path:
     if name not in known:
         raise PolicyError(
             f"there is no policy {name!r}.",
-            remedy=f"Known ones: {', '.join(known)}; or give the path of a TOML file.",
+            remedy=f"Use one of {', '.join(known)}, or give the path of a TOML file.",
         )
     return known[name]
 
 
 def keys(model: type[BaseModel] = Policy, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, default) of every setting of a policy."""
+    """Yield (dotted key, default value) of every setting of a policy."""
     for name, field in model.model_fields.items():
         if isinstance(field.default, _Section):
             yield from keys(type(field.default), f"{name}.")
@@ -321,15 +321,15 @@ def keys(model: type[BaseModel] = Policy, prefix: str = "") -> Iterator[tuple[st
 
 
 def _read(path: Path) -> str:
-    """Read a small regular file: opening anything else could wait for ever, or never end."""
+    """Return the text of a small regular file. Anything else could block when it is opened, or never end."""
     try:
         info = path.stat()
         if not stat.S_ISREG(info.st_mode):
             raise PolicyError(f"policy {path} is not a regular file.", path=path)
         if info.st_size > _LARGEST:
-            raise PolicyError(f"policy {path} has {info.st_size} bytes; {_LARGEST} are the most.", path=path)
+            raise PolicyError(f"policy {path} has {info.st_size} bytes, more than the {_LARGEST} allowed.", path=path)
         return path.read_bytes()[:_LARGEST].decode("utf-8-sig").replace("\r\n", "\n")
-    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL in the path
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
         raise PolicyError(f"policy {str(path)!r} cannot be read: {error}.", path=path) from error
 
 
@@ -346,9 +346,10 @@ def _fault(fault: Any, text: str) -> PolicyFault:
 
 
 def _line_of(location: list[str | int], text: str) -> int | None:
-    """Find the line where a key's value begins, by parsing ever more of the text: tomllib keeps no positions.
+    """Return the line where a key's value begins, or None if it is not found.
 
-    The first beginning of the text that has the key ends with it; it starts after the last one that has it not.
+    tomllib reports no positions, so this parses the first line, the first two lines and so on. The value ends on the
+    last line of the first such part that has the key. It begins after the last such part that does not have it.
     """
     lines = text.splitlines(keepends=True)
     without = 0
@@ -356,7 +357,7 @@ def _line_of(location: list[str | int], text: str) -> int | None:
         try:
             content = tomllib.loads("".join(lines[:number]))
         except tomllib.TOMLDecodeError:
-            continue  # in the middle of a value of several lines
+            continue  # the part ends inside a value of several lines
         if _holds(content, location):
             return without + 1
         without = number
@@ -366,7 +367,7 @@ def _line_of(location: list[str | int], text: str) -> int | None:
 def _holds(content: Any, location: list[str | int]) -> bool:
     for part in location:
         if isinstance(part, int) or not isinstance(content, dict):
-            return True  # within a list or a value: that it is there is all that can be said
+            return True  # inside a list or a value, which has no lines of its own here
         if part not in content:
             return False
         content = content[part]

@@ -1,4 +1,4 @@
-"""Seccomp profiles: found, read, and refused when they let through what no sandbox may do."""
+"""Seccomp profiles: find them, read them, and refuse those that allow system calls that no sandbox may make."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestrator.settings import data_folder
 _LARGEST = 1024 * 1024  # bytes
 _DENIALS = ("SCMP_ACT_ERRNO", "SCMP_ACT_KILL", "SCMP_ACT_KILL_THREAD", "SCMP_ACT_KILL_PROCESS")
 _ACTIONS = (*_DENIALS, "SCMP_ACT_ALLOW")
-# What row H5 of the threat model names, and what only the owner of a machine does.
+# System calls that no profile may allow: those of row H5 of the threat model, and those for administering a machine.
 NEVER = frozenset((
     "io_uring_setup", "io_uring_enter", "io_uring_register", "bpf", "userfaultfd", "perf_event_open", "keyctl",
     "add_key", "request_key", "unshare", "setns", "mount", "umount", "umount2", "mount_setattr", "move_mount",
@@ -22,19 +22,19 @@ NEVER = frozenset((
     "adjtimex", "syslog", "iopl", "ioperm", "modify_ldt", "vmsplice", "lookup_dcookie", "nfsservctl",
     "sethostname", "setdomainname", "vhangup", "uselib",
 ))  # fmt: skip
-# What may be allowed with conditions on its arguments alone, and clone3 not at all: its flags lie in memory.
+# System calls that a profile may allow only with conditions on their arguments.
 CONDITIONAL = frozenset(("socket", "clone", "personality", "ioctl"))
-_FLAGS_IN_MEMORY = "clone3"
+_FLAGS_IN_MEMORY = "clone3"  # never allowed: seccomp cannot check flags that are in memory
 
 
 def find(name: str, folder: Path) -> Path:
-    """Return the path of a profile: of ``policies/seccomp/`` by its name, any other by its path.
+    """Return the path of a profile, which is given by its name in ``policies/seccomp/`` or by a path.
 
     Args:
-        folder: what a relative path is relative to.
+        folder: the start of relative paths.
 
     Raises:
-        ValueError: there is no such name.
+        ValueError: there is no profile with this name.
     """
     if "/" in name or name.endswith(".json"):
         return folder / name
@@ -47,14 +47,14 @@ def find(name: str, folder: Path) -> Path:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a profile in Docker's format.
+    """Return a profile in Docker's format.
 
     Raises:
-        ValueError: it cannot be read, or allows too much; the message says what.
+        ValueError: the file cannot be read, or the profile allows too much. The message says what.
     """
     try:
         if not path.is_file() or path.stat().st_size > _LARGEST:
-            raise ValueError(f"{path} is not a file of at most {_LARGEST} bytes")
+            raise ValueError(f"the seccomp profile {path} is not a file of at most {_LARGEST} bytes")
         profile = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"the seccomp profile {path} cannot be read: {error}") from error
@@ -66,9 +66,9 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def breaches(profile: Any) -> list[str]:
-    """Name what a profile lets through although no sandbox may do it."""
+    """Return what is wrong with a profile: each fault continues a sentence that begins with the profile."""
     if not isinstance(profile, dict) or not isinstance(profile.get("syscalls"), list):
-        return ["is no profile in Docker's format"]
+        return ["is not in Docker's format"]
     faults = [] if profile.get("defaultAction") in _DENIALS else ["does not deny by default"]
     for rule in profile["syscalls"]:
         faults += _rule_breaches(rule)
@@ -77,7 +77,7 @@ def breaches(profile: Any) -> list[str]:
 
 def _rule_breaches(rule: Any) -> list[str]:
     if not isinstance(rule, dict) or rule.get("action") not in _ACTIONS:
-        return ["has a rule that neither allows nor denies"]
+        return ["has a rule whose action neither allows nor denies"]
     names = rule.get("names", [rule.get("name")])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return ["has a rule without names"]
@@ -85,7 +85,7 @@ def _rule_breaches(rule: Any) -> list[str]:
         return []
     faults = [f"allows {name}" for name in names if name in NEVER or name == _FLAGS_IN_MEMORY]
     if not rule.get("args"):
-        faults += [f"allows {name} whatever its arguments" for name in names if name in CONDITIONAL]
+        faults += [f"allows {name} with any arguments" for name in names if name in CONDITIONAL]
     if rule.get("includes") or rule.get("excludes"):
-        faults.append("allows calls depending on the host")
+        faults.append("has a rule with conditions on the host")
     return faults

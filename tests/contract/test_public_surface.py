@@ -27,7 +27,8 @@ ERRORS = {
     "EnginePermissionError", "EngineSetupError", "EngineTimeoutError", "EngineUnavailableError", "FileTransferError",
     "ImageBuildError", "ImageMissingError", "InvalidAgentIdError", "InvalidCodeError", "InvalidInputError",
     "KernelDiedError", "KernelError", "KernelPoolExhaustedError", "KernelStartError", "KernelTimeoutError",
-    "ManagerClosedError", "PolicyError", "PolicyFault", "SandboxFloorError", "Scarcity", "SessionEndedError",
+    "ManagerClosedError", "PolicyError", "PolicyFault", "SandboxFloorError", "Scarcity",
+    "SessionBusyError", "SessionEndedError",
     "SettingsError", "StoreError", "UnknownKernelNameError", "UnknownRuntimeError", "UserIdTakenError",
 }  # fmt: skip
 EVENTS = {

@@ -272,9 +272,12 @@ async def test_lone_surrogates_do_not_swallow_output(manager: AgentKernelManager
 async def test_a_display_of_the_wrong_shape_does_not_spoil_the_notebook(
     manager: AgentKernelManager, session: KernelSession, tmp_path: Path
 ) -> None:
-    """A mime bundle that nbformat refuses is dropped where it comes in."""
-    await manager.execute_code(session, "display({'text/plain': 5, 'text/html': '<b>'}, raw=True)")
+    """An item that nbformat refuses is dropped where it comes in; the others are in the result and the notebook."""
+    result = await manager.execute_code(session, "display({'text/plain': 5, 'text/html': '<b>'}, raw=True)")
+    assert [output["data"] for output in result["outputs"]] == [{"text/html": "<b>"}]
     manager.save_session_as_notebook(session, tmp_path / "a.ipynb")
+    notebook = json.loads((tmp_path / "a.ipynb").read_text())
+    assert [output["data"] for output in notebook["cells"][-1]["outputs"]] == [{"text/html": "<b>"}]
 
 
 async def test_a_consumer_that_stops_early_interrupts_the_cell(

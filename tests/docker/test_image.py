@@ -1,4 +1,4 @@
-"""The sandbox image as it is: nothing to climb on, everything to work with, and true to its sources."""
+"""The sandbox image: it has no privileged programs, it has all tools of an agent, and it matches its sources."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def image(client: docker.DockerClient) -> BuiltImage:
 
 
 def run(client: docker.DockerClient, image: BuiltImage, command: list[str], user: str = "200123:200123") -> str:
-    """Run a command as a sandbox would, and return what it printed on both streams, in no order."""
+    """Run a command as in a sandbox, and return what it printed on both streams, in no fixed order."""
     container = client.containers.create(
         image.image_id,
         command=command[1:],
@@ -56,12 +56,12 @@ def run(client: docker.DockerClient, image: BuiltImage, command: list[str], user
 
 
 def test_no_file_raises_privileges(client: docker.DockerClient, image: BuiltImage) -> None:
-    """The image has no setuid or setgid file, as seen by root, who sees them all."""
+    """Root, who can see all files, finds no setuid or setgid file in the image."""
     assert run(client, image, ["/bin/sh", "-c", "find / -xdev -type f -perm /6000"], user="0:0") == ""
 
 
 def test_neither_package_manager_nor_compiler(client: docker.DockerClient, image: BuiltImage) -> None:
-    """Nothing in the image installs or compiles software."""
+    """The image has no program that installs or compiles software."""
     programs = "pip pip3 apt apt-get dpkg perl gcc cc g++ c++ tcc clang make ld as"
     assert run(client, image, ["/bin/sh", "-c", f"for p in {programs}; do command -v $p; done; true"]) == ""
     script = "import importlib.util as u; print([m for m in ('pip', 'ensurepip', 'setuptools') if u.find_spec(m)])"
@@ -69,45 +69,45 @@ def test_neither_package_manager_nor_compiler(client: docker.DockerClient, image
 
 
 def test_default_user_is_not_root(client: docker.DockerClient, image: BuiltImage) -> None:
-    """A container that names no user does not run as root."""
+    """A container without a configured user does not run as root."""
     assert client.api.inspect_image(image.image_id)["Config"]["User"] == "65532:65532"
 
 
 def test_libraries_import_compiled_on_a_read_only_root(client: docker.DockerClient, image: BuiltImage) -> None:
-    """Any user id, without network or writable root, imports every library, and no module is compiled for it."""
+    """With any user id, without network or writable root, every library can be imported without compiling a module."""
     log = run(client, image, [*PYTHON, "-v", "-c", f"import {LIBRARIES}"])
     assert "code object from" in log
     assert re.findall(r"# code object from '?([^']*\.py)'?$", log, re.MULTILINE) == []
 
 
 def test_fonts_are_cached(client: docker.DockerClient, image: BuiltImage) -> None:
-    """matplotlib finds its font cache where the launcher takes it from."""
+    """matplotlib accepts the font cache that the kernel copies at its start."""
     script = 'cp /opt/cellblock/matplotlib/fontlist-*.json /tmp && exec /opt/cellblock/bin/python -c "$0"'
     check = "import logging; logging.basicConfig(level=20); import matplotlib.font_manager"
     assert "generated new fontManager" not in run(client, image, ["/bin/sh", "-c", script, check])
 
 
 def test_shell_tools_of_an_agent_are_there(client: docker.DockerClient, image: BuiltImage) -> None:
-    """Shell escapes of a cell find the usual tools, in UTF-8."""
+    """Shell commands of a cell find the usual tools and a UTF-8 locale."""
     script = "for p in bash ls grep sed awk find tar gzip which diff; do command -v $p >/dev/null || echo no $p; done"
     assert run(client, image, ["/bin/sh", "-c", f"{script}; printf 'é' | wc -m"]) == "1\n"
 
 
 def test_nothing_of_this_host_is_in_the_image(client: docker.DockerClient, image: BuiltImage) -> None:
-    """Neither the build context nor the host's name or resolver remain."""
+    """The image contains neither the build context nor users of the host."""
     script = "ls -d /build 2>/dev/null; cat /etc/passwd"
     assert run(client, image, ["/bin/sh", "-c", script]).count("\n") == 3
 
 
 def test_label_is_the_digest_of_the_sources(client: docker.DockerClient, image: BuiltImage) -> None:
-    """The image says what it was made from, and is found by that without a build."""
+    """An image whose label matches the sources is found without a build."""
     again = build_image(EngineImages(client), Settings.load(), lambda step: pytest.fail(f"was built again: {step}"))
     assert again.image_id == image.image_id
     assert not again.built
 
 
 def test_image_that_no_longer_matches_is_noticed(client: docker.DockerClient, image: BuiltImage) -> None:
-    """An image of the wanted name that was made from something else is not taken for the current one."""
+    """An image with the right name and other inputs does not count as current."""
     stale = Settings(image="cellblock-test:stale", base_image="made-from-something-else")
     client.api.tag(image.image_id, "cellblock-test", "stale")
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _thread
+import os
 import signal
 import subprocess
 import sys
@@ -60,7 +60,7 @@ def test_a_stream_comes_piece_by_piece_and_closing_it_interrupts_its_cell(manage
 
 def test_ctrl_c_interrupts_the_running_cell_and_the_kernel_keeps_its_variables(manager: Manager) -> None:
     with manager.acquire_kernel("ctrl-c", timeout=60) as (_kernel, session):
-        timer = threading.Timer(1, _thread.interrupt_main)
+        timer = threading.Timer(1, os.kill, [os.getpid(), signal.SIGINT])
         timer.start()
         with pytest.raises(KeyboardInterrupt):
             manager.execute(session, ENDLESS)

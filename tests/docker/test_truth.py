@@ -1,4 +1,4 @@
-"""What an agent is told in time: deadlines, interrupts and cancellations, warnings, and what its kernel uses."""
+"""What an agent learns in time: deadlines, interrupts and cancellations, warnings, and what its kernel uses."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 
 from benchmarks.reactions import DEAF, REACTIONS, measure
 from orchestrator import AgentKernelManager, CellFinished, KernelDiedError, KernelResourceLimits, KernelTimeoutError
-from orchestrator.container.process import ContainerProcess
 from orchestrator.isolation import wire_attacks
+from orchestrator.kernel.containerkernel import ContainerKernel
 from tests.conftest import make_manager, one_session
 
 
@@ -125,7 +125,7 @@ async def test_a_kernel_that_ended_between_two_cells_is_told_with_its_exit_code(
 
 
 async def test_a_cell_that_copes_with_its_interrupt_is_ok(runtime: str) -> None:
-    """What it makes of the interrupt is its own affair: caught, and ended well, it is ok, and the evidence says so."""
+    """A cell that catches its interrupt and ends well is ok, and the evidence says that it was interrupted."""
     async with one_session(runtime) as (manager, session):
         code = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('saved')"
         running = asyncio.create_task(manager.execute_code(session, code))
@@ -138,7 +138,7 @@ async def test_a_cell_that_copes_with_its_interrupt_is_ok(runtime: str) -> None:
 
 @pytest.mark.alone
 async def test_a_cancelled_cell_that_does_not_heed_it_is_seen_to_its_end(runtime: str) -> None:
-    """The caller is free within half a second; the next cell of the session waits for the truth, and is told it."""
+    """The caller is free within half a second; the next cell of the session waits for the end, and learns of it."""
     async with one_session(runtime) as (manager, session):
         running = asyncio.create_task(manager.execute_code(session, DEAF))
         await asyncio.sleep(0.5)
@@ -207,12 +207,13 @@ async def test_usage_follows_what_a_cell_does(runtime: str) -> None:
     assert held["memory_limit_mb"] == 1024
 
 
-async def test_usage_comes_from_the_engine_where_cgroups_are_hidden(
-    runtime: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As with an engine on another host: the figures are as real; a cell's evidence says that it has none."""
-    monkeypatch.setattr(ContainerProcess, "find", classmethod(lambda *_: None))
+async def test_usage_comes_from_the_engine_where_cgroups_cannot_be_read(runtime: str) -> None:
+    """As with an engine on another host: its figures are as real; a cell's evidence says that it has none."""
     async with one_session(runtime) as (manager, session):
+        kernel = session.live_kernel()
+        assert isinstance(kernel, ContainerKernel)
+        assert kernel.usage() is not None
+        kernel.container.forget_process()
         before = await usage(manager, session.kernel_id)
         result = await manager.execute_code(session, "x = b'x' * (200 * 2**20)")
         held = await usage(manager, session.kernel_id)

@@ -1,4 +1,4 @@
-"""The audit log: lines that parse, whatever is in them; a disk that fails holds up and ends nothing."""
+"""The audit log: every line parses, whatever its fields contain; a disk that fails blocks and ends nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_entries_are_appended_in_order_and_never_changed(tmp_path: Path) -> None
 
 
 def test_hostile_text_stays_one_line_of_bounded_length(tmp_path: Path) -> None:
-    """What a kernel is quoted with can neither forge an entry nor fill the disk."""
+    """A text from a kernel can neither forge an entry nor fill the disk."""
     path = tmp_path / "audit.jsonl"
     log = AuditLog(path)
     feed_of(log).publish("kernel.cut", reason='\n{"event": "kernel.ended"}\n\x1b[2J\u2028\ud800' + "x" * 10_000_000)
@@ -92,7 +92,7 @@ def test_a_log_that_cannot_be_written_ends_nothing(tmp_path: Path, caplog: pytes
 
 
 def test_what_could_not_be_written_is_counted_in_the_next_line_that_can(tmp_path: Path) -> None:
-    """A link is not followed: it stands here for a disk that takes nothing."""
+    """The log is a link, which is not followed: it stands for a disk that takes nothing."""
     path = tmp_path / "audit.jsonl"
     path.symlink_to(tmp_path / "elsewhere")
     log = AuditLog(path)
@@ -108,7 +108,7 @@ def test_what_could_not_be_written_is_counted_in_the_next_line_that_can(tmp_path
 
 
 def test_a_disk_that_fills_up_takes_whole_lines_or_nothing(tmp_path: Path) -> None:
-    """The file may have 1000 bytes: the write that crosses them is short, and leaves no half of a line."""
+    """The file may have 1000 bytes: the write that exceeds them is short, and leaves no partial line."""
     path = tmp_path / "audit.jsonl"
     program = (
         "import resource, sys\n"

@@ -1,4 +1,4 @@
-"""Setting up an engine: whose daemon.json it is, where backports come from, and what a killed daemon leaves."""
+"""Setting up an engine: who owns daemon.json, where backports come from, and cleanup after a killed daemon."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def paths(tmp_path: Path) -> EnginePaths:
 
 @pytest.mark.parametrize(("name", "text"), [("sources.list", ONE_LINE), ("sources.list.d/debian.sources", DEB822)])
 def test_backports_come_from_the_hosts_own_mirror(tmp_path: Path, name: str, text: str) -> None:
-    """In both formats, the distribution's mirror and keyring are used, and no third party's."""
+    """In both formats, the distribution's mirror and keyring are used, never a third party's."""
     (tmp_path / "sources.list.d").mkdir()
     (tmp_path / name).write_text(text)
     source = aptsources.backports(aptsources.read(tmp_path), "bookworm")
@@ -80,14 +80,14 @@ def test_backports_that_are_enabled_are_not_added_again(tmp_path: Path) -> None:
 
 
 def test_without_a_source_of_the_release_there_are_no_backports(tmp_path: Path) -> None:
-    """A host without apt sources, or of another release, gets none."""
+    """A host without apt sources, or with those of another release, gets no backports."""
     (tmp_path / "sources.list").write_text(ONE_LINE)
     assert aptsources.backports(aptsources.read(tmp_path), "trixie") is None
     assert aptsources.backports([], "bookworm") is None
 
 
 def test_sources_survive_being_written_and_read(tmp_path: Path) -> None:
-    """What is rendered reads as the same source, a key inside it included."""
+    """A rendered source is read as the same source, including an embedded key."""
     (tmp_path / "sources.list.d").mkdir()
     target = tmp_path / "sources.list.d/x.sources"
     target.write_text(DEB822)
@@ -98,7 +98,7 @@ def test_sources_survive_being_written_and_read(tmp_path: Path) -> None:
 
 
 def test_engine_that_never_ran_is_configured(paths: EnginePaths) -> None:
-    """On a bare machine daemon.json is ours, has gVisor, and is written once."""
+    """On a bare machine Cellblock writes daemon.json, with gVisor, and only once."""
     assert engineconfig.configure(paths, "/usr/bin/runsc")
     runtimes = json.loads(paths.config.read_text())["runtimes"]
     assert runtimes["runsc"]["runtimeArgs"] == ["--host-uds=open", "--network=none"]
@@ -106,7 +106,7 @@ def test_engine_that_never_ran_is_configured(paths: EnginePaths) -> None:
 
 
 def test_foreign_configuration_is_left_alone(paths: EnginePaths) -> None:
-    """A daemon.json that somebody else wrote is refused, and stays as it is."""
+    """A daemon.json that somebody else wrote raises an error and is not changed."""
     paths.config.parent.mkdir(parents=True)
     paths.config.write_text("{}")
     with pytest.raises(EngineSetupError):
@@ -115,20 +115,20 @@ def test_foreign_configuration_is_left_alone(paths: EnginePaths) -> None:
 
 
 def test_engine_that_somebody_used_is_left_alone(paths: EnginePaths) -> None:
-    """An engine without a daemon.json that has run before is somebody's, too."""
+    """An engine without a daemon.json that has run before belongs to somebody else."""
     paths.data.mkdir(parents=True)
     assert not engineconfig.may_configure(paths)
 
 
 def test_configuration_that_its_owner_edits_becomes_theirs(paths: EnginePaths) -> None:
-    """Once our daemon.json has been edited, it is not overwritten any more."""
+    """Our daemon.json is not overwritten once somebody has edited it."""
     engineconfig.configure(paths, "/usr/bin/runsc")
     paths.config.write_text(paths.config.read_text().replace("none", "docker0", 1))
     assert not engineconfig.may_configure(paths)
 
 
 def test_our_engine_whose_configuration_was_purged_gets_it_back(paths: EnginePaths) -> None:
-    """Purging the package takes daemon.json away; on an engine of ours it is written again."""
+    """Purging the package removes daemon.json. Cellblock writes it again for its own engine."""
     engineconfig.configure(paths, "/usr/bin/runsc")
     paths.data.mkdir(parents=True)
     paths.config.unlink()
@@ -136,15 +136,15 @@ def test_our_engine_whose_configuration_was_purged_gets_it_back(paths: EnginePat
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"unknown": 1}'])
-def test_unreadable_record_claims_nothing(paths: EnginePaths, text: str) -> None:
-    """A record that is damaged, or of another version, never makes an engine ours."""
+def test_unreadable_record_makes_no_engine_ours(paths: EnginePaths, text: str) -> None:
+    """A damaged record, or one of another version, never makes an engine ours."""
     paths.record.parent.mkdir(parents=True)
     paths.record.write_text(text)
     assert EngineRecord.load(paths.record) == EngineRecord()
 
 
-def test_process_that_got_our_daemons_number_is_not_ours() -> None:
-    """A process number alone proves nothing: its start must match, too."""
+def test_another_process_with_our_daemons_pid_is_not_ours() -> None:
+    """A pid alone proves nothing: the start time and the boot must match too."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     record = EngineRecord(ours=True, pid=os.getpid(), started=enginedaemon.start_ticks(os.getpid()), boot=boot)
     assert enginedaemon.is_ours(record)
@@ -152,8 +152,8 @@ def test_process_that_got_our_daemons_number_is_not_ours() -> None:
     assert not enginedaemon.is_ours(replace(record, boot="another"))
 
 
-def test_stale_pid_file_is_removed_although_its_number_is_in_use(paths: EnginePaths) -> None:
-    """dockerd would refuse to start beside a pid file whose number any process has."""
+def test_stale_pid_file_is_removed_although_its_pid_is_in_use(paths: EnginePaths) -> None:
+    """dockerd does not start while any process has the pid in its pid file."""
     paths.pid_file.parent.mkdir(parents=True)
     paths.pid_file.write_text(str(os.getpid()))
     enginedaemon.clear_stale(paths)
@@ -161,12 +161,12 @@ def test_stale_pid_file_is_removed_although_its_number_is_in_use(paths: EnginePa
 
 
 def test_nothing_is_stopped_that_was_not_started(paths: EnginePaths) -> None:
-    """Stopping without a record of a daemon ends nothing."""
+    """Without a record of a daemon, ``stop`` stops nothing."""
     assert not enginedaemon.stop(paths, lambda line: None)
 
 
 def test_command_reports_its_lines_and_its_end() -> None:
-    """Lines come as they are printed; the exit status and the last lines come back."""
+    """Each line is reported when it is printed. The result has the exit status and the last lines."""
     lines: list[str] = []
     finished = hostcommand.run(["sh", "-c", "echo one; echo two >&2; exit 3"], seconds=10, on_line=lines.append)
     assert lines == ["one", "two"]
@@ -174,7 +174,7 @@ def test_command_reports_its_lines_and_its_end() -> None:
 
 
 def test_command_ends_at_its_deadline() -> None:
-    """A command that hangs is ended at its deadline, with its children."""
+    """A command that hangs is killed at its deadline together with its children."""
     begun = time.monotonic()
     finished = hostcommand.run(["sh", "-c", "sleep 100 & sleep 100"], seconds=0.2)
     assert finished.expired
@@ -182,7 +182,7 @@ def test_command_ends_at_its_deadline() -> None:
 
 
 def test_command_ends_when_its_caller_is_interrupted() -> None:
-    """Ctrl-C while a command runs leaves nothing of it behind."""
+    """Ctrl-C while a command runs leaves none of its processes running."""
     pids: list[int] = []
 
     def interrupt(line: str) -> None:

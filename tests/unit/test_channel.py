@@ -97,7 +97,7 @@ def packed(frames: list[bytes]) -> bytes:
 
 
 async def test_a_message_in_one_frame_is_as_good(wire: Wired) -> None:
-    """So the kernel's main thread sends it: a part of it cannot be missing."""
+    """The kernel's main thread sends messages in this form, so that no part of one can be missing."""
     whole = [*wire.genuine("stream", {"name": "stdout", "text": "x"}), b"buffer", b""]
     await wire.publish([packed(whole)])
     await wire.settle()
@@ -108,7 +108,7 @@ async def test_a_message_in_one_frame_is_as_good(wire: Wired) -> None:
 
 
 async def test_several_messages_in_one_frame_come_in_order(wire: Wired) -> None:
-    """What is no message ends them; those before it count."""
+    """The first bytes that are no message end the frame; the messages before them count."""
     whole = [packed(wire.genuine("stream", {"name": "stdout", "text": str(number)})) for number in range(50)]
     await wire.publish([b"".join(whole)])
     await wire.publish([whole[0] + b"no message" + whole[1]])
@@ -118,7 +118,7 @@ async def test_several_messages_in_one_frame_come_in_order(wire: Wired) -> None:
 
 
 async def test_one_frame_that_is_no_message_is_rejected(wire: Wired) -> None:
-    """Wherever it is cut, whatever sizes it names, and however often it is packed."""
+    """Wherever it is truncated, whatever sizes it names, and however often it is packed."""
     whole = packed(wire.genuine("stream", {"name": "stdout", "text": "x"}))
     wrong = [whole[:end] for end in range(len(whole))] + [packed([whole]), bytes(9), b"\xff" * 2000]
     for position in range(whole[1] * 4 + 2):
@@ -132,8 +132,8 @@ async def test_one_frame_that_is_no_message_is_rejected(wire: Wired) -> None:
     assert wire.host.rejected >= len(wrong)
 
 
-async def test_messages_of_other_requests_are_nobodys(wire: Wired) -> None:
-    """A message for a request that was never sent, or is forgotten, is dropped in silence."""
+async def test_messages_of_unknown_requests_are_dropped(wire: Wired) -> None:
+    """A message for a request that was never sent, or is forgotten, does not count as rejected."""
     wire_message = wire.kernel.msg("status", {"execution_state": "idle"}, parent={"msg_id": "forged"})
     await wire.publish([b"t", *wire.kernel.serialize(wire_message)])
     await wire.settle()
@@ -171,7 +171,7 @@ async def test_bad_signatures_and_frame_counts_are_rejected(wire: Wired) -> None
 
 @pytest.mark.parametrize("header", [b'{"msg_type": 5}', b"{}", b'{"msg_type": null}', b'{"msg_type": ["stream"]}'])
 async def test_headers_of_the_wrong_shape_are_rejected(wire: Wired, header: bytes) -> None:
-    """A message type that is no text does not get anywhere."""
+    """A message whose type is no text is dropped."""
     await wire.publish(wire.signed(header, json.dumps({"msg_id": wire.request}).encode(), b"{}", b"{}"))
     await wire.settle()
     assert wire.host.rejected == 1
@@ -211,7 +211,7 @@ async def test_intricate_json_is_dropped_unparsed(wire: Wired) -> None:
     assert [len(message.content["data"]["text/html"]) for message in wire.got] == [13 * 70_000]
 
 
-async def test_what_nobody_waits_for_is_not_parsed(wire: Wired) -> None:
+async def test_what_no_client_waits_for_is_not_parsed(wire: Wired) -> None:
     """Content for another request is not even looked at: it may be no JSON at all."""
     await wire.publish(wire.signed(b'{"msg_type": "stream"}', b'{"msg_id": "nobody"}', b"{}", b"[" * 100_000))
     await wire.settle()
@@ -250,7 +250,7 @@ async def test_a_flood_leaves_the_loop_to_others(wire: Wired, together: int) -> 
 
 
 async def test_a_thousand_malformed_messages_are_the_end(wire: Wired) -> None:
-    """Whoever sends that many is no honest kernel: the wire is cut, as a violation and not as an excess."""
+    """No honest kernel sends that many: the wire is disconnected, as a violation and not as an excess."""
     for _ in range(1000):
         await wire.publish([b"t", DELIM, b"", b"{}"])
     await asyncio.wait_for(wire.guard.lost.wait(), 10)
@@ -260,7 +260,7 @@ async def test_a_thousand_malformed_messages_are_the_end(wire: Wired) -> None:
 
 
 async def test_a_request_that_ends_twice_is_forged(wire: Wired) -> None:
-    """The second idle of one request cuts the wire; busy may come as often as it likes."""
+    """The second idle of one request disconnects the wire; busy may come any number of times."""
     for state in ("busy", "busy", "idle", "busy"):
         await wire.publish(wire.genuine("status", {"execution_state": state}))
     await wire.settle()
@@ -290,15 +290,15 @@ async def test_what_is_not_accepted_is_not_parsed(wire: Wired) -> None:
     assert wire.got == []
 
 
-async def test_a_requests_id_tells_nothing_of_the_next(wire: Wired) -> None:
-    """A kernel that could guess it would answer before it has read the question, and be sent more all the while."""
+async def test_a_requests_id_does_not_reveal_the_next(wire: Wired) -> None:
+    """A kernel that could guess it would answer before it has read the question."""
     ids = [wire.client.send("control", "interrupt_request", {}, wire.got.append) for _ in range(20)]
     for place in range(0, 32, 8):
         assert len({message_id[place : place + 8] for message_id in ids}) == len(ids)
 
 
-async def test_the_heartbeat_channel_has_nothing_to_say(wire: Wired) -> None:
-    """Nobody asks anything there, so that even a genuine message for a request of ours is none."""
+async def test_every_message_on_the_heartbeat_channel_is_rejected(wire: Wired) -> None:
+    """The host sends nothing there, so even a genuine message is malformed."""
     wire.host.receive("hb", wire.genuine("stream", {"name": "stdout", "text": "x"}))
     assert wire.got == []
     assert wire.host.rejected == 1

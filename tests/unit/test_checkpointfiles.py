@@ -1,4 +1,4 @@
-"""Checkpoint files: whatever is in them, a typed error or what was written; and nothing of them runs here."""
+"""Checkpoint files: reading one returns what was written or raises a typed error, and runs nothing of its content."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CASES = int(os.environ.get("CELLBLOCK_CHECKPOINT_CASES", "10000"))
 SEED = int(os.environ.get("CELLBLOCK_CHECKPOINT_SEED", "1"))
 STATE = [b"state " * 1000, b"more"]
 HEADER = {"agent_id": "a", "checkpoint_id": "c", "cell": 3}
-# What would show if a file's content were run, imported, unpickled or unpacked.
+# Python's audit events that occur if the content of a file is run, imported, unpickled or unpacked.
 WATCHED = ("exec", "compile", "import", "pickle.find_class", "os.system", "subprocess.Popen", "shutil.unpack_archive")
 
 _seen: list[str] = []
@@ -130,7 +130,7 @@ def test_hostile_and_damaged_files_end_in_a_typed_error_and_run_nothing(files: C
         except CheckpointError as error:
             found[type(error)] += 1
         else:
-            raise AssertionError(f"case {number} of seed {SEED} was taken for sound")
+            raise AssertionError(f"case {number} of seed {SEED} was accepted")
         finally:
             _watching = False
     assert sum(found.values()) == CASES
@@ -159,7 +159,7 @@ def test_another_hosts_file_is_refused(files: CheckpointFiles, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("kind", ["none", "folder", "fifo", "device", "empty", "name"])
-def test_what_is_no_file_is_refused_at_once(files: CheckpointFiles, tmp_path: Path, kind: str) -> None:
+def test_what_is_not_a_file_is_refused_at_once(files: CheckpointFiles, tmp_path: Path, kind: str) -> None:
     path = tmp_path / kind
     if kind == "folder":
         path.mkdir()
@@ -175,7 +175,7 @@ def test_what_is_no_file_is_refused_at_once(files: CheckpointFiles, tmp_path: Pa
         read(files, path)
 
 
-def test_nothing_is_left_of_one_that_is_too_large_or_fails(files: CheckpointFiles, tmp_path: Path) -> None:
+def test_nothing_is_left_of_a_checkpoint_that_is_too_large_or_fails(files: CheckpointFiles, tmp_path: Path) -> None:
     with pytest.raises(CheckpointTooLargeError), files.writing("large", HEADER, 10) as writer:
         writer.write(b"x" * 11)
     with pytest.raises(ZeroDivisionError), files.writing("broken", HEADER, 10) as writer:
@@ -184,7 +184,7 @@ def test_nothing_is_left_of_one_that_is_too_large_or_fails(files: CheckpointFile
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
-def test_key_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_key_of_the_wrong_length_is_refused(tmp_path: Path) -> None:
     (tmp_path / "key").write_bytes(b"short")
     with pytest.raises(StoreError, match="is not a key"):
         CheckpointFiles(tmp_path)
@@ -197,7 +197,7 @@ def test_key_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
     assert read(CheckpointFiles(tmp_path), path)[0] == HEADER
 
 
-def test_sweep_removes_what_no_entry_knows_after_an_hour(files: CheckpointFiles, tmp_path: Path) -> None:
+def test_sweep_removes_what_no_row_names_after_a_day(files: CheckpointFiles, tmp_path: Path) -> None:
     known, stray = write(files, "known"), write(files, "stray")
     partial = tmp_path / "checkpoints" / ".x.part"
     shutil.copy(stray, partial)

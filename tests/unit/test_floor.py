@@ -1,4 +1,4 @@
-"""The floor: no policy gets under it, and no request that lacks a lock passes."""
+"""The floor: no policy removes a restriction, and every request that lacks one is refused."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def request_of(policy: Policy, spec: ContainerSpec = SPEC) -> dict[str, Any]:
     return create_request(spec, policy, policy.resource_limits())
 
 
-def locked(request: dict[str, Any]) -> None:
-    """Assert every lock, stated anew: nothing here comes from the code under test."""
+def assert_restricted(request: dict[str, Any]) -> None:
+    """Assert every restriction. Nothing here comes from the code under test."""
     host = request["HostConfig"]
     assert not host["Privileged"]
     assert host["CapDrop"] == ["ALL"]
@@ -91,8 +91,8 @@ hostile = st.dictionaries(st.sampled_from([*LIKELY, *HOSTILE_KEYS, "seccomp", "d
 
 
 @given(st.fixed_dictionaries({}, optional=LIKELY), hostile)
-def test_no_policy_gets_under_the_floor(likely: dict[str, Any], changes: dict[str, Any]) -> None:
-    """Whatever stands in a policy file: it is refused, or the container has every lock."""
+def test_no_policy_removes_a_restriction(likely: dict[str, Any], changes: dict[str, Any]) -> None:
+    """A policy file with any content is refused, or its container has every restriction."""
     for content in (likely, likely | changes):
         with tempfile.NamedTemporaryFile("wb", suffix=".toml") as file:
             file.write(tomlkit.dumps(content).encode("utf-8", "replace"))
@@ -101,17 +101,17 @@ def test_no_policy_gets_under_the_floor(likely: dict[str, Any], changes: dict[st
                 policy = Policy.load(file.name)
             except PolicyError:
                 continue
-        locked(request_of(policy))
+        assert_restricted(request_of(policy))
 
 
 @given(st.fixed_dictionaries({}, optional=LIKELY))
-def test_likely_policies_are_mostly_sound(content: dict[str, Any]) -> None:
-    """The generator above does reach the floor: without reserved variables, what it calls likely loads."""
+def test_likely_policies_are_valid(content: dict[str, Any]) -> None:
+    """The generator reaches the floor: likely policies load, once variables with reserved names are removed."""
     content.pop("environment", None)
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
         file.write(tomlkit.dumps(content))
         file.flush()
-        locked(request_of(Policy.load(file.name)))
+        assert_restricted(request_of(Policy.load(file.name)))
 
 
 def _host(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
@@ -202,8 +202,8 @@ WEAKENED = {
 
 
 @pytest.mark.parametrize("name", WEAKENED)
-def test_a_request_without_one_lock_is_refused(name: str) -> None:
-    """Each lock alone holds the floor up."""
+def test_a_request_without_one_restriction_is_refused(name: str) -> None:
+    """A request that lacks a single restriction is refused."""
     request = copy.deepcopy(request_of(Policy()))
     check_floor(request)
     WEAKENED[name](request)
@@ -213,8 +213,8 @@ def test_a_request_without_one_lock_is_refused(name: str) -> None:
 
 
 @given(st.data())
-def test_no_field_can_go(data: st.DataObject) -> None:
-    """What a request has, it has for a reason; what may be missing without harm is little."""
+def test_no_key_can_be_left_out(data: st.DataObject) -> None:
+    """A request without any one key of HostConfig is refused."""
     request = copy.deepcopy(request_of(Policy()))
     host = request["HostConfig"]
     key = data.draw(st.sampled_from(sorted(host)))

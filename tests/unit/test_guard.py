@@ -1,4 +1,4 @@
-"""The guard: what it hands on, what it cuts, and how much it lets wait. Kernels are raw sockets here."""
+"""The guard: what it hands on, when it disconnects, and how much it lets wait. Kernels are raw sockets here."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Guarded:
         time.sleep(self.slowness)
         self.got.append((channel, frames))
 
-    async def dial(self, channel: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def connect(self, channel: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_unix_connection(self.endpoint.wire_path(channel))
 
 
@@ -61,7 +61,7 @@ async def test_messages_pass_both_ways(guarded: Guarded) -> None:
     writers = []
     for channel in CHANNELS:
         guarded.guard.send(channel, [b"sent", b"early"])
-        reader, kernel = await guarded.dial(channel)
+        reader, kernel = await guarded.connect(channel)
         kernel.write(GREETING + READY + message(b"from the", b"kernel"))
         hello = ready("SUB" if channel == "iopub" else "DEALER", b"host") + (
             message(b"\1") if channel == "iopub" else b""
@@ -80,7 +80,7 @@ async def test_messages_pass_both_ways(guarded: Guarded) -> None:
 async def test_a_kernel_whose_channel_is_held_has_to_wait(guarded: Guarded) -> None:
     """Nothing more of it is read than one socket's worth; the rest comes once it may."""
     guarded.guard.hold("iopub", True)
-    _, kernel = await guarded.dial("iopub")
+    _, kernel = await guarded.connect("iopub")
     kernel.write(GREETING + READY)
     block = message(b"x" * 65536)
     taken: list[int] = []
@@ -105,33 +105,33 @@ async def _send(writer: asyncio.StreamWriter, block: bytes, times: int, taken: l
         taken.append(number)
 
 
-async def test_a_violation_cuts_every_channel_and_says_why(guarded: Guarded) -> None:
-    """After the cut nothing of this kernel is connected any more, and whoever waits is called once."""
+async def test_a_violation_disconnects_every_channel_with_its_reason(guarded: Guarded) -> None:
+    """No channel of this kernel stays connected, and each callback is called once."""
     called: list[str] = []
     guarded.guard.on_lost(lambda: called.append(guarded.guard.reason))
-    reader, kernel = await guarded.dial("shell")
+    reader, kernel = await guarded.connect("shell")
     kernel.write(GREETING + READY + b"\xff")
     with contextlib.suppress(ConnectionResetError):
         await asyncio.wait_for(reader.read(), 5)
     assert called == ["a frame has unknown flags"]
     assert guarded.guard.violated
     with pytest.raises(OSError):
-        await guarded.dial("control")
+        await guarded.connect("control")
     kernel.transport.abort()
 
 
-async def test_the_door_is_shut_behind_the_first_connection(guarded: Guarded) -> None:
-    """A sandbox cannot dial a channel twice."""
-    _, first = await guarded.dial("shell")
+async def test_a_channel_takes_one_connection(guarded: Guarded) -> None:
+    """A sandbox cannot connect a channel twice."""
+    _, first = await guarded.connect("shell")
     await asyncio.sleep(0.05)
     with pytest.raises(OSError):
-        await guarded.dial("shell")
+        await guarded.connect("shell")
     first.transport.abort()
 
 
 async def test_a_closed_connection_is_a_loss_but_no_violation(guarded: Guarded) -> None:
-    """When the kernel hangs up the guard says which channel, and leaves the verdict to the engine."""
-    _, kernel = await guarded.dial("control")
+    """The reason names the channel that the kernel closed. How the kernel ended is the engine's to say."""
+    _, kernel = await guarded.connect("control")
     await asyncio.sleep(0.05)
     kernel.transport.abort()
     await asyncio.wait_for(guarded.guard.lost.wait(), 5)
@@ -140,8 +140,8 @@ async def test_a_closed_connection_is_a_loss_but_no_violation(guarded: Guarded) 
 
 
 async def test_what_a_kernel_sent_before_it_died_arrives(guarded: Guarded) -> None:
-    """Though another channel of it closes first, and though its share of the loop was spent."""
-    _, shell = await guarded.dial("shell")
+    """Even when another of its channels closes first and its share of the loop is used up."""
+    _, shell = await guarded.connect("shell")
     with socket.socket(socket.AF_UNIX) as iopub:
         iopub.connect(str(guarded.endpoint.wire_path("iopub")))
         iopub.sendall(GREETING + READY)
@@ -155,10 +155,10 @@ async def test_what_a_kernel_sent_before_it_died_arrives(guarded: Guarded) -> No
     assert len(guarded.got) == sent // len(message(bytes(1021)))
 
 
-async def test_a_dead_kernels_last_words_are_bounded(guarded: Guarded) -> None:
-    """A receiver that takes 1 ms for each is not held up by all that a socket holds."""
+async def test_a_dead_kernels_last_messages_are_bounded(guarded: Guarded) -> None:
+    """A receiver that takes 1 ms for each message is not held up by a whole socket of them."""
     guarded.slowness = 0.001
-    _, shell = await guarded.dial("shell")
+    _, shell = await guarded.connect("shell")
     with socket.socket(socket.AF_UNIX) as iopub:
         iopub.connect(str(guarded.endpoint.wire_path("iopub")))
         iopub.sendall(GREETING + READY)
@@ -169,12 +169,12 @@ async def test_a_dead_kernels_last_words_are_bounded(guarded: Guarded) -> None:
     assert 0 < len(guarded.got) < 1000
 
 
-async def test_a_cut_kernel_leaves_nothing_with_the_loops_share(guarded: Guarded) -> None:
-    """Also one that is cut while a message of it is handled."""
+async def test_a_disconnected_kernel_counts_as_inactive(guarded: Guarded) -> None:
+    """Also one that is disconnected while one of its messages is handled."""
     shared = LoopShare(lambda: 100.0)  # on a clock that stands still, nothing is forgotten with time
     folder = Path("/tmp") / f"cbg-{random.randrange(10**9)}"  # noqa: S311 - as above
     endpoint, guard = Endpoint.create(folder, BOUND), Guard(BOUND, shared.of_kernel())
-    guard.listen(endpoint, lambda _channel, _frames: guard.disconnect("the receiver cut it", violated=True))
+    guard.listen(endpoint, lambda _channel, _frames: guard.disconnect("the receiver disconnected it", violated=True))
     _, kernel = await asyncio.open_unix_connection(endpoint.wire_path("shell"))
     kernel.write(GREETING + READY + message(b"x"))
     await asyncio.wait_for(guard.lost.wait(), 5)
@@ -185,9 +185,9 @@ async def test_a_cut_kernel_leaves_nothing_with_the_loops_share(guarded: Guarded
 
 
 async def test_a_kernels_channels_rest_together(guarded: Guarded) -> None:
-    """One that has just held the loop on one channel does not go on at once with what came on another."""
+    """After a message on one channel has held the loop, a message on another one has to wait too."""
     guarded.slowness = 0.02
-    writers = [(await guarded.dial(channel))[1] for channel in ("shell", "iopub", "control")]
+    writers = [(await guarded.connect(channel))[1] for channel in ("shell", "iopub", "control")]
     for writer in writers:
         writer.write(GREETING + READY)
     await asyncio.sleep(0.05)
@@ -202,7 +202,7 @@ async def test_a_kernels_channels_rest_together(guarded: Guarded) -> None:
 
 
 async def test_a_kernel_that_closes_one_half_is_lost(guarded: Guarded) -> None:
-    """Though it leaves unread what it was sent."""
+    """Even when it has not read what it was sent."""
     guarded.guard.send("shell", [bytes(5_000_000)])
     with socket.socket(socket.AF_UNIX) as shell:
         shell.connect(str(guarded.endpoint.wire_path("shell")))
@@ -225,7 +225,7 @@ async def test_a_kernel_that_connects_while_the_wire_is_disconnected_gets_nowher
         for _ in range(steps):
             await asyncio.sleep(0)
         connected = found.guard.connected
-        found.guard.disconnect("the test cut it")
+        found.guard.disconnect("the test disconnected it")
         assert found.guard.lost.is_set()
         await asyncio.sleep(0.05)
         assert found.got == ([("shell", [b"x"])] if connected else [])
@@ -235,12 +235,12 @@ async def test_a_kernel_that_connects_while_the_wire_is_disconnected_gets_nowher
                 assert received.startswith(GREETING)
     for channel in CHANNELS:
         with pytest.raises(OSError):
-            await found.dial(channel)
+            await found.connect(channel)
     found.endpoint.remove()
 
 
-async def test_without_descriptors_a_dial_waits_and_the_loop_goes_on(guarded: Guarded) -> None:
-    """A process at its limit takes the connection once it can; until then it does not spin on it."""
+async def test_without_file_descriptors_a_connection_waits_and_the_loop_goes_on(guarded: Guarded) -> None:
+    """A process at its limit accepts the connection once it can. Until then the loop does not spin."""
     kernel = socket.socket(socket.AF_UNIX)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     begun = time.thread_time()
@@ -258,10 +258,10 @@ async def test_without_descriptors_a_dial_waits_and_the_loop_goes_on(guarded: Gu
     kernel.close()
 
 
-async def test_a_handler_that_fails_at_the_last_words_keeps_nobody_waiting(guarded: Guarded) -> None:
-    """The wire is cut all the same, and whoever waits for that is called."""
+async def test_a_handler_that_fails_at_the_last_messages_keeps_nobody_waiting(guarded: Guarded) -> None:
+    """The wire is disconnected all the same, and the callbacks are called."""
     guarded.guard.hold("iopub", True)
-    _, kernel = await guarded.dial("iopub")
+    _, kernel = await guarded.connect("iopub")
     kernel.write(GREETING + READY + message(b"last"))
     await kernel.drain()
     called: list[bool] = []

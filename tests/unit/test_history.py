@@ -1,4 +1,4 @@
-"""The history: the same tests on SQLite and on PostgreSQL, each a real database of the tests' own."""
+"""The history: the same tests on a real SQLite and a real PostgreSQL database."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_output_cannot_pose_as_a_payload_of_another(history: History) -> None:
     assert history.cells("s2")[0].result == forged
 
 
-def test_payload_that_is_gone_is_said(history: History, tmp_path: Path) -> None:
+def test_a_missing_payload_is_reported(history: History, tmp_path: Path) -> None:
     begin(history)
     history.begin_cell("s1", 1, "1", "k1")
     history.end_cell("s1", 1, {**OK, "outputs": [{"text": "A" * 100_000}]})
@@ -210,7 +210,7 @@ def test_retention_names_the_old_then_the_oldest_and_never_one_in_use(history: H
 
 
 def test_retention_weighs_and_deletes_what_is_this_hosts_alone(history: History, url: str, tmp_path: Path) -> None:
-    """Two hosts in one database; in SQLite too, where they are two data folders."""
+    """Two hosts share one database; two data folders stand for them."""
     other = History.open(url, tmp_path / "other")
     begin(other, "theirs")
     other.begin_cell("theirs", 1, "x" * 100_000, "k1")
@@ -226,14 +226,14 @@ def test_retention_weighs_and_deletes_what_is_this_hosts_alone(history: History,
 
 
 def test_a_folders_files_belong_to_one_database(history: History, tmp_path: Path) -> None:
-    """Another one knows nothing of them: its retention would delete every checkpoint."""
+    """Another database does not know the files: its retention would delete every checkpoint."""
     with pytest.raises(StoreError, match="belong to another database"):
         History.open(f"sqlite:///{tmp_path}/another.db", tmp_path)
     History.open(f"sqlite:///{tmp_path}/another.db", tmp_path / "another").close()
 
 
 def test_a_number_that_never_ran_does_not_stop_the_next(history: History) -> None:
-    """A gap in the numbers, as a caller that was cancelled on a full disk leaves one."""
+    """A caller that is cancelled on a full disk leaves a gap in the numbers."""
     begin(history)
     history.begin_cell("s1", 1, "1", "k1")
     history.begin_cell("s1", 3, "3", "k1")
@@ -312,7 +312,7 @@ def test_history_that_cannot_be_opened_says_why_and_keeps_the_password(url: str,
 
 
 def test_every_finished_cell_survives_sigkill(url: str, tmp_path: Path) -> None:
-    """A writer is killed ten times in the middle of its work: what it had said is there, and nothing half."""
+    """A writer is killed ten times while it works: every cell that it reported is there, and none is partial."""
     script = (
         "import sys; from pathlib import Path; from orchestrator.store.history import History\n"
         "history = History.open(sys.argv[1], Path(sys.argv[2])); session = sys.argv[3]\n"

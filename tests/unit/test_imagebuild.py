@@ -1,4 +1,4 @@
-"""What the sandbox image is made from, and how a change of it is noticed."""
+"""The inputs of the sandbox image, and how a change of them is noticed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def sources(tmp_path: Path) -> Path:
 
 
 def test_digest_stays_while_nothing_changes(sources: Path) -> None:
-    """The digest depends on names and contents, not on times or on the order of a directory."""
+    """The digest depends on names and contents, not on times or the order of directory entries."""
     before = input_digest(sources)
     (sources / "kernel.py").touch()
     assert input_digest(sources) == before
@@ -29,7 +29,7 @@ def test_digest_stays_while_nothing_changes(sources: Path) -> None:
 
 @pytest.mark.parametrize("change", ["content", "new file", "name", "base"])
 def test_digest_changes_with_every_input(sources: Path, change: str) -> None:
-    """A changed, added or renamed input, and another base, each make another image."""
+    """A changed, added or renamed input and another base image each change the digest."""
     before = input_digest(sources)
     base = ""
     match change:
@@ -45,7 +45,7 @@ def test_digest_changes_with_every_input(sources: Path, change: str) -> None:
 
 
 def test_digest_cannot_be_shifted_between_files(tmp_path: Path) -> None:
-    """Moving text from the end of one file to the start of the next is a change."""
+    """Moving text from the end of one file to the start of the next changes the digest."""
     one, two = tmp_path / "one", tmp_path / "two"
     for folder, first, second in ((one, "ab", "c"), (two, "a", "bc")):
         folder.mkdir()
@@ -55,8 +55,8 @@ def test_digest_cannot_be_shifted_between_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("leftover", ["__pycache__/kernel.cpython-311.pyc", ".kernel.py.swp", "kernel.py~"])
-def test_leftovers_of_tools_are_no_inputs(sources: Path, leftover: str) -> None:
-    """What editors and interpreters leave behind does not make another image."""
+def test_files_of_tools_are_no_inputs(sources: Path, leftover: str) -> None:
+    """Files that editors and interpreters create do not change the digest."""
     before = input_digest(sources)
     (sources / leftover).parent.mkdir(exist_ok=True)
     (sources / leftover).write_text("x")
@@ -64,14 +64,14 @@ def test_leftovers_of_tools_are_no_inputs(sources: Path, leftover: str) -> None:
 
 
 def test_image_name_is_the_operators_or_the_digest() -> None:
-    """CELLBLOCK_IMAGE wins; else the tag says what the image was made from."""
+    """CELLBLOCK_IMAGE sets the name; otherwise the tag is the digest of the inputs."""
     assert image_name(Settings(image="team/sandbox:7")) == "team/sandbox:7"
     digest = input_digest(data_folder("sandbox_image"))
     assert image_name(Settings(image="", base_image="")) == f"cellblock-sandbox:{digest[:12]}"
 
 
 def test_lock_file_pins_every_package_with_hashes_and_names_no_index() -> None:
-    """The image's requirements are exact, verifiable, and free of addresses and of local paths."""
+    """The image's requirements have exact versions and hashes, and no addresses or local paths."""
     lock = (data_folder("sandbox_image") / "requirements.txt").read_text()
     lines = [line for line in lock.splitlines() if not line.startswith("#")]
     pins = [line for line in lines if not line.startswith(" ")]
@@ -83,7 +83,7 @@ def test_lock_file_pins_every_package_with_hashes_and_names_no_index() -> None:
 
 
 def test_wheel_cache_is_complete_only_with_every_pinned_wheel(tmp_path: Path) -> None:
-    """A missing wheel, and one that is not what was pinned, are both noticed."""
+    """A missing wheel and a wheel with another hash are both noticed."""
     wheel = tmp_path / "one-1.0-py3-none-any.whl"
     wheel.write_bytes(b"wheel")
     lock = f"one==1.0 \\\n    --hash=sha256:{hashlib.sha256(b'wheel').hexdigest()}\n"
@@ -94,14 +94,14 @@ def test_wheel_cache_is_complete_only_with_every_pinned_wheel(tmp_path: Path) ->
 
 
 def test_wheels_are_chosen_for_the_engines_architecture() -> None:
-    """An engine on ARM gets ARM's wheels; one that no wheels are pinned for gets a clear error."""
+    """An engine on ARM gets ARM's wheels, and one on an architecture without wheels gets an error."""
     assert wheels.platforms("arm64")[0].endswith("_aarch64")
     with pytest.raises(ImageBuildError, match="riscv64"):
         wheels.platforms("riscv64")
 
 
 def test_package_list_is_read_without_its_comments(tmp_path: Path) -> None:
-    """The list of Debian packages may say why each is there."""
+    """The list of Debian packages may have comments."""
     listing = tmp_path / "packages.txt"
     listing.write_text("# base\nbash\n\ntar  # for archives\n")
     assert baseimage.package_names(listing) == ["bash", "tar"]

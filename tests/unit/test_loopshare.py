@@ -1,4 +1,4 @@
-"""The event loop's time, divided among kernels: who has held it rests, and longer beside others. Clock injected."""
+"""The event loop's time, divided among kernels: one that has used it rests, longer beside others. Clock injected."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def clock() -> Clock:
 
 
 def work(clock: Clock, share: KernelShare, seconds: float) -> float:
-    """Hold the loop for so long; return the rest that follows."""
+    """Use the loop for so many seconds; return the rest that follows."""
     share.begin()
     clock.now += seconds
     share.end()
@@ -66,7 +66,7 @@ def test_a_message_that_alone_holds_the_loop_for_long_is_made_rarer(clock: Clock
     assert heavy >= 5 * light
 
 
-def test_who_is_gone_is_no_neighbour(clock: Clock) -> None:
+def test_a_closed_share_does_not_count_as_another(clock: Clock) -> None:
     together = LoopShare(clock)
     mine, other = together.of_kernel(), together.of_kernel()
     work(clock, other, 0.001)
@@ -74,7 +74,7 @@ def test_who_is_gone_is_no_neighbour(clock: Clock) -> None:
     assert work(clock, mine, 0.002) <= 0.002
 
 
-def test_who_asks_during_its_rest_is_sent_back_to_it(clock: Clock) -> None:
+def test_work_during_a_rest_does_not_end_it(clock: Clock) -> None:
     """Several channels of one kernel share one rest."""
     share = LoopShare(clock).of_kernel()
     rest = work(clock, share, 0.01)

@@ -1,4 +1,4 @@
-"""Policies: what is refused at load, and that the error names file, key and line."""
+"""Policies: which ones are refused, and that the error has the file, the line and the key of each fault."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def refusal(tmp_path: Path, text: str) -> PolicyError:
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_every_shipped_policy_is_sound(name: str) -> None:
-    """Each loads, and a container can be made of it."""
+def test_every_shipped_policy_is_valid(name: str) -> None:
+    """Each can be loaded, and a container can be created with it."""
     policy = Policy.load(name)
     spec = ContainerSpec("c", "i", "runc", Path("/run/x/wire"), 200000, "i", "k", ("b", "n"), "h")
     create_request(spec, policy, policy.resource_limits())
@@ -48,21 +48,21 @@ FAULTS = [
     ("[limits]\nmemory_mb = '1g'\n", 2, "limits.memory_mb", "integer"),
     ("# a\n\nruntime = 'kata'\n", 3, "runtime", "require-runsc"),
     ("privileged = true\n", 1, "privileged", "no such key"),
-    ("[tmpfs]\nwork_mb = 4096\n", 1, "tmpfs", "beyond limits.memory_mb"),
+    ("[tmpfs]\nwork_mb = 4096\n", 1, "tmpfs", "more than limits.memory_mb"),
     ("[output]\nmime_types = [\n  'text/*',\n  'nonsense',\n]\n", 2, "output.mime_types.1", "pattern"),
     ("[environment]\nA = 'x'\nLD_PRELOAD = '/x'\n", 3, "environment.LD_PRELOAD", "set by the sandbox"),
     ("[environment]\n'A=B' = 'x'\n", 2, "environment.A=B", "pattern"),
     ("[data]\nok = '/nowhere/at/all'\n", 2, "data.ok", "cannot be used"),
     ("seccomp = 'none'\n", 1, "seccomp", "known ones: cellblock"),
-    ("[limits]\npids = 64\n[limits]\npids = 65\n", 3, "", "not TOML"),
+    ("[limits]\npids = 64\n[limits]\npids = 65\n", 3, "", "not valid TOML"),
     ("preload = ['os', 'x; import os']\n", 1, "preload.1", "pattern"),
     ("limits = 3\n", 1, "limits", "Limits"),
-    ("[limits\n", 1, "", "not TOML"),
+    ("[limits\n", 1, "", "not valid TOML"),
 ]
 
 
 @pytest.mark.parametrize(("text", "line", "key", "reason"), FAULTS)
-def test_a_fault_is_told_with_file_line_and_key(tmp_path: Path, text: str, line: int, key: str, reason: str) -> None:
+def test_a_fault_has_its_file_line_and_key(tmp_path: Path, text: str, line: int, key: str, reason: str) -> None:
     error = refusal(tmp_path, text)
     assert len(error.faults) == 1
     fault = error.faults[0]
@@ -71,13 +71,13 @@ def test_a_fault_is_told_with_file_line_and_key(tmp_path: Path, text: str, line:
     assert f"mine.toml:{line}: " in error.message
 
 
-def test_all_faults_are_told_at_once_in_the_files_order(tmp_path: Path) -> None:
+def test_all_faults_are_reported_in_the_files_order(tmp_path: Path) -> None:
     error = refusal(tmp_path, "[limits]\npids = 1\ncpu_percent = 0\nmemory = 5\n[chanels]\n")
     assert [fault.line for fault in error.faults] == [2, 3, 4, 5]
 
 
-def test_a_file_that_is_no_file_is_refused(tmp_path: Path) -> None:
-    """A fifo would wait for ever; a device never ends; a huge file is no policy."""
+def test_a_path_that_is_no_small_regular_file_is_refused(tmp_path: Path) -> None:
+    """Opening a fifo would block, and a device never ends. A large file is no policy."""
     fifo, big = tmp_path / "fifo.toml", tmp_path / "big.toml"
     os.mkfifo(fifo)
     big.write_text("#" * 100_000)
@@ -98,7 +98,7 @@ def test_any_bytes_are_a_policy_or_a_policy_error(content: bytes) -> None:
         path.unlink()
 
 
-def test_the_runtime_that_a_policy_requires_cannot_be_set_away(tmp_path: Path) -> None:
+def test_no_setting_overrides_a_required_runtime(tmp_path: Path) -> None:
     strict = Policy.load("strict")
     assert strict.choose_runtime("") == strict.choose_runtime("auto") == strict.choose_runtime("runsc") == "runsc"
     with pytest.raises(PolicyError, match="requires the runtime runsc"):
@@ -116,22 +116,22 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_a_data_folder_is_resolved_at_load(tmp_path: Path, data: Path) -> None:
-    """What is mounted is where the link led when the policy was loaded, also from a relative path."""
+    """A link is resolved when the policy is loaded, also one that a relative path names."""
     (tmp_path / "link").symlink_to(data)
     assert load(tmp_path, "[data]\nsales = 'link'\n").data == {"sales": data.resolve()}
     assert load(tmp_path, f"[data]\nsales = '{tmp_path}/link'\n").data == {"sales": data.resolve()}
 
 
 @pytest.mark.parametrize("system", ["/", "/etc", "/proc", "/var", "/var/run", "/run", "/dev/shm", "/root", "/var/lib"])
-def test_folders_of_the_system_are_no_data(tmp_path: Path, system: str) -> None:
+def test_folders_of_the_system_are_refused_as_data(tmp_path: Path, system: str) -> None:
     link = tmp_path / "innocent"
     link.symlink_to(system)
     for name in (system, link):
         assert refusal(tmp_path, f"[data]\nx = '{name}'\n").faults[0].key == "data.x"
 
 
-def test_a_data_folder_with_a_door_in_it_is_refused(tmp_path: Path, data: Path) -> None:
-    """Read-only keeps files from change; a socket or a fifo would still be connected."""
+def test_a_data_folder_with_a_socket_or_fifo_is_refused(tmp_path: Path, data: Path) -> None:
+    """A read-only mount protects files from changes, but a sandbox could still use a socket or fifo in it."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(data / "docker.sock"))
         assert "socket" in refusal(tmp_path, f"[data]\nx = '{data}'\n").message
@@ -146,7 +146,7 @@ def test_names_of_data_are_plain(tmp_path: Path, data: Path, name: str) -> None:
     refusal(tmp_path, f"[data]\n'{name}' = '{data}'\n")
 
 
-def test_a_data_folder_that_the_sandbox_cannot_read_is_told(tmp_path: Path, data: Path) -> None:
+def test_a_data_folder_that_the_sandbox_cannot_read_is_refused(tmp_path: Path, data: Path) -> None:
     data.chmod(0o700)
     assert "chmod" in refusal(tmp_path, f"[data]\nx = '{data}'\n").message
 
@@ -174,18 +174,18 @@ PROFILES = [
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_a_seccomp_profile_that_lets_through_too_much_is_refused(tmp_path: Path, profile: str) -> None:
+def test_a_seccomp_profile_that_allows_too_much_is_refused(tmp_path: Path, profile: str) -> None:
     (tmp_path / "mine.json").write_text(profile)
     assert refusal(tmp_path, "seccomp = 'mine.json'\n").faults[0].key == "seccomp"
 
 
-def test_a_sound_profile_of_ones_own_is_taken(tmp_path: Path) -> None:
+def test_a_valid_profile_of_the_user_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "mine.json").write_text(_profile(syscalls=[{"names": ["read"], "action": "SCMP_ACT_ALLOW"}]))
     policy = load(tmp_path, "seccomp = 'mine.json'\n")
     assert json.loads(policy.seccomp_json)["syscalls"][0]["names"] == ["read"]
 
 
-def test_our_own_profile_denies_what_no_sandbox_may_do() -> None:
+def test_the_shipped_profile_denies_what_no_sandbox_may_do() -> None:
     profile = json.loads(Policy.load("default").seccomp_json)
     allowed = {name for rule in profile["syscalls"] if rule["action"] == "SCMP_ACT_ALLOW" for name in rule["names"]}
     assert len(allowed) > 150

@@ -1,11 +1,10 @@
-"""Metrics and spans by their names; logs that hold what happened, and no code."""
+"""Metrics and spans by their names; logs that have every event, and no code."""
 
 from __future__ import annotations
 
 import io
 import json
 import logging
-import socket
 import urllib.request
 from typing import Any
 
@@ -67,12 +66,9 @@ def test_what_happened_is_in_the_metrics() -> None:
 
 
 def test_prometheus_is_answered_on_a_port_of_its_own() -> None:
-    """The endpoint answers while it is open; a port that is taken is an error that says what to do."""
+    """The endpoint answers while it is open; a port that is in use is an error whose remedy names the setting."""
     telemetry = Telemetry()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    telemetry.serve("127.0.0.1", port)
+    port = telemetry.serve("127.0.0.1", 0)
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
             assert b"cellblock_lease_wait_seconds" in answer.read()

@@ -1,4 +1,4 @@
-"""The host's ZMTP: what it takes, however it is cut, what it refuses, and what libzmq makes of what it sends."""
+"""The host's ZMTP: what it accepts, wherever the stream is split, what it refuses, and what it sends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def parse(parser: Parser, stream: bytes, size: int = 1 << 20) -> list[list[bytes
     return found
 
 
-def test_messages_arrive_whole_however_they_are_cut() -> None:
+def test_messages_arrive_whole_wherever_the_stream_is_split() -> None:
     """What is parsed does not depend on where the stream is split."""
     messages = [[b"a" * 300, b"", b"bc"], [b"d"], [b""]]
     stream = GREETING + READY + b"".join(message(*frames) for frames in messages)
@@ -41,7 +41,7 @@ def test_what_is_sent_is_what_is_parsed() -> None:
 
 
 def test_one_call_does_the_work_of_one_message() -> None:
-    """However much was fed: a flood is left where it is until its kernel's turn comes again."""
+    """However much was fed: the rest stays until the next call."""
     parser = Parser(BOUND)
     parser.feed(GREETING + READY + bytes(2) * 100_000)
     assert parser.next() == [b""]
@@ -49,7 +49,7 @@ def test_one_call_does_the_work_of_one_message() -> None:
 
 
 def test_nothing_stays_of_a_large_message() -> None:
-    """Once it was taken."""
+    """Once it was returned."""
     parser = Parser(10**7)
     tracemalloc.start()
     try:
@@ -81,7 +81,7 @@ def test_one_command_is_let_through_and_must_be() -> None:
         parse(Parser(10**6), GREETING + frame(b"\x05READY" + bytes(9000), command=True))
 
 
-def test_an_endless_multipart_message_is_cut_at_the_bound() -> None:
+def test_an_endless_multipart_message_is_refused_at_the_bound() -> None:
     """Frames that never end a message add up, however small each is."""
     parser = Parser(10**9)
     assert parse(parser, GREETING + READY + frame(b"x", more=True) * 64) == []
