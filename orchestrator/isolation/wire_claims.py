@@ -102,7 +102,7 @@ async def assault(attacker: Subject, attack: str, judge: Judge) -> tuple[Cost, l
 
 CLAIMS = (
     Claim(
-        "wire_excess_is_cut_off",
+        "wire_excess_disconnects_the_kernel",
         "O1",
         "A kernel whose message exceeds the size limit is disconnected, and the result says why.",
         _probe(wire_attacks.EXCESS, _disconnected),
