@@ -39,7 +39,7 @@ class Meaning:
 
 
 MEANINGS = {
-    "runtime": Meaning(("HostConfig.Runtime",), "H5", "exploits of the host's kernel: runsc runs its own"),
+    "runtime": Meaning(("HostConfig.Runtime",), "H5", "exploits of the host's kernel; runsc has its own"),
     "seccomp": Meaning(("HostConfig.SecurityOpt.1",), "H5", "system calls that escapes need and data work does not"),
     "preload": Meaning((), "H4", "a slow first cell: imports run before the lease, and use memory in every kernel"),
     "limits.cpu_percent": Meaning(("HostConfig.CpuQuota", "HostConfig.CpuPeriod"), "H3", "a busy loop"),

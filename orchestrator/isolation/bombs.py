@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.isolation.claims import Claim, Verdict, verdict
-from orchestrator.isolation.measure import Cost, daemon_cpu, processes_of, quiet_p99, spent, watch
+from orchestrator.isolation.measure import daemon_cpu, processes_of, quiet_p99, spent, watch
 from orchestrator.isolation.subject import Subject
 from orchestrator.limits import MIB
 from orchestrator.output.events import ExecutionResult
 
-_SLOWER = 2.0  # how many times its quiet p99 a neighbour's p99 may reach
 _HOLD = 0.8  # seconds for which a bomb holds what it took
 _OVERSHOOT = 32  # how far beyond the limit a bomb goes before it stops: then the limit did not hold
 _OVERFLOW = 16  # MiB that a cell tries to write beyond the size of a tmpfs
@@ -209,14 +208,7 @@ async def _beside_a_neighbour(subject: Subject, code: str) -> tuple[ExecutionRes
     before = await quiet_p99(neighbour)
     async with watch(neighbour) as cost:
         result = await subject.run(code)
-    return result, *_judge(before, cost)
-
-
-def _judge(before: float, cost: Cost) -> tuple[str, list[str]]:
-    faults = list(cost.errors)
-    if cost.p99 > _SLOWER * before:
-        faults.append(f"neighbour p99 {1000 * cost.p99:.1f} ms, {1000 * before:.1f} ms before")
-    return f"neighbour p99 {cost.p99 / before:.1f} times", faults
+    return result, f"neighbour p99 {cost.p99 / before:.1f} times", cost.errors + cost.slowdown(before)
 
 
 async def _output(subject: Subject) -> Verdict:

@@ -287,7 +287,7 @@ CONTROLS = (
     ),
     _control(
         "unguarded", "a guard on its wire, and an output limit", _nothing,
-        ("wire_excess_is_cut_off", "wire_floods_are_bounded", "wire_violations_end_the_kernel",
+        ("wire_excess_disconnects_the_kernel", "wire_floods_are_bounded", "wire_violations_end_the_kernel",
          "wire_forgeries_end_the_kernel"), unguarded=True,
     ),
     _control(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _TICK = 0.005  # seconds between two samples of memory and loop latency
 _DAEMONS = ("dockerd", "containerd")  # prefixes of process names; they include the shims
 _QUIET_CELLS = 200  # that the neighbour runs without an attack; the p99 is the third slowest
+_SLOWER = 2.0  # how many times its quiet p99 a neighbour's p99 may reach
 _LAST_CELL = 30.0  # seconds that the neighbour's last cell may take
 
 
@@ -41,6 +42,12 @@ class Cost:
     loop_cpu: float = 0.0
     latencies: list[float] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+
+    def slowdown(self, quiet: float) -> list[str]:
+        """Return a fault if the neighbour's p99 is more than twice ``quiet``, its p99 without an attack in seconds."""
+        if self.p99 <= _SLOWER * quiet or not self.latencies:
+            return []
+        return [f"neighbour p99 {1000 * self.p99:.1f} ms, {1000 * quiet:.1f} ms before"]
 
     @property
     def p99(self) -> float:

@@ -18,7 +18,6 @@ from orchestrator.output.events import ExecutionResult
 
 _ALLOWANCE = 16 * MIB  # by how much memory may grow beyond the policy's output limit
 _STALL = 0.1  # seconds for which the event loop may stall
-_SLOWER = 2.0  # how many times its quiet p99 a neighbour's p99 may reach
 _ATTACK = 0.5  # seconds that an attack lasts
 _CELL = 6.0  # seconds until an attacking cell is interrupted; attacks took 0.2 to 2 s
 _DETECTED = 2.0  # seconds until a forged end of a cell must be detected
@@ -77,8 +76,7 @@ def _probe(attacks: Mapping[str, str], judge: Judge, *, fatal: bool = True) -> P
                 total.add(cost)
                 if faults and not subject.whole:
                     break
-        if total.p99 > _SLOWER * before:
-            faults.append(f"neighbour p99 {1000 * total.p99:.1f} ms, {1000 * before:.1f} ms before")
+        faults += total.slowdown(before)
         return verdict(faults, f"{len(attacks)} attacks: {total.describe()}, {total.p99 / before:.1f} times")
 
     return probe
@@ -102,7 +100,7 @@ async def assault(attacker: Subject, attack: str, judge: Judge) -> tuple[Cost, l
 
 CLAIMS = (
     Claim(
-        "wire_excess_is_cut_off",
+        "wire_excess_disconnects_the_kernel",
         "O1",
         "A kernel whose message exceeds the size limit is disconnected, and the result says why.",
         _probe(wire_attacks.EXCESS, _disconnected),

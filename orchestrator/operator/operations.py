@@ -15,7 +15,7 @@ from orchestrator.sessions.session import KernelSession
 
 
 class EndSession(Protocol):
-    """Ends a session: ``AgentKernelManager.end_session``."""
+    """Ends a session and kills its kernel: ``Acquiring.end``."""
 
     def __call__(self, agent_id: str, *, reason: str) -> Awaitable[bool]: ...
 
