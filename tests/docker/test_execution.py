@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 import pytest_asyncio
 
@@ -276,7 +277,8 @@ async def test_a_display_of_the_wrong_shape_does_not_spoil_the_notebook(
     result = await manager.execute_code(session, "display({'text/plain': 5, 'text/html': '<b>'}, raw=True)")
     assert [output["data"] for output in result["outputs"]] == [{"text/html": "<b>"}]
     manager.save_session_as_notebook(session, tmp_path / "a.ipynb")
-    notebook = json.loads((tmp_path / "a.ipynb").read_text())
+    notebook = nbformat.read(tmp_path / "a.ipynb", as_version=4)
+    nbformat.validate(notebook)
     assert [output["data"] for output in notebook["cells"][-1]["outputs"]] == [{"text/html": "<b>"}]
 
 
