@@ -11,8 +11,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 DOCS_VENV := .venv-docs
 DOCS_STAMP := $(DOCS_VENV)/.complete
-# Two at once, since most tests wait for the engine; each file's in one process, which then starts fewer kernels.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# Two at once, since most tests wait for the engine; those of one file and runtime in one process, which then starts
+# fewer kernels. Then, one after another, the tests that measure or look at the whole machine.
+define run_tests
+@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not alone" $(1); together=$$?; \
+	$(BIN)/python -m pytest -m alone $(1) && exit $$together
+endef
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
@@ -25,10 +29,10 @@ demo: image ## three agents analyse a workbook, each in its own locked kernel
 	@$(BIN)/python examples/spreadsheet_agents.py
 
 test: image ## the whole test suite, on real containers
-	@$(PYTEST)
+	$(call run_tests)
 
 check: lint ## every check that needs no engine: lint, types, imports, unit and contract tests
-	@$(PYTEST) tests/unit tests/contract
+	$(call run_tests,tests/unit tests/contract)
 
 lint: $(STAMP) ## lint, format, types and import rules
 	@$(BIN)/ruff check .

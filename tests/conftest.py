@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import pytest
 
 from orchestrator import AgentKernelManager, KernelResourceLimits, KernelSession, Settings
 from orchestrator.container.engine import connect, gvisor_fault
-from tests.turns import turn
 
 # A shell that starts something in the background has it ignore SIGINT, and whatever that starts too: the programs that
 # these tests interrupt would be deaf.
@@ -66,13 +65,13 @@ def engine_runtimes() -> list[str]:
     return ["runc"] if gvisor_fault(runtimes) else ["runc", "runsc"]
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """A turn takes in what a test's fixtures do, those of its module too."""
-    if not hasattr(item.config, "workerinput"):  # the one process of this run
-        return (yield)
-    with turn(alone=item.get_closest_marker("alone") is not None):
-        return (yield)
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of one file and runtime in one process: they share their module's manager and its kernels."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        runtime = callspec.params.get("runtime", "") if callspec is not None else ""
+        item.add_marker(pytest.mark.xdist_group(f"{item.path}::{runtime}"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

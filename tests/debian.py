@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import fcntl
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.host import aptpackages
-from tests.turns import open_shared
 
 
 def of_package(package: str, find: Callable[[], Path | None]) -> Path:
     """Return the path that ``find`` returns, after installing the package if it returns None."""
-    with open_shared("packages") as lock:
+    with (Path(tempfile.gettempdir()) / "cellblock-test-packages").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         found = find()
         if found is None:
