@@ -114,6 +114,9 @@ class Owners:
     def is_dead(self, name: str) -> bool:
         return name in self.dead
 
+    def holder(self, name: str) -> tuple[int | None, str | None]:
+        return 1, name
+
 
 class World:
     """One process: its sessions, its pool, and the store that it shares with those before and after it.
