@@ -1,4 +1,4 @@
-"""Real kernels of an orchestrator in another network namespace: left alone while it lives, continued when it is dead."""
+"""Real kernels of an orchestrator in another network namespace: left alone while it lives, continued when it dies."""
 
 from __future__ import annotations
 
