@@ -31,6 +31,7 @@ from orchestrator.container.reaper import (
     sweep_late,
     sweep_orphans,
 )
+from orchestrator.container.visibility import engine_sees
 from orchestrator.errors import (
     CellblockError,
     EngineError,
@@ -92,7 +93,7 @@ class Instance:
             EnginePermissionError: this user may not use the engine.
             ImageMissingError: the engine does not have the sandbox image.
             UnknownRuntimeError: the engine does not have the runtime that was asked for.
-            SettingsError: the state folder cannot be created.
+            SettingsError: the state folder cannot be created, or the engine does not see it.
         """
         wanted = policy.choose_runtime(settings.runtime)
         engine = await Engine.connect(settings.engine_timeout)
@@ -101,6 +102,13 @@ class Instance:
             runtime = await engine.resolve_runtime(wanted)
             instance, lease, folder = _new_instance(settings.state_path, settings.data_path)
         except BaseException:
+            engine.close()
+            raise
+        try:
+            await _refuse_unseen(engine, folder)
+        except BaseException:
+            clear_folder(folder)
+            lease.release()
             engine.close()
             raise
         telemetry = telemetry or Telemetry()
@@ -195,7 +203,8 @@ class Instance:
 
     def would_start_alike(self, left: Leftover) -> bool:
         """Return whether a kernel started now would have the same image, runtime, policy and limits as that one."""
-        config = replace(self._config, instance=left.instance, folder=self._folder_of(left.instance))
+        host = (self._config.host[0], left.namespace)  # a label of the container, and so in the digest
+        config = replace(self._config, instance=left.instance, folder=self._folder_of(left.instance), host=host)
         request = config.request(left.kernel_id, wire_folder(kernel_folder(config.folder, left.kernel_id)), left.uid)
         return bool(request["Labels"][RESTRICTIONS_LABEL] == left.restrictions)
 
@@ -349,6 +358,17 @@ def _new_instance(state: Path, data: Path) -> tuple[str, InstanceLease, Path]:
                 lease.release()
                 raise _no_folder(folder, error) from error
             return instance, lease, folder
+
+
+async def _refuse_unseen(engine: Engine, folder: Path) -> None:
+    if not await engine.retry(engine_sees, engine.client.api, folder):
+        state = folder.parent
+        raise SettingsError(
+            f"the Docker engine does not see the state folder {state}: it runs outside this process's container, or on "
+            "another machine.",
+            remedy=f"In a container, mount the host's folder at the same path (-v {state}:{state}), or set "
+            "CELLBLOCK_STATE_DIR to a folder that is mounted so.",
+        )
 
 
 def _no_folder(folder: Path, error: OSError) -> SettingsError:

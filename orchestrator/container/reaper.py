@@ -38,12 +38,14 @@ class Leftover:
     Attributes:
         uid: its user id.
         restrictions: the digest of its restrictions, from its label; see ``hostconfig``.
+        namespace: its first owner's network namespace; "" if it is not known.
     """
 
     kernel_id: str
     instance: str
     uid: int
     restrictions: str
+    namespace: str = ""
 
 
 def leftovers(api: Any, kernel_ids: Collection[str]) -> list[Leftover]:
@@ -58,7 +60,8 @@ def leftovers(api: Any, kernel_ids: Collection[str]) -> list[Leftover]:
         here = labels.get(BOOT_LABEL) == host_identity()[0]
         if here and labels.get(KERNEL_LABEL) in kernel_ids and labels.get(USER_LABEL, "").isdecimal():
             kernel_id, uid = labels[KERNEL_LABEL], int(labels[USER_LABEL])
-            found.append(Leftover(kernel_id, labels[INSTANCE_LABEL], uid, labels.get(RESTRICTIONS_LABEL, "")))
+            restrictions, namespace = labels.get(RESTRICTIONS_LABEL, ""), labels.get(NAMESPACE_LABEL, "")
+            found.append(Leftover(kernel_id, labels[INSTANCE_LABEL], uid, restrictions, namespace))
     return found
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,16 @@ async def main():
         await asyncio.to_thread(sys.stdin.readline)
 
 asyncio.run(main())
+"""
+
+
+_START = """
+import asyncio
+from orchestrator import AgentKernelManager, SettingsError
+try:
+    asyncio.run(AgentKernelManager(max_kernels=1).start())
+except SettingsError as error:
+    print(error)
 """
 
 
@@ -75,10 +86,26 @@ class Program:
 
 
 @pytest.fixture
-def program(runtime: str) -> Iterator[Program]:
+def program(runtime: str, state: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Program]:
+    monkeypatch.setenv("CELLBLOCK_STATE_DIR", str(state))
     running = Program(runtime)
     yield running
     running.kill()
+
+
+def test_a_state_folder_that_the_engine_does_not_see_is_refused_at_start(runtime: str, state: Path) -> None:
+    """A process whose folder is its own, as in a container without the mount."""
+    mounted = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$1" -c "$2"']
+    said = subprocess.run(
+        [*mounted, str(state), sys.executable, _START],
+        env=os.environ | {"CELLBLOCK_RUNTIME": runtime, "CELLBLOCK_STATE_DIR": str(state)},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"-v {state}:{state}" in said.stdout
+    assert "does not see the state folder" in said.stdout
 
 
 async def test_a_live_orchestrator_abroad_keeps_its_kernels_until_it_hands_one_over(
