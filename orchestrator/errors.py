@@ -22,7 +22,8 @@
     │   ├── KernelDiedError                    kernel_died
     │   ├── KernelTimeoutError (TimeoutError)  kernel_timeout           a cell exceeded its time limit
     │   ├── KernelPoolExhaustedError (TimeoutError)   kernel_pool_exhausted
-    │   └── SessionBusyError (TimeoutError)    session_busy             another call is using the agent's session
+    │   ├── SessionBusyError (TimeoutError)    session_busy             another call is using the agent's session
+    │   └── SessionElsewhereError              session_elsewhere        another process owns the agent's session
     ├── SessionEndedError (LookupError)        session_ended            acquire the kernel again
     ├── ManagerClosedError (RuntimeError)      manager_closed
     ├── FileTransferError (OSError)            file_transfer
@@ -317,6 +318,21 @@ class SessionBusyError(KernelError, TimeoutError, code="session_busy"):
     agent_id: str
     waited: float
     remedy: str = "Try again in a moment, or with a longer timeout."
+
+
+class SessionElsewhereError(KernelError, code="session_elsewhere"):
+    """Another process owns the agent's session. Nothing changed.
+
+    Attributes:
+        agent_id: the session's agent.
+        owner: the process's name in the store.
+        pid, host: its process id and host name, as that process sees them; None where they are not known.
+    """
+
+    agent_id: str
+    owner: str
+    pid: int | None = None
+    host: str | None = None
 
 
 class SessionEndedError(CellblockError, LookupError, code="session_ended"):

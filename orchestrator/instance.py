@@ -21,8 +21,17 @@ from orchestrator.container.engine import FAILURES, Engine
 from orchestrator.container.enginewatch import EngineWatch
 from orchestrator.container.folders import instance_folder, kernel_folder, wire_folder
 from orchestrator.container.hostconfig import RESTRICTIONS_LABEL
-from orchestrator.container.lease import Lease, host_identity, instance_lease
-from orchestrator.container.reaper import Leftover, clear_folder, leftovers, sweep_instance, sweep_late, sweep_orphans
+from orchestrator.container.lease import InstanceLease, host_identity, instance_lease
+from orchestrator.container.reaper import (
+    Leftover,
+    clear_folder,
+    leftovers,
+    remove_free_locks,
+    sweep_instance,
+    sweep_late,
+    sweep_orphans,
+)
+from orchestrator.container.visibility import engine_sees
 from orchestrator.errors import (
     CellblockError,
     EngineError,
@@ -50,14 +59,17 @@ _SWEEP_EVERY = 20.0  # seconds
 class Instance:
     """One running orchestrator. Opened and closed by its manager."""
 
-    def __init__(self, config: KernelConfig, lease: Lease, audit: AuditLog, *, may_fall_back: bool) -> None:
+    def __init__(
+        self, config: KernelConfig, lease: InstanceLease, audit: AuditLog, data: Path, *, may_fall_back: bool
+    ) -> None:
         self._config = config
+        self._data = data
         self._audit = audit
         self._lease = lease
         self._may_fall_back = may_fall_back
         self._pid = os.getpid()
         self._kernels: WeakValueDictionary[str, ContainerKernel] = WeakValueDictionary()
-        self._inherited: dict[str, Lease] = {}  # of dead instances whose kernels were adopted, or may be
+        self._inherited: dict[str, InstanceLease] = {}  # of dead instances whose kernels were adopted, or may be
         self._watch = EngineWatch(config.engine, on_oom=self._on_oom, on_lost=self._on_lost)
         atexit.register(self._last_act)
         config.feed.publish(
@@ -81,15 +93,22 @@ class Instance:
             EnginePermissionError: this user may not use the engine.
             ImageMissingError: the engine does not have the sandbox image.
             UnknownRuntimeError: the engine does not have the runtime that was asked for.
-            SettingsError: the state folder cannot be created.
+            SettingsError: the state folder cannot be created, or the engine does not see it.
         """
         wanted = policy.choose_runtime(settings.runtime)
         engine = await Engine.connect(settings.engine_timeout)
         try:
             image = await engine.resolve_image(await asyncio.to_thread(image_name, settings))
             runtime = await engine.resolve_runtime(wanted)
-            instance, lease, folder = _new_instance(settings.state_path)
+            instance, lease, folder = _new_instance(settings.state_path, settings.data_path)
         except BaseException:
+            engine.close()
+            raise
+        try:
+            await _refuse_unseen(engine, folder)
+        except BaseException:
+            clear_folder(folder)
+            lease.release()
             engine.close()
             raise
         telemetry = telemetry or Telemetry()
@@ -110,7 +129,7 @@ class Instance:
             feed=EventFeed(audit.receive, telemetry.receive, log_event),
             telemetry=telemetry,
         )
-        return cls(config, lease, audit, may_fall_back=wanted == "auto" and runtime == "runsc")
+        return cls(config, lease, audit, settings.data_path, may_fall_back=wanted == "auto" and runtime == "runsc")
 
     @property
     def id(self) -> str:
@@ -163,7 +182,7 @@ class Instance:
         mine, others = [], set()
         for left in await engine.retry(leftovers, engine.client.api, kernel_ids):
             here = self._folder_of(left.instance).is_dir()
-            if here and left.instance not in self._inherited and (lease := instance_lease(left.instance)) is not None:
+            if here and left.instance not in self._inherited and (lease := self._lease_of(left.instance)) is not None:
                 self._inherited[left.instance] = lease
             if here and left.instance in self._inherited:
                 mine.append(left)
@@ -184,7 +203,8 @@ class Instance:
 
     def would_start_alike(self, left: Leftover) -> bool:
         """Return whether a kernel started now would have the same image, runtime, policy and limits as that one."""
-        config = replace(self._config, instance=left.instance, folder=self._folder_of(left.instance))
+        host = (self._config.host[0], left.namespace)  # a label of the container, and so in the digest
+        config = replace(self._config, instance=left.instance, folder=self._folder_of(left.instance), host=host)
         request = config.request(left.kernel_id, wire_folder(kernel_folder(config.folder, left.kernel_id)), left.uid)
         return bool(request["Labels"][RESTRICTIONS_LABEL] == left.restrictions)
 
@@ -213,6 +233,7 @@ class Instance:
                 lease.release()
                 del self._inherited[instance]
         folder = self._config.folder.parent
+        await asyncio.to_thread(remove_free_locks, self._data)
         return removed + await self.engine.retry(sweep_orphans, api, folder, None if everywhere else self._config.home)
 
     async def keep_clean(self) -> None:
@@ -234,6 +255,9 @@ class Instance:
         """Release the dead instances, so that the next start can take them over. Abandon their kernels before."""
         while self._inherited:
             self._inherited.popitem()[1].release()
+
+    def _lease_of(self, instance: str) -> InstanceLease | None:
+        return instance_lease(instance, (self._config.folder.parent, self._data))
 
     def _folder_of(self, instance: str) -> Path:
         return instance_folder(self._config.folder.parent, instance)
@@ -297,13 +321,13 @@ class Instance:
         self._watch.close()
         for instance in (self.id, *self._inherited):
             clear_folder(self._folder_of(instance), self._config.left)
-        with contextlib.suppress(OSError):
-            self._config.folder.parent.rmdir()  # only when no other instance has a folder there
         self._config.engine.close()
         self._config.feed.publish("instance.closed", instance=self.id)
         self._audit.close()
         for lease in (self._lease, *self._inherited.values()):
             lease.release()
+        with contextlib.suppress(OSError):
+            self._config.folder.parent.rmdir()  # only when no other instance has a folder there
 
 
 def home_of(settings: Settings) -> str:
@@ -318,24 +342,37 @@ def _speaks_against_runtime(error: KernelStartError | EngineError) -> bool:
     return not isinstance(error, EngineUnavailableError | ImageMissingError)
 
 
-def _new_instance(state: Path) -> tuple[str, Lease, Path]:
+def _new_instance(state: Path, data: Path) -> tuple[str, InstanceLease, Path]:
     """Return a new instance's id, lease and folder. No await, so that nothing can come between lease and folder."""
     while True:
         instance = secrets.token_hex(6)
-        if (lease := instance_lease(instance)) is not None:
+        folder = instance_folder(state, instance)
+        try:
+            lease = instance_lease(instance, (state, data))
+        except OSError as error:
+            raise _no_folder(folder, error) from error
+        if lease is not None:
             try:
-                return instance, lease, _make_folder(instance_folder(state, instance))
-            except SettingsError:
+                folder.mkdir(parents=True, mode=0o700)
+            except OSError as error:
                 lease.release()
-                raise
+                raise _no_folder(folder, error) from error
+            return instance, lease, folder
 
 
-def _make_folder(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, mode=0o700)
-        return folder
-    except OSError as error:
+async def _refuse_unseen(engine: Engine, folder: Path) -> None:
+    if not await engine.retry(engine_sees, engine.client.api, folder):
+        state = folder.parent
         raise SettingsError(
-            f"the state folder {folder} cannot be created: {error.strerror}.",
-            remedy="Set CELLBLOCK_STATE_DIR to a writable folder with a short path and free space.",
-        ) from error
+            f"the Docker engine does not see the state folder {state}: it runs outside this process's container, or on "
+            "another machine.",
+            remedy=f"In a container, mount the host's folder at the same path (-v {state}:{state}), or set "
+            "CELLBLOCK_STATE_DIR to a folder that is mounted so.",
+        )
+
+
+def _no_folder(folder: Path, error: OSError) -> SettingsError:
+    return SettingsError(
+        f"the state folder {folder} cannot be created: {error.strerror}.",
+        remedy="Set CELLBLOCK_STATE_DIR to a writable folder with a short path and free space.",
+    )

@@ -134,6 +134,7 @@ class AgentKernelManager:
         caller: str = "",
         group: str | None = None,
         priority: int = 0,
+        handover: bool = False,
     ) -> AsyncIterator[tuple[Kernel, KernelSession]]:
         """Yield the agent's kernel and session: those that it has, with its variables, or new ones.
 
@@ -148,6 +149,8 @@ class AgentKernelManager:
             group: the group whose share and quota the kernel counts against (``[groups]`` in the policy); default: the
                 group of the agent's session, or the group of all agents without one.
             priority: the place in the queue of the group; one step is worth ``scheduling.aging_s`` seconds of waiting.
+            handover: if another live process owns the agent's session and no call uses it there, have that process
+                checkpoint it and hand it over.
 
         Raises:
             InvalidInputError: see ``check_agent_id`` and ``check_lease_request``.
@@ -155,6 +158,8 @@ class AgentKernelManager:
                 wait. The error says what is scarce, and estimates the wait.
             KernelStartError, EngineError: no kernel could be started.
             CheckpointError: the session sleeps and cannot be woken; it sleeps as before.
+            SessionElsewhereError: another live process owns the agent's session; the error names it.
+            SessionBusyError: another call wakes the session, or puts it to sleep, for longer than ``timeout``.
             StoreError: the history cannot be read or written.
             ManagerClosedError: the manager was shut down.
         """
@@ -168,7 +173,12 @@ class AgentKernelManager:
         caller = caller or f"uid {os.getuid()}, pid {os.getpid()}"
         with self.telemetry.span("acquire_kernel"):
             session = await self._wiring.acquiring.session_of(
-                agent_id, None if deadline is None else deadline.remaining(), caller, group, priority
+                agent_id,
+                None if deadline is None else deadline.remaining(),
+                caller,
+                group,
+                priority,
+                handover=handover,
             )
         self.telemetry.leased(time.monotonic() - asked)
         async with self._wiring.in_use(session):

@@ -17,7 +17,7 @@ from orchestrator.errors import EngineTimeoutError, ManagerClosedError
 from orchestrator.instance import Instance
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import KernelResourceLimits
-from orchestrator.operator.controlsocket import ControlSocket
+from orchestrator.operator.controlsocket import ControlSocket, control_clients
 from orchestrator.operator.monitor import Monitor
 from orchestrator.operator.operations import Operations
 from orchestrator.policy.policy import Policy
@@ -25,6 +25,7 @@ from orchestrator.pool.hostload import HostLoad
 from orchestrator.pool.kernelpool import KernelPool
 from orchestrator.pool.scheduler import Admission, Scheduler
 from orchestrator.sessions.acquiring import Acquiring
+from orchestrator.sessions.elsewhere import HANDOVER, hand_over
 from orchestrator.sessions.forking import Forking
 from orchestrator.sessions.hibernation import Hibernation
 from orchestrator.sessions.owners import HostOwners
@@ -70,7 +71,7 @@ class Wiring:
             instance=self._describe,
             end_session=self.acquiring.end,
         )
-        self._control = ControlSocket(self.operations.commands())
+        self._control = ControlSocket({**self.operations.commands(), HANDOVER: self._hand_over})
         self.recovery = Recovery()
         self._instance: Instance | None = None
         self._starting = asyncio.Lock()
@@ -174,12 +175,24 @@ class Wiring:
             raise
 
     async def _begin(self, store: History, files: CheckpointFiles, instance: Instance) -> None:
-        owners = HostOwners(instance.id)
+        owners = HostOwners(instance.id, (self._settings.state_path, self._settings.data_path))
         self.registry.open(store, files, owners.name)
         await self._control.listen(instance.config.folder)
         if self._settings.metrics_port:
             self.telemetry.serve(self._settings.metrics_address, self._settings.metrics_port)
-        self.recovery = await recover(self.registry, self.pool, instance, owners)  # the last step that can fail
+        take_over = partial(recover, self.registry, self.pool, instance, owners)
+        self.recovery = await take_over()  # the last step that can fail
+        self.acquiring.elsewhere.open(owners, take_over, self._ask)
+
+    async def _ask(self, instance: str, request: dict[str, Any], timeout: float) -> dict[str, Any] | None:
+        """Send a request to the control socket of another instance on this host."""
+        for client in await asyncio.to_thread(control_clients, self._settings.state_path):
+            if client.instance == instance:
+                return await client.ask(request, timeout)
+        return {"error": "its control socket is not in this process's state folder"}
+
+    async def _hand_over(self, request: dict[str, Any]) -> dict[str, Any]:
+        return await hand_over(self.registry, str(request.get("agent")))
 
     async def _undo_begin(self, store: History, instance: Instance) -> None:
         """Close what a failed start has opened; the next start takes over the sessions that this one took over."""

@@ -46,7 +46,7 @@ async def _look(everywhere: bool) -> None:
     finally:
         engine.close()
     folders = orphaned_folders(settings.state_path)
-    lost = lost_sessions(await _unended(settings), HostOwners())
+    lost = lost_sessions(await _unended(settings), HostOwners(folders=(settings.state_path, settings.data_path)))
     console.print(f"containers of dead processes: {len(containers)}; folders: {len(folders)}")
     _show(lost, "lost its process")
 

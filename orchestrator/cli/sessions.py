@@ -150,7 +150,7 @@ def delete(
     """
     with _history() as (history, files):
         record = _find(history, session)
-        if record.owner is not None and not lost_sessions([record], HostOwners()):
+        if record.owner is not None and not lost_sessions([record], HostOwners(folders=_folders())):
             raise InvalidInputError(
                 f"session {record.session_id[:12]} belongs to a running process.",
                 remedy="End the session there first; `cellblock top` shows its kernel.",
@@ -212,9 +212,14 @@ def _one_line(text: str) -> str:
 def _state(record: SessionRecord) -> str:
     if record.state == "ended":
         return f"ended ({plain(record.end_reason or 'unknown')})"
-    if record.state == "live" and lost_sessions([record], HostOwners()):
+    if record.state == "live" and lost_sessions([record], HostOwners(folders=_folders())):
         return "lost its process"
     return record.state
+
+
+def _folders() -> tuple[Path, Path]:
+    settings = Settings.load()
+    return settings.state_path, settings.data_path
 
 
 def _size(size: int) -> str:

@@ -1,6 +1,7 @@
 """Where an instance and its kernels have their folders. The one place that spells them. Pure.
 
-    <state>/i-<instance>/             one orchestrator's
+    <state>/owner-<instance>.lock     held by one orchestrator while it lives; there is one in the data folder too
+    <state>/i-<instance>/             that orchestrator's
     <state>/i-<instance>/<kernel>/    one kernel's, named by the first 12 digits of its id
     …/<kernel>/wire/                  what its sandbox sees: the sockets and the connection file
 
@@ -28,6 +29,16 @@ def instance_of(folder: Path) -> str:
 def instance_folders(state: Path) -> list[Path]:
     """Find the folders of all instances."""
     return sorted(state.glob(f"{_PREFIX}*"))
+
+
+def lock_file(folder: Path, instance: str) -> Path:
+    """Return an instance's lock file in the state folder or in the data folder."""
+    return folder / f"owner-{instance}.lock"
+
+
+def lock_files(folder: Path) -> list[Path]:
+    """Find the lock files of all instances."""
+    return sorted(folder.glob("owner-*.lock"))
 
 
 def kernel_folder(folder: Path, kernel_id: str) -> Path:

@@ -4,6 +4,9 @@ A lease is an abstract Unix socket that is bound to the name. Linux lets only on
 name when that process ends, however it ends. So there is nothing to clean up, no stale file and no reused pid. The
 socket is a datagram socket because one can find out whether its name is bound without binding it. Abstract names belong
 to a network namespace, hence ``host_identity``. A sandbox has a namespace of its own.
+
+An instance also holds a lock file in its state folder and one in its data folder. They hold across network namespaces,
+for every process that shares one of these folders.
 """
 
 from __future__ import annotations
@@ -12,10 +15,12 @@ import errno
 import os
 import secrets
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Self
 
+from orchestrator.container.folders import instance_folder, lock_file
+from orchestrator.container.lockfile import LockFile
 from orchestrator.errors import KernelStartError
 
 
@@ -91,14 +96,81 @@ class UserId:
         self._lease.release()
 
 
-def instance_lease(instance: str) -> Lease | None:
-    """Take the lease of an instance. Its owner does so at start; for others, success means that the owner is dead."""
-    return Lease.take(_of_instance(instance))
+class InstanceLease:
+    """The lease of an instance: its name on this host, and its lock files."""
+
+    def __init__(self, lease: Lease, files: Collection[LockFile]) -> None:
+        self._lease = lease
+        self._files = tuple(files)
+
+    @classmethod
+    def take(cls, instance: str, folders: Iterable[Path]) -> Self | None:
+        """Take the lease. Return None if a process holds it.
+
+        Raises:
+            OSError: a lock file cannot be created or locked.
+        """
+        if (lease := Lease.take(_of_instance(instance))) is None:
+            return None
+        files: list[LockFile] = []
+        try:
+            for folder in dict.fromkeys(each.resolve() for each in folders):
+                file = LockFile.take(lock_file(folder, instance), f"{os.getpid()} {socket.gethostname()}\n")
+                if file is None:
+                    break
+                files.append(file)
+            else:
+                return cls(lease, files)
+        except BaseException:
+            cls(lease, files).release()
+            raise
+        cls(lease, files).release()
+        return None
+
+    def release(self) -> None:
+        for file in self._files:
+            file.release()
+        self._lease.release()
 
 
-def is_dead(instance: str) -> bool:
-    """Return whether the owner of an instance is dead."""
-    return not Lease.is_held(_of_instance(instance))
+def instance_lease(instance: str, folders: Iterable[Path] = ()) -> InstanceLease | None:
+    """Take the lease of an instance. Its owner does so at start; for others, success means that the owner is dead.
+
+    Args:
+        folders: the state folder and the data folder that get its lock files.
+    """
+    return InstanceLease.take(instance, folders)
+
+
+def is_dead(instance: str, folders: Iterable[Path] = ()) -> bool:
+    """Return whether no process of this network namespace, or with one of these folders, owns an instance."""
+    return not Lease.is_held(_of_instance(instance)) and not any(_is_held_in(folder, instance) for folder in folders)
+
+
+def holder_of(instance: str, folders: Iterable[Path]) -> tuple[int | None, str | None]:
+    """Return the process id and the host name that the owner wrote to its lock file; None for what is unknown."""
+    for folder in folders:
+        try:
+            pid, host = lock_file(folder, instance).read_text(encoding="utf-8", errors="replace").split()
+            return int(pid), host
+        except (OSError, ValueError):
+            continue
+    return None, None
+
+
+def _is_held_in(folder: Path, instance: str) -> bool:
+    lock = lock_file(folder, instance)
+    return LockFile.is_held(lock) if lock.exists() else _answers(instance_folder(folder, instance) / "control.sock")
+
+
+def _answers(path: Path) -> bool:
+    """Return whether a process listens on a control socket. An earlier version of Cellblock has no lock file."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+        probe.setblocking(False)
+        try:
+            return probe.connect_ex(str(path)) in (0, errno.EAGAIN)
+        except OSError:  # the path is too long for any process to listen there
+            return False
 
 
 def _of_instance(instance: str) -> str:
@@ -106,6 +178,6 @@ def _of_instance(instance: str) -> str:
 
 
 def host_identity() -> tuple[str, str]:
-    """Return (boot id, network namespace). Processes see each other's leases only if both are equal."""
+    """Return (boot id, network namespace). Processes see each other's abstract sockets only if both are equal."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return boot, str(os.stat("/proc/self/ns/net").st_ino)

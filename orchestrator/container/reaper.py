@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.container.container import remove_by_name
-from orchestrator.container.folders import instance_folder, instance_folders, instance_of, kernel_folder
+from orchestrator.container.folders import (
+    instance_folder,
+    instance_folders,
+    instance_of,
+    kernel_folder,
+    lock_file,
+    lock_files,
+)
 from orchestrator.container.hostconfig import (
     BOOT_LABEL,
     HOME_LABEL,
@@ -21,21 +28,24 @@ from orchestrator.container.hostconfig import (
     USER_LABEL,
 )
 from orchestrator.container.lease import host_identity, is_dead
+from orchestrator.container.lockfile import LockFile
 
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A running container of this boot and network namespace, which a new owner may adopt.
+    """A running container of this boot, which a new owner may adopt.
 
     Attributes:
         uid: its user id.
         restrictions: the digest of its restrictions, from its label; see ``hostconfig``.
+        namespace: its first owner's network namespace; "" if it is not known.
     """
 
     kernel_id: str
     instance: str
     uid: int
     restrictions: str
+    namespace: str = ""
 
 
 def leftovers(api: Any, kernel_ids: Collection[str]) -> list[Leftover]:
@@ -47,10 +57,11 @@ def leftovers(api: Any, kernel_ids: Collection[str]) -> list[Leftover]:
     found = []
     for container in api.containers(filters={"label": INSTANCE_LABEL, "status": "running"}):
         labels = container["Labels"]
-        here = (labels.get(BOOT_LABEL), labels.get(NAMESPACE_LABEL)) == host_identity()
+        here = labels.get(BOOT_LABEL) == host_identity()[0]
         if here and labels.get(KERNEL_LABEL) in kernel_ids and labels.get(USER_LABEL, "").isdecimal():
             kernel_id, uid = labels[KERNEL_LABEL], int(labels[USER_LABEL])
-            found.append(Leftover(kernel_id, labels[INSTANCE_LABEL], uid, labels.get(RESTRICTIONS_LABEL, "")))
+            restrictions, namespace = labels.get(RESTRICTIONS_LABEL, ""), labels.get(NAMESPACE_LABEL, "")
+            found.append(Leftover(kernel_id, labels[INSTANCE_LABEL], uid, restrictions, namespace))
     return found
 
 
@@ -75,7 +86,15 @@ def sweep_orphans(api: Any, folder: Path, home: str | None) -> int:
     for entry in orphaned_folders(folder):
         if entry not in kept:
             shutil.rmtree(entry, ignore_errors=True)
+    remove_free_locks(folder)
     return len(found)
+
+
+def remove_free_locks(folder: Path) -> None:
+    """Remove the lock files of dead instances from the state folder or the data folder."""
+    for file in lock_files(folder):
+        with contextlib.suppress(OSError):
+            LockFile.remove_free(file)
 
 
 def sweep_late(api: Any) -> int:
@@ -123,7 +142,7 @@ def _may_be_adopted_elsewhere(container: dict[str, Any], home: str) -> bool:
 
 def orphaned_folders(folder: Path) -> list[Path]:
     """Return the folders of dead instances in ``folder``."""
-    return [entry for entry in instance_folders(folder) if is_dead(instance_of(entry))]
+    return [entry for entry in instance_folders(folder) if is_dead(instance_of(entry), [folder])]
 
 
 def sweep_instance(api: Any, instance: str, folder: Path, keep: Collection[str] = ()) -> int:
@@ -163,6 +182,18 @@ def _is_orphan(container: dict[str, Any]) -> bool:
     if labels.get(BOOT_LABEL) != boot:
         # Created before this machine's last boot, or by a process on another machine, which may be about to start it.
         return container["State"] in ("exited", "dead")
-    if labels.get(NAMESPACE_LABEL) != namespace:
+    instance = labels[INSTANCE_LABEL]
+    state = _state_folder(container, instance)
+    if labels.get(NAMESPACE_LABEL) != namespace and state is None:
         return False
-    return is_dead(labels[INSTANCE_LABEL])
+    return is_dead(instance, [] if state is None else [state])
+
+
+def _state_folder(container: dict[str, Any], instance: str) -> Path | None:
+    """Return the state folder of a container's owner; None if this process does not see that folder."""
+    for mount in container["Mounts"]:
+        wire = Path(mount.get("Source") or "/")
+        for folder in wire.parents:
+            if folder.parent != folder and folder == instance_folder(folder.parent, instance):
+                return folder.parent if wire.exists() or lock_file(folder.parent, instance).exists() else None
+    return None

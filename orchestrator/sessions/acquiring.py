@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 
-from orchestrator.errors import CheckpointError, CheckpointMissingError, ManagerClosedError
+from orchestrator.errors import CheckpointError, CheckpointMissingError, ManagerClosedError, SessionBusyError
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import Deadline
 from orchestrator.pool.kernelpool import KernelPool, KernelResource
 from orchestrator.pool.scheduler import LeaseRequest
 from orchestrator.sessions.checkpoint import load
+from orchestrator.sessions.elsewhere import Elsewhere
 from orchestrator.sessions.hibernation import Hibernation
 from orchestrator.sessions.registry import SessionRegistry
 from orchestrator.sessions.restored import Restored
@@ -30,41 +31,65 @@ class Acquiring:
 
     Args:
         hibernation: makes room in the pool when a kernel is wanted.
+
+    Attributes:
+        elsewhere: finds the sessions that sleep, or that other processes own.
     """
 
     def __init__(self, registry: SessionRegistry, hibernation: Hibernation, pool: KernelPool) -> None:
         self._registry = registry
         self._hibernation = hibernation
         self._pool = pool
+        self.elsewhere = Elsewhere(registry)
 
     async def session_of(
-        self, agent_id: str, timeout: float | None, caller: str, group: str | None = None, priority: int = 0
+        self,
+        agent_id: str,
+        timeout: float | None,
+        caller: str,
+        group: str | None = None,
+        priority: int = 0,
+        *,
+        handover: bool = False,
     ) -> KernelSession:
         """Return the agent's session with a live kernel: as it is, woken, or new. One call at a time for each agent.
 
         Args:
             group: the group that is charged for the kernel; None: the session's group so far.
+            handover: ask a live process that owns the session to hand it over.
 
         Raises:
             SessionBusyError: another call wakes the session, or puts it to sleep, for longer than ``timeout`` seconds.
             KernelPoolExhaustedError, KernelStartError, EngineError: there is no kernel for the session.
             CheckpointError, StoreError: the session cannot be woken; it sleeps as before.
+            SessionElsewhereError: another process owns the session.
         """
         deadline = None if timeout is None else Deadline(timeout)
         async with self._registry.locked(agent_id, timeout):
-            session = self._registry.sessions.get(agent_id)
-            if session is not None and session.is_awake:
-                self._registry.inherited.discard(session.session_id)
-                session.lease(_request(session, group, priority), caller)
-                self._registry.charge(session, session.lease_request)
-                return session
+            if (live := self._lease_live(agent_id, group, priority, caller)) is not None:
+                return live
             await self._registry.reaped(agent_id, deadline)
             if self._registry.closed:
                 raise ManagerClosedError("the manager has been shut down.", remedy="Make a new one.")
-            record = await self._sleeping(agent_id)
+            record = await self.elsewhere.sleeping(agent_id, deadline, handover=handover)
+            if (live := self._lease_live(agent_id, group, priority, caller)) is not None:
+                return live  # it was taken over with its kernel
             session = self._registry.make(agent_id) if record is None else self._registry.recall(record)
-            await self._start(session, record, deadline, _request(session, group, priority), caller)
+            try:
+                await self._start(session, record, deadline, _request(session, group, priority), caller)
+            except (CheckpointError, SessionBusyError):
+                await self.elsewhere.sleeping(agent_id, deadline, handover=False)  # names the process that was quicker
+                raise
             return session
+
+    def _lease_live(self, agent_id: str, group: str | None, priority: int, caller: str) -> KernelSession | None:
+        session = self._registry.sessions.get(agent_id)
+        if session is None or not session.is_awake:
+            return None
+        self._registry.inherited.discard(session.session_id)
+        session.lease(_request(session, group, priority), caller)
+        self._registry.charge(session, session.lease_request)
+        return session
 
     async def end(self, agent_id: str, reason: str) -> bool:
         """End the agent's session, awake or asleep, and discard its kernel. Returns whether there was one.

@@ -30,7 +30,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-from orchestrator.errors import CheckpointError, SessionEndedError
+from orchestrator.errors import CheckpointError, SessionBusyError, SessionEndedError
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.outcome import Outcome, kernel_end
 from orchestrator.policy.policy import Policy
@@ -148,9 +148,12 @@ class Lifecycle:
 
         Raises:
             StoreError: its row cannot be written. The session has ended.
+            SessionBusyError: another process was quicker to begin a session of the agent. This one has ended.
         """
         try:
-            await self._row.add(self.agent_id, kernel)
+            if not await self._row.add(self.agent_id, kernel):
+                message = f"another process has just begun a session of agent {self.agent_id!r}."
+                raise SessionBusyError(message, agent_id=self.agent_id, waited=0.0)
         except BaseException:
             self.ended = Outcome.NEVER_STARTED
             raise

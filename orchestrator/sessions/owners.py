@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Protocol
 
-from orchestrator.container.lease import host_identity, is_dead
+from orchestrator.container.lease import holder_of, host_identity, is_dead
 from orchestrator.store.history import SessionRecord
 
 
@@ -21,17 +22,24 @@ class Owners(Protocol):
         """Return whether the process of that name has ended. False where that cannot be known."""
         ...
 
+    def holder(self, name: str) -> tuple[int | None, str | None]:
+        """Return the process id and the host name of the process of that name; None for what is unknown."""
+        ...
+
 
 class HostOwners:
     """The processes of this host: an owner is an instance, and holds a lease while it lives.
 
     Args:
         instance: this process's instance; "" for one that owns nothing, such as a command.
+        folders: the state folder and the data folder, which have the owners' lock files. Without them a process in
+            another network namespace counts as alive.
     """
 
-    def __init__(self, instance: str = "") -> None:
+    def __init__(self, instance: str = "", folders: Iterable[Path] = ()) -> None:
         self._host = host_identity()
         self._instance = instance
+        self._folders = tuple(folders)
 
     @property
     def name(self) -> str:
@@ -39,14 +47,19 @@ class HostOwners:
         return "/".join((*self._host, self._instance))
 
     def is_dead(self, name: str) -> bool:
-        """Return whether a process has ended: it was of an earlier boot, or nobody holds its lease.
-
-        A process in another network namespace counts as alive: its lease cannot be seen from here.
-        """
+        """Return whether a process has ended: nobody holds its lease, or it was of an earlier boot."""
         boot, namespace, instance = name.split("/")
-        if boot != self._host[0]:
-            return True
-        return namespace == self._host[1] and is_dead(instance)
+        if not is_dead(instance, self._folders):
+            return False
+        return boot != self._host[0] or namespace == self._host[1] or bool(self._folders)
+
+    def holder(self, name: str) -> tuple[int | None, str | None]:
+        return holder_of(instance_of_owner(name), self._folders)
+
+
+def instance_of_owner(name: str) -> str:
+    """Return the instance of a process, from its name in the store."""
+    return name.rpartition("/")[2]
 
 
 def lost_sessions(records: Iterable[SessionRecord], owners: Owners) -> list[SessionRecord]:

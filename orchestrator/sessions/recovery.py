@@ -10,8 +10,9 @@ the start is cancelled) costs none: the caller abandons the sessions that were a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -76,19 +77,34 @@ async def recover(registry: SessionRegistry, pool: KernelPool, inheritance: Inhe
     inherited, others = await inheritance.inherit({record.kernel_id for record in lost})
     left = {found.kernel_id: found for found in inherited}
     mine: list[tuple[SessionRecord, KernelSession]] = []
-    for record in sorted(lost, key=lambda record: record.last_used_at, reverse=True):
-        session = registry.recall(record)
-        if record.kernel_id not in others and await session.take_over(record.owner):
-            mine.append((record, session))
     heir = _Heir(registry, pool, inheritance)
-    work = [
-        heir.continue_session(session, left.get(record.kernel_id) if record.state == "live" else None, stays=stays)
-        for (record, session), stays in zip(mine, (n < pool.max_kernels for n in range(len(mine))), strict=True)
-    ]
-    for failure in await asyncio.gather(*work, return_exceptions=True):
-        if failure is not None:
-            raise failure
+    with _continuing(registry, {record.agent_id for record in lost}):
+        for record in sorted(lost, key=lambda record: record.last_used_at, reverse=True):
+            session = registry.recall(record)
+            if record.kernel_id not in others and await session.take_over(record.owner):
+                mine.append((record, session))
+        room = pool.max_kernels - len(registry.sessions)
+        work = [
+            heir.continue_session(session, left.get(record.kernel_id) if record.state == "live" else None, stays=stays)
+            for (record, session), stays in zip(mine, (n < room for n in range(len(mine))), strict=True)
+        ]
+        for failure in await asyncio.gather(*work, return_exceptions=True):
+            if failure is not None:
+                raise failure
     return Recovery(tuple(record.session_id for record, _ in mine), len(left) + await _sweep(inheritance))
+
+
+@contextlib.contextmanager
+def _continuing(registry: SessionRegistry, agents: Collection[str]) -> Iterator[None]:
+    """Let calls that need the session of one of these agents wait."""
+    events = {agent: asyncio.Event() for agent in agents}
+    registry.continuing.update(events)
+    try:
+        yield
+    finally:
+        for agent, event in events.items():
+            registry.continuing.pop(agent, None)
+            event.set()
 
 
 class _Heir:

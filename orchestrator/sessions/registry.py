@@ -38,6 +38,7 @@ class SessionRegistry:
         sessions: the sessions that have a kernel, by agent id.
         asleep: the sessions without a kernel that a caller still holds, by session id.
         inherited: ids of a dead process's sessions that no agent of this process has acquired yet.
+        continuing: for each agent whose session is being taken over from a dead process, what is set when that is done.
         closed: whether the manager shuts down: no session gets a kernel then.
         owner: this process's name in the store.
         policy: what the cells of all sessions may do.
@@ -53,6 +54,7 @@ class SessionRegistry:
         self.sessions: dict[str, KernelSession] = {}
         self.asleep: WeakValueDictionary[str, KernelSession] = WeakValueDictionary()
         self.inherited: set[str] = set()
+        self.continuing: dict[str, asyncio.Event] = {}
         self.closed = False
         self.owner = ""
         self._pool = pool

@@ -32,17 +32,20 @@ class SessionRow:
         self._session_id = session_id
         self._owner = owner
 
-    async def add(self, agent_id: str, kernel: Kernel) -> None:
+    async def add(self, agent_id: str, kernel: Kernel) -> bool:
         """Add the row of a session that has a kernel. After a failure the row, if it exists, is ended.
+
+        Returns:
+            False when another process was quicker to begin a session of the agent.
 
         Raises:
             StoreError: the row cannot be written.
         """
         if self._store is None:
-            return
+            return True
         owner, kernel_id, runtime = self._owner, kernel.kernel_id, kernel.runtime
         try:
-            await self._store.run(
+            return await self._store.run(
                 History.add_session, self._session_id, agent_id, owner=owner, kernel_id=kernel_id, runtime=runtime
             )
         except BaseException:  # a cancelled caller does not know whether the row was written

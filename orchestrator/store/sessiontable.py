@@ -39,12 +39,27 @@ class SessionTable:
         runtime: str,
         parent_id: str | None = None,
         state: SessionState = "live",
-    ) -> None:
-        """Add a session."""
+    ) -> bool:
+        """Add a session, unless its agent has one that is asleep or that another process owns.
+
+        Returns:
+            False if the agent has one; nothing is added. Of two processes that begin at once, one gets True.
+        """
         row = self._new_row(
             session_id, agent_id, parent_id=parent_id, state=state, owner=owner, kernel_id=kernel_id, runtime=runtime
         )
-        self._database.write(lambda connection: connection.execute(insert(sessions), [row]))
+        mine = sessions.c.owner.is_not_distinct_from(owner)
+        taken = select(sessions.c.session_id).where(self._is_unended() & (sessions.c.agent_id == agent_id) & ~mine)
+
+        def add(connection: Connection) -> bool:
+            if connection.dialect.name == "postgresql":  # SQLite's transaction has a lock already
+                connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(f"{self.home} {agent_id}"))))
+            if connection.execute(taken.limit(1)).first() is not None:
+                return False
+            connection.execute(insert(sessions), [row])
+            return True
+
+        return self._database.write(add)
 
     def add_forks(
         self, parent_id: str, forks: Sequence[tuple[str, CheckpointRecord]], *, kernel_id: str, runtime: str

@@ -29,7 +29,7 @@ ERRORS = {
     "ImageBuildError", "ImageMissingError", "InvalidAgentIdError", "InvalidCodeError", "InvalidInputError",
     "KernelDiedError", "KernelError", "KernelPoolExhaustedError", "KernelStartError", "KernelTimeoutError",
     "ManagerClosedError", "PolicyError", "PolicyFault", "SandboxFloorError", "Scarcity",
-    "SessionBusyError", "SessionEndedError",
+    "SessionBusyError", "SessionElsewhereError", "SessionEndedError",
     "SettingsError", "StoreError", "UnknownKernelNameError", "UnknownRuntimeError", "UserIdTakenError",
 }  # fmt: skip
 EVENTS = {

@@ -18,7 +18,7 @@ import pytest
 
 from orchestrator import AgentKernelManager, KernelSession
 from orchestrator.container.hostconfig import INSTANCE_LABEL, KERNEL_LABEL
-from orchestrator.container.lease import Lease, instance_lease
+from orchestrator.container.lease import InstanceLease, instance_lease
 from orchestrator.errors import SettingsError
 from orchestrator.settings import Settings
 from orchestrator.store.history import History
@@ -180,7 +180,7 @@ async def test_a_start_leaves_alone_what_another_has_just_taken(
     with program(runtime) as process:
         process.kill()
     (folder,) = own_state.glob("i-*")
-    taken: list[Lease | None] = []
+    taken: list[InstanceLease | None] = []
 
     def take(_number: int, request: str) -> None:
         if request == "GET /containers/json" and not taken:  # it looks for the kernels of the sessions that it read

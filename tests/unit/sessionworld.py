@@ -21,6 +21,7 @@ from orchestrator.pool.kernelpool import KernelPool
 from orchestrator.pool.scheduler import Scheduler
 from orchestrator.sessions.acquiring import Acquiring
 from orchestrator.sessions.checkpoint import Checkpoint, capture_between_cells
+from orchestrator.sessions.elsewhere import hand_over
 from orchestrator.sessions.forking import Forking
 from orchestrator.sessions.hibernation import Hibernation
 from orchestrator.sessions.recovery import Recovery, recover
@@ -114,6 +115,9 @@ class Owners:
     def is_dead(self, name: str) -> bool:
         return name in self.dead
 
+    def holder(self, name: str) -> tuple[int | None, str | None]:
+        return 1, name
+
 
 class World:
     """One process: its sessions, its pool, and the store that it shares with those before and after it.
@@ -121,6 +125,8 @@ class World:
     Attributes:
         kernels: every kernel that the pool started, by id.
         next_kernel: called with each kernel when it starts.
+        inheritance: the kernels of dead processes that it finds when one of their agents comes.
+        others: the live processes that it can ask for a handover, by name.
     """
 
     def __init__(
@@ -150,8 +156,11 @@ class World:
         self.acquiring = Acquiring(self.registry, self.hibernation, self.pool)
         self.restoring = Restoring(self.registry, self.acquiring, self.hibernation, self.pool)
         self.forking = Forking(self.registry)
+        self.inheritance = Inheritance()
+        self.others: dict[str, World] = {}
         if is_open:
             self.registry.open(self.store, self.files, name)
+            self.acquiring.elsewhere.open(self.owners, lambda: self.recover(self.inheritance), self._ask)
 
     async def acquire(self, agent: str, timeout: float | None = 5.0, **options: Any) -> KernelSession:
         return await self.acquiring.session_of(agent, timeout, "tester", **options)
@@ -202,6 +211,10 @@ class World:
         await self.pool.close()
         await self.quiet()
         await asyncio.to_thread(self.store.close)
+
+    async def _ask(self, instance: str, request: dict[str, Any], _timeout: float) -> dict[str, Any] | None:
+        other = self.others.get(instance)
+        return None if other is None else await hand_over(other.registry, request["agent"])
 
     async def _start(self) -> Kernel:
         await asyncio.sleep(0)

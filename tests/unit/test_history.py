@@ -205,7 +205,7 @@ def test_checkpoint_replaces_those_that_nobody_asked_for(history: History) -> No
 
 def test_retention_names_the_old_then_the_oldest_and_never_one_in_use(history: History) -> None:
     for name in ("old", "ended", "asleep", "live"):
-        begin(history, name)
+        begin(history, name, agent=name)
         history.begin_cell(name, 1, "x" * 1000, "k1")
         history.end_cell(name, 1, OK)
         if name != "live":
