@@ -63,7 +63,9 @@ async def test_every_piece_names_one_absolute_place(name: str, folder: str, tmp_
     assert kernel.paths == {folder}
 
 
-@pytest.mark.parametrize(X)
+@pytest.mark.parametrize(
+    "name", ["a\u202fb", "a\u3000b", "\U0001f600.csv", "a\nb", "tab\tb", "\u202egnp.exe", "a\u200db"]
+)
 async def test_any_name_that_a_file_can_have_is_taken(name: str, tmp_path: Path) -> None:
     """Only a name that no file can have is refused; an error shows the others escaped."""
     kernel = FakeKernel()
