@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import sys
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from orchestrator.errors import CellblockError
+from orchestrator.output.printable import CONTROL
 
 T = TypeVar("T")
 
@@ -23,9 +23,6 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS
 errors = Console(stderr=True, highlight=False)
 
 INTERRUPTED = 130
-# All control characters except tab and line feed: with them a sandbox could move the cursor or fake a prompt.
-# Also lone surrogates, which cannot be encoded, and U+FFFE and U+FFFF, which XML does not allow.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 def complain(error: CellblockError) -> None:
@@ -36,8 +33,11 @@ def complain(error: CellblockError) -> None:
 
 
 def plain(text: str) -> str:
-    """Return hostile text without control characters, and with carriage returns replaced by line feeds."""
-    return _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+    """Return hostile text without control characters, and with carriage returns replaced by line feeds.
+
+    The controls of the writing direction are removed too: with them, text can look like other text.
+    """
+    return CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:

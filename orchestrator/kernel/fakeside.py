@@ -9,13 +9,14 @@ from typing import Any
 
 Content = dict[str, Any]
 _PIECE = 1024 * 1024  # bytes
+_WORK = "/work/"
 
 
 class FakeFiles:
     """The files of a fake kernel.
 
     Attributes:
-        contents: the bytes of each file, by path.
+        contents: the bytes of each file, by its path below /work.
         refusal: why it refuses to read and write; "" while it does not.
     """
 
@@ -25,14 +26,14 @@ class FakeFiles:
 
     def answer(self, kind: str, content: Content, buffers: Sequence[bytes]) -> tuple[Content, list[bytes]]:
         """Return the content and the buffers of the reply to a ``file_…_request``."""
-        path = str(content["path"])
+        path = str(content["path"]).removeprefix(_WORK)
         if self.refusal and kind != "file_remove_request":
             return {"status": "error", "reason": self.refusal}, []
         match kind:
             case "file_write_request":
                 self.contents[path] = self.contents.get(path, b"")[: content["offset"]] + b"".join(map(bytes, buffers))
                 if content["last"]:
-                    self.contents[str(content["rename"])] = self.contents.pop(path)
+                    self.contents[str(content["rename"]).removeprefix(_WORK)] = self.contents.pop(path)
             case "file_remove_request":
                 self.contents.pop(path, None)
             case _:

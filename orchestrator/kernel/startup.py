@@ -13,8 +13,9 @@ from orchestrator.errors import EngineError, KernelDiedError, KernelStartError, 
 from orchestrator.kernel.containerkernel import ContainerKernel, no_sockets
 from orchestrator.kernel.endpoint import Endpoint
 from orchestrator.kernel.kernelconfig import KernelConfig
-from orchestrator.kernel.warmup import CONTROL, preload
+from orchestrator.kernel.warmup import preload
 from orchestrator.limits import Deadline
+from orchestrator.output.printable import printable_lines
 from orchestrator.telemetry import Phases
 
 _log = logging.getLogger(__name__)
@@ -145,6 +146,6 @@ async def _refuse_ended(kernel: ContainerKernel) -> None:
 
 async def _log_of(kernel: ContainerKernel) -> str:
     try:
-        return CONTROL.sub("?", await kernel.container.log())
+        return printable_lines(await kernel.container.log())
     except EngineError:
         return ""

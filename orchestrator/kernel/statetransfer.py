@@ -19,6 +19,7 @@ from orchestrator.kernel.kernel import Kernel
 from orchestrator.kernel.translate import text
 from orchestrator.limits import MIB, Deadline
 from orchestrator.outcome import Outcome
+from orchestrator.output.printable import printable
 
 PIECE = MIB  # bytes
 _ATTEMPTS = 2  # the second one leaves out or replaces what the first could not save or load
@@ -60,7 +61,6 @@ async def load_state(kernel: Kernel, pieces: Callable[[], AsyncIterator[bytes]],
     Args:
         pieces: called before each attempt; returns the pieces of the state.
         timeout: seconds for everything.
-        timeout: seconds.
 
     Returns:
         What had been saved and could not be loaded.
@@ -102,7 +102,7 @@ async def _move(
         request.cancel()
         await asyncio.gather(request, return_exceptions=True)
     if reply.content.get("status") not in ("ok", "again"):
-        reason = text(reply.content.get("reason"))[:_LONGEST] or "no reason given"
+        reason = printable(text(reply.content.get("reason")), _LONGEST) or "no reason given"
         raise CheckpointStateError(f"the kernel could not {verb} its state: {reason}.")
     return reply.content
 
@@ -150,7 +150,7 @@ def _losses(reply: dict[str, Any]) -> Losses:
     if not isinstance(found, list):
         return []
     return [
-        {key: text(loss.get(key))[:_LONGEST] for key in ("name", "kind", "reason")}
+        {key: printable(text(loss.get(key)), _LONGEST) for key in ("name", "kind", "reason")}
         for loss in found[:_MOST_LOST]
         if isinstance(loss, dict)
     ]

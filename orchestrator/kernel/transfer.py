@@ -18,10 +18,13 @@ from typing import Any, BinaryIO
 from orchestrator.errors import FileTransferError
 from orchestrator.kernel.channel import Message
 from orchestrator.kernel.kernel import Kernel
+from orchestrator.kernel.pace import Pace
 from orchestrator.kernel.translate import text
+from orchestrator.output.printable import printable
 
 PIECE = 1024 * 1024  # bytes
-_REPLY_TIMEOUT = 30.0  # seconds for one piece; a sandbox under memory pressure takes its time
+_WORK = PurePosixPath("/work")
+_LONGEST_PATH = 4096  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,39 +35,44 @@ class Transfer:
     sha256: str
 
 
-async def put_file(kernel: Kernel, source: Path | bytes, destination: str) -> Transfer:
+async def put_file(kernel: Kernel, source: Path | bytes, destination: str, pace: Pace | None = None) -> Transfer:
     """Copy a file of the host, or bytes, into the sandbox.
 
     Args:
-        destination: path inside; a relative one starts at the working directory. Missing folders are created.
+        destination: path inside; a relative one starts at /work, also after a cell changed its working directory.
+            Missing folders are created.
+        pace: the time that it may take; None for 30 s and a second per MiB.
 
     Raises:
-        FileTransferError: the source cannot be read, or the destination cannot be written. Nothing is left there.
+        FileTransferError: the source cannot be read, the destination cannot be written, or the kernel is too
+            slow. Nothing is left there.
         KernelDiedError: the kernel died.
     """
     path = _inside(destination)
     partial = str(PurePosixPath(path).with_name(f".{secrets.token_hex(4)}.part"))
     try:
-        return await _send(kernel, source, partial, path)
+        return await _send(kernel, source, partial, path, pace or Pace())
     except BaseException:
         await _discard(kernel, partial)
         raise
 
 
-async def get_file(kernel: Kernel, source: str, destination: Path, limit: int) -> Transfer:
+async def get_file(kernel: Kernel, source: str, destination: Path, limit: int, pace: Pace | None = None) -> Transfer:
     """Copy a file of the sandbox to the host.
 
     Args:
-        source: path inside; a relative one starts at the working directory.
+        source: path inside; a relative one starts at /work, also after a cell changed its working directory.
         limit: bytes that the file may have; a sandbox could send without end.
+        pace: see ``put_file``.
 
     Raises:
-        FileTransferError: the file cannot be read or is larger than ``limit``, or the destination cannot be written.
+        FileTransferError: the file cannot be read or is larger than ``limit``, the destination cannot be written, or
+            the kernel is too slow.
         KernelDiedError: the kernel died.
     """
     path = _inside(source)
     if not destination.name:
-        raise FileTransferError(f"{destination} is not the path of a file.", path=str(destination))
+        raise FileTransferError(f"{str(destination)!r} is not the path of a file.", path=str(destination))
     partial = destination.with_name(f".{secrets.token_hex(4)}.part")
     try:
         handle = await asyncio.to_thread(open, partial, "xb")
@@ -73,7 +81,7 @@ async def get_file(kernel: Kernel, source: str, destination: Path, limit: int) -
     try:
         size, digest = 0, hashlib.sha256()
         with handle:
-            async for piece in _pieces(kernel, path, source, limit):
+            async for piece in _pieces(kernel, path, source, limit, pace or Pace()):
                 await _write(handle, piece, destination)
                 await asyncio.to_thread(digest.update, piece)
                 size += len(piece)
@@ -89,14 +97,14 @@ async def get_file(kernel: Kernel, source: str, destination: Path, limit: int) -
     return Transfer(size, digest.hexdigest())
 
 
-async def _send(kernel: Kernel, source: Path | bytes, partial: str, path: str) -> Transfer:
-    offset, digest = 0, hashlib.sha256()
+async def _send(kernel: Kernel, source: Path | bytes, partial: str, path: str, pace: Pace) -> Transfer:
+    digest = hashlib.sha256()
     async for piece, last in _read(source):
-        content = {"path": partial, "offset": offset, "last": last, "rename": path}
-        await _ask(kernel, "write", content, path, (piece,))
+        content = {"path": partial, "offset": pace.moved, "last": last, "rename": path}
+        await _ask(kernel, "write", content, path, pace, (piece,))
         await asyncio.to_thread(digest.update, piece)
-        offset += len(piece)
-    return Transfer(offset, digest.hexdigest())
+        pace.moved += len(piece)
+    return Transfer(pace.moved, digest.hexdigest())
 
 
 async def _read(source: Path | bytes) -> AsyncIterator[tuple[bytes, bool]]:
@@ -121,17 +129,16 @@ async def _read(source: Path | bytes) -> AsyncIterator[tuple[bytes, bool]]:
         raise _host_error(source, error) from error
 
 
-async def _pieces(kernel: Kernel, path: str, named: str, limit: int) -> AsyncIterator[bytes]:
-    offset = 0
+async def _pieces(kernel: Kernel, path: str, named: str, limit: int, pace: Pace) -> AsyncIterator[bytes]:
     while True:
-        reply = await _ask(kernel, "read", {"path": path, "offset": offset, "length": PIECE}, named)
+        reply = await _ask(kernel, "read", {"path": path, "offset": pace.moved, "length": PIECE}, named, pace)
         piece = bytes(reply.buffers[0]) if reply.buffers else b""
         if len(piece) > PIECE:
             raise FileTransferError(f"the sandbox sent more of {named!r} than was asked for.", path=named)
         if not piece:
             return
-        offset += len(piece)
-        if offset > limit:
+        pace.moved += len(piece)
+        if pace.moved > limit:
             raise FileTransferError(
                 f"{named!r} is larger than {limit} bytes.", path=named, remedy="Pass a larger limit to get_file."
             )
@@ -141,17 +148,22 @@ async def _pieces(kernel: Kernel, path: str, named: str, limit: int) -> AsyncIte
 
 
 async def _ask(
-    kernel: Kernel, operation: str, content: dict[str, Any], named: str, buffers: tuple[bytes, ...] = ()
+    kernel: Kernel,
+    operation: str,
+    content: dict[str, Any],
+    named: str,
+    pace: Pace,
+    buffers: tuple[bytes, ...] = (),
 ) -> Message:
-    kind = f"file_{operation}_request"
+    kind, timeout = f"file_{operation}_request", pace.remaining()
     try:
-        reply = await kernel.request("control", kind, content, timeout=_REPLY_TIMEOUT, buffers=buffers)
+        reply = await kernel.request("control", kind, content, timeout=timeout, buffers=buffers)
     except TimeoutError as error:
-        raise FileTransferError(
-            f"the kernel did not answer within {_REPLY_TIMEOUT:g} s about {named!r}.", path=named
-        ) from error
+        slow = f"moved {pace.moved} bytes of {named!r} too slowly"
+        silent = f"did not answer within {pace.patience:g} s about {named!r}"
+        raise FileTransferError(f"the kernel {slow if pace.moved else silent}.", path=named) from error
     if reply.content.get("status") != "ok":
-        reason = text(reply.content.get("reason"))[:200] or "no reason given"
+        reason = printable(text(reply.content.get("reason")), 200) or "no reason given"
         raise FileTransferError(
             f"the sandbox could not {operation} {named!r}: {reason}.", path=named, remedy=_remedy(reply.content)
         )
@@ -178,11 +190,21 @@ def _settle(partial: Path, destination: Path) -> None:
 
 
 def _inside(path: str) -> str:
-    """Check a path in the sandbox. It may lead anywhere there: the sandbox is the boundary."""
-    pure = PurePosixPath(path)
-    if not pure.name or not path.isprintable() or len(path.encode("utf-8", "replace")) > 4096:
-        raise FileTransferError("a path in the sandbox must be printable, and not empty.", path=repr(path))
-    return str(pure)
+    """Return the absolute path in the sandbox. It may lead anywhere there: the sandbox is the boundary.
+
+    The host resolves a relative path, so that all pieces of a file meet in one place, whatever a cell does meanwhile.
+    """
+    try:
+        size = len(path.encode())
+    except UnicodeEncodeError:
+        size = 0
+    if not size or "\0" in path or size > _LONGEST_PATH or not PurePosixPath(path).name:
+        raise FileTransferError(
+            f"{printable(path, 100)!r} is not the path of a file in the sandbox: it must be UTF-8 text of at most "
+            f"{_LONGEST_PATH} bytes without NUL.",
+            path=path,
+        )
+    return str(_WORK / path)
 
 
 def _remedy(content: dict[str, Any]) -> str:
@@ -192,4 +214,4 @@ def _remedy(content: dict[str, Any]) -> str:
 
 
 def _host_error(path: Path, error: OSError) -> FileTransferError:
-    return FileTransferError(f"{path}: {error.strerror or error}.", path=str(path))
+    return FileTransferError(f"{printable(str(path))}: {error.strerror or error}.", path=str(path))

@@ -127,13 +127,7 @@ def clean(value: Any, depth: int = 0) -> Any:
 
 
 def _bundle(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    data = {mime: item for mime, item in _mapping(content.get("data")).items() if _fits(mime, item)}
-    return data, _mapping(content.get("metadata"))
-
-
-def _fits(mime: str, item: object) -> bool:
-    """Return whether nbformat takes the item: any value under a JSON type, text under any other."""
-    return isinstance(item, str) or mime == "application/json" or mime.endswith("+json")
+    return _mapping(content.get("data")), _mapping(content.get("metadata"))
 
 
 def _mapping(value: object) -> dict[str, Any]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 from orchestrator.errors import KernelStartError
 from orchestrator.kernel.channel import Message
 from orchestrator.kernel.kernel import Kernel
+from orchestrator.output.printable import printable
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")  # characters that a terminal would obey
-_LONGEST_REASON = 500  # characters of an error that a kernel names
 # The first real cell would otherwise pay for the first use of the compiler and of the display machinery. Measured: a
 # first cell took 16 ms after one silent cell, 8 ms after these, and later ones take 5 ms; these take 90 ms. The last
 # removes what they left in `Out` and `_`, in IPython's own way: it would leave alone a `_` that it finds changed.
@@ -45,9 +42,9 @@ async def preload(kernel: Kernel, module: str) -> None:
     """
     reply = await _run(kernel, f"__import__('importlib').import_module({module!r});")
     if reply.content.get("status") != "ok":
-        error = f"{reply.content.get('ename')}: {reply.content.get('evalue')}"[:_LONGEST_REASON]
+        error = printable(f"{reply.content.get('ename')}: {reply.content.get('evalue')}")
         raise KernelStartError(
-            f"the policy preloads {module!r}, which this image cannot import: {CONTROL.sub('?', error)}.",
+            f"the policy preloads {module!r}, which this image cannot import: {error}.",
             cause="policy",
             remedy="Remove the module from the policy's `preload`, or add it to the image.",
         )

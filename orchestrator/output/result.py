@@ -118,7 +118,8 @@ class ExecutionResult:
         execution_count: the kernel's number for this cell; None where the kernel reported none.
         duration_s: seconds on the host's clock.
         truncated: None where all of the cell's output is here.
-        mime_dropped: mime types that the cell put out and the policy does not allow; 20 at most.
+        mime_dropped: mime types of which content was left out: the policy does not allow them, or the content is not
+            what the type says, such as an image that is no base64; 20 at most.
         kernel_state: "idle" (alive, the variables remain) or "dead" (the agent's next kernel begins empty).
         runtime: the container runtime that the cell ran under.
         evidence: what the host saw.

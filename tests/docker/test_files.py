@@ -119,7 +119,7 @@ async def test_bad_sources_and_destinations(
     for source in (tmp_path / "missing", tmp_path / "folder"):
         with pytest.raises(FileTransferError, match=source.name):
             await manager.put_file(session, source, "x")
-    for path in ("", "a\0b", "a\nb"):
+    for path in ("", "a\0b"):
         with pytest.raises(FileTransferError):
             await manager.put_file(session, b"x", path)
     with pytest.raises(FileTransferError, match=r"Read-only|Permission denied"):

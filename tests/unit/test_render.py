@@ -20,7 +20,7 @@ ANYTHING = st.text(st.characters(codec=None), max_size=200)
 
 def test_plain_removes_control_characters() -> None:
     """Control characters and lone surrogates are removed, and carriage returns become line feeds."""
-    assert plain("a\x1b[2Jb\x9b1mc\x07d\re\x7f\ud800\uffff\tf\n") == "a[2Jb1mcd\ne\tf\n"
+    assert plain("a\x1b[2Jb\x9b1mc\x07d\re\x7f\ud800\uffff\tf\u202e\u2066g\n") == "a[2Jb1mcd\ne\tfg\n"
 
 
 @given(ANYTHING)

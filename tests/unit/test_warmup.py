@@ -27,7 +27,7 @@ async def test_a_kernel_that_dies_ends_the_warming() -> None:
 async def test_a_module_that_cannot_be_preloaded_is_named() -> None:
     """With the kernel's own words, bounded and without characters that a terminal would obey."""
     kernel = FakeKernel(default=FakeCell(error=("ModuleNotFoundError", "\x1b[2J" + "x" * 1000)))
-    with pytest.raises(KernelStartError, match=r"preloads 'numpy'.*ModuleNotFoundError: \?\[2Jx+") as caught:
+    with pytest.raises(KernelStartError, match=r"preloads 'numpy'.*ModuleNotFoundError: \\x1b\[2Jx+") as caught:
         await preload(kernel, "numpy")
     assert caught.value.cause == "policy"
     assert len(caught.value.message) < 700
