@@ -84,13 +84,13 @@ def main(build: Path, version: str) -> None:
         unpack(wheel)
     for package in ("cellblock_kernel", "cellblock_session"):
         shutil.copytree(build / package, SITE / package)
-    shutil.rmtree(build)
     print("removing what no cell needs", flush=True)
     trim()
     lay_out()
     print("compiling", flush=True)
     compile_all()
     make_font_cache()
+    shutil.rmtree(build)  # not earlier: the processes that compile may import this program again
     open_to_all_users()
 
 
