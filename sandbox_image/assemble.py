@@ -67,26 +67,30 @@ nobody:x:65534:65534:nobody:/:/bin/sh
 GROUPS = "root:x:0:\nsandbox:x:65532:\nnogroup:x:65534:\n"
 
 
-def main(build: Path) -> None:
+def main(build: Path, version: str) -> None:
     """Assemble the image from ``build``.
 
+    Args:
+        build: the folder of the build context.
+        version: the Python version that the wheels are for, such as "3.11".
+
     Raises:
-        SystemExit: the base image does not have Python 3.11, the version that the wheels are for.
+        SystemExit: the base image has another Python.
     """
-    if sys.version_info[:2] != (3, 11):
-        raise SystemExit(f"the base image has Python {platform.python_version()}; the wheels are for Python 3.11")
+    if "{}.{}".format(*sys.version_info) != version:
+        raise SystemExit(f"the base image has Python {platform.python_version()}; the wheels are for Python {version}")
     for wheel in sorted((build / "wheels").glob("*.whl")):
         print("unpacking", *wheel.name.split("-")[:2], flush=True)
         unpack(wheel)
     for package in ("cellblock_kernel", "cellblock_session"):
         shutil.copytree(build / package, SITE / package)
-    shutil.rmtree(build)
     print("removing what no cell needs", flush=True)
     trim()
     lay_out()
     print("compiling", flush=True)
     compile_all()
     make_font_cache()
+    shutil.rmtree(build)  # not earlier: the processes that compile may import this program again
     open_to_all_users()
 
 
@@ -190,4 +194,4 @@ def open_up(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

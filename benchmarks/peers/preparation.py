@@ -24,7 +24,7 @@ from orchestrator.container.engine import connect
 from orchestrator.container.engineimages import EngineImages
 from orchestrator.errors import ImageMissingError
 from orchestrator.host import hostcommand
-from orchestrator.image import wheels
+from orchestrator.image import suite, wheels
 from orchestrator.image.build import find_current_image, image_name
 from orchestrator.settings import Settings
 
@@ -112,7 +112,8 @@ def _image(client: docker.DockerClient, report: Report) -> str:
         client.images.get(name)
     except ImageNotFound:
         report("building the peers' image")
-        fetched = wheels.fetch(lock, client.version()["Arch"], CACHE, lambda done, total, _name: None)
+        made_of = suite.choose(settings.base_image)
+        fetched = wheels.fetch(lock, made_of, client.version()["Arch"], CACHE, lambda done, total, _name: None)
         with tempfile.TemporaryDirectory() as context:
             shutil.copytree(fetched[0].parent, Path(context, "wheels"))
             shutil.copy(IMAGE / "Dockerfile", context)

@@ -14,9 +14,8 @@ from pathlib import Path
 from orchestrator.container.engineimages import EngineImages
 from orchestrator.errors import EngineError, ImageBuildError
 from orchestrator.host import aptsources, hostcommand
+from orchestrator.image.suite import Suite, host_codename
 
-SLIM_PYTHON = "python:3.11-slim-bookworm"
-_CODENAME = "bookworm"  # the Debian release with Python 3.11, the version that the wheels are pinned for
 _REPOSITORY = "cellblock-base"
 _SECONDS = 1200.0
 # Files that mmdebstrap copies from this host, and documentation.
@@ -24,20 +23,21 @@ _EXCLUDED = ("/etc/hostname", "/etc/resolv.conf", "/usr/share/doc/*", "/usr/shar
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _CHANGES = ["ENV PATH=/usr/local/bin:/usr/bin:/bin", "LABEL org.cellblock.role=base"]
 _REMEDY = (
-    "Set CELLBLOCK_BASE_IMAGE to an image with Python 3.11 that this engine has or can pull. On Debian 12 you can "
-    "instead install mmdebstrap and run this command as root; it then makes the base image from Debian packages."
+    "Set CELLBLOCK_BASE_IMAGE to an image with Python 3.11 that this engine has or can pull. On Debian 12 and 13 you "
+    "can instead install mmdebstrap and run this command as root; it then makes the base image from Debian packages."
 )
 
 Report = Callable[[str], None]
 
 
 def ensure_base_image(
-    images: EngineImages, wanted: str, packages: Path, architecture: str, report: Report, force: bool
+    images: EngineImages, wanted: str, suite: Suite, packages: Path, architecture: str, report: Report, force: bool
 ) -> str:
     """Return the name of a base image in the engine, after making or pulling it if it is missing.
 
     Args:
         wanted: the image that the operator names, or "".
+        suite: the Debian release to make it of.
         packages: the file that lists the Debian packages.
         architecture: the engine's architecture in Docker's words.
         force: make an image of Debian packages again even if it exists.
@@ -46,41 +46,41 @@ def ensure_base_image(
         ImageBuildError: the image can neither be made nor pulled.
         EngineError: the engine failed.
     """
-    if wanted or not can_make(architecture):
-        return _pull(images, wanted or SLIM_PYTHON, report)
-    name = f"{_REPOSITORY}:{_fingerprint(packages)}"
+    if wanted or not can_make(suite, architecture):
+        return _pull(images, wanted or suite.slim_image, report)
+    names = package_names(packages, suite)
+    name = f"{_REPOSITORY}:{_fingerprint(names, suite)}"
     if force or images.find(name) is None:
-        _make(images, name, packages, report)
+        _make(images, name, names, suite, report)
     return name
 
 
-def can_make(architecture: str) -> bool:
+def can_make(suite: Suite, architecture: str) -> bool:
     """Return whether this host can make a base image of Debian packages for this architecture.
 
-    That takes root, Debian 12 and mmdebstrap.
+    That takes root, the same Debian release and mmdebstrap.
     """
-    release = platform.freedesktop_os_release() if Path("/etc/os-release").exists() else {}
     return (
         os.geteuid() == 0
         and shutil.which("mmdebstrap") is not None
-        and release.get("VERSION_CODENAME") == _CODENAME
+        and host_codename() == suite.codename
         and _ARCHITECTURES.get(platform.machine()) == architecture
     )
 
 
-def package_names(packages: Path) -> list[str]:
-    """Return the names in a package list, without comments and empty lines."""
+def package_names(packages: Path, suite: Suite) -> list[str]:
+    """Return the names in a package list, without comments and empty lines, and the package of the suite's Python."""
     lines = (line.partition("#")[0].strip() for line in packages.read_text().splitlines())
-    return [line for line in lines if line]
+    return [*(line for line in lines if line), f"python{suite.python}"]
 
 
-def _fingerprint(packages: Path) -> str:
-    inputs = (_CODENAME, *package_names(packages), *_EXCLUDED)
+def _fingerprint(packages: list[str], suite: Suite) -> str:
+    inputs = (suite.codename, *packages, *_EXCLUDED)
     return hashlib.sha256("\n".join(inputs).encode()).hexdigest()[:12]
 
 
-def _make(images: EngineImages, name: str, packages: Path, report: Report) -> None:
-    sources = aptsources.of_debian(aptsources.read(), _CODENAME)
+def _make(images: EngineImages, name: str, packages: list[str], suite: Suite, report: Report) -> None:
+    sources = aptsources.of_debian(aptsources.read(), suite.codename)
     if not sources:
         raise ImageBuildError(
             "the base image was not made: the apt sources of this host name no Debian mirror.", remedy=_REMEDY
@@ -89,7 +89,7 @@ def _make(images: EngineImages, name: str, packages: Path, report: Report) -> No
         mirror = Path(folder, "debian.sources")
         mirror.write_text("\n".join(source.render() for source in sources))
         full, slim = Path(folder, "full.tar"), Path(folder, "slim.tar")
-        _bootstrap(package_names(packages), full, mirror, report)
+        _bootstrap(_mmdebstrap(packages, suite, full, mirror), report)
         _filter(full, slim)
         report("importing the base image into the engine")
         images.import_archive(slim, name, _CHANGES)
@@ -100,9 +100,9 @@ def _make(images: EngineImages, name: str, packages: Path, report: Report) -> No
         )
 
 
-def _bootstrap(packages: list[str], target: Path, mirror: Path, report: Report) -> None:
+def _bootstrap(command: list[str], report: Report) -> None:
     finished = hostcommand.run(
-        _mmdebstrap(packages, target, mirror),
+        command,
         seconds=_SECONDS,
         on_line=lambda line: report(line.removeprefix("I: ")) if line.startswith("I: ") else None,
     )
@@ -113,11 +113,11 @@ def _bootstrap(packages: list[str], target: Path, mirror: Path, report: Report) 
         )
 
 
-def _mmdebstrap(packages: list[str], target: Path, mirror: Path) -> list[str]:
+def _mmdebstrap(packages: list[str], suite: Suite, target: Path, mirror: Path) -> list[str]:
     merged_usr = "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr"
     # The extract variant runs no maintainer script, so the image needs neither apt, dpkg nor perl.
     options = ["--variant=extract", "--mode=root", "--format=tar", merged_usr, f"--include={','.join(packages)}"]
-    return ["mmdebstrap", *options, _CODENAME, str(target), str(mirror)]
+    return ["mmdebstrap", *options, suite.codename, str(target), str(mirror)]
 
 
 def _filter(full: Path, slim: Path) -> None:

@@ -21,8 +21,9 @@ from typing import IO, Any
 
 from orchestrator.container.engineimages import EngineImages
 from orchestrator.errors import EngineError, ImageBuildError
-from orchestrator.image import wheels
+from orchestrator.image import suite, wheels
 from orchestrator.image.baseimage import ensure_base_image
+from orchestrator.image.suite import Suite
 from orchestrator.settings import Settings, data_folder
 
 LABEL = "org.cellblock.inputs"
@@ -81,9 +82,16 @@ def input_files(folder: Path) -> list[Path]:
     )
 
 
-def input_digest(folder: Path, base_image: str = "") -> str:
-    """Return the SHA-256 of the names and contents of all input files and of the operator's base image."""
-    total = hashlib.sha256(f"{base_image}\n".encode())
+def input_digest(folder: Path, base_image: str = "", of: Suite | None = None) -> str:
+    """Return the SHA-256 of the names and contents of all input files, the operator's base image and the Python.
+
+    Args:
+        folder: the folder of the input files.
+        base_image: the image that the operator names, or "".
+        of: the Debian release of the image; None: the one that this host makes its image of.
+    """
+    made_of = of or suite.choose(base_image)
+    total = hashlib.sha256(f"{base_image}\n{made_of.codename} {made_of.python}\n".encode())
     for path in input_files(folder):
         total.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
         total.update(path.read_bytes())
@@ -150,21 +158,27 @@ def _build(images: EngineImages, settings: Settings, cache: Path, report: Report
     folder = data_folder(_SOURCES)
     inputs = input_digest(folder, settings.base_image)
     name = image_name(settings)
-    architecture = images.architecture()
+    architecture, made_of = images.architecture(), suite.choose(settings.base_image)
     packages = wheels.fetch(
-        folder / "requirements.txt", architecture, cache, lambda *progress: report(BuildStep("packages", *progress))
+        folder / "requirements.txt",
+        made_of,
+        architecture,
+        cache,
+        lambda *progress: report(BuildStep("packages", *progress)),
     )
     base = ensure_base_image(
         images,
         settings.base_image,
+        made_of,
         folder / "packages.txt",
         architecture,
         lambda line: report(BuildStep("base image", 0, 0, line)),
         force,
     )
+    arguments = {"BASE_IMAGE": base, "PYTHON": made_of.python}
     with (
         _context(folder, packages) as context,
-        images.build(context, name=name, arguments={"BASE_IMAGE": base}, labels={LABEL: inputs}) as events,
+        images.build(context, name=name, arguments=arguments, labels={LABEL: inputs}) as events,
     ):
         _follow(events, report)
     image = find_image(images, name)

@@ -17,11 +17,10 @@ from pathlib import Path
 
 from orchestrator.errors import ImageBuildError
 from orchestrator.host import hostcommand
+from orchestrator.image.suite import Suite
 
-PYTHON = "3.11"
 _DOWNLOAD_SECONDS = 1800.0
-_GLIBC_OF_BASE = 36  # minor version: Debian 12 has glibc 2.36, which runs wheels built for an older one
-_OLDEST_GLIBC = 17
+_OLDEST_GLIBC = 17  # minor version
 _WHEEL_ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 _PIN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*==", re.MULTILINE)
 _HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
@@ -32,11 +31,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cellblock"
 
 
-def fetch(requirements: Path, architecture: str, cache: Path, report: Callable[[int, int, str], None]) -> list[Path]:
+def fetch(
+    requirements: Path, suite: Suite, architecture: str, cache: Path, report: Callable[[int, int, str], None]
+) -> list[Path]:
     """Return the wheels that ``requirements`` pins, after downloading them if the cache does not have all of them.
 
     Args:
         requirements: a requirements file with hashes.
+        suite: the Debian release that the wheels are for.
         architecture: the engine's architecture in Docker's words.
         cache: a folder that only this process writes to during the call.
         report: called with the number of packages done, their total number and the current package.
@@ -45,10 +47,10 @@ def fetch(requirements: Path, architecture: str, cache: Path, report: Callable[[
         ImageBuildError: the download failed. The cache is unchanged.
     """
     pinned = requirements.read_bytes()
-    folder = cache / "wheels" / f"{hashlib.sha256(pinned).hexdigest()[:16]}-{architecture}"
+    folder = cache / "wheels" / f"{hashlib.sha256(pinned).hexdigest()[:16]}-{suite.codename}-{architecture}"
     total = len(_PIN.findall(pinned.decode()))
     if not complete(folder, pinned.decode()):
-        _download(requirements, architecture, folder, total, report)
+        _download(requirements, _target(suite, architecture), folder, total, report)
     report(total, total, "all downloaded")
     return sorted(folder.glob("*.whl"))
 
@@ -60,7 +62,7 @@ def complete(folder: Path, requirements: str) -> bool:
     return len(wheels) == len(_PIN.findall(requirements)) and all(_sha256(wheel) in hashes for wheel in wheels)
 
 
-def platforms(architecture: str) -> list[str]:
+def platforms(architecture: str, suite: Suite) -> list[str]:
     """Return the platform tags of wheels that run in the image, newest first.
 
     Raises:
@@ -72,12 +74,12 @@ def platforms(architecture: str) -> list[str]:
             remedy="Use an engine on amd64 or arm64.",
         )
     name = _WHEEL_ARCHITECTURES[architecture]
-    newest_first = [f"manylinux_2_{minor}_{name}" for minor in range(_GLIBC_OF_BASE, _OLDEST_GLIBC - 1, -1)]
+    newest_first = [f"manylinux_2_{minor}_{name}" for minor in range(suite.glibc, _OLDEST_GLIBC - 1, -1)]
     return [*newest_first, f"manylinux2014_{name}"]
 
 
 def _download(
-    requirements: Path, architecture: str, folder: Path, total: int, report: Callable[[int, int, str], None]
+    requirements: Path, target: list[str], folder: Path, total: int, report: Callable[[int, int, str], None]
 ) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     for leftover in folder.parent.glob(".part-*"):  # a killed download leaves its folder
@@ -92,7 +94,7 @@ def _download(
 
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as part:
         wheels = Path(part, "wheels")
-        command = _command(requirements, architecture, wheels)
+        command = _command(requirements, target, wheels)
         finished = hostcommand.run(command, seconds=_DOWNLOAD_SECONDS, on_line=follow)
         if finished.code != 0 or not complete(wheels, requirements.read_text()):
             raise ImageBuildError(
@@ -105,9 +107,13 @@ def _download(
         wheels.rename(folder)
 
 
-def _command(requirements: Path, architecture: str, folder: Path) -> list[str]:
-    tags = [f"--platform={tag}" for tag in platforms(architecture)]
-    target = [f"--python-version={PYTHON}", "--implementation=cp", "--abi=cp311", "--abi=abi3", "--abi=none", *tags]
+def _target(suite: Suite, architecture: str) -> list[str]:
+    tags = [f"--platform={tag}" for tag in platforms(architecture, suite)]
+    abis = [f"--abi={abi}" for abi in (f"cp{suite.python.replace('.', '')}", "abi3", "none")]
+    return [f"--python-version={suite.python}", "--implementation=cp", *abis, *tags]
+
+
+def _command(requirements: Path, target: list[str], folder: Path) -> list[str]:
     exact = ["--no-deps", "--only-binary=:all:", "--require-hashes"]
     quiet = ["--disable-pip-version-check", "--no-input", "--progress-bar=off"]
     pip = [sys.executable, "-m", "pip", "download"]

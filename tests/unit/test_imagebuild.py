@@ -10,7 +10,9 @@ import pytest
 
 from orchestrator.errors import ImageBuildError
 from orchestrator.image import baseimage, wheels
+from orchestrator.image import suite as suites
 from orchestrator.image.build import image_name, input_digest
+from orchestrator.image.suite import BOOKWORM, TRIXIE
 from orchestrator.settings import Settings, data_folder
 
 
@@ -43,6 +45,16 @@ def test_digest_changes_with_every_input(sources: Path, change: str) -> None:
         case "base":
             base = "python:3.11"
     assert input_digest(sources, base) != before
+
+
+def test_image_is_made_of_the_hosts_own_release(sources: Path) -> None:
+    """Debian 12 and 13 each give their own Python; other hosts and an operator's image give that of Debian 12."""
+    assert suites.choose(codename="trixie") == TRIXIE
+    assert TRIXIE.slim_image == "python:3.13-slim-trixie"
+    assert {suites.choose(codename=name) for name in ("bookworm", "noble", "")} == {BOOKWORM}
+    assert suites.choose("team/base:1", codename="trixie") == BOOKWORM
+    assert input_digest(sources, of=BOOKWORM) != input_digest(sources, of=TRIXIE)
+    assert wheels.platforms("amd64", TRIXIE)[0] == "manylinux_2_41_x86_64"
 
 
 def test_digest_cannot_be_shifted_between_files(tmp_path: Path) -> None:
@@ -96,16 +108,16 @@ def test_wheel_cache_is_complete_only_with_every_pinned_wheel(tmp_path: Path) ->
 
 def test_wheels_are_chosen_for_the_engines_architecture() -> None:
     """An engine on ARM gets ARM's wheels, and one on an architecture without wheels gets an error."""
-    assert wheels.platforms("arm64")[0].endswith("_aarch64")
+    assert wheels.platforms("arm64", BOOKWORM)[0].endswith("_aarch64")
     with pytest.raises(ImageBuildError, match="riscv64"):
-        wheels.platforms("riscv64")
+        wheels.platforms("riscv64", BOOKWORM)
 
 
 def test_package_list_is_read_without_its_comments(tmp_path: Path) -> None:
     """The list of Debian packages may have comments."""
     listing = tmp_path / "packages.txt"
     listing.write_text("# base\nbash\n\ntar  # for archives\n")
-    assert baseimage.package_names(listing) == ["bash", "tar"]
+    assert baseimage.package_names(listing, BOOKWORM) == ["bash", "tar", "python3.11"]
 
 
 NAMES_IN_CHECKPOINTS = {
