@@ -36,6 +36,7 @@ _log = logging.getLogger(__name__)
 _SHORTEST_PAUSE = 0.05  # seconds between two searches for idle sessions
 _SHUTDOWN_GRACE = 5.0  # seconds that a shutdown which keeps sessions gives a running cell before it is interrupted
 _EVICTION = 5.0  # seconds that an eviction may take before another session is evicted too
+_EVICTIONS = (Outcome.IDLE, Outcome.EVICTED)  # why a session sleeps that nobody asked to sleep
 _TRY_AGAIN = 5.0  # seconds after which a state that the store refused is offered again
 
 
@@ -68,11 +69,13 @@ class Hibernation:
     async def hibernate(self, session: KernelSession, reason: str) -> bool:
         """Put a session to sleep: checkpoint it and discard its kernel.
 
-        A state that cannot be captured is lost, unless the policy has ``sessions.incomplete = "keep"``.
+        A state that cannot be captured keeps its kernel. Only an eviction discards it, unless the policy has
+        ``sessions.incomplete = "keep"``: otherwise an agent could keep a kernel forever by making its state impossible
+        to capture. The session then continues from its newest checkpoint, and its next result says so.
 
         Returns:
-            Whether the session gave up its kernel. False when it is in use, its state cannot be written, or the policy
-            keeps a session whose state cannot be captured in full.
+            Whether the session sleeps with its newest state. False when it is in use, when its state cannot be captured
+            or written, or when the policy keeps a session whose state cannot be captured in full.
         """
         async with self._registry.locked(session.agent_id, None):
             if self._registry.sessions.get(session.agent_id) is not session or session.users or session.is_busy:
@@ -85,14 +88,12 @@ class Hibernation:
                 self._keep(session, f"its state cannot be written: {error.message}", _TRY_AGAIN)
                 return False
             except CheckpointError as error:
-                if self._policy.incomplete == "keep":
+                if self._policy.incomplete == "keep" or reason not in _EVICTIONS:
                     self._keep(session, f"its state cannot be captured: {error.message}")
-                    return False
-                if session.users:
-                    return False
-                # Otherwise an agent could keep a kernel forever by making its state impossible to capture.
-                await self._registry.give_up(session, reason)
-                return True
+                elif not session.users:
+                    session.notify(f"the newest state of this session could not be captured: {error.message}")
+                    await self._registry.give_up(session, reason)
+                return False
             if not made.complete and self._policy.incomplete == "keep":
                 self._keep(session, f"no checkpoint can hold {names_of(made.lost)}")
                 return False

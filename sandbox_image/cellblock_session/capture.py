@@ -57,6 +57,14 @@ class Capture(cloudpickle.Pickler):
         """Note that an object is lost."""
         self.lost.append((str(name), str(kind), shorten_reason(reason)))
 
+    def loss_of(self, value: object) -> tuple[str, bool] | None:
+        """Pickle a value, and return the reason of its first loss and whether the value itself is lost, or None."""
+        try:
+            self.dump(value)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}", True
+        return (self.lost[0][2], id(value) in self._lost_ids) if self.lost else None
+
     def name_again(self, name: str, value: object) -> None:
         """Note that a variable is lost, if its value is an object that was lost under another name."""
         known = self._lost_ids.get(id(value))

@@ -126,7 +126,8 @@ def _set_logger(
 ) -> None:
     logger = logging.getLogger(name)
     logger.setLevel(level)
-    logger.handlers[:], logger.filters[:] = handlers, filters
+    logger.handlers[:] = [handler for handler in handlers if type(handler) is not NotRestored]
+    logger.filters[:] = [part for part in filters if type(part) is not NotRestored]
     logger.propagate, logger.disabled = propagate, disabled
 
 

@@ -314,6 +314,11 @@ def refusal(kind: type) -> str | None:
     return next(reason for kinds, reason in _REFUSED.items() if issubclass(kind, kinds))
 
 
+def is_lock(value: object) -> bool:
+    """Return whether a value is a lock or something else that threads wait for."""
+    return issubclass(type(value), _LOCKS)
+
+
 _OWN = {"__module__": "__main__"}
 # Objects that pickle finds by their name, except where a cell made them.
 BY_VALUE: dict[Any, Callable[[Any], Reduced]] = {

@@ -45,6 +45,8 @@ def apply(shell: Any, found: Mapping[str, Any]) -> list[Lost]:
         if type(value) is NotRestored:
             continue  # the unpickler reports it
         kind, *arguments = value
+        if any(type(argument) is NotRestored for argument in arguments):
+            continue  # the shell would call it after every cell
         try:
             _SETTERS[kind](shell, *arguments)
         except Exception as error:

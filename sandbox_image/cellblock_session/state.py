@@ -24,13 +24,15 @@ from cellblock_session import libraries
 from cellblock_session import shell as shell_state
 from cellblock_session.capture import Capture
 from cellblock_session.notrestored import Lost, NotRestored
+from cellblock_session.patches import Patches, apply_change
 from cellblock_session.pickling import Name
 from cellblock_session.stream import Pipe, Sink, Source, reading, writing
 from cellblock_session.surroundings import ELSEWHERE, Surroundings
 from cellblock_session.tolerant import Tolerant
 from cellblock_session.workfolder import WORK, current_folder, load_files, save_files
+from cellblock_session.written import Written
 
-MAGIC = b"CELLBLOCK STATE 1 PYTHON %d.%d\n" % sys.version_info[:2]
+MAGIC = b"CELLBLOCK STATE 2 PYTHON %d.%d\n" % sys.version_info[:2]
 _MOST_LOST = 1000  # lost objects that are reported one by one
 _RECURSION = 5000  # recursion limit while pickling: a level takes a few hundred bytes of the main thread's 8 MB stack
 # IPython's own variables. It keeps them up to date itself.
@@ -49,6 +51,7 @@ class SessionState:
     def __init__(self, shell: Any, surroundings: Surroundings) -> None:
         self._shell = shell
         self._surroundings = surroundings
+        self._written = Written()
         self._left_out: dict[str, NotRestored] = {}  # placeholders for variables that make the whole pickling fail
 
     # Saving
@@ -64,6 +67,7 @@ class SessionState:
         sink(MAGIC)
         lost = save_files(sink) + list(self._surroundings.hooks())
         names = self._variables()
+        patches = self._patches()
         with writing(sink) as section:
             pickle.dump(self._collect_surroundings(), section, protocol=5)
         limit, trace, profile = sys.getrecursionlimit(), sys.gettrace(), sys.getprofile()
@@ -71,7 +75,7 @@ class SessionState:
         sys.settrace(None)
         sys.setprofile(None)
         try:
-            capture = self._save_variables(sink, names)
+            capture = self._save_variables(sink, names, patches)
         except Exception:
             if not self._find_culprits(names):
                 raise
@@ -95,29 +99,33 @@ class SessionState:
             found[name] = value
         return found
 
-    def _save_variables(self, sink: Sink, names: Mapping[str, Any]) -> Capture:
+    def _save_variables(self, sink: Sink, names: Mapping[str, Any], patches: Patches) -> Capture:
         with writing(sink) as section:
             modules = self._surroundings.made_modules()
             capture = Capture(section, self._shell.user_ns, modules)
             results = {f"Out[{number}]": value for number, value in self._shell.user_ns.get("_oh", {}).items()}
             last = {name: self._shell.user_ns.get(name, "") for name in ("_", "__", "___")}
-            patches = [
-                (module, Name(f"{module}.{name}"), there, value)
-                for module, name, there, value in self._surroundings.patches(self._shell.user_ns)
-            ]
-            patches += [
-                ("builtins", Name(f"builtins.{name}"), True, value)
-                for name, value in vars(builtins).items() if name not in self._surroundings.builtins
-            ]  # fmt: skip
+            changes = [(Name(change.name), tuple(change)) for change in patches.in_modules()]
             made = {f"sys.modules[{module.__name__!r}]": module for module in modules}
             settings = libraries.collect(self._surroundings), shell_state.collect(self._shell)
             parts = [self._named(part) for part in (made, names, results, last, *settings)]
-            capture.dump((*parts, patches))
-            members = [*self._surroundings.class_patches(self._shell.user_ns), *capture.hooks]
+            capture.dump((*parts, changes))
+            members = [*patches.in_classes(), *capture.hooks]
             capture.dump([(Name(f"{kind.__qualname__}.{name}"), kind, value) for kind, name, value in members])
+            capture.lost += patches.lost
         for name, value in names.items():
             capture.name_again(name, value)
         return capture
+
+    def _patches(self) -> Patches:
+        space, modules = self._shell.user_ns, self._surroundings.made_modules()
+        paths = [str(getattr(module, "__file__", None)) for module in list(sys.modules.values())]
+        files = {path for path in paths if path.startswith(f"{WORK}/") and path.endswith(".py")}
+        files |= {str(path) for path in Path(WORK).glob("*.py")}
+        names = self._written.read(space.get("_ih", []), files)
+        return Patches(
+            self._surroundings, space, names, lambda value: Capture(_Nowhere(), space, modules).loss_of(value)
+        )
 
     def _named(self, values: Mapping[str, Any]) -> list[Any]:
         """Return names and values in turn, so that a lost object is reported under its name."""
@@ -151,6 +159,7 @@ class SessionState:
             "recursion_limit": sys.getrecursionlimit(),
             "count": shell.execution_count,
             "inputs": list(shell.user_ns.get("_ih", [])),
+            "written": sorted(self._written.names),
             "modules": [name for name in list(sys.modules) if "." in name and name.split(".")[0] in packages],
             "sources": {name: "".join(_cached_lines(name)) for name in cells if name in linecache.cache},
             "cells": dict(cells),
@@ -204,25 +213,25 @@ class SessionState:
         with reading(source) as section:
             unpickler: Any = (Tolerant if tolerant else pickle.Unpickler)(section)
             try:
-                *parts, patches = unpickler.load()
+                *parts, changes = unpickler.load()
                 members = unpickler.load()
             except Exception:
                 if tolerant:
                     raise
                 return {"status": "again"}
         lost += getattr(unpickler, "lost", [])
-        lost += self._apply(parts, patches, members)
+        lost += self._apply(parts, changes, members)
         self._shell.execution_count = surroundings["count"]
         return {"status": "ok", "lost": _report(lost), "has_lost": NotRestored.made > 0}
 
-    def _apply(self, parts: Sequence[Any], patches: Sequence[Any], members: Sequence[Any]) -> list[Lost]:
+    def _apply(self, parts: Sequence[Any], changes: Sequence[Any], members: Sequence[Any]) -> list[Lost]:
         """Put everything that was unpickled in its place, and return what failed."""
         _made, variables, results, last, settings, shell = (
             dict(zip(part[::2], part[1::2], strict=True)) for part in parts
         )
         lost = []
-        for module, name, there, value in patches:
-            lost += _apply_patch(module, name, there, value)
+        for _name, change in changes:
+            lost += apply_change(change)
         for name, kind, value in members:
             with contextlib.suppress(Exception):
                 type.__setattr__(kind, name.rsplit(".")[-1], value)
@@ -268,6 +277,7 @@ class SessionState:
     def _apply_history(self, saved: Mapping[str, Any]) -> None:
         shell = self._shell
         inputs, raw = saved["inputs"], saved["raw_inputs"]
+        self._written.skip(saved["written"], len(inputs))
         shell.user_ns["_ih"][:] = inputs
         shell.history_manager.input_hist_raw[:] = raw
         shell.user_ns.update({f"_i{number}": text for number, text in enumerate(raw) if number})
@@ -284,25 +294,6 @@ class _Nowhere:
     @staticmethod
     def write(data: Any) -> int:
         return len(data)
-
-
-def _apply_patch(module: str, name: str, there: bool, value: Any) -> list[Lost]:
-    """Set or delete an attribute of a module.
-
-    Args:
-        name: of the attribute, with the module's before it.
-        there: set it; else delete it.
-    """
-    attribute = name[len(module) + 1 :]
-    try:
-        target = importlib.import_module(module)
-        if there:
-            setattr(target, attribute, value)
-        else:
-            delattr(target, attribute)
-    except Exception as error:
-        return [(name, "patch", f"{type(error).__name__}: {error}")]
-    return []
 
 
 def _cached_lines(name: str) -> list[str]:

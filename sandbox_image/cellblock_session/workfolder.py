@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import stat
 import tarfile
+from collections.abc import Iterator
 from typing import IO, Any
 
 from cellblock_session.notrestored import Lost
@@ -13,19 +15,53 @@ WORK = "/work"
 
 def save_files(sink: Sink) -> list[Lost]:
     """Write the files as a section with a tar, and return those that could not be read."""
-    lost = []
+    lost: list[Lost] = []
     with (
         writing(sink) as section,
         tarfile.open(fileobj=section, mode="w|", format=tarfile.PAX_FORMAT, bufsize=PIECE) as archive,
     ):
-        for folder, folders, files in os.walk(WORK):
-            for name in sorted(folders + files):
-                path = os.path.join(folder, name)
-                if os.path.islink(path) or name in files or not os.path.ismount(path):
-                    reason = _add_file(archive, path)
-                    if reason:
-                        lost.append((os.path.relpath(path, WORK), "file", reason))
+        closed: list[tuple[str, int]] = []  # folders that are opened for the walk, with their modes
+        try:
+            _open_folder(WORK, closed)
+            for folder, folders, files in os.walk(WORK, onerror=lambda error: lost.append(_unread(error))):
+                for name in sorted(folders + files):
+                    path = os.path.join(folder, name)
+                    if os.path.islink(path) or name in files or not os.path.ismount(path):
+                        reason = _add_file(archive, path)
+                        if reason:
+                            lost.append((os.path.relpath(path, WORK), "file", reason))
+                        elif name in folders and not os.path.islink(path):
+                            _open_folder(path, closed)
+        finally:
+            for path, mode in reversed(closed):
+                os.chmod(path, mode)
     return lost
+
+
+def _open_folder(path: str, closed: list[tuple[str, int]]) -> None:
+    """Let the walk enter a folder whose mode forbids that, and note its mode."""
+    mode = stat.S_IMODE(os.stat(path).st_mode)
+    if mode & 0o500 != 0o500:
+        with contextlib.suppress(OSError):  # the walk reports it
+            os.chmod(path, mode | 0o700)
+            closed.append((path, mode))
+
+
+def _unread(error: OSError) -> Lost:
+    return os.path.relpath(str(error.filename), WORK), "folder", f"it cannot be read: {error.strerror}"
+
+
+@contextlib.contextmanager
+def _readable(path: str, mode: int) -> Iterator[IO[bytes]]:
+    """Open a file, also if its mode forbids that to its owner."""
+    if not mode & 0o400:
+        os.chmod(path, mode | 0o400)
+    try:
+        with open(path, "rb") as file:
+            yield file
+    finally:
+        if not mode & 0o400:
+            os.chmod(path, mode)
 
 
 def load_files(source: Source) -> list[Lost]:
@@ -73,7 +109,7 @@ def _add_file(archive: tarfile.TarFile, path: str) -> str | None:
         if not info.isreg():
             archive.addfile(info)
             return None
-        with open(path, "rb") as file:
+        with _readable(path, stat.S_IMODE(info.mode)) as file:
             exactly: Any = _Exactly(file, info.size)
             archive.addfile(info, exactly)
         return None

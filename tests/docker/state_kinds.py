@@ -678,6 +678,28 @@ MODULES = (
         "textwrap.TextWrapper.house_style == {'width': 40}",
     ),
     StateKind(
+        "what libraries make when they are first used: locks, caches, lazy attributes",
+        "import string, threading\nfrom tqdm import tqdm\nstring.Template.guard = threading.RLock()\n_bars = [_ for _ in tqdm(range(3))]",
+        "[n for n in tqdm(range(3))] == [0, 1, 2] and string.Template('$a').substitute(a=1) == '1'",
+        note="left to the library, which makes them again",
+    ),
+    StateKind(
+        "an attribute replaced in a library's class or object",
+        "import reprlib, string\nstring.Template.delimiter = '%'\nreprlib.aRepr.maxlist = 2",
+        "string.Template.delimiter == '%' and reprlib.aRepr.maxlist == 2",
+    ),
+    StateKind(
+        "entries added to a library's registry",
+        "import copyreg, shutil, xml.etree.ElementTree as etree\netree.register_namespace('shop', 'urn:shop')\ndef pack(*args, **kwargs): return 'packed'\nshutil.register_archive_format('shop', pack)",
+        "etree.tostring(etree.Element('{urn:shop}a')) == b'<shop:a xmlns:shop=\"urn:shop\" />' and 'shop' in dict(shutil.get_archive_formats())",
+    ),
+    StateKind(
+        "hooks of the interpreter: sys, threading, warnings",
+        "import sys, threading, warnings\ndef unraised(*args): pass\nsys.unraisablehook = unraised; threading.excepthook = unraised; warnings.showwarning = unraised; sys.tracebacklimit = 50",
+        "sys.unraisablehook is unraised and threading.excepthook is unraised and warnings.showwarning is unraised and sys.tracebacklimit == 50",
+        alone=True,
+    ),
+    StateKind(
         "a built-in function added and replaced",
         "import builtins\nbuiltins.shout_out = lambda text: text.upper()",
         "shout_out('a') == 'A'",
@@ -769,10 +791,9 @@ FILES = (
         "open('/work/closed/in/file').read() == 'x' and os.stat('/work/closed').st_mode & 0o777 == os.stat('/work/closed/in').st_mode & 0o777 == 0o555",
     ),
     StateKind(
-        "a file that may not be read",
-        "import os\nopen('/work/secret', 'w').close(); os.chmod('/work/secret', 0)",
-        "not os.path.exists('/work/secret') or not os.access('/work/secret', os.R_OK)",
-        beside={"secret": "file"},
+        "files and folders that may not be read or entered",
+        "import os\nopen('/work/secret', 'w').write('s'); os.chmod('/work/secret', 0)\nfor _mode in (0, 0o300, 0o600):\n    os.makedirs(f'/work/shut{_mode}/in'); open(f'/work/shut{_mode}/in/file', 'w').write('x'); os.chmod(f'/work/shut{_mode}/in', 0); os.chmod(f'/work/shut{_mode}', _mode)",
+        "shut_found = [os.stat('/work/secret').st_mode & 0o777 == 0]\nos.chmod('/work/secret', 0o600); shut_found += [open('/work/secret').read() == 's']; os.chmod('/work/secret', 0)\nfor _mode in (0, 0o300, 0o600):\n    shut_found += [os.stat(f'/work/shut{_mode}').st_mode & 0o777 == _mode]; os.chmod(f'/work/shut{_mode}', 0o700); os.chmod(f'/work/shut{_mode}/in', 0o700)\n    shut_found += [open(f'/work/shut{_mode}/in/file').read() == 'x']; os.chmod(f'/work/shut{_mode}/in', 0); os.chmod(f'/work/shut{_mode}', _mode)\nall(shut_found)",
     ),
     StateKind(
         "files outside /work",

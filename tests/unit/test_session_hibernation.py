@@ -102,8 +102,24 @@ async def test_a_state_that_cannot_be_captured(tmp_path: Path, incomplete: str, 
     world = World(tmp_path, sessions=Sessions.model_validate({"incomplete": incomplete}))
     session = await world.acquire("a")
     world.kernel_of(session).state.refusal = "no"
-    assert await world.hibernation.hibernate(session, Outcome.IDLE) == (state == "ended")
+    assert not await world.hibernation.hibernate(session, Outcome.HIBERNATE)
+    assert session.state == "live"
+    assert "its state cannot be captured" in (await world.run(session)).warnings[0]
+    assert not await world.hibernation.hibernate(session, Outcome.IDLE)
     assert session.state == state
+    await world.close()
+
+
+async def test_an_eviction_of_a_state_that_cannot_be_captured_is_reported(tmp_path: Path) -> None:
+    """The session continues from its newest checkpoint, and its next result says why."""
+    world = World(tmp_path)
+    session = await world.acquire("a")
+    await world.checkpoint(session)
+    world.kernel_of(session).state.refusal = "no"
+    assert not await world.hibernation.hibernate(session, Outcome.EVICTED)
+    assert session.state == "asleep"
+    again = await world.acquire("a")
+    assert any("could not be captured" in warning for warning in (await world.run(again)).warnings)
     await world.close()
 
 
