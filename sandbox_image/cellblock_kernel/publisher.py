@@ -5,6 +5,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import zmq
@@ -22,6 +23,14 @@ FRAME = 64 * 1024
 # Seconds in which the messages of a running cell gather. If two threads hand over the interpreter's lock for each
 # display, one display takes up to 2 ms under gVisor.
 PAUSE = 0.002
+
+
+def finishing(work: Callable[[], object], done: Callable[[], object]) -> None:
+    """Run ``work``, and ``done`` in any case: somebody waits for it."""
+    try:
+        work()
+    finally:
+        done()
 
 
 class Publisher(IOPubThread):
@@ -143,8 +152,7 @@ class Publisher(IOPubThread):
             return
         done = threading.Lock()
         done.acquire()
-        self.schedule(work)
-        self.schedule(done.release)
+        self.schedule(partial(finishing, work, done.release))
         done.acquire(timeout=seconds)
 
     @property

@@ -22,11 +22,18 @@ class Case:
     warning: str | None = None
 
 
+TEE = """
+import sys
+class Tee:
+    def __init__(self, to): self.to = to
+    def write(self, text): return self.to.write(text)
+    def flush(self): self.to.flush()
+sys.stdout = Tee(sys.stdout)
+"""
 CASES = {
     "stdout-wrapped-by-a-logger": Case(
         (
-            "import sys\nclass Tee:\n    def __init__(self, to): self.to = to\n    def write(self, t): return self.to.write(t)\n"
-            "    def flush(self): self.to.flush()\nsys.stdout = Tee(sys.stdout)",
+            TEE,
             "print('hello')",
         ),
         stdout="hello\n",
@@ -52,13 +59,6 @@ CASES = {
     "load-a-file": Case(("open('load.py', 'w').write('6 * 7')", "%load load.py"), contains="6 * 7"),
     "subprocess-to-stdout": Case(
         ("import subprocess, sys; _ = subprocess.run(['echo', 'hello'], stdout=sys.stdout)",), stdout="hello\n"
-    ),
-    "nested-progress-bars": Case(
-        (
-            "from tqdm import tqdm\nfor i in tqdm(range(3), desc='outer'):\n"
-            "    for j in tqdm(range(3), desc='inner', leave=False, mininterval=0):\n        pass",
-        ),
-        contains="outer: 100%",
     ),
     "agg-figure": Case(
         ("import matplotlib; matplotlib.use('Agg')\nimport matplotlib.pyplot as plt\n_ = plt.plot([1, 2])",),
@@ -99,7 +99,10 @@ LATE = {
         "import threading, time\ndef late():\n    time.sleep(0.3); display('late words')\n"
         "threading.Thread(target=late).start()"
     ),
-    "thread": "import threading, time\ndef late():\n    time.sleep(0.3); print('late words')\nthreading.Thread(target=late).start()",
+    "thread": (
+        "import threading, time\ndef late():\n    time.sleep(0.3); print('late words')\n"
+        "threading.Thread(target=late).start()"
+    ),
     "task": (
         "import asyncio\nasync def late():\n    await asyncio.sleep(0.3); print('late words')\n"
         "_ = asyncio.get_event_loop().create_task(late())"

@@ -86,7 +86,7 @@ async def test_an_interrupted_cell_leaves_no_process_running(runtime: str, how: 
             else:
                 running = asyncio.create_task(manager.execute_code(session, code))
                 await asyncio.sleep(1.5)
-                await manager.interrupt(session)
+                assert manager.interrupt(session)
                 await running
             left = await value(manager, session, "[c for c in processes('RS') if 'while' in c], server.poll()")
             assert left == "([], None)", (name, left)
