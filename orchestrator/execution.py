@@ -394,5 +394,6 @@ class Cell:
             truncated=collector.truncation,
             output_bytes=collector.bytes_seen,
             output_messages=collector.messages_seen,
+            kernel_warnings=() if reply is None else reply.warnings,
             mime_dropped=self._mimes.removed,
         )

@@ -2,4 +2,5 @@
 
 from cellblock_kernel.app import main
 
-main()
+if __name__ == "__main__":  # a child of multiprocessing's "spawn" imports this file too
+    main()

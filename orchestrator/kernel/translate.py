@@ -28,15 +28,18 @@ _DEEPEST = 64  # levels of nesting in a mime bundle; far above any real one, far
 OUTPUT_KINDS = frozenset(("stream", "display_data", "update_display_data", "execute_result", "error", "clear_output"))
 _COMM_KINDS = frozenset(("comm_open", "comm_msg", "comm_close"))
 _LONGEST_PROMPT = 10_000  # characters
+_MOST_WARNINGS = 8  # of a reply
+_LONGEST_WARNING = 300  # characters
 _LONGEST_ERROR = 64 * 1024  # characters that are kept of each text of an error in a reply
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What is kept of an ``execute_reply``: its execution count, and its error if it has one."""
+    """What is kept of an ``execute_reply``: its execution count, its error if it has one, and the kernel's warnings."""
 
     count: int | None
     error: ErrorOutput | None
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Self:
@@ -45,7 +48,15 @@ class Reply:
         if error is not None:  # mostly a copy of an error message that has come and was counted
             lines = tuple(line[:_LONGEST_ERROR] for line in error.traceback[-_REPLY_LINES:])
             error = ErrorOutput(error.ename[:_LONGEST_ERROR], error.evalue[:_LONGEST_ERROR], lines)
-        return cls(count(content.get("execution_count")), error)
+        return cls(count(content.get("execution_count")), error, _reply_warnings(content.get("warnings")))
+
+
+def _reply_warnings(value: object) -> tuple[str, ...]:
+    """Return a reply's warnings, each on one line."""
+    if not isinstance(value, list):
+        return ()
+    lines = (" ".join(text(item)[:_LONGEST_WARNING].split()) for item in value[:_MOST_WARNINGS])
+    return tuple(line for line in lines if line)
 
 
 def to_event(kind: str, content: Mapping[str, Any]) -> OutputEvent | None:

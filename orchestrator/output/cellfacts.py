@@ -55,6 +55,7 @@ class CellFacts:
         end: how the kernel's container ended; None while it lives, or where that is unknown.
         before, after: what the kernel used when the cell began and ended; None where the host cannot read it.
         killed_before: processes that were killed for want of memory since the last cell ended.
+        kernel_warnings: what the kernel's reply warns of. Claims.
         outputs, truncated, output_bytes, output_messages, mime_dropped: see ``ExecutionResult`` and ``Evidence``.
     """
 
@@ -78,6 +79,7 @@ class CellFacts:
     before: Measured | None = None
     after: Measured | None = None
     killed_before: int = 0
+    kernel_warnings: tuple[str, ...] = ()
     outputs: tuple[Output, ...] = ()
     truncated: Truncation | None = None
     output_bytes: int = 0

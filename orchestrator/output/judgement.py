@@ -105,7 +105,10 @@ def _evidence(facts: CellFacts) -> Evidence:
 
 
 def _warnings(facts: CellFacts) -> Iterator[str]:
-    """Yield a warning for each limit that the cell came close to, while there is time to act on it."""
+    """Yield a warning for each limit that the cell came close to, while there is time to act on it.
+
+    Then yield what the kernel itself warns of, marked as the kernel's words.
+    """
     share = facts.warn_percent / 100
     if facts.after is not None and facts.kernel_lives:
         limit = facts.limits.max_memory_mb
@@ -121,3 +124,5 @@ def _warnings(facts: CellFacts) -> Iterator[str]:
     limit_s = facts.limits.max_execution_time
     if facts.stopped is None and facts.duration_s >= share * limit_s:
         yield f"time: the cell took {facts.duration_s:.1f} of {limit_s:g} s; above that it is interrupted"
+    for warning in facts.kernel_warnings:
+        yield f"kernel: {warning}"

@@ -1,10 +1,14 @@
-"""StreamText: a stream's text as a notebook shows it: a carriage return overwrites its line, a backspace erases."""
+"""StreamText: a stream's text as a notebook shows it: a carriage return overwrites its line, a backspace erases.
+
+Text that moves the cursor up, as nested progress bars do, goes through a ``Screen`` until the cursor is down again.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 
+from orchestrator.output.screen import ROWS, Screen, goes_up
 from orchestrator.output.textpieces import TextPieces
 
 # Bounds on what is rendered, so that no message blocks the event loop: measured, each bound takes 20 to 40 ms. Text
@@ -22,14 +26,18 @@ class StreamText:
     def __init__(self) -> None:
         self._done = TextPieces()
         self._line = TextPieces()
+        self._screen: Screen | None = None  # the last lines, in place of ``_line``, while the cursor is above them
         self._column: int | None = None  # where the next character goes; None: at the line's end
 
     @property
     def size(self) -> int:
-        return self._done.size + self._line.size
+        return self._done.size + self._line.size + (self._screen.size if self._screen is not None else 0)
 
     def add(self, text: str) -> None:
         """Append ``text``, and apply its carriage returns and backspaces to the last line."""
+        if self._screen is not None or goes_up(text):
+            self._render(text)
+            return
         if "\r" in text:
             text = text.replace("\r\n", "\n")
         returns = text.count("\r") if "\r" in text else 0  # counting takes ten times as long as the check
@@ -47,8 +55,28 @@ class StreamText:
 
     def pieces(self) -> Iterator[str]:
         """Yield the text in pieces of bounded length, and empty it."""
+        self._leave_screen()
         yield from self._done.drain()
         yield from self._line.drain()
+
+    def _render(self, text: str) -> None:
+        """Write text on the screen; what is too large for it is appended as it is."""
+        if self._screen is None:
+            lines = self._done.take_lines(ROWS - 1, _LONGEST_LINE)
+            self._screen = Screen([*lines, "".join(self._line.drain())], self._column)
+        takes = self._screen.takes(text)
+        if takes:
+            self._done.add(self._screen.write(text))
+        if not takes or self._screen.is_at_end:
+            self._leave_screen()
+        if not takes:
+            self._append(text)
+
+    def _leave_screen(self) -> None:
+        screen, self._screen = self._screen, None
+        if screen is not None:
+            self._append(screen.text())
+            self._column = screen.column if screen.is_at_end else None
 
     def _append(self, text: str) -> None:
         self._column = None

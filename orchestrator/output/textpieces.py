@@ -31,6 +31,17 @@ class TextPieces:
             last = pieces.pop()
             pieces[-1] += last
 
+    def take_lines(self, count: int, most: int) -> list[str]:
+        """Remove the last ``count`` lines, or fewer where they exceed ``most`` characters, and return them."""
+        text = ""
+        while self._pieces and text.count("\n") <= count and len(text) < most:
+            text = self._pieces.pop() + text
+        lines = text.split("\n")
+        kept = lines[: max(0, len(lines) - 1 - count)]
+        self.size -= len(text)
+        self.add("".join(f"{line}\n" for line in kept))
+        return lines[len(kept) : -1]
+
     def drain(self) -> Iterator[str]:
         """Yield the pieces in order, and empty the text."""
         pieces, self._pieces, self.size = self._pieces[::-1], [], 0

@@ -19,6 +19,7 @@ from cellblock_session.surroundings import Surroundings
 from ipykernel.control import ControlThread
 from ipykernel.heartbeat import Heartbeat
 from ipykernel.kernelapp import IPKernelApp
+from tornado.ioloop import IOLoop
 from traitlets.config import Config
 
 from cellblock_kernel.kernel import SandboxKernel
@@ -86,6 +87,21 @@ class SandboxApp(IPKernelApp):
     def init_heartbeat(self) -> None:
         self.heartbeat = ConnectingHeartbeat(zmq.Context(), (self.transport, self.ip, self.hb_port))
         self.heartbeat.start()
+
+    def start(self) -> None:
+        """Serve until the container ends, whatever a task, a callback or a signal handler of the session raises.
+
+        asyncio's loop stops when one raises SystemExit or KeyboardInterrupt, or a signal handler anything at all.
+        """
+        self.kernel.start()
+        loop = IOLoop.current()
+        self.io_loop = loop
+        while self.kernel._shutdown_message is None:
+            try:
+                loop.start()
+                self.kernel.warn("asyncio: the event loop was stopped between two cells; it was started again")
+            except BaseException as error:  # noqa: BLE001
+                self.kernel.warn(f"between two cells, a task or signal handler raised {type(error).__name__}: {error}")
 
     def write_connection_file(self, **kwargs: Any) -> None:
         """Write nothing: the host wrote the file, and its folder is read-only."""

@@ -3,8 +3,10 @@
 Every function raises OSError when the system refuses.
 """
 
-import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from os import O_CREAT, O_NONBLOCK, O_RDONLY, O_TRUNC, O_WRONLY, close, pread, pwrite, replace, unlink
+from os import open as open_file
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +22,17 @@ def write_file(request: Mapping[str, Any], buffers: Sequence[Any]) -> None:
     path = Path(request["path"])
     if request["offset"] == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if request["offset"] == 0 else 0)
-    handle = os.open(path, flags, 0o644)
+    flags = O_WRONLY | O_CREAT | (O_TRUNC if request["offset"] == 0 else 0)
+    handle = open_file(path, flags, 0o644)
     try:
         data = memoryview(buffers[0]) if buffers else memoryview(b"")
         written = 0
         while written < len(data):
-            written += os.pwrite(handle, data[written:], request["offset"] + written)
+            written += pwrite(handle, data[written:], request["offset"] + written)
     finally:
-        os.close(handle)
+        close(handle)
     if request["last"] and request["rename"]:
-        path.replace(request["rename"])
+        replace(path, request["rename"])
 
 
 def read_file(request: Mapping[str, Any]) -> bytes:
@@ -39,14 +41,14 @@ def read_file(request: Mapping[str, Any]) -> bytes:
     Args:
         request: "path", "offset" and "length" in bytes.
     """
-    handle = os.open(request["path"], os.O_RDONLY | os.O_NONBLOCK)
+    handle = open_file(request["path"], O_RDONLY | O_NONBLOCK)
     try:
         data = bytearray()
-        while piece := os.pread(handle, request["length"] - len(data), request["offset"] + len(data)):
+        while piece := pread(handle, request["length"] - len(data), request["offset"] + len(data)):
             data += piece  # one call may return less than the file has
         return bytes(data)
     finally:
-        os.close(handle)
+        close(handle)
 
 
 def remove_file(request: Mapping[str, Any]) -> None:
@@ -55,4 +57,5 @@ def remove_file(request: Mapping[str, Any]) -> None:
     Args:
         request: "path".
     """
-    Path(request["path"]).unlink(missing_ok=True)
+    with suppress(FileNotFoundError):
+        unlink(request["path"])

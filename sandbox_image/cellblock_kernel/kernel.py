@@ -1,25 +1,31 @@
 """The kernel: run cells, interrupt them, move files and the session's state."""
 
+import asyncio
 import contextlib
 import linecache
-import os
 import signal
 import sys
-import threading
-import time
 import traceback
+from contextvars import copy_context
 from functools import partial
+from os import getpgid, getpid, kill, listdir
 from pathlib import Path
+from threading import main_thread
+from time import monotonic
 from types import FrameType
 from typing import Any
 
+from ipykernel import kernelbase
 from ipykernel.ipkernel import IPythonKernel
 from IPython.core import interactiveshell
 from traitlets import Type
 
 from cellblock_kernel.files import read_file, remove_file, write_file
+from cellblock_kernel.interpreter import Interpreter
 from cellblock_kernel.messages import shorten
-from cellblock_kernel.shell import SandboxShell, drain_streams
+from cellblock_kernel.orphans import Orphans
+from cellblock_kernel.shell import SandboxShell
+from cellblock_kernel.streams import OrderedStream
 
 # Seconds after an interrupt in which another signal counts as the same interrupt.
 INTERRUPT_PAUSE = 0.5
@@ -30,6 +36,9 @@ HURRIED_SWITCH = 0.001
 
 # The most characters of an input() prompt.
 PROMPT = 64 * 1024
+
+MOST_WARNINGS = 8  # of one result
+LONGEST_WARNING = 300  # characters
 
 OWN = Path(__file__).parent
 
@@ -51,6 +60,34 @@ def brief_traceback(error: BaseException) -> list[str]:
     return [*lines, type(error).__name__]
 
 
+class OwnStreams:
+    """Takes the place of ``sys`` in ipykernel's code, which flushes both streams before a reply and before "idle".
+
+    A cell may have replaced sys.stdout by an object whose ``flush`` fails, and the reply would not be sent.
+    """
+
+    def __init__(self, stdout: Any, stderr: Any) -> None:
+        self.stdout, self.stderr = stdout, stderr
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys, name)
+
+
+def failure(error: BaseException, count: int) -> dict[str, Any]:
+    """Return the reply of a cell that ended with an error that IPython did not show."""
+    try:
+        said = str(error)
+    except BaseException:  # noqa: BLE001 - a class of the session
+        said = ""
+    return {"status": "error", "ename": type(error).__name__, "evalue": said[:LONGEST_WARNING], "traceback": [],
+            "execution_count": count, "user_expressions": {}, "payload": []}  # fmt: skip
+
+
+def normalised(code: str) -> str:
+    """Return a cell's code without a byte order mark, and with line feeds alone as its line ends."""
+    return code.removeprefix("\ufeff").replace("\r\n", "\n")
+
+
 class SandboxKernel(IPythonKernel):
     """An IPythonKernel that also moves files and the session's state, in bounded pieces.
 
@@ -62,6 +99,7 @@ class SandboxKernel(IPythonKernel):
     session: Any
     iopub_thread: Any
     io_loop: Any
+    shell_stream: Any
 
     shell_class = Type(SandboxShell)
     _supports_kernel_subshells = False
@@ -80,7 +118,33 @@ class SandboxKernel(IPythonKernel):
         self._pipes: dict[str, Any] = {}
         self._state: Any = None
         self.surroundings: Any = None
-        self._own_streams = {"stdout": sys.stdout, "stderr": sys.stderr}
+        own: Any = {"stdout": sys.stdout, "stderr": sys.stderr}
+        self._own_streams: dict[str, OrderedStream] = own
+        for name, stream in own.items():
+            setattr(sys, f"__{name}__", stream)  # or a cell that sets sys.stdout back would print to /dev/null
+        setattr(kernelbase, "sys", OwnStreams(**own))  # noqa: B010 - mypy knows no such name there
+        self.iopub_thread.late_text = lambda name, text: own[name].write(text)
+        self.warnings: list[str] = []  # for the next result
+        self.orphans = Orphans()
+        self.interpreter = Interpreter()
+        self._requests: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        super().start()
+        self._context = copy_context()
+        self.shell_stream.on_recv(self._take_request, copy=False)
+
+    def _take_request(self, message: Any) -> None:
+        """Serve a request in a task that asyncio.all_tasks() does not list: a cell may cancel all that it lists."""
+        task = asyncio.get_running_loop().create_task(self.shell_main(None, message), context=self._context)
+        asyncio.tasks._unregister_task(task)
+        self._requests.add(task)
+        task.add_done_callback(self._requests.discard)
+
+    def warn(self, warning: str) -> None:
+        """Say something with the next result."""
+        if len(self.warnings) < MOST_WARNINGS:
+            self.warnings.append(warning[:LONGEST_WARNING])
 
     def pre_handler_hook(self) -> None:
         self.saved_sigint_handler = signal.signal(signal.SIGINT, self._on_interrupt)
@@ -90,7 +154,7 @@ class SandboxKernel(IPythonKernel):
 
         Ignores a second signal within INTERRUPT_PAUSE: the host interrupts in two ways, and both may arrive.
         """
-        now = time.monotonic()
+        now = monotonic()
         if self._runs_code and now - self._interrupted > INTERRUPT_PAUSE:
             self._interrupted = now
             interrupt: Any = KeyboardInterrupt()
@@ -102,29 +166,83 @@ class SandboxKernel(IPythonKernel):
         self.iopub_thread.wait_for(self.iopub_thread.push)
         return super()._input_request(shorten(prompt, PROMPT), *args, **kwargs)
 
-    async def do_execute(self, *args: Any, **kwargs: Any) -> Any:
+    async def do_execute(self, code: str, *args: Any, **kwargs: Any) -> Any:
         self._interrupted = 0.0  # an interrupt of the last cell does not count for this one
         every = self.shell.ast_node_interactivity == "all"  # then a displayed value may not be the last message
         self.shell.displayhook.pub_socket = self.iopub_socket if every else self.iopub_thread.later
+        self.shell.shown_error = None
+        self.orphans.begin_cell()
+        self.session.release()
+        OrderedStream.release()
         with self.iopub_thread.session_code():
-            try:
-                self._runs_code = True
-                try:
-                    reply: Any = await super().do_execute(*args, **kwargs)
-                finally:
-                    self._runs_code = False
-            except KeyboardInterrupt:  # it arrived just before or after the cell's own code
-                count = self.shell.execution_count
-                reply = {"status": "error", "ename": "KeyboardInterrupt", "evalue": "", "traceback": [],
-                         "execution_count": count, "user_expressions": {}, "payload": []}  # fmt: skip
-        for name, stream in self._own_streams.items():
-            if getattr(sys, name) is None:  # print() would discard its text, and ipykernel needs a stream
-                setattr(sys, name, stream)
-        drain_streams()
+            reply = await self._run_cell(normalised(code), *args, **kwargs)
+        await self._absorb_cancellation()
+        shown = self.shell.shown_error
+        if reply["status"] == "ok" and shown is not None:
+            reply = {**reply, **failure(shown, reply["execution_count"]), "payload": reply["payload"]}
+        if self._interrupted:
+            self.orphans.kill_descendants()
+        self._drain_streams()
         if self._switch_interval is not None:
             sys.setswitchinterval(self._switch_interval)
             self._switch_interval = None
+        reply["warnings"], self.warnings = self.warnings, []
         return reply
+
+    async def _run_cell(self, code: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Run a cell and return its reply, whatever it raises."""
+        try:
+            try:
+                self._runs_code = True
+                self.interpreter.put_back()
+                reply: Any = await super().do_execute(code, *args, **kwargs)
+            finally:
+                try:
+                    self.interpreter.take_over(self.warnings)
+                except BaseException:  # noqa: BLE001 - a trace function of the cell raised; Python has removed it
+                    self.interpreter.take_over(self.warnings)
+                self._check_streams()
+                self._runs_code = False
+        except BaseException as error:  # noqa: BLE001 - a KeyboardInterrupt just before or after the cell's own code too
+            self._runs_code = False
+            reply = failure(error, self.shell.execution_count)
+            if not isinstance(error, KeyboardInterrupt):
+                self._show_failure(reply)
+        return dict(reply)
+
+    def _show_failure(self, reply: dict[str, Any]) -> None:
+        """Publish an error that IPython did not show, as the compiler's RecursionError."""
+        reply["traceback"] = [f"{reply['ename']}: {reply['evalue']}"]
+        content = {key: reply[key] for key in ("ename", "evalue", "traceback")}
+        self.session.send(self.iopub_socket, "error", content, self.get_parent("shell"), ident=self._topic("error"))
+
+    async def _absorb_cancellation(self) -> None:
+        """Go on after a cell has cancelled the task in which it runs."""
+        task = asyncio.current_task()
+        while task is not None and task.cancelling():
+            task.uncancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+
+    def _check_streams(self) -> None:
+        """Flush the cell's own streams. Replace one that cannot be flushed, and say so."""
+        for name, stream in self._own_streams.items():
+            current = getattr(sys, name, None)
+            if current is stream:
+                continue
+            try:
+                current.flush()  # type: ignore[union-attr]
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # noqa: BLE001 - an object of the cell
+                setattr(sys, name, stream)
+                if current is not None:
+                    self.warn(f"sys.{name} was reset, because its flush() failed with {type(error).__name__}")
+
+    def _drain_streams(self) -> None:
+        """Read what C code and child processes have written to stdout and stderr so far."""
+        for stream in self._own_streams.values():
+            stream.drain()
 
     def _publish_status(self, status: str, channel: str, parent: Any = None) -> None:
         """Publish a status. From "busy" to "idle", what the main thread publishes waits for "idle"."""
@@ -137,6 +255,8 @@ class SandboxKernel(IPythonKernel):
         if status != "busy":
             publisher.serves = publisher.gathers = False
             publisher.push()
+            OrderedStream.hold()
+            self.session.hold()
 
     def _send_interrupt_children(self) -> None:
         """Interrupt this process and the other processes of its group.
@@ -147,15 +267,15 @@ class SandboxKernel(IPythonKernel):
         if self._switch_interval is None:
             self._switch_interval = sys.getswitchinterval()
             sys.setswitchinterval(min(self._switch_interval, HURRIED_SWITCH))
-        group = os.getpgid(0)
-        main = threading.main_thread().ident
+        group = getpgid(0)
+        main = main_thread().ident
         assert main is not None
         signal.pthread_kill(main, signal.SIGINT)
-        for name in os.listdir("/proc"):
-            if name.isdecimal() and int(name) != os.getpid():
+        for name in listdir("/proc"):
+            if name.isdecimal() and int(name) != getpid():
                 with contextlib.suppress(ProcessLookupError):
-                    if os.getpgid(int(name)) == group:
-                        os.kill(int(name), signal.SIGINT)
+                    if getpgid(int(name)) == group:
+                        kill(int(name), signal.SIGINT)
 
     async def interrupt_request(self, stream: Any, ident: Any, parent: Any) -> None:
         await super().interrupt_request(stream, ident, parent)
@@ -179,10 +299,12 @@ class SandboxKernel(IPythonKernel):
         with self.iopub_thread.session_code():
             try:
                 self._runs_code = True
+                self.interpreter.put_back()
                 try:
                     content = self._save_or_load(name, pipe, parent["content"]["options"])
                 finally:
                     self._runs_code = False
+                    self.interpreter.take_over(self.warnings)
             except KeyboardInterrupt:
                 content = {"status": "error", "reason": "it was interrupted"}
             except Exception as error:  # noqa: BLE001 - code of the session runs here

@@ -5,9 +5,32 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-from jupyter_client.session import DELIM, Session
+from jupyter_client.jsonutil import json_default
+from jupyter_client.session import DELIM, Session, json_packer
 
+DISPLAYS = frozenset({"display_data", "update_display_data", "clear_output"})
+OUTPUTS = DISPLAYS | {"stream", "execute_result", "error"}
+MOST_HELD = 32  # displays between two cells; more are left out
 MAX_FRAMES = 64  # the host accepts no message with more frames
+
+
+# Bound before the first cell, which may replace json.dumps.
+_encode = json.JSONEncoder(default=json_default, ensure_ascii=False, allow_nan=False).encode
+_decode = json.JSONDecoder().decode
+
+
+def pack_json(value: Any) -> bytes:
+    """Return a value as JSON. What is no valid JSON is left to jupyter_client, which cleans it first."""
+    try:
+        return _encode(value).encode("utf-8", "surrogateescape")
+    except (TypeError, ValueError):
+        packed: bytes = json_packer(value)
+        return packed
+
+
+def unpack_json(data: str | bytes) -> Any:
+    """Return the value of a JSON text."""
+    return _decode(data if isinstance(data, str) else data.decode("utf-8", "replace"))
 
 
 def as_bytes(frames: Sequence[Any]) -> list[bytes]:
@@ -65,7 +88,39 @@ class BoundedSession(Session):
     A shortened message has the number of bytes left out in its content, as "left_out".
     """
 
+    held: list[tuple[Any, ...]] | None = None  # set between two cells: displays that wait for the next one
+    current: Any = None  # the parent of every output: the request that runs, whichever thread or task it is from
     bound = 2**23  # bytes; replaced by the value in connection.json
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.pack, self.unpack = pack_json, unpack_json
+
+    def msg(self, msg_type: str, content: Any = None, parent: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Return a message. An output belongs to the cell that runs, also one of an earlier cell's thread."""
+        if msg_type in OUTPUTS and self.current is not None:
+            parent = self.current
+        return super().msg(msg_type, content, parent, *args, **kwargs)
+
+    def send(self, stream: Any, msg_or_type: Any, content: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Send a message. Between two cells, a display waits for the next one."""
+        kind = msg_or_type if isinstance(msg_or_type, str) else msg_or_type.get("msg_type")
+        if self.held is None or kind not in DISPLAYS:
+            return super().send(stream, msg_or_type, content, *args, **kwargs)
+        if len(self.held) < MOST_HELD:
+            shown = content if isinstance(msg_or_type, str) else msg_or_type["content"]
+            self.held.append((stream, kind, shown))
+        return None
+
+    def hold(self) -> None:
+        """Let displays wait from now on."""
+        self.held = []
+
+    def release(self) -> None:
+        """Send the displays that have waited."""
+        held, self.held = self.held or [], None
+        for stream, kind, content in held:
+            self.send(stream, kind, content, None, ident=kind.encode())
 
     def serialize(self, msg: dict[str, Any], ident: Any = None) -> list[bytes]:
         try:

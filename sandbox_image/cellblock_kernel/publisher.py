@@ -5,10 +5,12 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import zmq
 from ipykernel.iostream import IOPubThread
+from jupyter_client.session import DELIM
 
 from cellblock_kernel.messages import as_bytes, pack
 
@@ -23,6 +25,14 @@ FRAME = 64 * 1024
 PAUSE = 0.002
 
 
+def finishing(work: Callable[[], object], done: Callable[[], object]) -> None:
+    """Run ``work``, and ``done`` in any case: somebody waits for it."""
+    try:
+        work()
+    finally:
+        done()
+
+
 class Publisher(IOPubThread):
     """The thread that sends what is published. In ipykernel each message takes a hop to this thread.
 
@@ -34,6 +44,7 @@ class Publisher(IOPubThread):
 
     in_child = False  # this process was forked from the kernel's
     serves = False  # the main thread serves a request and will call ``push`` at its end
+    late_text: Callable[[str, str], object]  # writes text to the stream of a name
     gathers = False  # it serves the request with its own code, so its messages may wait for that end
 
     def __init__(self, socket: Any, session: Any) -> None:
@@ -72,6 +83,25 @@ class Publisher(IOPubThread):
             self._schedule_push()
         elif len(self._queue) >= QUEUE or sum(map(len, self._queue[-1])) > FRAME:
             self.push()
+
+    def _handle_pipe_msg(self, msg: list[bytes]) -> None:
+        """Send what a forked child publishes. A child of an earlier cell publishes for the cell that runs now."""
+        if msg[0] != self._pipe_uuid or not self._is_later(msg[1:]):
+            super()._handle_pipe_msg(msg)
+            return
+        idents, frames = self.session.feed_identities(msg[1:])
+        message = self.session.deserialize(frames)
+        content = message["content"]
+        if message["msg_type"] == "stream":
+            self.late_text(content["name"], content["text"])
+        else:
+            self.session.send(self, message["msg_type"], content, None, ident=idents)
+
+    def _is_later(self, frames: list[bytes]) -> bool:
+        """Return whether a child's message is of another request than the one that runs, or none runs."""
+        current = self.session.current
+        parent = frames[frames.index(DELIM) + 3]
+        return self.session.held is not None or (current is not None and current["msg_id"].encode() not in parent)
 
     def send_later(self, frames: Sequence[Any], *args: Any, **kwargs: Any) -> None:
         """Send a cell's value or error together with the end of its request, because it usually is the last message.
@@ -122,8 +152,7 @@ class Publisher(IOPubThread):
             return
         done = threading.Lock()
         done.acquire()
-        self.schedule(work)
-        self.schedule(done.release)
+        self.schedule(partial(finishing, work, done.release))
         done.acquire(timeout=seconds)
 
     @property

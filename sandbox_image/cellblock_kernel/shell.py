@@ -1,13 +1,18 @@
 """The IPython shell in which cells run."""
 
 import subprocess
-import sys
+from functools import partial
 from typing import Any
 
 from ipykernel.displayhook import ZMQShellDisplayHook
 from ipykernel.zmqshell import ZMQInteractiveShell
+from IPython.core import page
+from IPython.utils.text import LSString, SList
+from jupyter_client.session import extract_header
 from traitlets import Type
 
+from cellblock_kernel.figures import show_silent_figures
+from cellblock_kernel.messages import BoundedSession
 from cellblock_kernel.streams import OrderedStream
 
 
@@ -34,23 +39,69 @@ class SandboxShell(ZMQInteractiveShell):
     """
 
     displayhook_class = Type(SandboxDisplayHook)
+    shown_error: BaseException | None = None  # whose traceback the running cell has shown
+
+    def init_events(self) -> None:
+        super().init_events()
+        self.events.register("post_execute", partial(show_silent_figures, self._publish))
+
+    def init_hooks(self) -> None:
+        super().init_hooks()
+        self.set_hook("show_in_pager", page.as_hook(self._show_page), 0)
+
+    def _publish(self, data: dict[str, Any]) -> None:
+        self.display_pub.publish(data)
+
+    def _show_page(self, text: Any, *_args: Any, **_kwargs: Any) -> None:
+        """Display what ``len?`` and other commands show in a pager."""
+        self._publish(dict(text) if isinstance(text, dict) else {"text/plain": str(text)})
+
+    def set_next_input(self, text: str, replace: bool = False) -> None:
+        """Display the code that ``%load`` and ``%recall`` offer for the next cell."""
+        self._publish({"text/plain": text})
+
+    def set_parent(self, parent: Any) -> None:
+        BoundedSession.current = extract_header(parent)
+        super().set_parent(parent)
+
+    def showtraceback(self, exc_tuple: Any = None, *args: Any, **kwargs: Any) -> None:
+        """Show a traceback, and note its error: a cell that shows one has failed, whatever caught it."""
+        with_error = exc_tuple or self._get_exc_info()
+        self.shown_error = self.shown_error or with_error[1]
+        super().showtraceback(exc_tuple, *args, **kwargs)
+
+    def showsyntaxerror(self, *args: Any, **kwargs: Any) -> None:
+        """Show a syntax error, and note it as ``showtraceback`` does."""
+        self.shown_error = self.shown_error or self._get_exc_info()[1]
+        super().showsyntaxerror(*args, **kwargs)
 
     def system_piped(self, cmd: str) -> None:
+        """Run a command of ``!``, and say with the result that it failed."""
         if cmd.rstrip().endswith("&"):
             raise OSError("Background processes not supported.")
-        self.user_ns["_exit_code"] = subprocess.call(self.var_expand(cmd, depth=1), shell=True)
-        drain_streams()
+        self._exited(subprocess.call(self.var_expand(cmd, depth=1), shell=True))
+        for stream in OrderedStream.both:
+            stream.drain()
 
     system = system_piped
+
+    def getoutput(self, cmd: str, split: bool = True, depth: int = 0) -> Any:
+        """Return the output of a command of ``x = !command``, and say with the result that it failed."""
+        if cmd.rstrip().endswith("&"):
+            raise OSError("Background processes not supported.")
+        done = subprocess.run(
+            self.var_expand(cmd, depth=depth + 1), shell=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL, encoding="utf-8", errors="replace",
+        )  # fmt: skip
+        self._exited(done.returncode)
+        return SList(done.stdout.splitlines()) if split else LSString(done.stdout)
+
+    def _exited(self, status: int) -> None:
+        self.user_ns["_exit_code"] = status
+        if status:
+            self.kernel.warn(f"the command exited with status {status}")
 
     def ask_exit(self) -> None:
         """End the cell for ``exit()`` and ``quit()``, as sys.exit does. The kernel keeps its variables."""
         status: object = self.keepkernel_on_exit  # ipykernel puts their argument there
         raise SystemExit(status if type(status) is int else None)
-
-
-def drain_streams() -> None:
-    """Read what C code and child processes have written to stdout and stderr so far."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, OrderedStream):
-            stream.drain()

@@ -2,6 +2,7 @@
 
 import codecs
 import fcntl
+import io
 import os
 import select
 import threading
@@ -21,6 +22,8 @@ STREAM_BUFFER = 1024 * 1024
 # Characters that each message counts for on top of its text: a thousand short lines that alternate between the two
 # streams fill the buffer too.
 PIECE_COST = 1024
+# Characters that threads, tasks and child processes may write between two cells. The next result has them.
+HELD = 64 * 1024
 
 UNUSUAL = bytes(code for code in range(32) if chr(code) not in "\n\r\t")
 
@@ -39,22 +42,33 @@ class Outbox:
     def _empty(self) -> None:
         self._lock = threading.RLock()
         self.turn = threading.RLock()  # hold it to take and publish what waits
-        self._pieces: list[tuple[OrderedStream, Any, list[str]]] = []
+        self._pieces: list[tuple[OrderedStream, list[str]]] = []
         self.size = self._taken = 0
+        self.holds = False  # no cell runs: what is written waits for the next one
+        self._left_out = 0  # characters
 
     def put(self, stream: "OrderedStream", text: str) -> None:
-        parent = stream.parent_header
         with self._lock:
-            if not self._pieces or self._pieces[-1][0] is not stream or self._pieces[-1][1] != parent:
-                self._pieces.append((stream, parent, []))
+            if self.holds and self.size + len(text) > HELD:
+                self._left_out += len(text)
+                return
+            if not self._pieces or self._pieces[-1][0] is not stream:
+                self._pieces.append((stream, []))
                 self.size += PIECE_COST
-            self._pieces[-1][2].append(text)
+            self._pieces[-1][1].append(text)
             self.size += len(text)
 
-    def take(self) -> "tuple[list[tuple[OrderedStream, Any, str]], int]":
-        """Return (stream, parent header, text) for all that waits, and its size. ``sent`` subtracts that size."""
+    def release(self, stream: "OrderedStream") -> None:
+        """Let what was written between two cells be sent. ``stream`` says how much of it was left out."""
         with self._lock:
-            pieces = [(stream, parent, "".join(texts)) for stream, parent, texts in self._pieces]
+            self.holds, left_out, self._left_out = False, self._left_out, 0
+            if left_out:
+                self.put(stream, f"\n[... {left_out} characters between two cells left out ...]\n")
+
+    def take(self) -> "tuple[list[tuple[OrderedStream, str]], int]":
+        """Return (stream, text) for all that waits, and its size. ``sent`` subtracts that size."""
+        with self._lock:
+            pieces = [(stream, "".join(texts)) for stream, texts in self._pieces]
             self._pieces, size = [], self.size - self._taken
             self._taken += size
         return pieces, size
@@ -76,11 +90,37 @@ class OrderedStream(OutStream):
     pub_thread: Publisher
     _fid: Any
     _outbox = Outbox()
+    both: "list[OrderedStream]" = []  # noqa: RUF012 - stdout and stderr
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._fd_lock = threading.Lock()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a read may end inside a character
+        self._byte_decoder = codecs.getincrementaldecoder("utf-8")("replace")
         super().__init__(*args, **kwargs)
+        self.both.append(self)
+
+    @staticmethod
+    def hold() -> None:
+        """Keep what is written from now on for the next cell: output after "idle" belongs to no cell."""
+        OrderedStream._outbox.holds = True
+
+    @staticmethod
+    def release() -> None:
+        """Send what was held back, as the first output of the cell that starts now."""
+        if OrderedStream._outbox.holds:
+            OrderedStream._outbox.release(OrderedStream.both[-1])
+            OrderedStream.both[0].flush()
+
+    @property
+    def buffer(self) -> "BytesStream":
+        return BytesStream(self)
+
+    def reconfigure(self, **_options: Any) -> None:
+        """Change nothing: the text is UTF-8, and every line is sent at once."""
+
+    def fileno(self) -> int:
+        """Return the descriptor whose bytes come out of this stream, for faulthandler and child processes."""
+        return 1 if self.name == "stdout" else 2
 
     def _is_master_process(self) -> bool:
         return not self.pub_thread.in_child  # ipykernel makes a system call for every write
@@ -98,7 +138,7 @@ class OrderedStream(OutStream):
             self._flush()
         elif self._outbox.size > STREAM_BUFFER:
             self.flush()
-        else:
+        elif not self._outbox.holds:
             self._schedule_flush()
         return len(string)
 
@@ -110,14 +150,16 @@ class OrderedStream(OutStream):
         """
         self._flush_pending = False
         with self._outbox.turn:
+            if self._outbox.holds:
+                return
             pieces, size = self._outbox.take()
             try:
-                for stream, parent, text in pieces:
+                for stream, text in pieces:
                     longest = STREAM_PIECE if is_plain(text) else WIDE_PIECE
                     for start in range(0, len(text), longest):
                         content = {"name": stream.name, "text": text[start : start + longest]}
                         self.session.pid = os.getpid()  # in a forked child Session would refuse to send
-                        message = self.session.msg("stream", content, parent=parent)
+                        message = self.session.msg("stream", content)
                         self.session.send(self.pub_thread, message, ident=stream.topic)
             finally:
                 self._outbox.sent(size)
@@ -131,7 +173,7 @@ class OrderedStream(OutStream):
         publisher, size = self.pub_thread, self._outbox.size
         by_request = publisher.called_by_main and publisher.gathers
         at_once = publisher.in_child or threading.get_ident() == publisher.thread.ident
-        if not size:
+        if not size or self._outbox.holds:
             self._flush_pending = False  # the other stream's flush may have sent this stream's text
         elif publisher.in_push:
             self._schedule_flush()
@@ -156,6 +198,10 @@ class OrderedStream(OutStream):
             select.select([self._fid], [], [])
             self.drain()
 
+    def decode(self, data: bytes) -> str:
+        """Return the text of bytes of this stream. Keeps the beginning of a character for the next call."""
+        return self._byte_decoder.decode(data)
+
     def drain(self) -> None:
         """Read what C code and child processes have written to the file descriptor, at most one full pipe.
 
@@ -175,3 +221,26 @@ class OrderedStream(OutStream):
                     return
                 left -= len(data)
                 self.write(self._decoder.decode(data))
+
+
+class BytesStream(io.RawIOBase):
+    """``sys.stdout.buffer``: takes bytes, in order with the stream's text."""
+
+    def __init__(self, stream: OrderedStream) -> None:
+        self._stream = stream
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def write(self, data: Any) -> int:
+        self._stream.write(self._stream.decode(bytes(data)))
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Stay open, as the stream does."""

@@ -55,6 +55,34 @@ def test_a_line_is_overwritten_in_place(pieces: list[str], expected: str) -> Non
     assert shown(*pieces) == expected
 
 
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        (["outer 0\n\rinner 0\x1b[A", "\router 1\n\rinner 1\x1b[A\router 2"], "outer 2\ninner 1"),
+        (["before\n", "a", "\nb\x1b[A", "c", "\n", "x\nafter\n"], "before\nac\nx\nafter\n"),
+        (["1\n2\n3\n", "\x1b[2A\rx", "\n", "\n", "end"], "1\nx\n3\nend"),
+        (["a\n\x1b[Ab\x1b[K"], "b\n"),
+        (["abc\ndef\x1b[1A\x1b[2K"], "\ndef"),
+        (["\x1b[A\x1b[99Ax"], "x"),
+        ([f"{number}\n" for number in range(100)] + ["\x1b[Ax\n"], "".join(f"{n}\n" for n in range(99)) + "x9\n"),
+        (["red \x1b[31mword\x1b[0m\n"], "red \x1b[31mword\x1b[0m\n"),
+    ],
+)
+def test_a_cursor_that_goes_up_overwrites_earlier_lines(pieces: list[str], expected: str) -> None:
+    """As in a terminal, so nested progress bars take a line each."""
+    assert shown(*pieces) == expected
+
+
+def test_moves_up_do_not_hold_the_loop() -> None:
+    """The worst message of one piece takes less than 100 ms."""
+    for piece in ("\x1b[A" * 60_000, "\n\x1b[A" * 740, "x" * 2_000 + "\x1b[A\r" * 740, "\x1b[" * 100_000):
+        text = StreamText()
+        text.add("line\n" * 50_000)
+        started = time.perf_counter()
+        text.add(piece)
+        assert time.perf_counter() - started < 0.1
+
+
 def test_any_mixture_is_shown_as_the_plain_way_does() -> None:
     """1,000 random texts, cut at random places."""
     chance = random.Random(11)  # noqa: S311 - a repeatable test

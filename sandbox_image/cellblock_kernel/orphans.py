@@ -1,0 +1,124 @@
+"""Reap the sandbox's orphans, as process 1 has to, and end what an interrupted cell has left running.
+
+A process whose parent dies becomes a child of process 1, which is the kernel. The children that the kernel's own code
+starts are not orphans: their exit statuses belong to subprocess, multiprocessing or the cell. They are known because
+every function that starts one notes its id.
+"""
+
+import _posixsubprocess
+import contextlib
+import functools
+import os
+import subprocess
+import threading
+from collections.abc import Callable
+from os import WNOHANG, getpid, kill, listdir, waitpid
+from signal import SIGKILL
+from time import sleep
+from typing import Any
+
+PAUSE = 0.5  # seconds between two looks while processes may be left
+SPAWNS = 32  # processes that a cell starts until the next look
+
+
+class Orphans:
+    """Knows the children that the session's code started itself, and reaps all others. Reaps only as process 1."""
+
+    def __init__(self) -> None:
+        self._children: set[int] = set()
+        self._lock: Any = threading.RLock()  # held while a child starts: it must be known before it can be reaped
+        self._first = 0  # the first process that the running cell started; 0: none
+        self._spawned = 0
+        self._may_be = threading.Semaphore(0)
+        self._init = getpid() == 1
+        os.register_at_fork(after_in_child=self._enter_child)
+        for owner, name in ((os, "fork"), (os, "forkpty"), (os, "posix_spawn"), (os, "posix_spawnp"),
+                            (_posixsubprocess, "fork_exec")):  # fmt: skip
+            setattr(owner, name, self._noting(getattr(owner, name)))
+        subprocess._fork_exec = _posixsubprocess.fork_exec  # type: ignore[attr-defined]
+        if self._init:
+            threading.Thread(target=self._watch, name="Orphans", daemon=True).start()
+
+    def _enter_child(self) -> None:
+        self._lock, self._children, self._init = threading.RLock(), set(), False
+
+    def _noting(self, start: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(start)
+        def noting(*args: Any, **kwargs: Any) -> Any:
+            with self._lock:
+                started = start(*args, **kwargs)
+                pid = started[0] if isinstance(started, tuple) else started
+                if pid:
+                    self._children.add(pid)
+                    self._first = self._first or pid
+                    self._spawned += 1
+            if pid and self._init:
+                if self._spawned % SPAWNS == 0:
+                    self.reap()
+                self._may_be.release()
+            return started
+
+        return noting
+
+    def begin_cell(self) -> None:
+        """Count what starts from now on as the new cell's."""
+        self._first = 0
+
+    def reap(self) -> bool:
+        """Reap every orphan that has ended. Returns whether any other process is left in the sandbox."""
+        with self._lock:
+            present = {int(name) for name in listdir("/proc") if name.isdecimal()}
+            self._children &= present
+            for pid in present - self._children - {getpid()}:
+                with contextlib.suppress(ChildProcessError):
+                    if waitpid(pid, WNOHANG)[0]:
+                        present.discard(pid)
+        return len(present) > 1
+
+    def kill_descendants(self) -> None:
+        """Kill what the cell's processes left running: all orphans as young as the cell.
+
+        Direct children of the kernel and their descendants stay: the cell, or one after it, has a handle on them.
+        """
+        if not self._first or not self._init:
+            return
+        for _ in range(10):  # one that forks all the time may escape a single look
+            parents = {pid: parent for pid, parent in map(_parent, listdir("/proc")) if pid}
+            left = [pid for pid in parents if pid >= self._first and not self._is_kept(pid, parents)]
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    kill(pid, SIGKILL)
+            if not left:
+                break
+            sleep(0.005)
+            self.reap()
+
+    def _is_kept(self, pid: int, parents: dict[int, int]) -> bool:
+        for _ in range(len(parents)):
+            if pid in self._children:
+                return True
+            if pid <= 1:
+                return False
+            pid = parents.get(pid, 0)
+        return False
+
+    def _watch(self) -> None:
+        """Reap while processes are left; sleep without waking up while there are none."""
+        while True:
+            self._may_be.acquire()
+            pause = PAUSE / 8
+            while self.reap():
+                sleep(pause)
+                pause = min(2 * pause, PAUSE)
+            while self._may_be.acquire(blocking=False):
+                pass
+
+
+def _parent(name: str) -> tuple[int, int]:
+    """Return (process id, its parent's id) of a folder's name in /proc; (0, 0) for others and for dead processes."""
+    if name.isdecimal():
+        with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{name}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+            if fields[0] != b"Z":
+                return int(name), int(fields[1])
+    return 0, 0
