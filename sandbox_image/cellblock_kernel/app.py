@@ -25,6 +25,7 @@ from traitlets.config import Config
 from cellblock_kernel.kernel import SandboxKernel
 from cellblock_kernel.messages import BoundedSession
 from cellblock_kernel.publisher import IOPUB_HIGH_WATER, Publisher
+from cellblock_kernel.spawning import prepare as prepare_spawning
 from cellblock_kernel.streams import OrderedStream
 
 CONNECTION_FILE = "/run/kernel/connection.json"
@@ -145,5 +146,6 @@ def main() -> None:
     silence_own_output()
     app.initialize([])
     sys.path.insert(0, "")  # only now: the agent's files become importable but cannot replace modules of this start
+    prepare_spawning()
     app.kernel.surroundings = Surroundings()
     app.start()

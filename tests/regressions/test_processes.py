@@ -101,3 +101,18 @@ async def test_a_spawned_process_does_not_start_another_kernel(runtime: str) -> 
     async with one_session(runtime) as (manager, session):
         async with asyncio.timeout(40):
             assert await value(manager, session, code) == "[2.0, 3.0]"
+
+
+async def test_functions_and_classes_of_cells_work_in_spawned_processes(runtime: str) -> None:
+    """A pool of spawned workers runs a cell's function on a cell's object, as a pool of forked ones does."""
+    code = (
+        "import multiprocessing\n"
+        "class Point:\n    def __init__(self, x): self.x = x\n"
+        "def double(point): return 2 * point.x\n"
+        "def run(how):\n"
+        "    with multiprocessing.get_context(how).Pool(1) as pool: return pool.map(double, [Point(1), Point(2)])\n"
+        "[run(how) for how in ('spawn', 'fork')]"
+    )
+    async with one_session(runtime) as (manager, session):
+        async with asyncio.timeout(40):
+            assert await value(manager, session, code) == "[[2, 4], [2, 4]]"

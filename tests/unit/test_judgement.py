@@ -182,3 +182,8 @@ def test_a_timeout_says_what_remains(lives: bool, says: str, remedy: bool) -> No
     assert "its limit of 10 s" in error.message
     assert says in error.message
     assert bool(error.remedy) is remedy
+
+
+def test_the_kernel_s_warnings_are_marked_as_its_own() -> None:
+    """They are claims of hostile code."""
+    assert judge(facts(kernel_warnings=("memory: fine",))).warnings == ("kernel: memory: fine",)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.kernel.translate import clean, count, text, to_event
+from orchestrator.kernel.translate import Reply, clean, count, text, to_event
 from orchestrator.limits import OutputLimits
 from orchestrator.output.collector import OutputCollector
 from orchestrator.output.events import DisplayData, ErrorOutput, StreamOutput
@@ -71,3 +71,11 @@ def test_ordinary_messages() -> None:
     assert to_event("stream", {"name": "stderr", "text": "x"}) == StreamOutput("stderr", "x")
     assert to_event("stream", {"name": "stdin", "text": "x"}) is None
     assert to_event("error", {"ename": "E", "evalue": "v", "traceback": ["t"]}) == ErrorOutput("E", "v", ("t",))
+
+
+def test_a_reply_s_warnings_are_few_short_lines() -> None:
+    """Everything else in their place is dropped."""
+    claimed = ["one", "two\nlines\x0b", 3, "", "x" * 10_000, *["more"] * 100]
+    warnings = Reply.of({"status": "ok", "warnings": claimed}).warnings
+    assert warnings == ("one", "two lines", "x" * 300, "more", "more", "more")
+    assert Reply.of({"status": "ok", "warnings": "text"}).warnings == ()
