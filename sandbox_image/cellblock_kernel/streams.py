@@ -135,7 +135,8 @@ class OrderedStream(OutStream):
         self._outbox.put(self, string)
         # Hold no lock from here on: the publishing thread may wait for the host, and others would wait for the lock.
         if not self._is_master_process():
-            self._flush()
+            if "\n" in string or self._outbox.size > STREAM_BUFFER:  # print() writes its text and its newline apart
+                self._flush()
         elif self._outbox.size > STREAM_BUFFER:
             self.flush()
         elif not self._outbox.holds:
