@@ -157,7 +157,7 @@ class Capture(cloudpickle.Pickler):
             )
             self._sentinels[kind] = {
                 id(value): (module, name)
-                for key, module in list(modules.items()) if isinstance(module, types.ModuleType) and key != "__main__"
+                for module in list(modules.values()) if isinstance(module, types.ModuleType) and id(vars(module)) not in self._spaces
                 for name, value in list(vars(module).items()) if type(value) is kind
             }  # fmt: skip
         return self._sentinels[kind].get(id(target))
