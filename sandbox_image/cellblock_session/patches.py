@@ -59,7 +59,7 @@ class Patches:
         surroundings: the sandbox before the first cell, and the modules right after their import.
         namespace: the session's variables.
         written: the names that the session's code sets.
-        loss: returns why a value cannot be captured in full, and whether the value itself is lost; or None.
+        loss: returns why a value cannot be captured in full, or None if it can.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Patches:
         surroundings: Any,
         namespace: Mapping[str, Any],
         written: Collection[str],
-        loss: Callable[[Any], tuple[str, bool] | None],
+        loss: Callable[[Any], str | None],
     ) -> None:
         self._before = surroundings
         self._namespace = namespace
@@ -188,10 +188,10 @@ class Patches:
         loss = self._loss_of(value)
         if loss is None or new:
             return True
-        self.lost.append((name, type(value).__qualname__, loss[0]))
+        self.lost.append((name, type(value).__qualname__, loss))
         return False
 
-    def _loss_of(self, value: Any) -> tuple[str, bool] | None:
+    def _loss_of(self, value: Any) -> str | None:
         return None if isinstance(value, _SCALARS) else self._loss(value)
 
     def _is_written(self, name: str) -> bool:

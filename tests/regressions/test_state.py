@@ -9,7 +9,7 @@ from tests.conftest import make_manager, one_session
 USES = {
     "string": "import string, threading\nstring.Template.guard = threading.RLock()",
     "tqdm": "from tqdm import tqdm\n[_ for _ in tqdm(range(3))]",
-    "pandas": "import pandas as pd\nframe = pd.DataFrame({'n': [1, 2]})\nframe.describe().to_html(); frame.to_markdown()",
+    "pandas": "import pandas as pd\nframe = pd.DataFrame({'n': [1, 2]}); frame.describe().to_html()",
     "tqdm.pandas": "from tqdm.auto import tqdm as bar\nbar.pandas()\nframe.progress_apply(sum)",
     "openpyxl": "frame.to_excel('a.xlsx', engine='openpyxl'); pd.read_excel('a.xlsx')",
     "xlsxwriter": "frame.to_excel('b.xlsx', engine='xlsxwriter')",
@@ -18,8 +18,8 @@ USES = {
     "seaborn": "import seaborn\nseaborn.lineplot(frame); plt.savefig('g.png'); plt.close('all')",
     "scipy": "import scipy.optimize, scipy.stats\nscipy.stats.norm(0, 1).rvs(3)",
     "PIL": "import PIL.Image\nPIL.Image.open('f.png').load()",
-    "tabulate": "import tabulate\ntabulate.tabulate([[1]])",
-    "standard library": "import concurrent.futures, logging, multiprocessing, sqlite3, urllib.request, uuid, zoneinfo\n"
+    "tabulate": "import tabulate\nframe.to_markdown(); tabulate.tabulate([[1]])",
+    "standard library": "import logging, multiprocessing, sqlite3, urllib.request, uuid, zoneinfo\n"
     "zoneinfo.ZoneInfo('Asia/Tokyo'); uuid.uuid4(); logging.getLogger('a.b').info('x')",
 }
 
