@@ -57,13 +57,13 @@ class Capture(cloudpickle.Pickler):
         """Note that an object is lost."""
         self.lost.append((str(name), str(kind), shorten_reason(reason)))
 
-    def loss_of(self, value: object) -> tuple[str, bool] | None:
-        """Pickle a value, and return the reason of its first loss and whether the value itself is lost, or None."""
+    def loss_of(self, value: object) -> str | None:
+        """Pickle a value, and return the reason of its first loss, or None if nothing in it is lost."""
         try:
             self.dump(value)
         except Exception as error:
-            return f"{type(error).__name__}: {error}", True
-        return (self.lost[0][2], id(value) in self._lost_ids) if self.lost else None
+            return f"{type(error).__name__}: {error}"
+        return self.lost[0][2] if self.lost else None
 
     def name_again(self, name: str, value: object) -> None:
         """Note that a variable is lost, if its value is an object that was lost under another name."""
@@ -157,7 +157,8 @@ class Capture(cloudpickle.Pickler):
             )
             self._sentinels[kind] = {
                 id(value): (module, name)
-                for key, module in list(modules.items()) if isinstance(module, types.ModuleType) and key != "__main__"
+                for module in list(modules.values())
+                if isinstance(module, types.ModuleType) and id(vars(module)) not in self._spaces
                 for name, value in list(vars(module).items()) if type(value) is kind
             }  # fmt: skip
         return self._sentinels[kind].get(id(target))

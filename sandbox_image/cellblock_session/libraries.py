@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import random
+import resource
 import signal
 import socket
 import sys
@@ -13,6 +14,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from cellblock_session import hidden
 from cellblock_session.notrestored import Lost, NotRestored
 
 _WARNINGS: Any = warnings  # its type stubs declare the filters as read-only
@@ -45,6 +47,11 @@ def collect(surroundings: Any) -> dict[str, Any]:
         "random": random.getstate(), "decimal": decimal.getcontext().copy(), "warnings": list(warnings.filters)
     }  # fmt: skip
     found["interpreter"] = {name: ask() for name, (ask, _) in _INTERPRETER.items()}
+    found |= hidden.read_all()
+    levels = {name: logging.getLogger(name).level for name in surroundings.levels}
+    found |= {f"level of {name}": level for name, level in levels.items() if level != surroundings.levels[name]}
+    limits = {number: resource.getrlimit(number) for number in surroundings.limits}
+    found["limits"] = {number: limit for number, limit in limits.items() if limit != surroundings.limits[number]}
     for number, handler in surroundings.signals.items():
         if number != signal.SIGINT and (now := signal.getsignal(number)) != handler:
             found[f"signal {int(number)}"] = now
@@ -88,6 +95,13 @@ def apply(found: Mapping[str, Any]) -> list[Lost]:
         elif name == "interpreter":
             for key, setting in value.items():
                 attempt(key, _INTERPRETER[key][1], setting)
+        elif name.startswith("hidden "):
+            attempt(name.removeprefix("hidden "), hidden.write, name, value)
+        elif name.startswith("level of "):
+            attempt(name, logging.getLogger(name.removeprefix("level of ")).setLevel, value)
+        elif name == "limits":
+            for number, limit in value.items():
+                attempt(f"resource limit {number}", resource.setrlimit, number, limit)
         elif name.startswith("signal "):
             attempt(name, signal.signal, int(name.split()[1]), value)
         elif name.startswith("logger "):

@@ -37,7 +37,7 @@ class Change(NamedTuple):
         path: of names from the module to what has the attribute or entry.
         key: the attribute, or the entry's key; None for an entry of a list or set.
         value: the new value.
-        action: "set" or "delete" the attribute, or "add" the entry.
+        action: "set" or "delete" the attribute, "add" the entry, or "call" the function with these arguments.
     """
 
     module: str
@@ -59,7 +59,7 @@ class Patches:
         surroundings: the sandbox before the first cell, and the modules right after their import.
         namespace: the session's variables.
         written: the names that the session's code sets.
-        loss: returns why a value cannot be captured in full, and whether the value itself is lost; or None.
+        loss: returns why a value cannot be captured in full, or None if it can.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Patches:
         surroundings: Any,
         namespace: Mapping[str, Any],
         written: Collection[str],
-        loss: Callable[[Any], tuple[str, bool] | None],
+        loss: Callable[[Any], str | None],
     ) -> None:
         self._before = surroundings
         self._namespace = namespace
@@ -106,6 +106,9 @@ class Patches:
     def in_modules(self) -> Iterator[Change]:
         """Yield what the session changed in modules other than its own, in their objects and in their containers."""
         yield from self._in_builtins()
+        for module_name, function, args, kwargs in self._before.registered:
+            if any(map(self._is_own, (*args, *kwargs.values()))):
+                yield Change(module_name, (), function, (args, kwargs), "call")
         seen: set[int] = set()
         for module_name, before in list(self._before.modules.items()):
             module = sys.modules.get(module_name)
@@ -132,7 +135,7 @@ class Patches:
             return True
         if is_lock(value) or (own and old is value and self._loss_of(value) is not None):
             return False
-        if own and not _is_callable(value):
+        if own and not callable(value):
             return True
         if old is value:
             return False
@@ -185,10 +188,10 @@ class Patches:
         loss = self._loss_of(value)
         if loss is None or new:
             return True
-        self.lost.append((name, type(value).__qualname__, loss[0]))
+        self.lost.append((name, type(value).__qualname__, loss))
         return False
 
-    def _loss_of(self, value: Any) -> tuple[str, bool] | None:
+    def _loss_of(self, value: Any) -> str | None:
         return None if isinstance(value, _SCALARS) else self._loss(value)
 
     def _is_written(self, name: str) -> bool:
@@ -230,6 +233,8 @@ def apply_change(change: Any) -> list[Lost]:
             delattr(target, change.key)
         elif change.action == "set":
             setattr(target, change.key, change.value)
+        elif change.action == "call":
+            getattr(target, change.key)(*change.value[0], **change.value[1])
         elif isinstance(target, dict):
             target[change.key] = change.value
         elif change.value not in target:
@@ -245,10 +250,6 @@ def _is_class_of_session(kind: type, main_only: bool) -> bool:
 
 def _is_in_work(module: Any) -> bool:
     return isinstance(module, types.ModuleType) and str(vars(module).get("__file__", "")).startswith(_WORK)
-
-
-def _is_callable(value: Any) -> bool:
-    return hasattr(type(value), "__call__")  # noqa: B004 - callable() would ask an object that may raise
 
 
 def _is_plain(value: Any, depth: int = 4) -> bool:

@@ -23,7 +23,7 @@ from typing import Any
 from cellblock_session import libraries
 from cellblock_session import shell as shell_state
 from cellblock_session.capture import Capture
-from cellblock_session.notrestored import Lost, NotRestored
+from cellblock_session.notrestored import Lost, NotRestored, lost_of
 from cellblock_session.patches import Patches, apply_change
 from cellblock_session.pickling import Name
 from cellblock_session.stream import Pipe, Sink, Source, reading, writing
@@ -77,7 +77,7 @@ class SessionState:
         try:
             capture = self._save_variables(sink, names, patches)
         except Exception:
-            if not self._find_culprits(names):
+            if not self._find_culprits(names, patches):
                 raise
             return {"status": "again"}
         finally:
@@ -105,7 +105,10 @@ class SessionState:
             capture = Capture(section, self._shell.user_ns, modules)
             results = {f"Out[{number}]": value for number, value in self._shell.user_ns.get("_oh", {}).items()}
             last = {name: self._shell.user_ns.get(name, "") for name in ("_", "__", "___")}
-            changes = [(Name(change.name), tuple(change)) for change in patches.in_modules()]
+            changes = [
+                (Name(change.name), tuple(change))
+                for change in patches.in_modules() if change.name not in self._left_out
+            ]  # fmt: skip
             made = {f"sys.modules[{module.__name__!r}]": module for module in modules}
             settings = libraries.collect(self._surroundings), shell_state.collect(self._shell)
             parts = [self._named(part) for part in (made, names, results, last, *settings)]
@@ -113,6 +116,7 @@ class SessionState:
             members = [*patches.in_classes(), *capture.hooks]
             capture.dump([(Name(f"{kind.__qualname__}.{name}"), kind, value) for kind, name, value in members])
             capture.lost += patches.lost
+            capture.lost += [lost_of(value) for name, value in self._left_out.items() if name not in names]
         for name, value in names.items():
             capture.name_again(name, value)
         return capture
@@ -131,11 +135,13 @@ class SessionState:
         """Return names and values in turn, so that a lost object is reported under its name."""
         return [part for name, value in values.items() for part in (Name(name), self._left_out.get(name, value))]
 
-    def _find_culprits(self, names: Mapping[str, Any]) -> bool:
-        """Leave out the variables that make the whole pickling fail, and return whether there are new ones."""
+    def _find_culprits(self, names: Mapping[str, Any], patches: Patches) -> bool:
+        """Leave out the values that make the whole pickling fail, and return whether there are new ones."""
         found: dict[str, NotRestored] = {}
         results = {f"Out[{number}]": value for number, value in self._shell.user_ns.get("_oh", {}).items()}
-        for name, value in {**names, **results}.items():
+        settings = libraries.collect(self._surroundings) | shell_state.collect(self._shell)
+        changes = {change.name: change.value for change in patches.in_modules()}
+        for name, value in {**names, **results, **settings, **changes}.items():
             try:
                 Capture(_Nowhere(), self._shell.user_ns, self._surroundings.made_modules()).dump(value)
             except Exception as error:

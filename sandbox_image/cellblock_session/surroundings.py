@@ -2,10 +2,12 @@
 
 import atexit
 import builtins
+import codecs  # noqa: F401 - REGISTERED names it
 import contextlib
 import functools
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -15,6 +17,9 @@ from importlib import machinery
 from typing import Any
 
 ELSEWHERE = ("/tmp", "/dev/shm")  # the other folders that a sandbox can write to, beside /work
+
+# Functions that register something in C, where it cannot be looked up.
+REGISTERED = (("codecs", "register"), ("codecs", "register_error"), ("os", "register_at_fork"))
 
 
 class Surroundings:
@@ -35,6 +40,11 @@ class Surroundings:
         self.threads = {thread.ident for thread in threading.enumerate()}
         self.elsewhere = {name for folder in ELSEWHERE for name in os.listdir(folder)}
         self.signals = {number: signal.getsignal(number) for number in signal.valid_signals()}
+        self.limits = {number: resource.getrlimit(number) for name, number in vars(resource).items()
+                       if name.startswith("RLIMIT_")}  # fmt: skip
+        self.levels = {name: logger.level for name, logger in logging.root.manager.loggerDict.items()
+                       if isinstance(logger, logging.Logger)}  # fmt: skip
+        self.registered: list[tuple[str, str, tuple[Any, ...], dict[str, Any]]] = []  # calls of REGISTERED
         self.loggers = {*self.IGNORED, *logging.root.manager.loggerDict}
         self.modules: dict[str, dict[str, Any]] = {}
         self.classes: dict[type, int] = {}  # the number of attributes that each had
@@ -42,10 +52,12 @@ class Surroundings:
         self._at_exit: list[Any] = []
         self._importing = False
         self._by_libraries: set[str] = set()
+        self._watch_exit()
+        for owner, function in REGISTERED:
+            self._watch_registering(sys.modules[owner], function)
         for name, module in list(sys.modules.items()):
             if isinstance(module, types.ModuleType):
                 self._note(name, module)
-        self._watch_exit()
         loaders: list[Any] = [machinery.SourceFileLoader, machinery.ExtensionFileLoader, machinery.BuiltinImporter,
                               machinery.FrozenImporter]  # fmt: skip
         for loader in loaders:
@@ -89,6 +101,19 @@ class Surroundings:
                 lengths[key] = len(value)
         if lengths:
             self.lengths[name] = lengths
+
+    def _watch_registering(self, module: Any, name: str) -> None:
+        """Record the calls of a function that registers something in C, where nobody can look it up."""
+        register = getattr(module, name)
+
+        @functools.wraps(register)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            done = register(*args, **kwargs)
+            if not self._importing:
+                self.registered.append((module.__name__, name, args, kwargs))
+            return done
+
+        setattr(module, name, watched)
 
     def _watch_exit(self) -> None:
         """Record the callbacks that are registered for the end of the process."""

@@ -641,6 +641,60 @@ LIBRARIES = (
         "import logging, sys, warnings\nwarnings.filterwarnings('error', message='exactly this')\nclass Listed(logging.Handler):\n    def __init__(self): super().__init__(); self.seen = []\n    def emit(self, record): self.seen.append(self.format(record))\nlog = logging.getLogger('shop.orders'); log.setLevel('DEBUG'); log.propagate = False\nlisted = Listed(); listed.setFormatter(logging.Formatter('%(levelname)s %(message)s')); log.addHandler(listed)\nlog.addHandler(logging.FileHandler('shop.log', 'w'))\nlog.info('first')",
         "raised = False\ntry: warnings.warn('exactly this')\nexcept UserWarning: raised = True\nlogging.getLogger('shop.orders').debug('second')\nraised and log is logging.getLogger('shop.orders') and listed.seen == ['INFO first', 'DEBUG second'] and open('shop.log').read() == 'first\\nsecond\\n'",
     ),
+    StateKind(
+        "csv: the longest field, dialects",
+        "import csv\ncsv.field_size_limit(999_999); csv.register_dialect('shop', delimiter='|')",
+        "csv.field_size_limit() == 999_999 and csv.get_dialect('shop').delimiter == '|'",
+    ),
+    StateKind(
+        "logging: disabled levels, names of levels, levels of the kernel's loggers",
+        "import logging\nlogging.disable(logging.DEBUG - 1); logging.addLevelName(5, 'TRACE'); logging.getLogger('asyncio').setLevel('ERROR')",
+        "logging.root.manager.disable == 9 and logging.getLevelName(5) == 'TRACE' and logging.getLogger('asyncio').level == logging.ERROR",
+    ),
+    StateKind(
+        "mimetypes",
+        "import mimetypes\nmimetypes.add_type('application/x-shop', '.shop')",
+        "mimetypes.guess_type('a.shop')[0] == 'application/x-shop' and mimetypes.guess_extension('application/x-shop') == '.shop'",
+    ),
+    StateKind(
+        "multiprocessing's start method",
+        "import multiprocessing\nmultiprocessing.set_start_method('spawn')",
+        "multiprocessing.get_start_method() == 'spawn'",
+        alone=True,
+    ),
+    StateKind(
+        "sqlite3 adapters and converters",
+        "import sqlite3\nclass Coin:\n    def __init__(self, n): self.n = n\nsqlite3.register_adapter(Coin, lambda coin: str(coin.n)); sqlite3.register_converter('coin', lambda text: Coin(int(text)))",
+        "sqlite3.connect(':memory:', detect_types=sqlite3.PARSE_COLNAMES).execute('select ? as \"n [coin]\"', (Coin(5),)).fetchone()[0].n == 5",
+    ),
+    StateKind(
+        "codecs and error handlers that cells registered",
+        "import codecs\ndef find_codec(name): return codecs.lookup('utf-8') if name == 'shopcodec' else None\ncodecs.register(find_codec); codecs.register_error('shop', lambda error: ('?', error.end))",
+        "'a'.encode('shopcodec') == b'a' and 'ä'.encode('ascii', 'shop') == b'?'",
+    ),
+    StateKind(
+        "locale, calendar, decimal's defaults, time zones' folders",
+        "import calendar, decimal, locale, zoneinfo\n_set = locale.setlocale(locale.LC_TIME, 'C.UTF-8'); calendar.setfirstweekday(6); decimal.DefaultContext.prec = 9; _time_path = zoneinfo.TZPATH; zoneinfo.reset_tzpath(['/work/zones', *_time_path])",
+        "locale.setlocale(locale.LC_TIME) == 'C.UTF-8' and calendar.firstweekday() == 6 and decimal.DefaultContext.prec == 9 and zoneinfo.TZPATH[0] == '/work/zones'",
+        alone=True,
+    ),
+    StateKind(
+        "asyncio: debug mode, exception handler",
+        "import asyncio\nloop_errors = []\ndef on_loop_error(loop, context): loop_errors.append(context)\nasyncio.get_running_loop().slow_callback_duration = 5; asyncio.get_running_loop().set_exception_handler(on_loop_error)",
+        "asyncio.get_running_loop().slow_callback_duration == 5 and asyncio.get_running_loop().get_exception_handler() is on_loop_error",
+        alone=True,
+    ),
+    StateKind(
+        "resource limits",
+        "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))",
+        "resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 200",
+        alone=True,
+    ),
+    StateKind(
+        "matplotlib: added fonts, color maps, styles",
+        "import matplotlib, matplotlib.font_manager, matplotlib.style, shutil\nshutil.copy(matplotlib.font_manager.fontManager.ttflist[0].fname, '/work/own.ttf'); matplotlib.font_manager.fontManager.addfont('/work/own.ttf')\nmatplotlib.colormaps.register(matplotlib.colors.ListedColormap(['red', 'blue'], name='shop')); matplotlib.style.library['shop'] = matplotlib.RcParams({'lines.linewidth': 9})",
+        "any(font.fname == '/work/own.ttf' for font in matplotlib.font_manager.fontManager.ttflist) and matplotlib.colormaps['shop'].N == 2 and matplotlib.style.library['shop']['lines.linewidth'] == 9",
+    ),
 )
 
 MODULES = (
