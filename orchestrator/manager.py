@@ -284,6 +284,7 @@ class AgentKernelManager:
         async with self._wiring.in_use(session):
             kernel = session.live_kernel()
             sent = await transfer.put_file(kernel, host, destination)
+            session.note_file_in(destination)
             session.note(kernel, "file.in", path=destination, bytes=sent.size, sha256=sent.sha256)
         return sent.size
 

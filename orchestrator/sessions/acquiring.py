@@ -18,7 +18,7 @@ from orchestrator.sessions.checkpoint import load
 from orchestrator.sessions.elsewhere import Elsewhere
 from orchestrator.sessions.hibernation import Hibernation
 from orchestrator.sessions.registry import SessionRegistry
-from orchestrator.sessions.restored import Restored
+from orchestrator.sessions.restored import Restored, is_loss
 from orchestrator.sessions.session import KernelSession
 from orchestrator.store.history import History, SessionRecord
 
@@ -137,24 +137,40 @@ class Acquiring:
     ) -> None:
         """Give a new or a sleeping session a kernel."""
         kernel, resource = await self.lease(deadline, request)
+        end = self._registry.take_end(session.agent_id)
+        files = self._registry.take_lost_files(session.agent_id)
         try:
             if record is None:
                 resource.served = True  # whatever happens now, no other agent gets this kernel
                 session.lease(request, caller)
-                await session.begin(kernel, last_end=self._registry.take_end(session.agent_id))
+                if end is None:
+                    end = await self._loss_before(session.agent_id)
+                await session.begin(kernel, last_end=end, lost_files=list(files))
             else:
-                await self._wake(session, record, kernel, resource)
+                await self._wake(session, record, kernel, resource, end, files)
                 session.lease(request, caller)
             self._registry.enter(session, resource)
             self._hibernation.make_room()
         except BaseException:
+            self._registry.remember_again(session.agent_id, end, files)
             self._pool.release(resource)
             raise
 
+    async def _loss_before(self, agent_id: str) -> str | None:
+        """Return why the agent's last session ended, if it was lost in another process."""
+        reason = await self._registry.store.run(History.last_end, agent_id)
+        return reason if is_loss(reason) else None
+
     async def _wake(
-        self, session: KernelSession, record: SessionRecord, kernel: Kernel, resource: KernelResource
+        self,
+        session: KernelSession,
+        record: SessionRecord,
+        kernel: Kernel,
+        resource: KernelResource,
+        end: str | None,
+        files: dict[str, float],
     ) -> None:
-        files = self._registry.files
+        stored = self._registry.files
         made = await self._registry.store.run(History.checkpoints_of, record.session_id)
         if not made:
             raise CheckpointMissingError(
@@ -165,12 +181,13 @@ class Acquiring:
             resource.served = True  # whatever happens now, no other agent gets this kernel
             try:
                 seconds = session.policy.sessions.checkpoint_time_s
-                return await load(kernel, files, files.path(made[0].checkpoint_id), record.agent_id, seconds)
+                return await load(kernel, stored, stored.path(made[0].checkpoint_id), record.agent_id, seconds)
             except CheckpointError as error:
                 error.remedy = f"{error.remedy} {_START_ANEW}".strip()
                 raise
 
-        await session.wake(kernel, load_newest, cells=record.cells, last_end=self._registry.take_end(record.agent_id))
+        lost = [path for path, since in files.items() if since > made[0].created_at]
+        await session.wake(kernel, load_newest, cells=record.cells, last_end=end, lost_files=lost)
 
     async def _end_sleeping(self, agent_id: str, reason: str) -> bool:
         record = await self._sleeping(agent_id)

@@ -35,9 +35,11 @@ from orchestrator.kernel.kernel import Kernel
 from orchestrator.outcome import Outcome, kernel_end
 from orchestrator.policy.policy import Policy
 from orchestrator.pool.scheduler import LeaseRequest
-from orchestrator.sessions.restored import Restored
+from orchestrator.sessions.restored import Restored, is_loss, loss_notice
 from orchestrator.sessions.sessionrow import SessionRow
 from orchestrator.store.history import CheckpointRecord, History, SessionRecord, SessionState
+
+_FILES_NOTED = 1000
 
 
 @dataclass(eq=False)
@@ -59,6 +61,7 @@ class Lifecycle:
         ended: why the session is over; None while it is not.
         asleep: whether it has no kernel and continues from its newest checkpoint at its next use.
         previous_end: why this agent's previous kernel ended, such as "idle"; None for its first kernel.
+        files_in: the paths that ``put_file`` wrote in its kernel, each with the time (seconds since the epoch).
         restored: the checkpoint that its variables come from; None if they come from none.
         parent_id: the session that it was forked from.
         owner: this process's name in the store.
@@ -86,6 +89,7 @@ class Lifecycle:
     owner: str = field(default="", repr=False)
     policy: Policy = field(default_factory=Policy, repr=False)
     notices: list[str] = field(default_factory=list, repr=False)
+    files_in: dict[str, float] = field(default_factory=dict, repr=False)
     users: int = field(default=0, repr=False)
     closing: bool = field(default=False, repr=False)
     idle_since: float = field(default_factory=time.monotonic, repr=False)
@@ -140,11 +144,12 @@ class Lifecycle:
             return "asleep"
         return "new" if self.kernel is None else "live"
 
-    async def begin(self, kernel: Kernel, *, last_end: str | None = None) -> None:
-        """Give a new session its first kernel.
+    async def begin(self, kernel: Kernel, *, last_end: str | None = None, lost_files: Sequence[str] = ()) -> None:
+        """Give a new session its first kernel. If the agent lost an earlier one, the first result says so.
 
         Args:
             last_end: why the agent's last kernel ended.
+            lost_files: the paths that ``put_file`` wrote in that kernel.
 
         Raises:
             StoreError: its row cannot be written. The session has ended.
@@ -158,11 +163,19 @@ class Lifecycle:
             self.ended = Outcome.NEVER_STARTED
             raise
         self.previous_end = last_end
+        if last_end is not None and is_loss(last_end):
+            self.notify(loss_notice(last_end, lost_files))
         self._attach(kernel)
         self.note(kernel, "session.started", previous_end=last_end)
 
     async def wake(
-        self, kernel: Kernel, load: Callable[[], Awaitable[Restored]], *, cells: int, last_end: str | None = None
+        self,
+        kernel: Kernel,
+        load: Callable[[], Awaitable[Restored]],
+        *,
+        cells: int,
+        last_end: str | None = None,
+        lost_files: Sequence[str] = (),
     ) -> None:
         """Give a sleeping session a kernel that loads its checkpoint. On any failure it sleeps as before.
 
@@ -170,6 +183,7 @@ class Lifecycle:
             load: loads the checkpoint into the kernel.
             cells: how many cells the session has run, by its row.
             last_end: why its last kernel ended, where this process knows.
+            lost_files: the paths that ``put_file`` wrote in its last kernel after the checkpoint.
 
         Raises:
             CheckpointError: another process was quicker, or ``load`` raised it.
@@ -188,7 +202,7 @@ class Lifecycle:
         self._attach(kernel)
         self.restored = restored
         self.previous_end = last_end or self.previous_end
-        self.notices += restored.notices(cells, self.previous_end)
+        self.notices += restored.notices(cells, self.previous_end, lost_files)
         self.note(kernel, "session.woken", checkpoint=restored.checkpoint_id, lost=len(restored.lost))
 
     async def move(self, kernel: Kernel, restored: Restored) -> None:
@@ -299,12 +313,19 @@ class Lifecycle:
         await self._row.add_forks(records, kernel)
         return forks
 
+    def note_file_in(self, path: str) -> None:
+        """Note that ``put_file`` wrote a file in the kernel. Keeps the last thousand paths."""
+        self.files_in.pop(path, None)
+        self.files_in[path] = time.time()
+        if len(self.files_in) > _FILES_NOTED:
+            del self.files_in[next(iter(self.files_in))]
+
     def _attach(self, kernel: Kernel) -> None:
         self.kernel, self.kernel_id, self.asleep = kernel, kernel.kernel_id, False
         self.touch()
 
     def _detach(self) -> None:
-        self.kernel, self.asleep = None, True
+        self.kernel, self.asleep, self.files_in = None, True, {}
 
     def _forget_history(self) -> None:
         """Read the history from the store when it is next used."""

@@ -65,6 +65,7 @@ class SessionRegistry:
         self._leases: dict[str, KernelResource] = {}
         self._reaping: dict[str, asyncio.Task[None]] = {}
         self._ends: dict[str, str] = {}
+        self._lost_files: dict[str, dict[str, float]] = {}
 
     def open(self, store: History, files: CheckpointFiles, owner: str) -> None:
         """Set the store and this process's name in it. The manager calls this once, when it starts."""
@@ -145,12 +146,24 @@ class SessionRegistry:
         """Return why the agent's last kernel ended, once; None when it is not known."""
         return self._ends.pop(agent_id, None)
 
+    def take_lost_files(self, agent_id: str) -> dict[str, float]:
+        """Return, once, which files the agent's last kernel had got by ``put_file``, and when (seconds since epoch)."""
+        return self._lost_files.pop(agent_id, {})
+
     def remember_end(self, agent_id: str, reason: str) -> None:
         """Keep for ``take_end`` why the agent's last kernel ended."""
         self._ends.pop(agent_id, None)
         self._ends[agent_id] = reason
         while len(self._ends) > _REMEMBERED_ENDS:
-            del self._ends[next(iter(self._ends))]
+            oldest = next(iter(self._ends))
+            del self._ends[oldest]
+            self._lost_files.pop(oldest, None)
+
+    def remember_again(self, agent_id: str, reason: str | None, files: dict[str, float]) -> None:
+        """Keep what ``take_end`` and ``take_lost_files`` returned: the agent got no kernel."""
+        if reason is not None and agent_id not in self._ends:
+            self.remember_end(agent_id, reason)
+            self._lost_files[agent_id] = files
 
     async def has_checkpoint(self, session_id: str) -> bool:
         """Return whether the session has a checkpoint.
@@ -268,6 +281,8 @@ class SessionRegistry:
         if self.sessions.get(session.agent_id) is session:
             del self.sessions[session.agent_id]
         self.remember_end(session.agent_id, reason)
+        if session.files_in:
+            self._lost_files[session.agent_id] = session.files_in
         return self.take_lease(session.kernel_id)
 
 

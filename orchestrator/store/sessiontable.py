@@ -114,6 +114,18 @@ class SessionTable:
         self._database.write_deferred()  # an end may be among the deferred writes
         return self._select(self._is_unended() & (sessions.c.agent_id == agent_id))
 
+    def last_end(self, agent_id: str) -> str | None:
+        """Return why the agent's newest session on this host ended; None if it has not, or if there is none.
+
+        A session that never had a kernel does not count.
+        """
+        mine = (sessions.c.home == self.home) & (sessions.c.agent_id == agent_id)
+        had_kernel = sessions.c.end_reason.is_distinct_from("never_started")
+        newest = select(sessions.c.end_reason).where(mine & had_kernel).order_by(sessions.c.created_at.desc()).limit(1)
+        with self._database.reading() as connection:
+            reason: str | None = connection.scalar(newest)
+            return reason
+
     def unended(self) -> list[SessionRecord]:
         """Return this host's sessions that have not ended, the last used first."""
         return self._select(self._is_unended())
