@@ -109,6 +109,17 @@ class CellTable:
                     places.setdefault(payload.cell_id, []).append((payload.path, payload.digest))
         return [self._record(row, places.get(row.cell_id, [])) for row in rows]
 
+    def own_payloads(self, session_id: str) -> set[str]:
+        """Return the digests of the large outputs that only this session has."""
+        mine = select(payloads.c.digest).join_from(payloads, cells).where(cells.c.session_id == session_id)
+        others = (
+            select(payloads.c.digest)
+            .join_from(payloads, cells)
+            .where(cells.c.session_id != session_id, payloads.c.digest.in_(mine))
+        )
+        with self._database.reading() as connection:
+            return set(connection.scalars(mine)) - set(connection.scalars(others))
+
     def sweep_payloads(self) -> int:
         """Remove the large outputs that no cell has, a day after they were written. Returns the number of bytes.
 
@@ -116,13 +127,14 @@ class CellTable:
             OSError: one cannot be removed.
         """
         with self._database.reading() as connection:
-            needed = set(connection.scalars(select(payloads.c.digest).distinct()))
+            query = select(cells.c.session_id, payloads.c.digest).join_from(payloads, cells).distinct()
+            needed = {(row.session_id, row.digest) for row in connection.execute(query)}
         return self._outputs.sweep(needed)
 
     def _close(
         self, connection: Connection, session_id: str, number: int, result: dict[str, Any], ended_at: float
     ) -> None:
-        kept, found = self._outputs.take_out(result)
+        kept, found = self._outputs.take_out(result, session_id)
         encoded = json.dumps(kept)
         ended = {
             "of": session_id,
@@ -143,5 +155,5 @@ class CellTable:
     def _record(self, row: Row[Any], places: list[tuple[str, str]]) -> CellRecord:
         fields = row._mapping
         result = json.loads(fields["result"]) if "result" in fields else {}
-        self._outputs.put_back(result, places)
+        self._outputs.put_back(result, places, row.session_id)
         return CellRecord(row.number, row.kernel_id, row.code, row.started_at, row.ended_at, row.outcome, result)
