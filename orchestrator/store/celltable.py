@@ -18,7 +18,14 @@ _BEGIN = insert(cells).values(
     {name: bindparam(name) for name in ("session_id", "number", "kernel_id", "code", "started_at", "bytes")}
     | {"outcome": "running", "result": '{"status": "running"}'}
 )
-_USE_SESSION = update(sessions).where(sessions.c.session_id == bindparam("of")).values(last_used_at=bindparam("now"))
+_USE_SESSION = (
+    update(sessions)
+    .where(sessions.c.session_id == bindparam("of"))
+    .values(last_used_at=bindparam("now"), cells=bindparam("cell"), bytes=sessions.c.bytes + bindparam("more"))
+)
+_GROW = (
+    update(sessions).where(sessions.c.session_id == bindparam("of")).values(bytes=sessions.c.bytes + bindparam("more"))
+)
 _END = (
     update(cells)
     .where(
@@ -45,6 +52,7 @@ class CellTable:
         self._begin = Prepared(_BEGIN, database.dialect)
         self._use_session = Prepared(_USE_SESSION, database.dialect)
         self._end = Prepared(_END, database.dialect)
+        self._grow = Prepared(_GROW, database.dialect)
 
     def begin_cell(self, session_id: str, number: int, code: str, kernel_id: str) -> None:
         """Record that a cell is about to run."""
@@ -57,7 +65,7 @@ class CellTable:
             "started_at": now,
             "bytes": len(code),
         }
-        used = {"of": session_id, "now": now}
+        used = {"of": session_id, "now": now, "cell": number, "more": len(code)}
 
         def begin(connection: Connection) -> None:
             self._begin.on(connection, begun)
@@ -136,6 +144,7 @@ class CellTable:
     ) -> None:
         kept, found = self._outputs.take_out(result, session_id)
         encoded = json.dumps(kept)
+        sizes = {digest: size for _, digest, size in found}
         ended = {
             "of": session_id,
             "cell": number,
@@ -143,14 +152,27 @@ class CellTable:
             "how": result["outcome"],
             "what": encoded,
             "at": ended_at,
-            "more": len(encoded) + sum(size for _, _, size in found),
+            "more": len(encoded) + sum(sizes.values()),
         }
         closed = self._end.on(connection, ended)
-        if closed is not None and found:  # None: the cell has a result already, or the session was deleted
+        if closed is None:  # the cell has a result already, or the session was deleted
+            return
+        for digest in self._kept_before(connection, session_id, sizes):
+            del sizes[digest]
+        self._grow.on(connection, {"of": session_id, "more": len(encoded) + sum(sizes.values())})
+        if found:
             rows = [
                 {"cell_id": closed[0], "path": path, "digest": digest, "bytes": size} for path, digest, size in found
             ]
             connection.execute(insert(payloads), rows)
+
+    def _kept_before(self, connection: Connection, session_id: str, sizes: dict[str, int]) -> list[str]:
+        """Return those of the digests that an earlier cell of the session has."""
+        if not sizes:
+            return []
+        query = select(payloads.c.digest).join_from(payloads, cells).distinct()
+        mine = query.where(cells.c.session_id == session_id, payloads.c.digest.in_(sizes))
+        return list(connection.scalars(mine))
 
     def _record(self, row: Row[Any], places: list[tuple[str, str]]) -> CellRecord:
         fields = row._mapping
