@@ -109,11 +109,14 @@ class SessionTable:
         return self._select(true() if agent_id is None else sessions.c.agent_id == agent_id, limit)
 
     def find(self, prefix: str) -> list[SessionRecord]:
-        """Return at most ten sessions whose id begins with ``prefix``, the last used first."""
+        """Return the first ten sessions, by id, whose id begins with ``prefix``, the last used first."""
         begins = sessions.c.session_id.startswith(prefix, autoescape=True)
         if self._database.dialect.name == "sqlite":  # its index serves a range, and no LIKE
             begins &= sessions.c.session_id.between(prefix, f"{prefix}\U0010ffff")
-        return self._select(begins, _MOST_FOUND)
+        query = select(sessions).where(begins).order_by(sessions.c.session_id).limit(_MOST_FOUND)
+        with self._database.reading() as connection:
+            found = [_record(row) for row in connection.execute(query)]
+        return sorted(found, key=lambda record: -record.last_used_at)
 
     def delete(self, session_id: str, owner: str | None = None) -> list[str] | None:
         """Delete a session of this host with its cells and checkpoints, in batches.
@@ -164,7 +167,8 @@ class SessionTable:
         """
         mine = sessions.c.home == self.home
         here = select(func.sum(sessions.c.bytes)).where(mine)
-        saved = select(func.sum(checkpoints.c.bytes)).join_from(checkpoints, sessions).where(mine)
+        of_mine = select(sessions.c.session_id).where(mine, sessions.c.session_id == checkpoints.c.session_id).exists()
+        saved = select(func.sum(checkpoints.c.bytes)).where(of_mine)
         with self._database.reading() as connection:
             total = int(connection.scalar(here) or 0) + int(connection.scalar(saved) or 0)
             old = (sessions.c.last_used_at < older_than) & (sessions.c.state.in_(("live", "asleep", "ended")))

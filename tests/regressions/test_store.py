@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import itertools
 import stat
+import threading
+import tracemalloc
 from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
 
 from orchestrator.errors import StoreError
+from orchestrator.kernel.fakecell import FakeCell, printed
 from orchestrator.settings import Settings
 from orchestrator.store.history import History
 from orchestrator.store.storeurl import mask
+from tests.unit.sessionworld import World
 
 OK = {"status": "ok", "outcome": "ok", "outputs": []}
 
@@ -78,6 +84,44 @@ def test_the_history_is_its_owners_alone(tmp_path: Path) -> None:
     begin(history, "s1")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {stat.S_IMODE(file.stat().st_mode) for file in folder.glob("history.db*")} == {0o600}
+    history.close()
+
+
+async def test_a_live_session_keeps_no_outputs_in_memory(tmp_path: Path) -> None:
+    """Its history is read when it is used, and forgotten with the next cell."""
+    world = World(tmp_path)
+    session = await world.acquire("a")
+    world.kernel_of(session).cells["print"] = FakeCell([printed("x" * 1_000_000)])
+    gc.collect()
+    tracemalloc.start()
+    for _ in range(20):
+        await world.run(session, "print")
+        assert len(session.execution_history) == session.cell_count
+    await world.run(session, "1")
+    gc.collect()
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held < 3_000_000
+    assert [len(entry["result"]["stdout"]) for entry in session.execution_history] == [1_000_000] * 20 + [0]
+    await world.close()
+
+
+def test_deleting_is_done_in_batches_and_lets_others_write(tmp_path: Path) -> None:
+    """While a session with many cells is deleted, a neighbour's cell waits for one batch at most."""
+    history = opened(tmp_path)
+    begin(history, "big")
+    begin(history, "s2")
+    for number in range(1, 3001):
+        history.begin_cell("big", number, "x" * 100, "k")
+    deleting = threading.Thread(target=history.delete, args=("big",))
+    deleting.start()
+    numbers = itertools.count(1)
+    while deleting.is_alive():
+        history.begin_cell("s2", next(numbers), "1", "k")
+    deleting.join()
+    assert next(numbers) > 5
+    assert [record.session_id for record in history.sessions()] == ["s2"]
+    assert history.cells("big") == []
     history.close()
 
 
