@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     warm_kernels: int | None = Field(default=None, ge=0, le=1000)
     state_dir: str = ""
     data_dir: str = ""
-    store_url: str = ""
+    store_url: str = Field(default="", repr=False)
     history_days: float = Field(default=90, gt=0, le=36500)
     history_mb: int = Field(default=10_240, ge=1, le=2**30)
     audit_log: str = ""

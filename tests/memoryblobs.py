@@ -56,6 +56,10 @@ class MemoryBlobs:
     def delete(self, name: str) -> None:
         self._blobs.pop(name, None)
 
+    def delete_under(self, folder: str) -> None:
+        for name in [name for name in self._blobs if name.startswith(f"{folder}/")]:
+            del self._blobs[name]
+
     def names(self) -> set[str]:
         return set(self._blobs)
 

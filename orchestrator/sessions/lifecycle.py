@@ -50,8 +50,8 @@ class Lifecycle:
         kernel_id: the id of its kernel, or of its last one.
         created_at, last_used_at, last_checkpoint: seconds since the epoch, for display only.
         execution_history: one ``{"timestamp", "code", "result"}`` per cell, in order. An entry is made before its cell
-            runs, with ``result["status"] == "running"``, and closed afterwards: a crash leaves evidence of it. After a
-            wake the first access reads the store and blocks; ``await session.history()`` does not block.
+            runs, with ``result["status"] == "running"``, and closed afterwards: a crash leaves evidence of it. The
+            first access after a cell or a wake reads the store and blocks; ``await session.history()`` does not block.
         cell_count: how many cells it has run.
         caller: who acquired its kernel last, for the audit log.
         lease_request: the group and the priority that its kernel was requested with.

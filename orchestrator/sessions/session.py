@@ -28,6 +28,7 @@ class KernelSession(Lifecycle):
     """One agent's session. It outlives its kernels: while it sleeps it has none. ``Lifecycle`` lists its attributes."""
 
     _history_changes: int = field(default=0, init=False, repr=False)  # how often a cell's entry was written
+    _history_is_own: bool = field(default=False, init=False, repr=False)  # whether it differs from the store's
     _turn: Turn | None = field(default=None, init=False, repr=False)
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock, init=False, repr=False)
 
@@ -96,6 +97,8 @@ class KernelSession(Lifecycle):
         self._history_changes += 1
         if self._has_history and self.execution_history:
             self.execution_history[-1]["result"] = result.as_dict()
+        if not self._history_is_own:
+            self._forget_history()
         self._turn = None
         self.touch()
         self._lock.release()
@@ -112,7 +115,7 @@ class KernelSession(Lifecycle):
         self.cell_count += 1
         self._history_changes += 1
         if self._has_history:
-            self.add_execution(code, result)
+            self._append(code, result)
 
     @property
     def is_busy(self) -> bool:
@@ -154,8 +157,9 @@ class KernelSession(Lifecycle):
         return "execution_history" in vars(self)
 
     def __getattr__(self, name: str) -> Any:
-        """Read the history of a session that was woken, at its first use. Blocks."""
+        """Read the history from the store, at its first use after a cell or a wake. Blocks."""
         if name == "execution_history" and "_row" in vars(self):
+            self._history_is_own = False
             self.execution_history = self._row.read_history_now()
             return self.execution_history
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
@@ -170,11 +174,16 @@ class KernelSession(Lifecycle):
             changes = self._history_changes
             history = await self._row.read_history()
             if changes == self._history_changes and not self._has_history:  # else a cell has begun or ended meanwhile
+                self._history_is_own = False
                 self.execution_history = history
         return self.execution_history
 
     def add_execution(self, code: str, result: dict[str, Any]) -> None:
-        """Append a cell to the history. Blocks where ``execution_history`` does."""
+        """Append a cell to the history, in memory alone. Blocks where ``execution_history`` does."""
+        self._append(code, result)
+        self._history_is_own = True
+
+    def _append(self, code: str, result: dict[str, Any]) -> None:
         self.execution_history.append({"timestamp": time.time(), "code": code, "result": result})
 
     def checkpoint(self) -> dict[str, Any]:
@@ -191,10 +200,10 @@ class KernelSession(Lifecycle):
 
     def clear_history(self) -> None:
         """Remove all entries from ``execution_history``; the store keeps its cells."""
-        self.execution_history = []
+        self.execution_history, self._history_is_own = [], True
 
     def replace_history(self, checkpoint: dict[str, Any]) -> None:
         """Replace the history by that of a value of ``checkpoint()``."""
-        self.execution_history = list(checkpoint["execution_history"])
+        self.execution_history, self._history_is_own = list(checkpoint["execution_history"]), True
         self.checkpoint_data = checkpoint
         self.last_checkpoint = float(checkpoint["checkpoint_time"])

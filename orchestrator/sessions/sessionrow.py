@@ -31,6 +31,7 @@ class SessionRow:
         self._store = store
         self._session_id = session_id
         self._owner = owner
+        self._unwritten: dict[int, dict[str, Any]] = {}  # results that the store may not have yet, by cell
 
     async def add(self, agent_id: str, kernel: Kernel) -> bool:
         """Add the row of a session that has a kernel. After a failure the row, if it exists, is ended.
@@ -132,6 +133,7 @@ class SessionRow:
         try:
             await self._store.run(History.begin_cell, self._session_id, number, code, kernel.kernel_id)
         except asyncio.CancelledError:  # the row is written all the same
+            self._unwritten[number] = NEVER_RAN
             self._store.submit(History.end_cell, self._session_id, number, NEVER_RAN)
             raise
 
@@ -142,7 +144,11 @@ class SessionRow:
             StoreError: the result is not written yet.
         """
         if self._store is not None:
-            await self._store.run(History.end_cell, self._session_id, number, result)
+            try:
+                await self._store.run(History.end_cell, self._session_id, number, result)
+            except BaseException:
+                self._unwritten[number] = result
+                raise
 
     async def end_lost_cell(self, number: int, result: dict[str, Any]) -> None:
         """Do what ``end_cell`` does, and log a failure: another error is on its way to the caller."""
@@ -171,11 +177,11 @@ class SessionRow:
         """
         if self._store is None:
             return []
-        return await self._store.run(_history_of, self._session_id)
+        return await self._store.run(_history_of, self._session_id, self._unwritten)
 
     def read_history_now(self) -> list[dict[str, Any]]:
         """Do what ``read_history`` does, and block."""
-        return [] if self._store is None else _history_of(self._store, self._session_id)
+        return [] if self._store is None else _history_of(self._store, self._session_id, self._unwritten)
 
     def _names(self, kernel: Kernel) -> dict[str, str]:
         return {"owner": self._owner, "kernel_id": kernel.kernel_id, "runtime": kernel.runtime}
@@ -189,7 +195,11 @@ class SessionRow:
             _log.warning("session %s is not up to date in the history yet: %s", self._session_id, error)
 
 
-def _history_of(store: History, session_id: str) -> list[dict[str, Any]]:
-    return [
-        {"timestamp": cell.started_at, "code": cell.code, "result": cell.result} for cell in store.cells(session_id)
-    ]
+def _history_of(store: History, session_id: str, unwritten: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
+    entries = []
+    for cell in store.cells(session_id):
+        if cell.outcome != "running":
+            unwritten.pop(cell.number, None)
+        result = unwritten.get(cell.number, cell.result)
+        entries.append({"timestamp": cell.started_at, "code": cell.code, "result": result})
+    return entries

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import stat
 import time
 from collections.abc import Collection, Iterator
@@ -82,6 +83,13 @@ class BlobStore(Protocol):
     def delete(self, name: str) -> None:
         """Delete a blob. Idempotent."""
 
+    def delete_under(self, folder: str) -> None:
+        """Delete every blob whose name begins with ``folder`` and "/", and whatever a killed process left of them.
+
+        Raises:
+            OSError: one cannot be deleted.
+        """
+
     def names(self) -> set[str]:
         """Return the names of all blobs."""
 
@@ -137,6 +145,10 @@ class FolderBlobs:
 
     def delete(self, name: str) -> None:
         (self.folder / name).unlink(missing_ok=True)
+
+    def delete_under(self, folder: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.folder / folder)
 
     def names(self) -> set[str]:
         return {self._name(file) for file in self._files() if not file.name.startswith(".")}

@@ -18,7 +18,14 @@ _BEGIN = insert(cells).values(
     {name: bindparam(name) for name in ("session_id", "number", "kernel_id", "code", "started_at", "bytes")}
     | {"outcome": "running", "result": '{"status": "running"}'}
 )
-_USE_SESSION = update(sessions).where(sessions.c.session_id == bindparam("of")).values(last_used_at=bindparam("now"))
+_USE_SESSION = (
+    update(sessions)
+    .where(sessions.c.session_id == bindparam("of"))
+    .values(last_used_at=bindparam("now"), cells=bindparam("cell"), bytes=sessions.c.bytes + bindparam("more"))
+)
+_GROW = (
+    update(sessions).where(sessions.c.session_id == bindparam("of")).values(bytes=sessions.c.bytes + bindparam("more"))
+)
 _END = (
     update(cells)
     .where(
@@ -45,6 +52,7 @@ class CellTable:
         self._begin = Prepared(_BEGIN, database.dialect)
         self._use_session = Prepared(_USE_SESSION, database.dialect)
         self._end = Prepared(_END, database.dialect)
+        self._grow = Prepared(_GROW, database.dialect)
 
     def begin_cell(self, session_id: str, number: int, code: str, kernel_id: str) -> None:
         """Record that a cell is about to run."""
@@ -57,7 +65,7 @@ class CellTable:
             "started_at": now,
             "bytes": len(code),
         }
-        used = {"of": session_id, "now": now}
+        used = {"of": session_id, "now": now, "cell": number, "more": len(code)}
 
         def begin(connection: Connection) -> None:
             self._begin.on(connection, begun)
@@ -109,6 +117,17 @@ class CellTable:
                     places.setdefault(payload.cell_id, []).append((payload.path, payload.digest))
         return [self._record(row, places.get(row.cell_id, [])) for row in rows]
 
+    def own_payloads(self, session_id: str) -> set[str]:
+        """Return the digests of the large outputs that only this session has."""
+        mine = select(payloads.c.digest).join_from(payloads, cells).where(cells.c.session_id == session_id)
+        others = (
+            select(payloads.c.digest)
+            .join_from(payloads, cells)
+            .where(cells.c.session_id != session_id, payloads.c.digest.in_(mine))
+        )
+        with self._database.reading() as connection:
+            return set(connection.scalars(mine)) - set(connection.scalars(others))
+
     def sweep_payloads(self) -> int:
         """Remove the large outputs that no cell has, a day after they were written. Returns the number of bytes.
 
@@ -116,14 +135,16 @@ class CellTable:
             OSError: one cannot be removed.
         """
         with self._database.reading() as connection:
-            needed = set(connection.scalars(select(payloads.c.digest).distinct()))
+            query = select(cells.c.session_id, payloads.c.digest).join_from(payloads, cells).distinct()
+            needed = {(row.session_id, row.digest) for row in connection.execute(query)}
         return self._outputs.sweep(needed)
 
     def _close(
         self, connection: Connection, session_id: str, number: int, result: dict[str, Any], ended_at: float
     ) -> None:
-        kept, found = self._outputs.take_out(result)
+        kept, found = self._outputs.take_out(result, session_id)
         encoded = json.dumps(kept)
+        sizes = {digest: size for _, digest, size in found}
         ended = {
             "of": session_id,
             "cell": number,
@@ -131,17 +152,30 @@ class CellTable:
             "how": result["outcome"],
             "what": encoded,
             "at": ended_at,
-            "more": len(encoded) + sum(size for _, _, size in found),
+            "more": len(encoded) + sum(sizes.values()),
         }
         closed = self._end.on(connection, ended)
-        if closed is not None and found:  # None: the cell has a result already, or the session was deleted
+        if closed is None:  # the cell has a result already, or the session was deleted
+            return
+        for digest in self._kept_before(connection, session_id, sizes):
+            del sizes[digest]
+        self._grow.on(connection, {"of": session_id, "more": len(encoded) + sum(sizes.values())})
+        if found:
             rows = [
                 {"cell_id": closed[0], "path": path, "digest": digest, "bytes": size} for path, digest, size in found
             ]
             connection.execute(insert(payloads), rows)
 
+    def _kept_before(self, connection: Connection, session_id: str, sizes: dict[str, int]) -> list[str]:
+        """Return those of the digests that an earlier cell of the session has."""
+        if not sizes:
+            return []
+        query = select(payloads.c.digest).join_from(payloads, cells).distinct()
+        mine = query.where(cells.c.session_id == session_id, payloads.c.digest.in_(sizes))
+        return list(connection.scalars(mine))
+
     def _record(self, row: Row[Any], places: list[tuple[str, str]]) -> CellRecord:
         fields = row._mapping
         result = json.loads(fields["result"]) if "result" in fields else {}
-        self._outputs.put_back(result, places)
+        self._outputs.put_back(result, places, row.session_id)
         return CellRecord(row.number, row.kernel_id, row.code, row.started_at, row.ended_at, row.outcome, result)

@@ -6,18 +6,20 @@ All methods block. A ``Database`` is used by one thread at a time, except for re
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, select
-from sqlalchemy.engine import Dialect, make_url
+from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_random
 
 from orchestrator.errors import StoreError
 from orchestrator.store.migrations import migrate
 from orchestrator.store.schema import identity
+from orchestrator.store.storeurl import mask, parse
 
 T = TypeVar("T")
 
@@ -36,6 +38,7 @@ class Database:
     """
 
     def __init__(self, url: str) -> None:
+        self._url = url
         self._engine = _make_engine(url)
         self._deferred: list[Callable[[Connection], object]] = []  # writes that failed, in order
 
@@ -119,42 +122,37 @@ class Database:
             yield connection.execution_options(reading=True)
 
     def _explained(self) -> contextlib.AbstractContextManager[None]:
-        return explained("the history", self._engine.dialect.loaded_dbapi.Error)
+        return explained("the history", self._engine.dialect.loaded_dbapi.Error, self._url)
 
 
 @contextlib.contextmanager
-def explained(what: str, driver: type[Exception] = SQLAlchemyError) -> Iterator[None]:
+def explained(what: str, driver: type[Exception] = SQLAlchemyError, url: str = "") -> Iterator[None]:
     """Raise a StoreError in place of an error of the database or of the disk.
 
     Args:
         what: the subject of the message.
         driver: the driver's own class of errors.
+        url: the database's URL, whose secrets the message must not contain.
     """
     try:
         yield
     except StoreError:
         raise
     except (SQLAlchemyError, OSError, driver) as error:
-        said = str(getattr(error, "orig", None) or getattr(error, "strerror", None) or error).strip().splitlines()
+        text = str(getattr(error, "orig", None) or getattr(error, "strerror", None) or error)
+        said = mask(text, url).strip().splitlines()
         raise StoreError(
             f"{what} cannot be read or written: {said[0] if said else type(error).__name__}.",
             remedy="Check that CELLBLOCK_DATA_DIR is writable and has room, and that the database in "
             "CELLBLOCK_STORE_URL answers.",
-        ) from error
-
-
-def without_password(url: str) -> str:
-    """Return a database's URL for a message."""
-    try:
-        return make_url(url).render_as_string(hide_password=True)
-    except ArgumentError:
-        return "at CELLBLOCK_STORE_URL"
+        ) from (error if str(error) == mask(str(error), url) else None)
 
 
 def _make_engine(url: str) -> Engine:
     try:
-        parsed = make_url(url)
+        parsed = parse(url)
         if parsed.get_backend_name() == "sqlite":
+            _protect(parsed.database)
             engine = create_engine(parsed, connect_args={"timeout": _BUSY / 1000, "check_same_thread": False})
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
@@ -163,13 +161,24 @@ def _make_engine(url: str) -> Engine:
             return create_engine(parsed, connect_args={"connect_timeout": _CONNECT}, pool_pre_ping=True)
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
         raise StoreError(
-            f"CELLBLOCK_STORE_URL cannot be used: {error}.",
+            f"CELLBLOCK_STORE_URL cannot be used: {mask(str(error), url)}.",
             remedy="Write sqlite:////path/history.db, or postgresql+psycopg://user@host/name and install "
             "cellblock[postgres].",
-        ) from error
+        ) from None
     raise StoreError(
         f"CELLBLOCK_STORE_URL names {parsed.get_backend_name()!r}; the history is kept in SQLite or PostgreSQL."
     )
+
+
+def _protect(path: str | None) -> None:
+    """Make a SQLite file private. SQLite gives the files that it makes beside it the same mode."""
+    if not path or path == ":memory:" or path.startswith("file:"):
+        return
+    with contextlib.suppress(OSError):  # opening the database reports it
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    for file in (path, f"{path}-wal", f"{path}-shm"):
+        with contextlib.suppress(OSError):
+            os.chmod(file, 0o600)
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

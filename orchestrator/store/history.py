@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
+import stat
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,10 +20,11 @@ from orchestrator.errors import StoreError
 from orchestrator.store.blobs import FolderBlobs
 from orchestrator.store.celltable import CellTable
 from orchestrator.store.checkpointtable import CheckpointTable
-from orchestrator.store.database import Database, explained, without_password
+from orchestrator.store.database import Database, explained
 from orchestrator.store.payloads import Payloads
 from orchestrator.store.records import CellRecord, CheckpointRecord, SessionRecord, SessionState
 from orchestrator.store.sessiontable import SessionTable
+from orchestrator.store.storeurl import mask
 from orchestrator.store.wholefile import write_once
 
 __all__ = ["CellRecord", "CheckpointRecord", "History", "SessionRecord", "SessionState"]
@@ -61,8 +64,8 @@ class History(SessionTable, CellTable, CheckpointTable):
             StoreError: the database cannot be reached, read or written; or a newer Cellblock has written it; or the
                 folder's files belong to another database.
         """
-        with explained(f"the history {without_password(url)}"):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with explained(f"the history {mask(url, url)}", url=url):
+            _make_private(folder)
             database = Database(url)
             try:
                 home = _home(folder)
@@ -71,6 +74,18 @@ class History(SessionTable, CellTable, CheckpointTable):
                 database.close()
                 raise
         return cls(database, home, Payloads(FolderBlobs(folder / "payloads")))
+
+    def delete(self, session_id: str, owner: str | None = None) -> list[str] | None:
+        """Delete a session with its outputs. See ``SessionTable.delete``.
+
+        Raises:
+            OSError: an output cannot be deleted; the next sweep tries again.
+        """
+        shared = self.own_payloads(session_id)
+        removed = super().delete(session_id, owner)
+        if removed is not None:
+            self._outputs.delete(session_id, shared)
+        return removed
 
     def close(self) -> None:
         """Wait for the calls of ``run`` and ``submit``, and close the database."""
@@ -98,6 +113,14 @@ class History(SessionTable, CellTable, CheckpointTable):
 def _log_failure(done: Future[Any]) -> None:
     if (error := done.exception()) is not None:
         _log.error("the history could not be written", exc_info=error)
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder for its owner alone. One that everybody may write to, such as /tmp, keeps its mode."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    info = folder.stat()
+    if info.st_uid == os.geteuid() and info.st_mode & 0o077 and not info.st_mode & stat.S_IWOTH:
+        folder.chmod(0o700)
 
 
 def _home(folder: Path) -> str:

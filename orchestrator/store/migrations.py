@@ -8,7 +8,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 
-from sqlalchemy import Connection, insert, inspect, select, text
+from sqlalchemy import Connection, func, insert, inspect, select, text, update
+from sqlalchemy.schema import CreateColumn
 
 from orchestrator.errors import StoreError
 from orchestrator.store.schema import cells, checkpoints, identity, metadata, payloads, schema_version, sessions
@@ -23,7 +24,26 @@ def _second(connection: Connection) -> None:
     connection.execute(insert(identity).values(database_id=secrets.token_hex(16)))
 
 
-STEPS: tuple[Callable[[Connection], None], ...] = (_first, _second)
+def _third(connection: Connection) -> None:
+    """Keep the number of cells and their size on the session's row. A new database has these columns already."""
+    known = {column["name"] for column in inspect(connection).get_columns(sessions.name)}
+    for column in (sessions.c.cells, sessions.c.bytes):
+        if column.name not in known:
+            form = CreateColumn(column).compile(dialect=connection.dialect)
+            connection.execute(text(f"ALTER TABLE sessions ADD COLUMN {form}"))
+    for index in (*sessions.indexes, *cells.indexes):
+        index.create(connection, checkfirst=True)
+    mine = cells.c.session_id == sessions.c.session_id
+    large = select(payloads.c.digest, payloads.c.bytes).join_from(payloads, cells).where(mine).correlate(sessions)
+    once = large.distinct().subquery()
+    twice = select(func.sum(payloads.c.bytes)).join_from(payloads, cells).where(mine).correlate(sessions)
+    sums = [select(func.sum(cells.c.bytes)).where(mine), twice, select(func.sum(once.c.bytes))]
+    total, repeated, single = (func.coalesce(each.scalar_subquery(), 0) for each in sums)
+    last = func.coalesce(select(func.max(cells.c.number)).where(mine).scalar_subquery(), 0)
+    connection.execute(update(sessions).values(cells=last, bytes=total - repeated + single))
+
+
+STEPS: tuple[Callable[[Connection], None], ...] = (_first, _second, _third)
 
 
 def migrate(connection: Connection) -> None:

@@ -1,7 +1,12 @@
-"""Large outputs, each a blob that is named by the hash of its content: the same picture twice is one blob."""
+"""Large outputs, each a blob that is named by the hash of its content: the same picture twice is one blob.
+
+Each session has blobs of its own, so that deleting a session deletes its outputs at once. Databases of schema 2 and
+earlier shared their blobs between sessions: these are read still, and deleted with the last session that has them.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Collection, Iterator
@@ -26,8 +31,8 @@ class Payloads:
     def __init__(self, blobs: BlobStore) -> None:
         self._blobs = blobs
 
-    def take_out(self, result: Any) -> tuple[Any, list[tuple[str, str, int]]]:
-        """Write every large text of a JSON value to a blob.
+    def take_out(self, result: Any, session_id: str = "") -> tuple[Any, list[tuple[str, str, int]]]:
+        """Write every large text of a JSON value to a blob of the session.
 
         Returns:
             A copy of the value with null in the places of these texts; and for each text its path in the value as
@@ -44,7 +49,7 @@ class Payloads:
                 where = json.dumps(path)
                 if len(where) <= _LONGEST_PATH:
                     if value not in kept:
-                        kept[value] = self._keep(value)
+                        kept[value] = self._keep(value, session_id)
                     found.append((where, *kept[value]))
                     return None
             if isinstance(value, dict):
@@ -55,7 +60,7 @@ class Payloads:
 
         return walk(result, ()), found
 
-    def put_back(self, result: Any, places: list[tuple[str, str]]) -> None:
+    def put_back(self, result: Any, places: list[tuple[str, str]], session_id: str = "") -> None:
         """Put the texts of ``take_out`` back into ``result``. A missing blob is replaced by a text that says so.
 
         Args:
@@ -66,39 +71,60 @@ class Payloads:
             target = result
             for key in parents:
                 target = target[key]
-            target[last] = self._read(digest)
+            target[last] = self._read(digest, session_id)
 
-    def sweep(self, needed: Collection[str]) -> int:
-        """Delete the blobs whose digest is not ``needed``, a day after they were last written. Returns the bytes.
+    def delete(self, session_id: str, shared: Collection[str] = ()) -> None:
+        """Delete a session's blobs at once. Idempotent.
+
+        Args:
+            shared: digests that no other session has; their blobs from schema 2 and earlier are deleted too.
 
         Raises:
             OSError: one cannot be deleted.
         """
-        return self._blobs.sweep({_name(digest) for digest in needed}, _GRACE)
+        self._blobs.delete_under(_folder(session_id))
+        for digest in shared:
+            self._blobs.delete(_name(digest, ""))
 
-    def _keep(self, text: str) -> tuple[str, int]:
+    def sweep(self, needed: Collection[tuple[str, str]]) -> int:
+        """Delete the blobs that are not ``needed``, a day after they were last written. Returns the bytes.
+
+        Args:
+            needed: the session's id and the digest of each large output.
+
+        Raises:
+            OSError: one cannot be deleted.
+        """
+        names = {_name(digest, session_id) for session_id, digest in needed}
+        return self._blobs.sweep(names | {_name(digest, "") for _, digest in needed}, _GRACE)
+
+    def _keep(self, text: str, session_id: str) -> tuple[str, int]:
         seal, size = hashlib.sha256(), 0
         for piece in _encoded(text):
             seal.update(piece)
             size += len(piece)
         digest = seal.hexdigest()
-        if not self._blobs.renew(_name(digest)):
-            with self._blobs.writing(_name(digest)) as blob:
+        name = _name(digest, session_id)
+        if not self._blobs.renew(name):
+            with self._blobs.writing(name) as blob:
                 for piece in _encoded(text):
                     blob.write(piece)
         return digest, size
 
-    def _read(self, digest: str) -> str:
-        try:
-            with self._blobs.reading(_name(digest)) as blob:
+    def _read(self, digest: str, session_id: str) -> str:
+        for name in (_name(digest, session_id), _name(digest, "")):
+            with contextlib.suppress(OSError, UnicodeDecodeError), self._blobs.reading(name) as blob:
                 return blob.read(0, blob.size).decode("utf-8", "surrogatepass")
-        except (OSError, UnicodeDecodeError):
-            return f"[payload {digest} is gone]"
+        return f"[payload {digest} is gone]"
 
 
-def _name(digest: str) -> str:
-    """Return a blob's name: no folder gets more than a 256th of the blobs."""
-    return f"{digest[:2]}/{digest}"
+def _name(digest: str, session_id: str) -> str:
+    """Return a blob's name; without a session, the name that schema 2 and earlier gave it."""
+    return f"{_folder(session_id) if session_id else digest[:2]}/{digest}"
+
+
+def _folder(session_id: str) -> str:
+    return f"sessions/{session_id[:2]}/{session_id}"
 
 
 def _encoded(text: str) -> Iterator[bytes]:

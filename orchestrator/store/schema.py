@@ -33,7 +33,13 @@ sessions = Table(
     Column("last_used_at", Float, nullable=False),
     Column("kernel_id", String(32), nullable=False),
     Column("runtime", String(64), nullable=False),
+    Column("cells", Integer, nullable=False, server_default="0"),  # the number of its last cell
+    Column("bytes", BigInteger, nullable=False, server_default="0"),  # of its cells; equal outputs count once
     Index("sessions_by_agent", "agent_id", "state"),
+    Index("sessions_by_home", "home", "state", "last_used_at"),
+    Index("sessions_by_use", "last_used_at"),
+    Index("sessions_by_size", "home", "bytes"),
+    Index("sessions_by_agents_use", "agent_id", "last_used_at"),
 )
 
 cells = Table(
@@ -50,6 +56,12 @@ cells = Table(
     Column("result", Text, nullable=False),  # JSON in ASCII, with null for each of its ``payloads``
     Column("bytes", BigInteger, nullable=False),
     UniqueConstraint("session_id", "number"),
+)
+Index(
+    "cells_running",
+    cells.c.session_id,
+    sqlite_where=cells.c.outcome == "running",
+    postgresql_where=cells.c.outcome == "running",
 )
 
 payloads = Table(

@@ -15,6 +15,7 @@ from orchestrator.store.schema import cells, checkpoints, sessions
 
 _NEWEST = (sessions.c.last_used_at.desc(), sessions.c.session_id)
 _MOST_FOUND = 10  # sessions that one prefix returns
+_BATCH = 200  # cells that one transaction deletes: a few milliseconds
 _LONGEST_REASON = 32  # characters, as in the schema
 
 
@@ -135,11 +136,20 @@ class SessionTable:
         return self._select(true() if agent_id is None else sessions.c.agent_id == agent_id, limit)
 
     def find(self, prefix: str) -> list[SessionRecord]:
-        """Return at most ten sessions whose id begins with ``prefix``, the last used first."""
-        return self._select(sessions.c.session_id.startswith(prefix, autoescape=True), _MOST_FOUND)
+        """Return the first ten sessions, by id, whose id begins with ``prefix``, the last used first."""
+        begins = sessions.c.session_id.startswith(prefix, autoescape=True)
+        if self._database.dialect.name == "sqlite":  # its index serves a range, and no LIKE
+            begins &= sessions.c.session_id.between(prefix, f"{prefix}\U0010ffff")
+        query = select(sessions).where(begins).order_by(sessions.c.session_id).limit(_MOST_FOUND)
+        with self._database.reading() as connection:
+            found = [_record(row) for row in connection.execute(query)]
+        return sorted(found, key=lambda record: -record.last_used_at)
 
     def delete(self, session_id: str, owner: str | None = None) -> list[str] | None:
-        """Delete a session of this host with its cells and checkpoints.
+        """Delete a session of this host with its cells and checkpoints, in batches.
+
+        It has ended from the first transaction on: a process that is killed meanwhile leaves an ended session with
+        fewer cells.
 
         Args:
             owner: the owner that the caller has seen. A session that has another owner by now is not deleted.
@@ -154,8 +164,23 @@ class SessionTable:
             files = connection.scalars(
                 select(checkpoints.c.checkpoint_id).where(checkpoints.c.session_id == session_id)
             ).all()
-            deleted = connection.execute(delete(sessions).where(mine & unchanged)).rowcount
-        return list(files) if deleted else None
+            ended = update(sessions).where(mine & unchanged).values(state="ended", end_reason="deleted", owner=None)
+            if not connection.execute(ended).rowcount:
+                return None
+        self._delete_cells(session_id)
+        with self._database.writing() as connection:
+            connection.execute(delete(sessions).where(sessions.c.session_id == session_id))
+        return list(files)
+
+    def _delete_cells(self, session_id: str) -> None:
+        """Delete a session's cells in short transactions, with pauses in which others write."""
+        some = select(cells.c.cell_id).where(cells.c.session_id == session_id).order_by(cells.c.number).limit(_BATCH)
+        deleted = _BATCH
+        while deleted == _BATCH:
+            began = time.monotonic()
+            with self._database.writing() as connection:
+                deleted = connection.execute(delete(cells).where(cells.c.cell_id.in_(some))).rowcount
+            time.sleep((time.monotonic() - began) * (deleted == _BATCH))
 
     def excess(self, older_than: float, most_bytes: int) -> list[str]:
         """Return the ids of the sessions that retention deletes: the old ones, and the oldest above a total size.
@@ -167,15 +192,29 @@ class SessionTable:
             most_bytes: of this host's cells, outputs and checkpoints together. Above it only sessions that have ended
                 are returned: what one agent writes must not cost another agent its state.
         """
-        records = self._select(sessions.c.home == self.home)
-        sizes = self._checkpoint_sizes()
-        total = sum(record.bytes + sizes.get(record.session_id, 0) for record in records)
-        excess = []
-        for record in sorted(records, key=lambda each: each.last_used_at):
-            too_much = record.state == "ended" and total > most_bytes
-            if record.owner is None and (record.last_used_at < older_than or too_much):
-                excess.append(record.session_id)
-                total -= record.bytes + sizes.get(record.session_id, 0)
+        mine = sessions.c.home == self.home
+        here = select(func.sum(sessions.c.bytes)).where(mine)
+        of_mine = select(sessions.c.session_id).where(mine, sessions.c.session_id == checkpoints.c.session_id).exists()
+        saved = select(func.sum(checkpoints.c.bytes)).where(of_mine)
+        with self._database.reading() as connection:
+            total = int(connection.scalar(here) or 0) + int(connection.scalar(saved) or 0)
+            old = (sessions.c.last_used_at < older_than) & (sessions.c.state.in_(("live", "asleep", "ended")))
+            wanted = old | (sessions.c.state == "ended") if total > most_bytes else old
+            size = (
+                select(func.coalesce(func.sum(checkpoints.c.bytes), 0))
+                .where(checkpoints.c.session_id == sessions.c.session_id)
+                .scalar_subquery()
+            )
+            query = select(sessions.c.session_id, sessions.c.last_used_at, sessions.c.bytes + size)
+            rows = connection.execute(
+                query.where(mine, sessions.c.owner.is_(None), wanted).order_by(sessions.c.last_used_at)
+            )
+            excess = []
+            for session_id, used, freed in rows:
+                if used >= older_than and total <= most_bytes:
+                    break
+                excess.append(session_id)
+                total -= int(freed)
         return excess
 
     def _new_row(self, session_id: str, agent_id: str, **fields: str | None) -> dict[str, Any]:
@@ -187,26 +226,9 @@ class SessionTable:
         return (sessions.c.home == self.home) & (sessions.c.state != "ended")
 
     def _select(self, condition: Any, limit: int | None = None) -> list[SessionRecord]:
-        query = _with_totals().where(condition).order_by(*_NEWEST).limit(limit)
+        query = select(sessions).where(condition).order_by(*_NEWEST).limit(limit)
         with self._database.reading() as connection:
             return [_record(row) for row in connection.execute(query)]
-
-    def _checkpoint_sizes(self) -> dict[str, int]:
-        sums = select(checkpoints.c.session_id, func.sum(checkpoints.c.bytes)).group_by(checkpoints.c.session_id)
-        with self._database.reading() as connection:
-            return {session_id: int(size) for session_id, size in connection.execute(sums)}
-
-
-def _with_totals() -> Any:
-    """Return a query for sessions with the number of their last cell, and the bytes of their cells."""
-    totals = (
-        select(cells.c.session_id, func.max(cells.c.number).label("cells"), func.sum(cells.c.bytes).label("bytes"))
-        .group_by(cells.c.session_id)
-        .subquery()
-    )
-    return select(
-        sessions, func.coalesce(totals.c.cells, 0).label("cells"), func.coalesce(totals.c.bytes, 0).label("bytes")
-    ).outerjoin(totals, totals.c.session_id == sessions.c.session_id)
 
 
 def _updating(session_id: str, **values: Any) -> Callable[[Connection], object]:
