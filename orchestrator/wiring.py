@@ -178,7 +178,7 @@ class Wiring:
         self.registry.open(store, files, owners.name)
         await self._control.listen(instance.config.folder)
         if self._settings.metrics_port:
-            self.telemetry.serve(self._settings.metrics_address, self._settings.metrics_port)
+            self.telemetry.serve_if_free(self._settings.metrics_address, self._settings.metrics_port)
         self.recovery = await recover(self.registry, self.pool, instance, owners)  # the last step that can fail
 
     async def _undo_begin(self, store: History, instance: Instance) -> None:

@@ -71,7 +71,7 @@ async def test_ps_lists_every_kernel(manager: AgentKernelManager, runtime: str) 
         assert 15 < kernel["usage"]["memory_mb"] < 300
     assert overview["pool"] == {"max": 3, "ready": 1, "leased": 2, "starting": 0, "ending": 0, "waiting": 0}
     assert "busy-agent" in table
-    assert all(f" {kernel['kernel_id'][:12]} " in piped and "busy-agent " in piped for kernel in overview["kernels"])
+    assert all(f"\n{kernel['kernel_id'][:12]} " in piped and "busy-agent " in piped for kernel in overview["kernels"])
     assert "1 instance, 3 of 3 kernels" in table
 
 
