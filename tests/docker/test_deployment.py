@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from tests.conftest import REPOSITORY, make_manager
 
@@ -28,7 +29,7 @@ async def script(name: str, *arguments: str, **environment: str) -> int:
 async def test_a_restored_backup_wakes_sessions(runtime: str, tmp_path: Path, state: Path) -> None:
     """After a stop, a backup, the loss of the folder and a restore, the agent has its variables and files."""
     data, archive = tmp_path / "data", tmp_path / "backup.tar.gz"
-    settings = {"data_dir": str(data), "state_dir": str(state)}
+    settings: dict[str, Any] = {"data_dir": str(data), "state_dir": str(state)}
     async with make_manager(runtime, **settings) as manager:
         async with manager.acquire_kernel("agent", timeout=120) as (_kernel, session):
             await manager.execute(session, "x = 41\nopen('f.txt', 'w').write('kept')")
