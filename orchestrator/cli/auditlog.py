@@ -121,9 +121,7 @@ def search(
 
     Example: cellblock audit search --event cell.ended --outcome oom --since 2026-01-31
     """
-    _refuse_unlike(_KERNEL, kernel, "--kernel", "the beginning of a kernel's id: up to 32 hexadecimal digits")
-    _refuse_unlike(_EVENT, event, "--event", "the beginning of an event's name, such as cell.ended or cell.")
-    _refuse_unlike(_DIGEST, code, "--code", "a SHA-256: 64 hexadecimal digits")
+    _refuse_impossible(kernel, event, code)
     first = moments("--since", since)[0] if since else None
     last = moments("--until", until)[1] if until else None
 
@@ -165,6 +163,12 @@ def _unreadable(path: Path, error: OSError) -> InvalidInputError:
     remedy = "Run the command as root, or as the user whose process writes the log."
     denied = isinstance(error, PermissionError)
     return InvalidInputError(f"{path} cannot be read: {error.strerror}.", remedy=remedy if denied else "")
+
+
+def _refuse_impossible(kernel: str, event: str, code: str) -> None:
+    _refuse_unlike(_KERNEL, kernel, "--kernel", "the beginning of a kernel's id: up to 32 hexadecimal digits")
+    _refuse_unlike(_EVENT, event, "--event", "the beginning of an event's name, such as cell.ended or cell.")
+    _refuse_unlike(_DIGEST, code, "--code", "a SHA-256: 64 hexadecimal digits")
 
 
 def _refuse_unlike(form: re.Pattern[str], value: str, option: str, accepted: str) -> None:
