@@ -54,14 +54,14 @@ async def _look(everywhere: bool, as_json: bool) -> None:
 
 async def _prune(everywhere: bool, as_json: bool) -> None:
     settings = Settings.load().model_copy(update={"warm_kernels": 0})
-    containers, folders = await _of_dead_processes(settings, everywhere=True)
+    containers, folders = await _of_dead_processes(settings, everywhere)
     with errors.status("looking for containers and folders of dead processes"):
         async with AgentKernelManager(max_kernels=1, settings=settings) as manager:
             recovery = manager.recovery
             if everywhere:
                 await manager.sweep_everywhere()
             deleted = await manager.apply_retention()
-    left, _ = await _of_dead_processes(settings, everywhere=True)
+    left, _ = await _of_dead_processes(settings, everywhere)
     gone, removed = containers - left, {folder for folder in folders if not folder.exists()}
     stay = sorted(str(folder) for folder in folders - removed)
     kept = {record.session_id: record for record in await _unended(settings) if record.session_id in recovery.sessions}
