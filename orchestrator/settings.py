@@ -5,16 +5,20 @@ The policy (``policy.py``) says what a sandbox may do.
 
 from __future__ import annotations
 
+import logging
 import os
-from functools import cached_property
+from difflib import get_close_matches
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, SettingsConfigDict
 
 from orchestrator.errors import SettingsError
 
+_log = logging.getLogger(__name__)
+_PREFIX = "CELLBLOCK_"
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -55,7 +59,7 @@ class Settings(BaseSettings):
         start_timeout: the time limit for a kernel to become ready, in seconds.
     """
 
-    model_config = SettingsConfigDict(env_prefix="CELLBLOCK_", env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, env_file=".env", extra="ignore", frozen=True)
 
     runtime: str = ""
     policy: str = "default"
@@ -80,11 +84,13 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls) -> Self:
-        """Read the environment and ``.env``.
+        """Read the environment and ``.env``. A CELLBLOCK_* variable that does not exist is logged as a warning, once.
 
         Raises:
             SettingsError: a variable cannot be used; the message names it.
         """
+        for name in _unknown_variables():
+            _warn_of(name)
         try:
             return cls()
         except ValidationError as error:
@@ -126,3 +132,25 @@ class Settings(BaseSettings):
             return Path("/var/log/cellblock/audit.jsonl")
         state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
         return Path(state) / "cellblock/audit.jsonl"
+
+
+def _unknown_variables() -> list[str]:
+    """Return the CELLBLOCK_* variables of the environment and of ``.env`` that are not settings."""
+    known = {f"{_PREFIX}{field}".upper() for field in Settings.model_fields}
+    try:
+        listed = DotEnvSettingsSource(Settings).env_vars
+    except OSError as error:
+        raise SettingsError(
+            f"{error.filename or '.env'} cannot be read: {error.strerror}.",
+            remedy="Make it readable, or run the program in another folder.",
+        ) from error
+    found = {*os.environ, *listed}
+    return sorted(name for name in found if name.upper().startswith(_PREFIX) and name.upper() not in known)
+
+
+@cache
+def _warn_of(name: str) -> None:
+    # Without the prefix, which all have in common.
+    near = get_close_matches(name[len(_PREFIX) :].lower(), Settings.model_fields, 1)
+    advice = f"did you mean {_PREFIX}{near[0].upper()}?" if near else "docs/settings.md lists the settings."
+    _log.warning("%s is not a setting and has no effect: %s", name.upper(), advice)

@@ -6,6 +6,8 @@ Every manager has a registry of its own. Nothing here contains code, outputs or 
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ try:
 except ImportError:  # the extra `otel` is not installed
     otel = None  # type: ignore[assignment]
 
+_log = logging.getLogger(__name__)
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
@@ -124,6 +127,28 @@ class Telemetry:
                 f"metrics cannot be served on {address}:{port}: {error.strerror or error}.",
                 remedy="Set CELLBLOCK_METRICS_PORT to a free port, or to 0 for none.",
             ) from error
+
+    def serve_if_free(self, address: str, port: int) -> int | None:
+        """Do what ``serve`` does; but if the port is in use, log a warning, serve nothing and return None.
+
+        The port is in use when another worker of the same program serves its metrics there.
+
+        Raises:
+            SettingsError: the address is not one of this host, or the port needs more rights.
+        """
+        try:
+            return self.serve(address, port)
+        except SettingsError as error:
+            cause = error.__cause__
+            if not isinstance(cause, OSError) or cause.errno != errno.EADDRINUSE:
+                raise
+            _log.warning(
+                "this process serves no metrics: %s:%d is in use, perhaps by another worker. Set "
+                "CELLBLOCK_METRICS_PORT to a port of its own for each process that you want to watch.",
+                address,
+                port,
+            )
+            return None
 
     def close(self) -> None:
         """Stop the thread of ``serve``, if there is one. Blocks up to half a second."""

@@ -179,7 +179,7 @@ class Wiring:
         self.registry.open(store, files, owners.name)
         await self._control.listen(instance.config.folder)
         if self._settings.metrics_port:
-            self.telemetry.serve(self._settings.metrics_address, self._settings.metrics_port)
+            self.telemetry.serve_if_free(self._settings.metrics_address, self._settings.metrics_port)
         take_over = partial(recover, self.registry, self.pool, instance, owners)
         self.recovery = await take_over()  # the last step that can fail
         self.acquiring.elsewhere.open(owners, take_over, self._ask)

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from orchestrator import __version__
-from orchestrator.cli import auditlog, daemon, doctor, image, policies, prune, ps, run, sessions, top, verify
+from orchestrator.cli import act, auditlog, daemon, doctor, image, policies, prune, ps, run, sessions, top, verify
 from orchestrator.cli.render import complain
-from orchestrator.errors import CellblockError
+from orchestrator.errors import CellblockError, InvalidInputError
 from orchestrator.logs import configure
 from orchestrator.settings import Settings
 
@@ -20,7 +20,6 @@ app = typer.Typer(
     help="Run code you do not trust: a Jupyter kernel in a locked container.\n\nExample: cellblock run analysis.py "
     "--file data.csv",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -40,9 +39,11 @@ def _options(
     """Take the options of the command itself."""
 
 
-app.command(name="run")(run.run)
+app.command(name="run", context_settings={"ignore_unknown_options": True})(run.run)
 app.command(name="ps")(ps.ps)
 app.command(name="top")(top.top)
+app.command(name="interrupt")(act.interrupt)
+app.command(name="kill")(act.kill)
 app.command(name="prune")(prune.prune)
 app.command(name="doctor")(doctor.doctor)
 app.command(name="verify")(verify.verify)
@@ -56,6 +57,7 @@ app.add_typer(daemon.app, name="engine")
 def main() -> None:
     """Run the command line. Exit status: 0 done, 1 it failed, 2 wrong usage, 130 interrupted."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
+    configure("warning", "text")  # for what is reported while the settings are read
     try:
         settings = Settings.load()
         configure(settings.log_level, settings.log_format)
@@ -63,6 +65,17 @@ def main() -> None:
     except CellblockError as error:
         complain(error)
         sys.exit(1)
+    except OSError as error:  # a file that a command reads or writes, or .env
+        if error.filename is None:
+            raise
+        complain(_inaccessible(error))
+        sys.exit(1)
+
+
+def _inaccessible(error: OSError) -> CellblockError:
+    remedy = "Run the command as root, or as the user to whom the file belongs."
+    denied = isinstance(error, PermissionError)
+    return InvalidInputError(f"{error.filename}: {error.strerror}.", remedy=remedy if denied else "")
 
 
 if __name__ == "__main__":

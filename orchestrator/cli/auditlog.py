@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,8 +15,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.cli.render import console, errors, plain
+from orchestrator.cli.moments import ACCEPTED, moments, time_of
+from orchestrator.cli.render import AsJson, console, errors, plain, shorten, show_json, show_table
 from orchestrator.errors import InvalidInputError
+from orchestrator.outcome import Outcome
 from orchestrator.settings import Settings
 from orchestrator.store.auditchain import Mark, read, segments
 from orchestrator.store.auditchain import verify as verify_chain
@@ -25,10 +29,13 @@ app = typer.Typer(
 )
 _POLL = 0.5  # seconds between two checks for new entries
 _LONGEST = 100  # characters of details in a table row
+_KERNEL = re.compile(r"[0-9a-fA-F]{1,32}")
+_EVENT = re.compile(r"[a-z]+(\.[a-z_]*)?")
+_DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 _SHOWN_ELSEWHERE = ("seq", "time", "event", "agent", "kernel", "instance", "prev", "hash", "caller", "session")
 
 File = Annotated[Path | None, typer.Option("--log", help="The log file. Default: CELLBLOCK_AUDIT_LOG.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print each entry as a line of JSON.")]
+AsLines = Annotated[bool, typer.Option("--json", help="Print each entry as a line of JSON.")]
 
 
 @app.command()
@@ -37,6 +44,7 @@ def verify(
     head: Annotated[
         str, typer.Option(help="A head that was printed earlier, as NUMBER:HASH. It must be in the chain.")
     ] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Verify that no line of the log was altered, removed, moved or truncated, and report the first fault.
 
@@ -45,11 +53,15 @@ def verify(
 
     Example: cellblock audit verify --head 1841:5c1d…
     """
+    mark = _mark(head)
     path = _path(log)
     try:
-        verdict = verify_chain(path, _mark(head))
+        verdict = verify_chain(path, mark)
     except OSError as error:
-        raise InvalidInputError(f"{path} cannot be read: {error.strerror}.") from error
+        raise _unreadable(path, error) from error
+    if as_json:
+        show_json({"intact": verdict.fault is None, **asdict(verdict), "head": str(verdict.head)})
+        raise typer.Exit(0 if verdict.fault is None else 1)
     for note in verdict.notes:
         console.print(f"[yellow]note:[/] {escape(note)}")
     if verdict.fault is not None:
@@ -68,7 +80,7 @@ def tail(
     follow: Annotated[
         bool, typer.Option("-f", "--follow", help="Keep printing new entries as they are written.")
     ] = False,
-    as_json: AsJson = False,
+    as_json: AsLines = False,
 ) -> None:
     """Print the newest entries.
 
@@ -96,29 +108,34 @@ def search(
     agent: Annotated[str, typer.Option(help="Only entries of this agent.")] = "",
     kernel: Annotated[str, typer.Option(help="Only entries of the kernel whose id begins with this.")] = "",
     event: Annotated[str, typer.Option(help="Only events whose name begins with this: cell.ended, or cell.")] = "",
-    outcome: Annotated[str, typer.Option(help="Only cells with this outcome: oom, timeout, …")] = "",
+    outcome: Annotated[Outcome | None, typer.Option(help="Only cells, kernels or sessions that ended so.")] = None,
     code: Annotated[str, typer.Option(help="Only cells or files whose content has this SHA-256.")] = "",
     text: Annotated[str, typer.Option(help="Only entries that contain this text.")] = "",
-    since: Annotated[str, typer.Option(help="From this time on, in UTC: 2026-01-31, or 2026-01-31T12:00.")] = "",
-    until: Annotated[str, typer.Option(help="Up to and including this time, in UTC.")] = "",
-    as_json: AsJson = False,
+    since: Annotated[str, typer.Option(help=f"From this time on. {ACCEPTED}")] = "",
+    until: Annotated[str, typer.Option(help=f"Up to and including this day, minute or second. {ACCEPTED}")] = "",
+    as_json: AsLines = False,
 ) -> None:
-    """Print the entries that match all given options. Exit status: 0 if there are any, 1 if there are none.
+    """Print the entries that match all given options.
+
+    Exit status: 0 if there are any, 1 if there are none, 2 if an option has a value that no entry can have.
 
     Example: cellblock audit search --event cell.ended --outcome oom --since 2026-01-31
     """
+    _refuse_impossible(kernel, event, code)
+    first = moments("--since", since)[0] if since else None
+    last = moments("--until", until)[1] if until else None
 
     def matches(entry: dict[str, Any]) -> bool:
-        when = str(entry.get("time", ""))
+        when = time_of(entry) if first or last else None
         return (
             (not agent or entry.get("agent") == agent)
             and str(entry.get("kernel", "")).startswith(kernel)
             and str(entry.get("event", "")).startswith(event)
-            and (not outcome or entry.get("outcome") == outcome)
-            and (not code or code in (entry.get("code_sha256"), entry.get("sha256")))
+            and (not outcome or outcome in (entry.get("outcome"), entry.get("reason")))
+            and (not code or code.lower() in (entry.get("code_sha256"), entry.get("sha256")))
             and (not text or text in json.dumps(entry, ensure_ascii=False))
-            and (not since or when >= since)
-            and (not until or when[: len(until)] <= until)
+            and (first is None or (when is not None and when >= first))
+            and (last is None or (when is not None and when < last))
         )
 
     found = [entry for entry in _entries(_path(log)) if matches(entry)]
@@ -133,20 +150,44 @@ def _path(log: Path | None) -> Path:
     if path is None:
         raise InvalidInputError("there is no audit log: CELLBLOCK_AUDIT_LOG is off.", remedy="Name one with --log.")
     path = path.absolute()
-    if not segments(path):
+    try:
+        found = segments(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if not found:
         raise InvalidInputError(f"there is no audit log {path}.", remedy="It is created when the first kernel starts.")
     return path
+
+
+def _unreadable(path: Path, error: OSError) -> InvalidInputError:
+    remedy = "Run the command as root, or as the user whose process writes the log."
+    denied = isinstance(error, PermissionError)
+    return InvalidInputError(f"{path} cannot be read: {error.strerror}.", remedy=remedy if denied else "")
+
+
+def _refuse_impossible(kernel: str, event: str, code: str) -> None:
+    _refuse_unlike(_KERNEL, kernel, "--kernel", "the beginning of a kernel's id: up to 32 hexadecimal digits")
+    _refuse_unlike(_EVENT, event, "--event", "the beginning of an event's name, such as cell.ended or cell.")
+    _refuse_unlike(_DIGEST, code, "--code", "a SHA-256: 64 hexadecimal digits")
+
+
+def _refuse_unlike(form: re.Pattern[str], value: str, option: str, accepted: str) -> None:
+    if value and not form.fullmatch(value):
+        raise typer.BadParameter(f"{plain(value)!r} is not {accepted}.", param_hint=option)
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
     try:
         yield from read(path)
     except OSError as error:
-        raise InvalidInputError(f"{path} cannot be read: {error.strerror}.") from error
+        raise _unreadable(path, error) from error
 
 
 def _size(path: Path) -> int:
-    return sum(segment.stat().st_size for segment in segments(path))
+    try:
+        return sum(segment.stat().st_size for segment in segments(path))
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def _mark(head: str) -> Mark | None:
@@ -154,7 +195,7 @@ def _mark(head: str) -> Mark | None:
         return None
     number, _, digest = head.partition(":")
     if not number.isdecimal() or len(digest) != 64:
-        raise InvalidInputError("--head takes NUMBER:HASH, as `cellblock audit verify` prints it.")
+        raise typer.BadParameter("it takes NUMBER:HASH, as `cellblock audit verify` prints it.", param_hint="--head")
     return Mark(int(number), digest)
 
 
@@ -182,10 +223,10 @@ def _print(entries: list[dict[str, Any]], as_json: bool) -> None:
             str(entry.get("event", "")),
             str(entry.get("agent", "")),
             str(entry.get("kernel", ""))[:12],
-            said if len(said) <= _LONGEST else said[:_LONGEST] + "…",
+            shorten(said, _LONGEST),
         )
         table.add_row(*(escape(plain(cell)) for cell in cells))
-    console.print(table)
+    show_table(table)
 
 
 def _flat(details: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import typer
 from rich.console import Console
 from rich.status import Status
 
+from orchestrator.cli.render import AsJson, show_json
 from orchestrator.host import bootstrap
 
 app = typer.Typer(
@@ -62,9 +65,13 @@ def stop() -> None:
 
 
 @app.command(epilog="Example: cellblock engine status")
-def status() -> None:
+def status(as_json: AsJson = False) -> None:
     """Show which engine answers. Exit status: 0 if one answers, 1 if none does."""
-    _show(bootstrap.status())
+    found = bootstrap.status()
+    if as_json:
+        show_json(asdict(found))
+    else:
+        _show(found)
 
 
 def _show(found: bootstrap.EngineStatus) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import psutil
@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from orchestrator.cli.render import console, plain, run_async
+from orchestrator.cli.render import AsJson, console, errors, plain, run_async, show_json, show_table
 from orchestrator.container.engine import Engine, gvisor_fault
 from orchestrator.errors import CellblockError, ImageMissingError
 from orchestrator.host.weakness import look, weaknesses
@@ -50,7 +50,7 @@ class Diagnosis:
     consequence: str = ""
 
 
-def doctor() -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Check the engine, the runtimes, the image and this host, and run one kernel under each runtime.
 
     For each weakness, prints its consequence and a fix. Use `cellblock verify` to test the promises themselves.
@@ -61,8 +61,12 @@ def doctor() -> None:
     """
     settings = Settings.load()
     usable: list[str] = []
-    with console.status("checking this host and starting a kernel under each runtime"):
+    with errors.status("checking this host and starting a kernel under each runtime"):
         diagnoses = run_async(_examine(settings, usable))
+    if as_json:
+        found = [asdict(diagnosis) for diagnosis in diagnoses]
+        show_json({"usable": usable, "runtime": _chosen(settings, usable), "diagnoses": found})
+        raise typer.Exit(0 if usable else 1)
     _report(diagnoses, usable, settings)
     raise typer.Exit(0 if usable else 1)
 
@@ -135,19 +139,25 @@ async def _trial(runtime: str, settings: Settings, usable: list[str]) -> Diagnos
     return Diagnosis(subject, "good", f"6 * 7 = 42, in {1000 * result['duration_s']:.0f} ms")
 
 
+def _chosen(settings: Settings, usable: list[str]) -> str:
+    """Return the runtime of new kernels; "" if no kernel can run."""
+    wanted = settings.runtime or Policy.load(settings.policy).runtime
+    return "" if not usable else usable[0] if wanted == "auto" else wanted
+
+
 def _report(diagnoses: list[Diagnosis], usable: list[str], settings: Settings) -> None:
     table = Table("what", "state", "found", title="cellblock doctor", title_justify="left")
     for diagnosis in diagnoses:
         table.add_row(diagnosis.subject, _MARKS[diagnosis.condition], escape(plain(diagnosis.found)))
-    console.print(table)
+    show_table(table)
     for diagnosis in diagnoses:
         if diagnosis.condition != "good":
-            console.print(f"{_MARKS[diagnosis.condition]} {diagnosis.subject}: {escape(plain(diagnosis.consequence))}")
+            said = plain(diagnosis.consequence or diagnosis.found)
+            console.print(f"{_MARKS[diagnosis.condition]} {diagnosis.subject}: {escape(said)}")
             console.print(Padding(f"[bold]Fix:[/] {escape(plain(diagnosis.fix or 'none is known.'))}", (0, 0, 0, 2)))
     if not usable:
         console.print("[bold red]Kernels cannot run on this host[/] until the broken items above are fixed.")
         return
-    wanted = settings.runtime or Policy.load(settings.policy).runtime
-    chosen = usable[0] if wanted == "auto" else wanted
+    chosen = _chosen(settings, usable)
     console.print(f"New kernels run under [bold]{escape(chosen)}[/]. What this host promises:")
     console.print(f"  {_PROMISES.get(chosen, 'nothing: cellblock does not check this runtime.')}")

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from orchestrator.cli.render import AsJson, show_json
 from orchestrator.container import engine
 from orchestrator.container.engineimages import EngineImages
 from orchestrator.image.build import BuildStep, BuiltImage, build_image, find_current_image, find_image, image_name
@@ -84,7 +85,7 @@ def build(force: Force = False) -> None:
 
 
 @app.command(epilog="Example: cellblock image show")
-def show() -> None:
+def show(as_json: AsJson = False) -> None:
     """Show which image new kernels use. Exit status: 0 if it is current, 1 if it is missing or out of date."""
     settings = Settings.load()
     client = engine.connect(settings.engine_timeout)
@@ -95,6 +96,9 @@ def show() -> None:
         client.close()
     if image is None:
         raise engine.image_missing(image_name(settings))
+    if as_json:
+        show_json({"name": image.name, "image_id": image.image_id, "bytes": image.size, "current": current is not None})
+        raise typer.Exit(0 if current else 1)
     _show(image, "matches its sources" if current else "does not match its sources: run `cellblock image build`")
     if current is None:
         raise typer.Exit(1)

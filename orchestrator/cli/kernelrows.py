@@ -9,13 +9,33 @@ from typing import Any
 
 from rich.markup import escape
 
-from orchestrator.cli.render import plain
-from orchestrator.operator.controlsocket import ControlClient, control_clients
+from orchestrator.cli.render import plain, shorten
+from orchestrator.errors import InvalidInputError
+from orchestrator.operator.controlsocket import ControlClient, control_clients_of_host, user_name
 from orchestrator.settings import Settings
 
-COLUMNS = ("kernel", "agent", "runtime", "state", "CPU %", "memory MiB", "tmpfs", "pids", "cells", "running", "age")
+ACT = 15.0  # seconds for an instance to interrupt a cell or to kill a kernel
+COLUMNS = (
+    "kernel",
+    "user",
+    "agent",
+    "runtime",
+    "state",
+    "CPU %",
+    "memory MiB",
+    "tmpfs",
+    "pids",
+    "cells",
+    "running",
+    "age",
+)
 _ANSWER = 2.0  # seconds for an instance to answer
 _BAR = 8  # characters
+_LONGEST_AGENT = 40  # characters
+_LARGEST = 1e15  # of any number in an overview
+_MOST_KERNELS = 4096  # of one instance; more is no overview
+_LONGEST_REFUSAL = 500  # characters
+_COUNTS = ("max", "ready", "leased", "starting", "ending", "waiting")
 _NEAR = 0.8  # share of a limit from which on usage is shown in red
 _STATES = {"busy": "bold green", "ready": "cyan", "ending": "red"}
 
@@ -36,17 +56,46 @@ class Row:
     def kernel_id(self) -> str:
         return str(self.kernel["kernel_id"])
 
-    def cells(self) -> tuple[str, ...]:
-        """Return the row as rich markup, one text for each of ``COLUMNS``."""
-        kernel, usage = self.kernel, self.kernel["usage"] or {}
-        state, cell = str(kernel["state"]), kernel["cell"]
+    @property
+    def key(self) -> str:
+        """A name that no row of another manager has, whatever ids that manager reports."""
+        return f"{self.control.path} {self.kernel_id}"
+
+    @property
+    def user(self) -> str:
+        """The user whose manager owns the kernel."""
+        return user_name(self.control.uid)
+
+    def is_named(self, name: str) -> bool:
+        """Return whether this is the kernel, session or agent of that full id."""
+        return name in (self.kernel_id, self.kernel.get("session"), self.kernel.get("agent"))
+
+    def begins_with(self, name: str) -> bool:
+        """Return whether the id of its kernel, session or agent begins with ``name``."""
+        return any(
+            str(each or "").startswith(name) for each in (self.kernel_id, self.kernel.get("session"), self.agent)
+        )
+
+    @property
+    def agent(self) -> str:
+        return str(self.kernel.get("agent") or "")
+
+    def cells(self, *, bars: bool) -> tuple[str, ...]:
+        """Return the row as rich markup, one text for each of ``COLUMNS``.
+
+        Args:
+            bars: whether shares of a limit are drawn as bars too.
+        """
+        kernel, usage = self.kernel, self.kernel.get("usage") or {}
+        state, cell = str(kernel["state"]), kernel.get("cell")
         return (
             escape(plain(self.kernel_id[:12])),
-            escape(plain(kernel["agent"] or "-")[:40]),
+            escape(plain(self.user)),
+            escape(shorten(plain(self.agent or "-"), _LONGEST_AGENT)),
             escape(plain(kernel["runtime"])),
             f"[{_STATES.get(state, 'default')}]{escape(state)}[/]",
-            _share(usage.get("cpu_percent"), usage.get("cpu_limit_percent")),
-            _share(usage.get("memory_mb"), usage.get("memory_limit_mb")),
+            _share(usage.get("cpu_percent"), usage.get("cpu_limit_percent"), bars),
+            _share(usage.get("memory_mb"), usage.get("memory_limit_mb"), bars),
             "-" if usage.get("tmpfs_mb") is None else f"{usage['tmpfs_mb']:.0f}",
             str(usage.get("pids", "-")),
             str(kernel["cells"]),
@@ -74,13 +123,80 @@ class HostView:
 
 
 async def look(settings: Settings) -> HostView:
-    """Ask every instance of this host that this user has access to."""
-    found = control_clients(settings.state_path)
+    """Ask every instance of this host that this user may ask: root sees those of every user.
+
+    With CELLBLOCK_STATE_DIR, this user's instances with other state folders are left out.
+    """
+    found = control_clients_of_host(settings.state_path, only=bool(settings.state_dir))
     answers = await asyncio.gather(*(client.ask({"do": "overview"}, _ANSWER) for client in found))
-    heard = [(client, answer) for client, answer in zip(found, answers, strict=True) if answer and "kernels" in answer]
-    silent = [client.instance for client, answer in zip(found, answers, strict=True) if not answer]
+    heard = [
+        (client, {**answer, "uid": client.uid, "user": user_name(client.uid)})
+        for client, answer in zip(found, answers, strict=True)
+        if answer and is_overview(answer)
+    ]
+    silent = {client.instance for client in found} - {client.instance for client, _ in heard}
     rows = [Row(client, kernel) for client, answer in heard for kernel in answer["kernels"]]
-    return HostView(tuple(answer for _, answer in heard), tuple(rows), tuple(silent))
+    return HostView(tuple(answer for _, answer in heard), tuple(rows), tuple(sorted(silent)))
+
+
+def find_kernel(host: HostView, name: str) -> Row:
+    """Return the one kernel that has this kernel, session or agent id, or the only one whose id begins with it.
+
+    Raises:
+        InvalidInputError: there is none, or there are several.
+    """
+    found = [row for row in host.rows if row.is_named(name)]
+    found = found or [row for row in host.rows if name and row.begins_with(name)]
+    if not found:
+        raise InvalidInputError(
+            f"no running kernel, session or agent has the id {name!r}.",
+            remedy="`cellblock ps` shows all kernels. A session that sleeps has no kernel.",
+        )
+    if len(found) > 1:
+        listed = ", ".join(f"{row.kernel_id[:12]} ({row.agent or 'ready'}, user {row.user})" for row in found[:3])
+        raise InvalidInputError(f"{len(found)} kernels match {name!r}: {listed}{', …' if len(found) > 3 else ''}")
+    return found[0]
+
+
+def is_overview(answer: dict[str, Any]) -> bool:
+    """Return whether an answer has the form of an overview. The program of another user may send anything."""
+    pool, kernels = answer.get("pool"), answer.get("kernels")
+    return (
+        isinstance(pool, dict)
+        and all(_is_number(pool.get(key)) for key in _COUNTS)
+        and isinstance(kernels, list)
+        and len(kernels) <= _MOST_KERNELS
+        and all(isinstance(kernel, dict) and _is_kernel(kernel) for kernel in kernels)
+    )
+
+
+def _is_kernel(kernel: dict[str, Any]) -> bool:
+    usage, cell = kernel.get("usage"), kernel.get("cell")
+    return (
+        all(isinstance(kernel.get(key), str) for key in ("kernel_id", "runtime", "state"))
+        and all(isinstance(kernel.get(key, ""), str | None) for key in ("agent", "session"))
+        and _is_number(kernel.get("age_s"))
+        and _is_number(kernel.get("cells"))
+        and (usage is None or (isinstance(usage, dict) and all(map(_is_number_or_none, usage.values()))))
+        and (
+            cell is None
+            or (isinstance(cell, dict) and _is_number(cell.get("age_s")) and _is_number(cell.get("number")))
+        )
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < _LARGEST  # neither NaN nor a million digits
+
+
+def _is_number_or_none(value: object) -> bool:
+    return value is None or _is_number(value)
+
+
+def refusal(action: str, reply: dict[str, Any]) -> str:
+    """Return why an instance has not interrupted a cell or killed a kernel, from its reply."""
+    ended = "no cell is running" if action == "interrupt" else "the kernel has already ended"
+    return plain(str(reply.get("error", ended)))[:_LONGEST_REFUSAL]
 
 
 def summary(host: HostView) -> str:
@@ -98,14 +214,14 @@ def ordered(rows: Sequence[Row], by: str) -> list[Row]:
     """Return the rows sorted: by "cpu", "memory" or "age" with the highest first, otherwise by agent."""
 
     def usage(row: Row, key: str) -> float:
-        return float((row.kernel["usage"] or {}).get(key) or 0)
+        return float((row.kernel.get("usage") or {}).get(key) or 0)
 
     keys = {
         "cpu": lambda row: -usage(row, "cpu_percent"),
         "memory": lambda row: -usage(row, "memory_mb"),
         "age": lambda row: -float(row.kernel["age_s"]),
     }
-    return sorted(rows, key=keys.get(by, lambda row: (row.kernel["agent"] is None, str(row.kernel["agent"]))))
+    return sorted(rows, key=keys.get(by, lambda row: (not row.agent, row.agent)))
 
 
 def span(seconds: float) -> str:
@@ -119,10 +235,12 @@ def span(seconds: float) -> str:
     return f"{hours}h{minutes:02}m" if hours < 48 else f"{hours // 24}d"
 
 
-def _share(used: float | None, limit: float | None) -> str:
+def _share(used: float | None, limit: float | None, bars: bool) -> str:
     """Return a bar and both numbers, or "-" if either is unknown."""
     if used is None or not limit:
         return "-"
+    if not bars:
+        return f"{used:.0f}/{limit:g}"
     share = min(1.0, used / limit)
     full = round(share * _BAR)
     colour = "red" if share >= _NEAR else "green"

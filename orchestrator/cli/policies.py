@@ -9,9 +9,11 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
-from orchestrator.cli.render import console, plain
+from orchestrator.cli.render import AsJson, console, plain, shorten, show_json, show_table
 from orchestrator.container.hostconfig import KERNEL_MOUNT, ContainerSpec, create_request
+from orchestrator.errors import PolicyError
 from orchestrator.policy.policy import Policy, keys, policy_path, shipped
 from orchestrator.settings import Settings
 
@@ -83,12 +85,15 @@ MEANINGS = {
 
 
 @app.command(name="list")
-def list_policies() -> None:
+def list_policies(as_json: AsJson = False) -> None:
     """List the policies that come with cellblock. An asterisk marks the one that new kernels use.
 
     Example: cellblock policy list
     """
     chosen = Settings.load().policy
+    if as_json:
+        show_json([{"policy": name, "chosen": name == chosen, **_settings(Policy.load(name))} for name in shipped()])
+        return
     table = Table("policy", "runtime", "CPU", "memory", "time per cell", "purpose")
     table.columns[0].no_wrap = table.columns[1].no_wrap = True
     for name, path in shipped().items():
@@ -103,33 +108,47 @@ def list_policies() -> None:
             f"{limits.execution_time_s:g} s",
             summary,
         )
-    console.print(table)
+    show_table(table)
     if chosen not in shipped():
         console.print(f"New kernels use {escape(plain(chosen))} (CELLBLOCK_POLICY).")
 
 
 @app.command()
-def show(name: Named) -> None:
-    """Print a policy's file, for example as a start for your own policy.
+def show(name: Named, as_json: AsJson = False) -> None:
+    """Print a policy's file, for example as a start for your own policy; with --json, every setting and its value.
 
     Example: cellblock policy show strict > mine.toml
     """
-    Policy.load(name)
+    policy = Policy.load(name)
+    if as_json:
+        show_json(_settings(policy))
+        return
     typer.echo(policy_path(name).read_text(encoding="utf-8-sig"), nl=False)
 
 
 @app.command()
-def check(file: Annotated[Path, typer.Argument(metavar="FILE", help="The policy file, in TOML.")]) -> None:
+def check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The policy file, in TOML.")], as_json: AsJson = False
+) -> None:
     """Check a policy file, and report every fault with its line. Exit status: 0 if it is valid, 1 if it is not.
 
     Example: cellblock policy check mine.toml
     """
-    policy = Policy.load(str(file if "/" in str(file) else Path.cwd() / file))
+    try:
+        policy = Policy.load(str(file if "/" in str(file) else Path.cwd() / file))
+    except PolicyError as error:
+        if as_json:
+            show_json({"valid": False, "fault": error.message})
+            raise typer.Exit(1) from None
+        raise
+    if as_json:
+        show_json({"valid": True, "settings": _settings(policy)})
+        return
     console.print(f"[green]valid:[/] {escape(plain(str(file)))}: {len(_settings(policy))} settings.")
 
 
 @app.command()
-def explain(name: Named) -> None:
+def explain(name: Named, as_json: AsJson = False) -> None:
     """Show each setting of a policy: its effect in Docker, and the attack that it stops.
 
     Example: cellblock policy explain data-science
@@ -138,11 +157,14 @@ def explain(name: Named) -> None:
     request = _specimen(policy)
     columns = (Column(name, overflow="fold") for name in ("setting", "in Docker", "row", "stops"))
     table = Table(*columns, title=f"under {request['HostConfig']['Runtime']}", title_justify="left")
+    if as_json:
+        show_json([_explained(request, key, value) for key, value in _settings(policy).items()])
+        return
     for key, value in _settings(policy).items():
-        meaning = MEANINGS[key.split(".")[0] if key.startswith(("environment.", "data.", "groups.")) else key]
+        meaning = _meaning(key)
         setting = f"{escape(key)}\n[bold]{_text(value)}[/]"
         table.add_row(setting, _in_docker(request, key, meaning), meaning.row, meaning.stops)
-    console.print(table)
+    show_table(table)
     console.print(
         "The rows are those of docs/threat-model.md. Under every policy, no container is privileged, runs as root, or "
         "has a capability, a network, a namespace of the host, a writable mount or a tmpfs without a size."
@@ -161,6 +183,16 @@ def _settings(policy: Policy) -> dict[str, Any]:
         else:
             found[key] = value
     return found
+
+
+def _meaning(key: str) -> Meaning:
+    return MEANINGS[key.split(".")[0] if key.startswith(("environment.", "data.", "groups.")) else key]
+
+
+def _explained(request: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    meaning = _meaning(key)
+    in_docker = Text.from_markup(_in_docker(request, key, meaning)).plain
+    return {"setting": key, "value": value, "in_docker": in_docker, "row": meaning.row, "stops": meaning.stops}
 
 
 def _specimen(policy: Policy) -> dict[str, Any]:
@@ -210,4 +242,4 @@ def _text(value: Any) -> str:
         case _:
             said = str(value)
     said = plain(said or "none")
-    return escape(said if len(said) <= _LONGEST else said[: _LONGEST - 1] + "…")
+    return escape(shorten(said, _LONGEST))

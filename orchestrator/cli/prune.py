@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.cli.render import console, plain, run_async
+from orchestrator.cli.render import AsJson, console, errors, plain, run_async, show_json, show_table
 from orchestrator.container.engine import Engine
 from orchestrator.container.reaper import orphaned_folders, orphans
 from orchestrator.instance import home_of
@@ -27,46 +28,73 @@ def prune(
             "--all", help="Also remove kernels of dead processes of other users and state folders; their state is lost."
         ),
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Remove containers and folders of dead processes, and sessions beyond the retention limits.
 
     State that their kernels still hold is checkpointed first: such a session sleeps, and wakes when its agent returns.
-    Containers, folders and sessions of running processes are not touched.
+    Containers, folders and sessions of running processes are not touched. Counts only what is gone afterwards.
 
     Example: cellblock prune --dry-run
     """
-    run_async(_look(everywhere) if dry_run else _prune(everywhere))
+    run_async(_look(everywhere, as_json) if dry_run else _prune(everywhere, as_json))
 
 
-async def _look(everywhere: bool) -> None:
+async def _look(everywhere: bool, as_json: bool) -> None:
     settings = Settings.load()
-    engine = await Engine.connect(settings.engine_timeout)
-    try:
-        containers = await engine.retry(orphans, engine.client.api, None if everywhere else home_of(settings))
-    finally:
-        engine.close()
-    folders = orphaned_folders(settings.state_path)
+    containers, folders = await _of_dead_processes(settings, everywhere)
     lost = lost_sessions(await _unended(settings), HostOwners(folders=(settings.state_path, settings.data_path)))
+    if as_json:
+        named = {"containers": sorted(containers), "folders": sorted(map(str, folders))}
+        show_json({**named, "sessions": [record.session_id for record in lost]})
+        return
     console.print(f"containers of dead processes: {len(containers)}; folders: {len(folders)}")
     _show(lost, "lost its process")
 
 
-async def _prune(everywhere: bool) -> None:
+async def _prune(everywhere: bool, as_json: bool) -> None:
     settings = Settings.load().model_copy(update={"warm_kernels": 0})
-    folders = len(orphaned_folders(settings.state_path))
-    with console.status("looking for containers and folders of dead processes"):
+    containers, folders = await _of_dead_processes(settings, everywhere)
+    with errors.status("looking for containers and folders of dead processes"):
         async with AgentKernelManager(max_kernels=1, settings=settings) as manager:
             recovery = manager.recovery
-            removed = recovery.containers + (await manager.sweep_everywhere() if everywhere else 0)
+            if everywhere:
+                await manager.sweep_everywhere()
             deleted = await manager.apply_retention()
-    console.print(f"removed: {removed} containers and {folders} folders of dead processes, {deleted} old sessions")
+    left, _ = await _of_dead_processes(settings, everywhere)
+    gone, removed = containers - left, {folder for folder in folders if not folder.exists()}
+    stay = sorted(str(folder) for folder in folders - removed)
     kept = {record.session_id: record for record in await _unended(settings) if record.session_id in recovery.sessions}
+    ended = [session for session in recovery.sessions if session not in kept]
+    if as_json:
+        counts = {"containers": len(gone), "folders": len(removed), "old_sessions": deleted}
+        left_over = {"containers": sorted(containers & left), "folders": stay}
+        sessions = {record.session_id: record.state for record in kept.values()}
+        show_json({"removed": counts, "left": left_over, "kept_sessions": sessions, "ended_sessions": ended})
+        return
+    console.print(
+        f"removed: {len(gone)} containers and {len(removed)} folders of dead processes, {deleted} old sessions"
+    )
+    if stay or containers & left:
+        console.print(f"left: {len(containers & left)} containers and {len(stay)} folders of dead processes")
+        if not everywhere:
+            console.print("`cellblock prune --all` removes those of other users and state folders too.")
     _show([record for record in kept.values() if record.state == "asleep"], "asleep")
     _show(
         [record for record in kept.values() if record.state == "live"], "kept in its kernel: it cannot be checkpointed"
     )
-    if ended := [session for session in recovery.sessions if session not in kept]:
+    if ended:
         console.print(f"ended, because neither a live kernel nor a checkpoint is left: {', '.join(ended)}")
+
+
+async def _of_dead_processes(settings: Settings, everywhere: bool) -> tuple[set[str], set[Path]]:
+    """Return the ids of the containers of dead processes, and the folders of dead processes in the state folder."""
+    engine = await Engine.connect(settings.engine_timeout)
+    try:
+        found = await engine.retry(orphans, engine.client.api, None if everywhere else home_of(settings))
+    finally:
+        engine.close()
+    return {container["Id"] for container in found}, set(orphaned_folders(settings.state_path))
 
 
 async def _unended(settings: Settings) -> list[SessionRecord]:
@@ -86,4 +114,4 @@ def _show(records: list[SessionRecord], state: str) -> None:
     table = Table("session", "agent", "cells", "now")
     for record in records:
         table.add_row(record.session_id[:12], escape(plain(record.agent_id)), str(record.cells), state)
-    console.print(table)
+    show_table(table)

@@ -9,7 +9,7 @@ import typer
 from rich.table import Column, Table
 
 from orchestrator.cli.kernelrows import COLUMNS, look, ordered, summary
-from orchestrator.cli.render import console, errors, run_async
+from orchestrator.cli.render import console, errors, run_async, show_table
 from orchestrator.settings import Settings
 
 
@@ -22,6 +22,8 @@ def ps(
 ) -> None:
     """List the kernels of every cellblock process on this host: agent, state, resource use and running cell.
 
+    Shows the processes of this user; to root, those of every user.
+
     Example: cellblock ps --sort memory
     """
     host = run_async(look(Settings.load()))
@@ -31,8 +33,8 @@ def ps(
     if host.rows:
         table = Table(*(Column(name, no_wrap=name in ("kernel", "state")) for name in COLUMNS))
         for row in ordered(host.rows, sort):
-            table.add_row(*row.cells())
-        console.print(table)
+            table.add_row(*row.cells(bars=console.is_terminal))
+        show_table(table)
     console.print(summary(host))
     for instance in host.silent:
         errors.print(f"instance {instance} does not answer: it has ended or hangs", style="yellow")

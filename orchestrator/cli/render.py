@@ -1,25 +1,27 @@
-"""Shared by all commands: the consoles, printing an error, removing control characters, and running async work."""
+"""Shared by all commands: the consoles, tables, JSON, errors, removing control characters, and running async work."""
 
 from __future__ import annotations
 
 import asyncio
-import os
+import json
 import sys
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
 
 from orchestrator.errors import CellblockError
 from orchestrator.output.printable import CONTROL
 
 T = TypeVar("T")
 
-_WIDE = 200  # columns if the output is not a terminal; 80 would truncate the tables
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDE)
+console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 errors = Console(stderr=True, highlight=False)
 
 INTERRUPTED = 130
@@ -30,6 +32,34 @@ def complain(error: CellblockError) -> None:
     errors.print(f"[bold red]cellblock:[/] {escape(plain(error.message))}")
     if error.remedy:
         errors.print(f"  {escape(plain(error.remedy))}")
+
+
+def show_table(table: Table) -> None:
+    """Print a table: with lines on a terminal, elsewhere as plain columns that are never wrapped or truncated."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    if table.title:
+        typer.echo(_cell(table.title))
+    rows = [[_cell(column.header), *map(_cell, column.cells)] for column in table.columns]
+    widths = [max(map(len, column)) for column in rows]
+    for row in zip(*rows, strict=True):
+        typer.echo("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _cell(cell: Any) -> str:
+    text = cell if isinstance(cell, Text) else Text.from_markup(str(cell))
+    return " ".join(plain(text.plain).split())
+
+
+def shorten(text: str, length: int) -> str:
+    """Return at most ``length`` characters of ``text`` for a table on a terminal, and all of it elsewhere."""
+    return text if len(text) <= length or not console.is_terminal else text[: length - 1] + "…"
+
+
+def show_json(value: Any) -> None:
+    """Print a value as indented JSON."""
+    typer.echo(json.dumps(value, indent=2, default=str))
 
 
 def plain(text: str) -> str:

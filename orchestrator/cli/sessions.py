@@ -16,7 +16,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.cli.render import console, plain
+from orchestrator.cli.render import AsJson, console, plain, shorten, show_table
 from orchestrator.errors import InvalidInputError
 from orchestrator.sessions.notebook import session_notebook
 from orchestrator.sessions.owners import HostOwners, lost_sessions
@@ -31,8 +31,12 @@ app = typer.Typer(
 )
 _LONGEST = 80  # characters of code and of output in a table row
 
-Id = Annotated[str, typer.Argument(metavar="SESSION", help="The session's id, or its beginning.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Id = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID", help="The session's id, its beginning, or an agent's id: the session that it used last."
+    ),
+]
 
 
 class Format(StrEnum):
@@ -77,7 +81,7 @@ def list_sessions(
             _time(record.created_at),
             _time(record.last_used_at),
         )
-    console.print(table)
+    show_table(table)
 
 
 @app.command()
@@ -107,7 +111,7 @@ def show(session: Id, as_json: AsJson = False) -> None:
         table.add_row(
             str(cell.number), _time(cell.started_at), cell.outcome, escape(_one_line(cell.code)), escape(said)
         )
-    console.print(table)
+    show_table(table)
 
 
 @app.command()
@@ -143,17 +147,26 @@ def export(
 def delete(
     session: Id,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Delete a session with its cells, outputs and checkpoints. A session of a running process is refused.
+
+    The id of an agent with several sessions is refused: name one of its sessions.
 
     Example: cellblock sessions delete 3f9a --yes
     """
     with _history() as (history, files):
         record = _find(history, session)
+        if not record.session_id.startswith(session) and len(several := history.sessions(session, 2)) > 1:
+            raise InvalidInputError(
+                f"agent {session!r} has several sessions, among them "
+                f"{' and '.join(one.session_id[:12] for one in several)}.",
+                remedy=f"`cellblock sessions list --agent {session}` shows all. Name the session to delete.",
+            )
         if record.owner is not None and not lost_sessions([record], HostOwners(folders=_folders())):
             raise InvalidInputError(
                 f"session {record.session_id[:12]} belongs to a running process.",
-                remedy="End the session there first; `cellblock top` shows its kernel.",
+                remedy=f"End the session there first, or kill its kernel: `cellblock kill {record.session_id[:12]}`.",
             )
         if not yes and not typer.confirm(f"Delete {record.cells} cells of agent {plain(record.agent_id)}?"):
             raise typer.Exit(1)
@@ -166,7 +179,10 @@ def delete(
         for checkpoint_id in removed:
             files.remove(checkpoint_id)
         history.sweep_payloads()
-    console.print(f"deleted {record.session_id}")
+    if as_json:
+        typer.echo(json.dumps({"deleted": record.session_id, "agent_id": record.agent_id, "cells": record.cells}))
+    else:
+        console.print(f"deleted {record.session_id}")
 
 
 @contextlib.contextmanager
@@ -181,11 +197,14 @@ def _history() -> Iterator[tuple[History, CheckpointFiles]]:
 
 def _find(history: History, prefix: str) -> SessionRecord:
     found = history.find(prefix) if prefix else []
-    if len(found) == 1:
+    if any(one.session_id == prefix for one in found) or len(found) == 1:
         return found[0]
+    if prefix and (newest := history.sessions(prefix, 1)):
+        return newest[0]
     if not found:
         raise InvalidInputError(
-            f"there is no session {prefix!r}.", remedy="`cellblock sessions list` shows all sessions."
+            f"there is no session {prefix!r}, and no agent of that id has one.",
+            remedy="`cellblock sessions list` shows all sessions.",
         )
     raise InvalidInputError(
         f"at least {len(found)} sessions begin with {prefix!r}: "
@@ -205,8 +224,7 @@ def _said(cell: CellRecord) -> str:
 
 
 def _one_line(text: str) -> str:
-    line = " ".join(plain(text).split())
-    return line if len(line) <= _LONGEST else line[:_LONGEST] + "…"
+    return shorten(" ".join(plain(text).split()), _LONGEST)
 
 
 def _state(record: SessionRecord) -> str:

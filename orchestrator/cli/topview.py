@@ -12,12 +12,12 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Label, Static
 
-from orchestrator.cli.kernelrows import COLUMNS, HostView, Row, look, ordered, summary
+from orchestrator.cli.kernelrows import ACT, COLUMNS, HostView, Row, look, ordered, refusal, summary
+from orchestrator.cli.render import plain
 from orchestrator.limits import MIB
 from orchestrator.settings import Settings
 
 _INTERVAL = 1.0  # seconds between two updates
-_ACT = 15.0  # seconds for an instance to interrupt a cell or to kill a kernel
 _ORDERS = ("agent", "cpu", "memory", "age")
 
 
@@ -79,17 +79,17 @@ class Top(App[None]):
         table = self.query_one(DataTable)
         chosen = self._chosen()
         rows = ordered(host.rows, _ORDERS[self._order])
-        self._rows = {row.kernel_id: row for row in rows}
+        self._rows = {row.key: row for row in rows}
         if [key.value for key in table.rows] == list(self._rows):
             for row in rows:
-                for name, cell in zip(COLUMNS, row.cells(), strict=True):
-                    table.update_cell(row.kernel_id, name, Text.from_markup(cell), update_width=True)
+                for name, cell in zip(COLUMNS, row.cells(bars=True), strict=True):
+                    table.update_cell(row.key, name, Text.from_markup(cell), update_width=True)
             return
         table.clear()
         for row in rows:
-            table.add_row(*map(Text.from_markup, row.cells()), key=row.kernel_id)
-        if chosen is not None and chosen.kernel_id in self._rows:
-            table.move_cursor(row=list(self._rows).index(chosen.kernel_id))
+            table.add_row(*map(Text.from_markup, row.cells(bars=True)), key=row.key)
+        if chosen is not None and chosen.key in self._rows:
+            table.move_cursor(row=list(self._rows).index(chosen.key))
 
     def _summary(self, host: HostView) -> Text:
         memory = psutil.virtual_memory()
@@ -120,17 +120,17 @@ class Top(App[None]):
             if kill:
                 await self._act("kill", row)
 
-        self.push_screen(Confirm(f"Kill kernel {row.kernel_id[:12]} of agent {row.kernel['agent']}?"), answered)
+        self.push_screen(
+            Confirm(f"Kill kernel {plain(row.kernel_id[:12])} of agent {plain(row.agent) or '-'}?"), answered
+        )
 
     async def _act(self, action: str, row: Row | None) -> None:
         if row is None:
             return
-        reply = await row.control.ask({"do": action, "kernel": row.kernel_id}, _ACT)
+        reply = await row.control.ask({"do": action, "kernel": row.kernel_id}, ACT)
         done = reply is not None and any(reply.get(result) for result in ("interrupted", "killed"))
         said = f"{action}: done" if done else "the instance does not answer"
         if reply is not None and not done:
-            said = str(
-                reply.get("error", "no cell is running" if action == "interrupt" else "the kernel has already ended")
-            )
+            said = refusal(action, reply)
         self.notify(said, severity="information" if done else "warning", markup=False)
         await self._refresh()

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from orchestrator.cli.render import console, errors, plain, run_async
+from orchestrator.cli.render import console, errors, plain, run_async, show_table
 from orchestrator.container.engine import Engine, gvisor_fault
 from orchestrator.errors import InvalidInputError
 from orchestrator.isolation.benchmark import ItemResult, judge
@@ -121,7 +121,10 @@ async def _show_control(settings: Settings, runtime: list[str] | None, name: str
         table = Table("claim", "evidence", title=f"{check.runtime}: a container that lacks {check.control.lacks}")
         for claim, evidence in check.reds.items():
             table.add_row(f"[red]{claim}[/]", _text(evidence))
-        console.print(table if check.reds else f"{check.runtime}: nothing turned red. {_text(check.fault)}")
+        if check.reds:
+            show_table(table)
+        else:
+            console.print(f"{check.runtime}: nothing turned red. {_text(check.fault)}")
     return 1 if any(check.reds or check.fault for check in checks) else 0
 
 
@@ -136,7 +139,7 @@ async def _show_benchmark(settings: Settings, runtime: list[str] | None) -> int:
         marks = [f"[{_COLOURS[item.standing]}]{item.standing}[/]" for item in items]
         evidence = dict.fromkeys(_text(item.evidence) for item in items)
         table.add_row(f"{items[0].number} {items[0].title}", *marks, "\n".join(evidence))
-    console.print(table)
+    show_table(table)
     return int(any(item.standing == "fails" for items in found.values() for item in items))
 
 
@@ -164,11 +167,11 @@ def _list() -> None:
     table = Table("claim", "row", "promise", title="claims", title_justify="left")
     for claim in CLAIMS:
         table.add_row(claim.name, claim.row, claim.promise)
-    console.print(table)
+    show_table(table)
     table = Table("control", "lacks", title="controls", title_justify="left")
     for control in CONTROLS:
         table.add_row(control.name, control.lacks)
-    console.print(table)
+    show_table(table)
 
 
 def _show(report: Report, seconds: float) -> None:
@@ -179,7 +182,7 @@ def _show(report: Report, seconds: float) -> None:
     for claim, found in by_claim.items():
         marks = [_mark(found.get(runtime)) for runtime in report.runtimes]
         table.add_row(claim.name, claim.row, *marks, _evidence(found))
-    console.print(table)
+    show_table(table)
     if report.checks:
         _show_checks(report)
     reds = [finding for finding in report.findings if not finding.verdict.holds]
@@ -198,7 +201,7 @@ def _show_checks(report: Report) -> None:
         marks = [_checked(checks.get(runtime)) for runtime in report.runtimes]
         reds = sorted({name for check in checks.values() for name in check.reds})
         table.add_row(control.name, *marks, ", ".join(reds))
-    console.print(table)
+    show_table(table)
     for check in report.checks:
         if not check.passed:
             said = check.fault or f"these should have turned red: {', '.join(check.missed)}"

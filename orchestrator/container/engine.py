@@ -27,6 +27,7 @@ _START_ENGINE = (
 )
 _HANGS = "Look into the engine's log, and restart the engine."
 _THREADS = 8  # concurrent calls; the engine creates containers one after the other anyway
+_MADE_HERE = ("cellblock-sandbox:", "sha256:")  # how the names of images begin that CELLBLOCK_IMAGE did not choose
 _HOST_UDS = ("open", "all")  # values of runsc's --host-uds with which a sandbox can connect to the host's Unix sockets
 
 P = ParamSpec("P")
@@ -185,11 +186,13 @@ def clock(api: Any) -> float:
 
 def image_missing(image: str) -> ImageMissingError:
     """Return the error for a sandbox image that the engine does not have."""
-    return ImageMissingError(
-        f"the engine has no sandbox image {image!r}.",
-        image=image,
-        remedy="Run `cellblock image build`.",
-    )
+    remedy = "Run `cellblock image build`."
+    if not image.startswith(_MADE_HERE):
+        remedy = (
+            f"CELLBLOCK_IMAGE names it: correct the name, or fetch the image (`docker pull {image}`). Without "
+            "CELLBLOCK_IMAGE, kernels use the image of these sources (`cellblock image build`)."
+        )
+    return ImageMissingError(f"the engine has no sandbox image {image!r}.", image=image, remedy=remedy)
 
 
 def gvisor_fault(runtimes: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """The control socket: lets `cellblock ps` and `cellblock top` inspect a running manager and stop its cells and kernels.
 
 It is a unix socket in the instance's own folder, which only its user can enter; no sandbox can reach it. Each
-connection carries one request and one reply, each a line of JSON.
+connection carries one request and one reply, each a line of JSON. The kernel names the user and the process at both
+ends of a connection: a server records who asked, and a client asks only the user that the socket file belongs to.
 """
 
 from __future__ import annotations
@@ -10,8 +11,15 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
+import pwd
+import re
+import socket
+import stat
+import struct
+from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +29,41 @@ from orchestrator.limits import MIB
 
 _log = logging.getLogger(__name__)
 _NAME = "control.sock"
-_LONGEST = 16 * MIB  # the longest line, in bytes
+_LONGEST = 16 * MIB  # the longest line of this user's own managers, in bytes
+_LONGEST_OF_OTHERS = 2 * MIB  # bytes; root asks managers of users that it does not trust
+_MOST_OF_OTHERS = 64  # sockets of one other user that root asks
+_CREDENTIALS = struct.Struct("3i")  # of SO_PEERCRED: process id, user id, group id
+_LISTENING = re.compile(r"[0-9a-f]+: \d+ \d+ 00010000 \d+ 01 +\d+ (/.{1,107}/i-[0-9a-f]{12}/control\.sock)")
 _TIMEOUT = 5.0  # seconds to receive a request, and seconds to send its reply
 
 Command = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The process at the other end of a connection, as the kernel reports it."""
+
+    uid: int
+    pid: int
+
+    @classmethod
+    def of(cls, connection: socket.socket) -> Peer:
+        """Return who was at the other end when the connection was made."""
+        pid, uid, _gid = _CREDENTIALS.unpack(
+            connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        )
+        return cls(uid, pid)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"uid": self.uid, "user": user_name(self.uid), "pid": self.pid}
+
+
+def user_name(uid: int) -> str:
+    """Return the name of a user of this host, or its number if it has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,38 +73,86 @@ class ControlClient:
     Attributes:
         instance: the instance's id.
         path: the socket.
+        uid: the user to whom the socket file belongs. Only a manager of this user is asked.
     """
 
     instance: str
     path: Path
+    uid: int = field(default_factory=os.geteuid)
 
     async def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any] | None:
-        """Send a request and return the reply; None if none comes within ``timeout`` seconds (it ended, or hangs)."""
+        """Send a request and return the reply; None if none comes within ``timeout`` seconds (it ended, or hangs).
+
+        None too if the process that listens is not one of ``uid``: nothing is sent to it.
+        """
+        longest = _LONGEST if self.uid == os.geteuid() else _LONGEST_OF_OTHERS
         try:
             async with asyncio.timeout(timeout):
-                reader, writer = await asyncio.open_unix_connection(self.path, limit=_LONGEST)
+                reader, writer = await asyncio.open_unix_connection(self.path, limit=longest)
                 try:
+                    if Peer.of(writer.get_extra_info("socket")).uid != self.uid:
+                        return None
                     writer.write(json.dumps(request).encode() + b"\n")
                     await writer.drain()
                     reply = json.loads(await reader.readline() or b"null")
                 finally:
                     writer.close()
-        except (OSError, TimeoutError, ValueError):
+        except (OSError, TimeoutError, ValueError, RecursionError):
             return None
         return reply if isinstance(reply, dict) else None
 
 
 def control_clients(state: Path) -> list[ControlClient]:
     """Return a client for each instance that has a control socket in its folder in ``state``."""
-    return [
-        ControlClient(instance_of(folder), folder / _NAME)
-        for folder in instance_folders(state)
-        if (folder / _NAME).exists()
-    ]
+    found = [folder / _NAME for folder in instance_folders(state)]
+    return [client for path in found if (client := _client(path)) is not None]
+
+
+def control_clients_of_host(state: Path, *, only: bool) -> list[ControlClient]:
+    """Return a client for each instance that this user may ask: root may ask those of every user.
+
+    Besides ``state``, looks at the kernel's list of listening sockets. It has the managers of this network namespace.
+
+    Args:
+        state: this user's state folder.
+        only: leave out this user's instances with other state folders.
+    """
+    me = os.geteuid()
+    found = {client.path: client for client in control_clients(state)}
+    counts: Counter[int] = Counter()
+    for path in _listening():
+        client = _client(path)
+        if client is None or client.path in found or (client.uid != me and me != 0) or (client.uid == me and only):
+            continue
+        counts[client.uid] += 1
+        if client.uid == me or counts[client.uid] <= _MOST_OF_OTHERS:
+            found[path] = client
+    return list(found.values())
+
+
+def _listening() -> list[Path]:
+    try:
+        lines = Path("/proc/net/unix").read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    return [Path(match[1]) for line in lines if (match := _LISTENING.fullmatch(line))]
+
+
+def _client(path: Path) -> ControlClient | None:
+    """Return the client of a socket, or None if the path is anything else, or in a folder of another user."""
+    try:
+        found, folder = path.lstat(), path.parent.lstat()
+    except OSError:
+        return None
+    if stat.S_ISLNK(found.st_mode) or not stat.S_ISDIR(folder.st_mode) or found.st_uid != folder.st_uid:
+        return None
+    return ControlClient(instance_of(path.parent), path, found.st_uid)
 
 
 class ControlSocket:
     """Serves commands: a request ``{"do": NAME, …}`` is answered with what the command of that name returns.
+
+    A command gets the request with "operator": the user id, user name and process id of who asked.
 
     Args:
         commands: the commands by name. If one raises ValueError, the reply is ``{"error": MESSAGE}``.
@@ -100,7 +187,7 @@ class ControlSocket:
         try:
             async with asyncio.timeout(_TIMEOUT):
                 line = await reader.readline()
-            reply = await self._answer(line)
+            reply = await self._answer(line, Peer.of(writer.get_extra_info("socket")))
             async with asyncio.timeout(_TIMEOUT):
                 writer.write(json.dumps(reply).encode() + b"\n")
                 await writer.drain()
@@ -111,13 +198,15 @@ class ControlSocket:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-    async def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _answer(self, line: bytes, peer: Peer) -> dict[str, Any]:
+        if peer.uid not in (0, os.geteuid()):
+            return {"error": f"uid {peer.uid} may not operate the kernels of uid {os.geteuid()}."}
         try:
             request = json.loads(line)
             command = self._commands[request["do"]]
         except (ValueError, RecursionError, KeyError, TypeError):
             return {"error": f'a request is a line of JSON, {{"do": NAME}}, with one of: {", ".join(self._commands)}'}
         try:
-            return await command(request)
+            return await command({**request, "operator": peer.as_dict()})
         except ValueError as error:
             return {"error": str(error)}

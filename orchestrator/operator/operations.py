@@ -83,12 +83,12 @@ class Operations:
 
     async def _interrupt(self, request: dict[str, Any]) -> dict[str, Any]:
         session = self._known(request)
-        session.note_operator("interrupt")
+        session.note_operator("interrupt", request.get("operator"))
         return {"interrupted": session.interrupt()}
 
     async def _kill(self, request: dict[str, Any]) -> dict[str, Any]:
         session = self._known(request)
-        session.note_operator("kill")
+        session.note_operator("kill", request.get("operator"))
         return {"killed": await self._end_session(session.agent_id, reason="killed")}
 
     def _known(self, request: dict[str, Any]) -> KernelSession:

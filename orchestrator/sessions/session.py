@@ -145,10 +145,10 @@ class KernelSession(Lifecycle):
         if self._turn is not None:
             await self._turn.settled()
 
-    def note_operator(self, action: str) -> None:
-        """Add an operator's action on this session to the audit log."""
+    def note_operator(self, action: str, operator: dict[str, Any] | None = None) -> None:
+        """Add an operator's action on this session to the audit log, with the operator's uid, user name and pid."""
         if self.kernel is not None:
-            self.note(self.kernel, f"operator.{action}", cell=self.cell_count)
+            self.note(self.kernel, f"operator.{action}", cell=self.cell_count, operator=operator or {})
 
     # History
 

@@ -108,7 +108,7 @@ def test_run_reports_a_picture_that_cannot_be_saved(tmp_path: Path) -> None:
         (["run", "ok.py"], {"CELLBLOCK_POLICY": "nosuch"}, "no policy 'nosuch'"),
         (["run", "ok.py"], {"CELLBLOCK_POLICY": "bad.toml"}, "limits.memory_mb"),
         (["run", "ok.py"], {"CELLBLOCK_POLICY": "unknown.toml"}, "limits.memroy_mb"),
-        (["run", "ok.py"], {"CELLBLOCK_IMAGE": "nosuch:1"}, "cellblock image build"),
+        (["run", "ok.py"], {"CELLBLOCK_IMAGE": "nosuch:1"}, "CELLBLOCK_IMAGE names it"),
         (["run", "ok.py"], {"CELLBLOCK_WARM_KERNELS": "many"}, "CELLBLOCK_WARM_KERNELS"),
         (["run", "ok.py"], {"CELLBLOCK_STATE_DIR": "/proc/nowhere"}, "CELLBLOCK_STATE_DIR"),
         (["run", "ok.py"], {"CELLBLOCK_STATE_DIR": "/tmp/" + "x" * 120}, "CELLBLOCK_STATE_DIR"),
@@ -125,7 +125,7 @@ def test_mistakes_get_one_clear_message(
     (tmp_path / "bad.toml").write_text("[limits]\nmemory_mb = -5\n")
     (tmp_path / "unknown.toml").write_text("[limits]\nmemroy_mb = 5\n")
     done = cellblock(*arguments, cwd=tmp_path, **environment)
-    assert done.returncode == 1
+    assert done.returncode == (2 if "--timeout" in arguments else 1)
     assert said in " ".join((done.stderr + done.stdout).split())
     assert "Traceback" not in done.stderr
     assert not Path("/tmp/" + "x" * 120).exists()
@@ -180,3 +180,44 @@ def test_a_signal_ends_run_with_130(runtime: str, tmp_path: Path, ending: signal
     assert process.returncode == 130
     assert "interrupted" in stderr
     assert "Traceback" not in stderr
+
+
+def test_run_gives_options_after_the_script_to_the_script(tmp_path: Path) -> None:
+    """Options that `run` does not have reach the script, with and without "--"; before the script they are refused."""
+    (tmp_path / "script.py").write_text("import sys; print(sys.argv[1:])")
+    done = cellblock("run", "script.py", "--epochs", "3", "-v", "--a=b", "--", "--timeout", "x", cwd=tmp_path)
+    assert done.stdout == "['--epochs', '3', '-v', '--a=b', '--timeout', 'x']\n", done.stderr
+    assert cellblock("run", "--epochs", "script.py", cwd=tmp_path).returncode == 2
+
+
+def test_run_copies_what_the_script_made(runtime: str, tmp_path: Path) -> None:
+    """New and changed files of /work are in --out, but no links, hidden names or inputs; sys.exit prints no advice."""
+    (tmp_path / "data.txt").write_text("old")
+    (tmp_path / "same.txt").write_text("same")
+    (tmp_path / "script.py").write_text(
+        "import os, sys\nos.makedirs('deep/er')\nopen('deep/er/new.csv', 'w').write('a,b')\n"
+        "open('data.txt', 'w').write('changed')\nopen('.bashrc', 'w').write('evil')\n"
+        "os.symlink('/etc/passwd', 'link')\n"
+        "os.chdir('/tmp')\nsys.stdout = None\nsys.exit(7)\n"
+    )
+    done = cellblock(
+        "run", "script.py", "--file", "data.txt", "--file", "same.txt", "--out", "out",
+        cwd=tmp_path, CELLBLOCK_RUNTIME=runtime,
+    )  # fmt: skip
+    assert done.returncode == 7, done.stderr
+    out = tmp_path / "out"
+    found = {str(path.relative_to(out)): path.read_text() for path in out.rglob("*") if path.is_file()}
+    assert found == {"deep/er/new.csv": "a,b", "data.txt": "changed"}
+    assert "To exit" not in done.stderr
+    assert "'.bashrc'" in done.stderr
+
+
+@pytest.mark.parametrize(("stop", "status", "printed"), [("-3", 253, ""), ("'no data'", 1, "no data\n"), ("5", 5, "")])
+def test_run_reads_a_script_from_standard_input(tmp_path: Path, stop: str, status: int, printed: str) -> None:
+    """`-` is the script, and sys.exit has the meaning that it has in Python."""
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator.cli.app", "run", "-", "one"],
+        input=f"import sys; print(sys.argv); sys.exit({stop})", cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (status, "['-', 'one']\n", printed)

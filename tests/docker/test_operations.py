@@ -71,7 +71,7 @@ async def test_ps_lists_every_kernel(manager: AgentKernelManager, runtime: str) 
         assert 15 < kernel["usage"]["memory_mb"] < 300
     assert overview["pool"] == {"max": 3, "ready": 1, "leased": 2, "starting": 0, "ending": 0, "waiting": 0}
     assert "busy-agent" in table
-    assert all(f" {kernel['kernel_id'][:12]} " in piped and "busy-agent " in piped for kernel in overview["kernels"])
+    assert all(f"\n{kernel['kernel_id'][:12]} " in piped and "busy-agent " in piped for kernel in overview["kernels"])
     assert "1 instance, 3 of 3 kernels" in table
 
 
@@ -143,3 +143,24 @@ async def test_the_control_socket_is_removed_at_shutdown(runtime: str, state: Pa
             assert session.ended is None
         assert len(control_clients(state)) == 1
     assert control_clients(state) == []
+
+
+async def test_interrupt_and_kill_by_id_name_the_operator(manager: AgentKernelManager) -> None:
+    """`cellblock interrupt` and `kill` take an agent or the beginning of an id; the audit log has who did it."""
+    async with manager.acquire_kernel("agent-7", timeout=60) as (_kernel, session):
+        running = asyncio.create_task(manager.execute(session, "import time\nwhile True: time.sleep(0.01)"))
+        while session.running_cell is None:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(1)
+        assert "interrupted kernel" in await cellblock(manager, "interrupt", "agent-7")
+        assert (await asyncio.wait_for(running, 60)).outcome == "interrupted"
+        assert "no cell is running" in await cellblock(manager, "interrupt", session.session_id[:8])
+        killed = json.loads(await cellblock(manager, "kill", session.kernel_id[:12], "--json"))
+        assert (killed["killed"], killed["agent"], killed["user"]) == (True, "agent-7", "root")
+    assert "no running kernel" in await cellblock(manager, "kill", "agent-7")
+    found = await cellblock(manager, "audit", "search", "--event", "operator.", "--json")
+    acts = [json.loads(line) for line in found.splitlines()]
+    assert [act["event"] for act in acts] == ["operator.interrupt", "operator.interrupt", "operator.kill"]
+    for act in acts:
+        assert (act["operator"]["uid"], act["operator"]["user"]) == (os.getuid(), "root")
+        assert act["operator"]["pid"] not in (0, os.getpid())

@@ -6,7 +6,6 @@ import asyncio
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -267,13 +266,13 @@ async def test_what_cannot_be_removed_costs_no_session(
 async def test_a_start_that_fails_and_one_with_other_folders_leave_all_to_the_next(
     runtime: str, own_state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its port is taken; or its data folder is another: neither touches kernels that run."""
+    """Its metrics address is another host's; or its data folder is another: neither touches kernels that run."""
     monkeypatch.setenv("CELLBLOCK_WARM_KERNELS", "0")  # none that is just being made when its process dies
     with program(runtime) as process:
         process.kill()
     before = kernels(own_state)
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SettingsError, match="metrics"):
-        await make_manager(runtime, metrics_port=taken.getsockname()[1]).start()
+    with pytest.raises(SettingsError, match="metrics"):
+        await make_manager(runtime, metrics_address="192.0.2.1", metrics_port=9464).start()
     async with make_manager(runtime, data_dir=str(tmp_path)) as other:
         assert other.sessions == {}
         assert kernels(own_state) >= before
