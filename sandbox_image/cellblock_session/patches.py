@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from cellblock_session.notrestored import Lost, NotRestored
-from cellblock_session.pickling import is_lock
+from cellblock_session.pickling import is_lock, refusal
 from cellblock_session.written import COMPUTED
 
 _WORK = "/work/"
@@ -178,6 +178,8 @@ class Patches:
         else:
             found = [(None, item) for item in list(container)[length if isinstance(container, list) else 0 :]]
         for key, value in found:
+            if refusal(type(key)) or refusal(type(value)):
+                continue  # a library's list of what runs, such as asyncio's of tasks
             own = any(self._is_own(part) for part in (key, value, *(value if type(value) is tuple else ())))
             text = key if key is not None else value
             if own or (type(text) is str and text in self._written and self._loss_of(value) is None):

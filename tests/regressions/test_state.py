@@ -17,7 +17,7 @@ USES = {
     "matplotlib": "import matplotlib.pyplot as plt\nplt.plot([1, 2]); plt.savefig('f.png'); plt.close('all')",
     "seaborn": "import seaborn\nseaborn.lineplot(frame); plt.savefig('g.png'); plt.close('all')",
     "scipy": "import scipy.optimize, scipy.stats\nscipy.stats.norm(0, 1).rvs(3)",
-    "PIL": "import PIL.Image\nPIL.Image.open('f.png').load()",
+    "PIL": "import PIL.Image\nbool(PIL.Image.open('f.png').load())",
     "tabulate": "import tabulate\nframe.to_markdown(); tabulate.tabulate([[1]])",
     "standard library": "import logging, multiprocessing, sqlite3, urllib.request, uuid, zoneinfo\n"
     "zoneinfo.ZoneInfo('Asia/Tokyo'); uuid.uuid4(); logging.getLogger('a.b').info('x')",
