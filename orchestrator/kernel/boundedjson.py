@@ -39,11 +39,12 @@ def load(part: bytes) -> dict[str, Any]:
 
 def memory(part: bytes) -> int:
     """Return the bytes that a JSON text's strings take at most: one wide character widens all of its own string."""
-    if _widest(part) == 1 or len(part) <= SMALL:
-        return _widest(part) * len(part)
+    widest = _widest(part)
+    if widest == 1 or len(part) <= SMALL:
+        return widest * len(part)
     texts = part.replace(b"\\\\", b"").replace(b'\\"', b"")  # a backslash that is escaped begins no escape
     if texts.count(b'"') > 4 * _MOST_ITEMS:
-        return _widest(part) * len(part)
+        return widest * len(part)
     strings = texts.split(b'"')
     return len(part) + sum((_widest(text) - 1) * len(text) for text in strings[1::2])
 
