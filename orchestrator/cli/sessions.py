@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from rich.table import Table
 
 from orchestrator.cli.render import AsJson, console, plain, shorten, show_table
 from orchestrator.errors import InvalidInputError
+from orchestrator.output.printable import printable_lines
 from orchestrator.sessions.notebook import session_notebook
 from orchestrator.sessions.owners import HostOwners, lost_sessions
 from orchestrator.settings import Settings
@@ -136,8 +138,8 @@ def export(
         text = json.dumps(_exported(record, cells), indent=2) + "\n"
     else:
         text = "\n".join(f"# %% cell {cell.number}: {cell.outcome}\n{cell.code.rstrip()}\n" for cell in cells)
-    if out is None:
-        typer.echo(text, nl=False)
+    if out is None:  # a terminal would obey what the session's code and outputs contain
+        typer.echo(printable_lines(text) if sys.stdout.isatty() else text, nl=False)
         return
     save_whole(out, text)
     console.print(f"{escape(str(out))}: {len(cells)} cells")

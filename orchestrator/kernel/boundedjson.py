@@ -38,13 +38,25 @@ def load(part: bytes) -> dict[str, Any]:
 
 
 def memory(part: bytes) -> int:
-    """Return the bytes that a JSON text's strings take at most: one wide character widens all of its string."""
+    """Return the bytes that a JSON text's strings take at most: one wide character widens all of its own string."""
+    widest = _widest(part)
+    if widest == 1 or len(part) <= SMALL:
+        return widest * len(part)
+    texts = part.replace(b"\\\\", b"").replace(b'\\"', b"")  # a backslash that is escaped begins no escape
+    if texts.count(b'"') > 4 * _MOST_ITEMS:
+        return widest * len(part)
+    strings = texts.split(b'"')
+    return len(part) + sum((_widest(text) - 1) * len(text) for text in strings[1::2])
+
+
+def _widest(part: bytes) -> int:
+    """Return the bytes that each character takes in memory, at most: 1, 2 or 4."""
     escapes = _ESCAPE.search(part) is not None
     if part.isascii() and not escapes:
-        return len(part)
+        return 1
     if any(lead in part for lead in _FOUR_BYTES) or (escapes and any(mark in part for mark in _SURROGATES)):
-        return 4 * len(part)
-    return 2 * len(part)
+        return 4
+    return 2
 
 
 def _integer(digits: str) -> int | float:

@@ -7,6 +7,7 @@ sees how its cell began, how it ended, and how much was left out in between.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from orchestrator.limits import OutputLimits
@@ -32,6 +33,10 @@ _LARGEST_PIECE = 1024 * 1024  # bytes of one event after the split; larger ones 
 # Bytes of one event that is read however low the limit is: a kernel's longest piece of text, if all were line feeds.
 _ALWAYS_READ = 576 * 1024
 _TOO_LARGE = "max_output_size_mb"
+_MOST_RUNS = 5000  # of text, each an output of its own: a notebook of more takes long to make, and nobody reads it
+_TOO_MANY_RUNS = "outputs"
+_IN_ALL = 10  # times the limit, and 4 MiB: what a cell may put out with what it clears, overwrites and replaces
+_IN_ALL_LEAST = 4 * 1024 * 1024
 _TOO_LARGE_A_MESSAGE = "message_size"
 
 
@@ -46,6 +51,8 @@ class OutputCollector:
         self._limits = limits
         self.bytes_seen = 0
         self.messages_seen = 0
+        self._in_all = 0  # bytes put out, with what was cleared, overwritten and replaced
+        self._number = 0  # of the last display or update
         self._reset()
 
     def _reset(self) -> None:
@@ -55,7 +62,7 @@ class OutputCollector:
         self._in_head = Share()
         self._streams: dict[StreamName, StreamCost] = {"stdout": StreamCost(), "stderr": StreamCost()}
         self._last: str | None = None  # the stream of the last event; None where that was none
-        self._numbers: dict[str, int] = {}  # how often each display id was shown or updated
+        self._ids: Counter[str] = Counter()  # how many displays of each id are kept
         self._updates: dict[str, tuple[int, UpdateDisplayData]] = {}
         self._updates_cost = 0
         self._split = False
@@ -64,15 +71,29 @@ class OutputCollector:
         self._reason = ""
         self._marked = False
 
+    def _clear(self) -> None:
+        """Clear the outputs. Once the cell has put out all that it may, this makes no room for more."""
+        if not self._is_spent:
+            self._reset()
+            return
+        bytes_, messages, unseen = self._dropped_bytes, self._dropped_messages, self._dropped_unseen
+        self._reset()
+        self._split, self._reason = True, _TOO_LARGE
+        self._dropped_bytes, self._dropped_messages, self._dropped_unseen = bytes_, messages + 1, unseen + 1
+
+    @property
+    def _is_spent(self) -> bool:
+        return self._in_all > _IN_ALL * self._limits.bytes + _IN_ALL_LEAST
+
     @property
     def is_past_limit(self) -> bool:
-        """Whether output was left out because it exceeded a limit."""
-        return bool(self._dropped_bytes or self._dropped_messages)
+        """Whether output was left out because it exceeded a limit, or the cell may put out no more."""
+        return bool(self._dropped_bytes or self._dropped_messages or self._is_spent)
 
     @property
     def truncation(self) -> Truncation | None:
         """How much is missing from the outputs; None while they are complete."""
-        if not self.is_past_limit and not self._missed_messages:
+        if not self._dropped_messages and not self._missed_messages:
             return None
         size, messages = self._dropped_bytes + self._missed_bytes, self._dropped_messages + self._missed_messages
         return Truncation(self._reason, self._limits.bytes, size, messages)
@@ -87,6 +108,7 @@ class OutputCollector:
         """Leave out an event of ``size`` bytes that was not read."""
         self.bytes_seen += size
         self.messages_seen += 1
+        self._in_all += size
         self._split_outputs(_TOO_LARGE)
         self._drop(size, seen=False)
 
@@ -106,26 +128,29 @@ class OutputCollector:
         """
         self.bytes_seen += (size := content_size(event))
         self.messages_seen += 1
+        self._in_all += size + EVENT if isinstance(event, StreamOutput) else cost(event)
+        if self._is_spent:
+            self._split_outputs(_TOO_LARGE)
         match event:
             case ClearOutput(wait=True):
                 self._clear_at_next = True
-                return event
+                return None if self._is_spent else event
             case ClearOutput():
-                self._reset()
-                return event
+                self._clear()
+                return None if self._is_spent else event
             case UpdateDisplayData():
                 return event if self._update(event, size) else None
             case CommMessage():
-                return event if self.messages_seen <= self._limits.messages else None
+                return event if self.messages_seen <= self._limits.messages and not self._is_spent else None
             case OutputDropped():
                 raise AssertionError("unreachable: only the collector makes OutputDropped")
         if self._clear_at_next:
-            self._reset()
+            self._clear()
         return self._keep(event)
 
     def finish(self) -> Iterator[OutputEvent]:
         """End the collecting. Yield what was not streamed yet: how much was left out, and the tail."""
-        if self.is_past_limit and not self._marked:
+        if self._dropped_messages and not self._marked:
             self._marked = True
             self._append(self._mark(), 0)
             if self._dropped_unseen:
@@ -144,14 +169,15 @@ class OutputCollector:
         return Tail(most_joined=self._limits.messages // 16)
 
     def _keep(self, event: Output) -> Output | None:
-        number, self._last, last = 0, None, self._last
+        self._number += 1
+        number, self._last, last = self._number, None, self._last
         if isinstance(event, StreamOutput):
             stream = self._streams[event.name]
             stream.runs += last != event.name
             stream.width = max(stream.width, width(event.text))
             self._last = event.name
         elif isinstance(event, DisplayData) and event.display_id is not None:
-            number = self._numbers[event.display_id] = self._numbers.get(event.display_id, 0) + 1
+            self._ids[event.display_id] += 1
         if self._split:
             self._tail.join(Waiting(event, number, streamed=False))
             self._fit()
@@ -189,6 +215,7 @@ class OutputCollector:
         else:
             run = Run(event.name)
             self._outputs.append(run)
+            self._in_head.runs += 1
         before = run.text.size
         run.text.add(event.text)
         self._in_head.characters[event.name] += run.text.size - before - len(event.text)  # a return overwrites
@@ -212,12 +239,17 @@ class OutputCollector:
             return _TOO_LARGE
         if self._in_head.messages + self._tail.share.messages > self._limits.messages:
             return "output.messages"
+        if self._in_head.runs + self._tail.runs > _MOST_RUNS:
+            return _TOO_MANY_RUNS
         return "output.displays" if self._in_head.displays + self._tail.share.displays > self._limits.displays else ""
 
     def _excess_with(self, event: Output) -> str:
         """Return the name of the limit that one more event would exceed; "" for none."""
+        more = isinstance(event, StreamOutput) and self._run_of(event) is None
         self._in_head.count(event)
+        self._in_head.runs += more
         reason = self._excess()
+        self._in_head.runs -= more
         self._in_head.count(event, -1)
         return reason
 
@@ -256,6 +288,8 @@ class OutputCollector:
         if room <= 0 or head.messages >= limits.messages // 2:
             return None
         if isinstance(event, StreamOutput):
+            if head.runs >= _MOST_RUNS // 2 and self._run_of(event) is None:
+                return None
             most = room // self._streams[event.name].price
             return event if len(event.text) <= most else StreamOutput(event.name, event.text[:most])
         many = isinstance(event, DisplayData | ExecuteResult) and head.displays >= limits.displays // 2
@@ -277,7 +311,17 @@ class OutputCollector:
             if 0 < fitting < len(event.text):  # keep its end
                 kept, event = event.text[-fitting:], StreamOutput(event.name, event.text[:-fitting])
                 self._tail.put_back(Waiting(StreamOutput(event.name, kept), 0, waiting.streamed, missed=True))
+        if isinstance(event, DisplayData) and event.display_id is not None:
+            self._forget(event.display_id)
         self._drop(content_size(event), seen=waiting.streamed, messages=waiting.messages - waiting.missed)
+
+    def _forget(self, display_id: str) -> None:
+        """Forget a display that was left out, and its update if no other one has its id."""
+        self._ids[display_id] -= 1
+        if not self._ids[display_id]:
+            del self._ids[display_id]
+            if display_id in self._updates:
+                self._updates_cost -= cost(self._updates.pop(display_id)[1])
 
     def _drop(self, size: int, *, seen: bool, messages: int = 1) -> None:
         self._dropped_bytes += size
@@ -286,19 +330,21 @@ class OutputCollector:
 
     def _update(self, event: UpdateDisplayData, size: int) -> bool:
         """Replace the content of every display with this id. Returns whether to stream the event."""
-        if event.display_id not in self._numbers:
+        if event.display_id not in self._ids:
             return not self._split
         before = self._updates.get(event.display_id)
         more = cost(event) - (cost(before[1]) if before else 0)
         while self._room() < more and self._tail:
             self._leave_out_oldest()
+            if event.display_id not in self._ids:  # its display is left out now
+                return False
         if self._room() < more:
             self._split_outputs(_TOO_LARGE)
             self._drop(size, seen=False)
             return False
         self._updates_cost += more
-        self._numbers[event.display_id] += 1
-        self._updates[event.display_id] = self._numbers[event.display_id], event
+        self._number += 1
+        self._updates[event.display_id] = self._number, event
         return not self._split
 
     def _final(self, output: Run | Shown) -> Output:

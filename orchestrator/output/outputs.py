@@ -12,7 +12,8 @@ from typing import Any, Literal, Self
 
 from orchestrator.output.fields import Fields
 
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b\n]*(?:\x07|\x1b\\)")
+_LONGEST = 256 * 1024  # characters in which codes are removed whole; after that, only the escape characters are
 
 StreamName = Literal["stdout", "stderr"]
 
@@ -109,8 +110,9 @@ class ErrorOutput:
 
     @property
     def traceback_text(self) -> str:
-        """The traceback without ANSI codes."""
-        return _ANSI.sub("", "\n".join(self.traceback))
+        """The traceback without ANSI codes, and without any escape character."""
+        text = "\n".join(self.traceback)
+        return (_ANSI.sub("", text[:_LONGEST]) + text[_LONGEST:]).replace("\x1b", "")
 
     def as_dict(self) -> dict[str, Any]:
         return {

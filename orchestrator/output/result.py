@@ -20,9 +20,9 @@ class Truncation:
     """How much of a cell's output was left out, and why.
 
     Attributes:
-        reason: the limit that was exceeded first: "max_output_size_mb", "output.messages", "output.displays", or
-            "message_size" (one value, display or error larger than one message may be, at most 5 MiB; the output itself
-            says so).
+        reason: the limit that was exceeded first: "max_output_size_mb", "output.messages", "output.displays",
+            "outputs" (5,000 changes between stdout and stderr), or "message_size" (one value, display or error larger
+            than one message may be, at most 5 MiB; the output itself says so).
         limit_bytes: of the cell's outputs.
         dropped_bytes: of text in UTF-8; of other content as it lay in memory.
         dropped_messages: pieces of output, as the kernel sent them; a piece that lost a part counts too.

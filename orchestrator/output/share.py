@@ -32,12 +32,14 @@ class Share:
     """What the head, or the tail, holds.
 
     Attributes:
+        runs: neighbouring pieces of one stream, each an output of its own. The head's alone; see ``Tail.runs``.
         other: bytes of everything but the streams' text.
         characters: of each stream's text.
     """
 
     messages: int = 0
     displays: int = 0
+    runs: int = 0
     other: int = 0
     characters: dict[StreamName, int] = field(default_factory=lambda: {"stdout": 0, "stderr": 0})
 

@@ -23,7 +23,7 @@ class Shown:
     """Any other output.
 
     Attributes:
-        number: how often its display id had been shown or updated by then, itself included; 0 without an id.
+        number: of its event among the cell's; an update with a higher number replaces its content.
     """
 
     output: DisplayData | ExecuteResult | ErrorOutput

@@ -36,7 +36,8 @@ def cost(event: OutputEvent) -> int:
         case StreamOutput():
             return EVENT + sys.getsizeof(event.text)
         case DisplayData() | UpdateDisplayData() | ExecuteResult():
-            return EVENT + memory_of(event.data) + memory_of(event.metadata)
+            display_id = getattr(event, "display_id", None) or ""
+            return EVENT + memory_of(event.data) + memory_of(event.metadata) + len(display_id)
         case ErrorOutput():
             return EVENT + memory_of([event.ename, event.evalue, *event.traceback])
         case CommMessage():

@@ -31,13 +31,18 @@ class Waiting:
 
 
 class Tail:
-    """The events of the tail, oldest first, and what they count against the limits (``share``)."""
+    """The events of the tail, oldest first, and what they count against the limits (``share``).
+
+    Attributes:
+        runs: neighbouring pieces of one stream, each an output of its own.
+    """
 
     def __init__(self, most_joined: int) -> None:
         """``most_joined``: messages that are joined to one piece at most; a piece is left out as a whole."""
         self.share = Share()
         self._most_joined = most_joined
         self._events: deque[Waiting] = deque()
+        self.runs = 0
 
     def __bool__(self) -> bool:
         return bool(self._events)
@@ -49,6 +54,7 @@ class Tail:
 
     def add(self, waiting: Waiting) -> None:
         """Append an event."""
+        self.runs += _begins(waiting, self._events[-1] if self._events else None)
         self._events.append(waiting)
         self._count(waiting, 1)
 
@@ -57,17 +63,20 @@ class Tail:
         last = self._events[-1] if self._events else None
         if last is not None and (text := self._joined(last, waiting.event)) is not None:
             self._count(self._events.pop(), -1)
+            self.runs -= _begins(last, self._events[-1] if self._events else None)
             waiting = Waiting(text, 0, False, last.messages + 1, last.missed)
         self.add(waiting)
 
     def pop(self) -> Waiting:
         """Remove and return the oldest event."""
         waiting = self._events.popleft()
+        self.runs -= _begins(waiting, self._events[0] if self._events else None)
         self._count(waiting, -1)
         return waiting
 
     def put_back(self, waiting: Waiting) -> None:
         """Make an event the oldest one."""
+        self.runs += _begins(waiting, self._events[0] if self._events else None)
         self._events.appendleft(waiting)
         self._count(waiting, 1)
 
@@ -87,3 +96,11 @@ class Tail:
     def _count(self, waiting: Waiting, sign: int) -> None:
         self.share.count(waiting.event, sign)
         self.share.messages += sign * (waiting.messages - 1)
+
+
+def _begins(waiting: Waiting, neighbour: Waiting | None) -> bool:
+    """Return whether an event is a run of its own beside its neighbour: text, of another stream."""
+    event, beside = waiting.event, None if neighbour is None else neighbour.event
+    if not isinstance(event, StreamOutput):
+        return False
+    return not isinstance(beside, StreamOutput) or beside.name != event.name

@@ -70,4 +70,4 @@ def _cell(number: int, entry: dict[str, Any]) -> NotebookNode:
 
 def _output(output: dict[str, Any]) -> NotebookNode:
     fields = {key: value for key, value in output.items() if key not in ("type", "output_type", "display_id")}
-    return NotebookNode(v4.new_output(output["output_type"], **fields))
+    return NotebookNode(nbformat.from_dict(fields | {"output_type": output["output_type"]}))
