@@ -21,6 +21,8 @@ from orchestrator.kernel.kernel import Kernel
 from orchestrator.kernel.translate import text
 
 PIECE = 1024 * 1024  # bytes
+_WORK = ("/work", "work_mb")
+_SIZED = (("/tmp", "tmp_mb"), ("/dev/shm", "shm_mb"))  # noqa: S108 - in the sandbox
 _REPLY_TIMEOUT = 30.0  # seconds for one piece; a sandbox under memory pressure takes its time
 
 
@@ -153,7 +155,7 @@ async def _ask(
     if reply.content.get("status") != "ok":
         reason = text(reply.content.get("reason"))[:200] or "no reason given"
         raise FileTransferError(
-            f"the sandbox could not {operation} {named!r}: {reason}.", path=named, remedy=_remedy(reply.content)
+            f"the sandbox could not {operation} {named!r}: {reason}.", path=named, remedy=_remedy(reply.content, named)
         )
     return reply
 
@@ -185,9 +187,10 @@ def _inside(path: str) -> str:
     return str(pure)
 
 
-def _remedy(content: dict[str, Any]) -> str:
+def _remedy(content: dict[str, Any], path: str) -> str:
     if content.get("errno") == 28:  # ENOSPC
-        return "It does not fit: the sandbox's /work is full. Raise [tmpfs] work_mb in the policy."
+        folder, key = next((row for row in _SIZED if path.startswith(f"{row[0]}/")), _WORK)
+        return f"It does not fit: the sandbox's {folder} is full. Raise [tmpfs] {key} in the policy."
     return ""
 
 
