@@ -147,4 +147,9 @@ class Exit:
         """Return how it ended, as the predicate of a sentence about the kernel."""
         if self.reason is Outcome.OOM:
             return f"exceeded its memory limit and was killed (exit code {self.exit_code})"
+        if self.signal == "SIGBUS":
+            return (
+                f"ended (exit code {self.exit_code}, SIGBUS: it used mapped memory for which there was no room, "
+                "as when /dev/shm is full; [tmpfs] shm_mb in the policy sets its size)"
+            )
         return f"ended (exit code {self.exit_code})"

@@ -5,8 +5,10 @@ The policy (``policy.py``) says what a sandbox may do.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import stat
 from difflib import get_close_matches
 from functools import cache, cached_property
 from pathlib import Path
@@ -26,6 +28,31 @@ def data_folder(name: str) -> Path:
     """Return the folder ``policies`` or ``sandbox_image``: beside the package in a checkout, inside it in a wheel."""
     packed = _PACKAGE / "data" / name
     return packed if packed.is_dir() else _PACKAGE.parent / name
+
+
+def private_folder(folder: Path) -> Path:
+    """Return the folder, after creating it for this user alone if it does not exist.
+
+    Its parent may be writable for everyone: once the folder is this user's, nobody else can replace it.
+
+    Raises:
+        SettingsError: it cannot be created, or it exists and is no folder, or not this user's with mode 0700.
+    """
+    remedy = "Set CELLBLOCK_STATE_DIR to a folder of your own with a short path."
+    try:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        info = folder.lstat()
+    except OSError as error:
+        raise SettingsError(f"the state folder {folder} cannot be created: {error.strerror}.", remedy=remedy) from error
+    mode = stat.S_IMODE(info.st_mode)
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or mode != 0o700:
+        raise SettingsError(
+            f"the state folder {folder} is not used: it belongs to uid {info.st_uid} with mode {mode:04o}, and it must "
+            f"be a folder of uid {os.geteuid()} with mode 0700.",
+            remedy=remedy,
+        )
+    return folder
 
 
 class Settings(BaseSettings):
@@ -102,11 +129,18 @@ class Settings(BaseSettings):
 
     @cached_property
     def state_path(self) -> Path:
+        """The folder of the kernels' sockets.
+
+        Raises:
+            SettingsError: the default below /tmp belongs to somebody else, or others may enter it.
+        """
         if self.state_dir:
             return Path(self.state_dir).absolute()
         if os.geteuid() == 0:
             return Path("/run/cellblock")
-        return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/cellblock-{os.geteuid()}") / "cellblock"  # noqa: S108
+        if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+            return Path(runtime) / "cellblock"
+        return private_folder(Path(f"/tmp/cellblock-{os.geteuid()}")) / "cellblock"  # noqa: S108
 
     @cached_property
     def data_path(self) -> Path:

@@ -24,6 +24,7 @@ from orchestrator.output.printable import printable
 
 PIECE = 1024 * 1024  # bytes
 _WORK = PurePosixPath("/work")
+_SIZED = {"/work": "work_mb", "/tmp": "tmp_mb", "/dev/shm": "shm_mb"}  # noqa: S108 - folders of the sandbox
 _LONGEST_PATH = 4096  # bytes
 
 
@@ -165,7 +166,7 @@ async def _ask(
     if reply.content.get("status") != "ok":
         reason = printable(text(reply.content.get("reason")), 200) or "no reason given"
         raise FileTransferError(
-            f"the sandbox could not {operation} {named!r}: {reason}.", path=named, remedy=_remedy(reply.content)
+            f"the sandbox could not {operation} {named!r}: {reason}.", path=named, remedy=_remedy(reply.content, named)
         )
     return reply
 
@@ -207,9 +208,11 @@ def _inside(path: str) -> str:
     return str(_WORK / path)
 
 
-def _remedy(content: dict[str, Any]) -> str:
+def _remedy(content: dict[str, Any], path: str) -> str:
     if content.get("errno") == 28:  # ENOSPC
-        return "It does not fit: the sandbox's /work is full. Raise [tmpfs] work_mb in the policy."
+        absolute = _WORK / path
+        folder, key = next(row for row in (*_SIZED.items(), ("/work", "work_mb")) if absolute.is_relative_to(row[0]))
+        return f"It does not fit: the sandbox's {folder} is full. Raise [tmpfs] {key} in the policy."
     return ""
 
 
