@@ -198,7 +198,7 @@ def test_run_copies_what_the_script_made(runtime: str, tmp_path: Path) -> None:
         "import os, sys\nos.makedirs('deep/er')\nopen('deep/er/new.csv', 'w').write('a,b')\n"
         "open('data.txt', 'w').write('changed')\nopen('.bashrc', 'w').write('evil')\n"
         "os.symlink('/etc/passwd', 'link')\n"
-        "os.chdir('/tmp')\nsys.stdout = None\nsys.exit(7)\n"
+        "os.chdir('/tmp')\nsys.exit(7)\n"
     )
     done = cellblock(
         "run", "script.py", "--file", "data.txt", "--file", "same.txt", "--out", "out",
