@@ -22,7 +22,9 @@ def write_file(request: Mapping[str, Any], buffers: Sequence[Any]) -> None:
     path = Path(request["path"])
     if request["offset"] == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
-    flags = O_WRONLY | O_CREAT | (O_TRUNC if request["offset"] == 0 else 0)
+    flags = O_WRONLY | (
+        O_CREAT | O_TRUNC if request["offset"] == 0 else 0
+    )  # a file that was moved away is not begun anew
     handle = open_file(path, flags, 0o644)
     try:
         data = memoryview(buffers[0]) if buffers else memoryview(b"")
