@@ -170,6 +170,7 @@ def test_damaged_database_is_reported(tmp_path: Path) -> None:
 def test_show_takes_an_agent_and_delete_refuses_one_with_several_sessions(history: History, tmp_path: Path) -> None:
     """`show AGENT` shows the session that the agent used last; `delete AGENT` refuses several."""
     assert "print('hi') show()" in sessions(tmp_path, "show", "ann").stdout
+    history.session_ends("a" * 32, "idle")
     history.add_session("c" * 32, "ann", owner=None, kernel_id="k3", runtime="runc")
     assert json.loads(sessions(tmp_path, "show", "ann", "--json").stdout)["session_id"] == "c" * 32
     refused = sessions(tmp_path, "delete", "ann", "--yes")
