@@ -18,7 +18,7 @@ async def main():
     async with AgentKernelManager(max_kernels=4) as manager, contextlib.AsyncExitStack() as held:
         sessions = {}
         for agent in ("idle", "kept", "busy"):
-            _, sessions[agent] = await held.enter_async_context(manager.acquire_kernel(agent))
+            _, sessions[agent] = await held.enter_async_context(manager.acquire_kernel("PREFIX" + agent))
             await manager.execute_code(sessions[agent], f"name = {agent!r}; open('file', 'w').write(name)")
         await manager.checkpoint(sessions["kept"])
         await manager.execute_code(sessions["kept"], "numbers = (n for n in range(9)); next(numbers)")
@@ -39,10 +39,14 @@ while True:
 
 
 @contextlib.contextmanager
-def program(runtime: str, busy: str = HEEDS) -> Iterator[subprocess.Popen[str]]:
-    """Start the program, in the test's own data folder, and wait until its last cell is about to run."""
+def program(runtime: str, busy: str = HEEDS, prefix: str = "") -> Iterator[subprocess.Popen[str]]:
+    """Start the program, in the test's own data folder, and wait until its last cell is about to run.
+
+    Args:
+        prefix: of its agents' ids. Two live programs in one data folder need agents of their own.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM.replace("BUSY", repr(busy))],
+        [sys.executable, "-c", _PROGRAM.replace("BUSY", repr(busy)).replace("PREFIX", prefix)],
         cwd=REPOSITORY,
         env=os.environ | {"CELLBLOCK_RUNTIME": runtime},
         stdout=subprocess.PIPE,

@@ -285,7 +285,7 @@ async def test_prune_removes_what_is_left_and_keeps_what_it_held(
 ) -> None:
     """A live process's kernels stay; a dead one's are counted, told and removed, and their sessions sleep."""
     monkeypatch.setenv("CELLBLOCK_WARM_KERNELS", "0")  # none that is just being made when its process dies
-    with program(runtime) as living, program(runtime) as dead:
+    with program(runtime, prefix="living-") as living, program(runtime) as dead:
         await asyncio.sleep(BEGUN)
         every = kernels(own_state)
         dead.kill()

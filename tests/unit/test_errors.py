@@ -57,6 +57,9 @@ ERRORS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "SessionElsewhereError": ("session_elsewhere", {**SAYS, "agent_id": "a", "owner": "o", "pid": 7, "host": "h"}),
     "SessionBusyError": ("session_busy", {**SAYS, "agent_id": "a", "waited": 1.5}),
+    "SessionElsewhereError": (
+        "session_elsewhere", {**SAYS, "agent_id": "a", "owner": "boot/1/i", "pid": 7, "host": "h"}
+    ),
     "SessionEndedError": ("session_ended", {**SAYS, "reason": "idle"}),
     "ManagerClosedError": ("manager_closed", SAYS),
     "FileTransferError": ("file_transfer", {**SAYS, "path": "data/a.csv"}),
