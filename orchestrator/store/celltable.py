@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from typing import Any
 
@@ -41,6 +42,9 @@ _END = (
     )
     .returning(cells.c.cell_id)
 )
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class CellTable:
@@ -143,7 +147,7 @@ class CellTable:
         self, connection: Connection, session_id: str, number: int, result: dict[str, Any], ended_at: float
     ) -> None:
         kept, found = self._outputs.take_out(result, session_id)
-        encoded = json.dumps(kept)
+        encoded = _as_json(kept)
         sizes = {digest: size for _, digest, size in found}
         ended = {
             "of": session_id,
@@ -152,14 +156,14 @@ class CellTable:
             "how": result["outcome"],
             "what": encoded,
             "at": ended_at,
-            "more": len(encoded) + sum(sizes.values()),
+            "more": len(encoded.encode()) + sum(sizes.values()),
         }
         closed = self._end.on(connection, ended)
         if closed is None:  # the cell has a result already, or the session was deleted
             return
         for digest in self._kept_before(connection, session_id, sizes):
             del sizes[digest]
-        self._grow.on(connection, {"of": session_id, "more": len(encoded) + sum(sizes.values())})
+        self._grow.on(connection, {"of": session_id, "more": len(encoded.encode()) + sum(sizes.values())})
         if found:
             rows = [
                 {"cell_id": closed[0], "path": path, "digest": digest, "bytes": size} for path, digest, size in found
@@ -179,3 +183,8 @@ class CellTable:
         result = json.loads(fields["result"]) if "result" in fields else {}
         self._outputs.put_back(result, places, row.session_id)
         return CellRecord(row.number, row.kernel_id, row.code, row.started_at, row.ended_at, row.outcome, result)
+
+
+def _as_json(value: Any) -> str:
+    """Return JSON that any database keeps. Escapes would make a text six times as long: only surrogates have them."""
+    return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))

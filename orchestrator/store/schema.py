@@ -53,7 +53,7 @@ cells = Table(
     Column("started_at", Float, nullable=False),
     Column("ended_at", Float),
     Column("outcome", String(16), nullable=False),  # "running" until it is known
-    Column("result", Text, nullable=False),  # JSON in ASCII, with null for each of its ``payloads``
+    Column("result", Text, nullable=False),  # JSON, with null for each of its ``payloads``
     Column("bytes", BigInteger, nullable=False),
     UniqueConstraint("session_id", "number"),
 )

@@ -125,6 +125,18 @@ def test_deleting_is_done_in_batches_and_lets_others_write(tmp_path: Path) -> No
     history.close()
 
 
+def test_text_that_is_not_ascii_takes_its_own_size(tmp_path: Path) -> None:
+    """Escaped, it would take three to six times as much."""
+    history = opened(tmp_path)
+    begin(history, "s1")
+    cell(history, "s1", "\u00e9\x00\ud800" * 5_000)
+    assert history.cells("s1")[0].result["stdout"] == "\u00e9\x00\ud800" * 5_000
+    begin(history, "s2")
+    cell(history, "s2", "\u00e9" * 10_000)
+    assert history.find("s2")[0].bytes < 41_000
+    history.close()
+
+
 SECRET_URLS = [
     "postgresql+psycopg://me:hunter2@127.0.0.1:1/none",
     "postgresql+psycopg://me:hunt%40hunter2@127.0.0.1:1/none",
