@@ -18,13 +18,13 @@ from orchestrator.container.hostconfig import INSTANCE_LABEL
 from tests.conftest import REPOSITORY, make_manager
 
 PROGRAM = """
-import asyncio, sys
+import asyncio, os
 from orchestrator import AgentKernelManager
 
 async def main():
     print("begun", flush=True)  # the imports are done: an interrupt there is Python's own affair, and may get lost
     async with AgentKernelManager(max_kernels=3) as manager:
-        async with manager.acquire_kernel("a", timeout=60) as (kernel, session):
+        async with manager.acquire_kernel(f"agent-{os.getpid()}", timeout=60) as (kernel, session):
             print("running", flush=True)
             await manager.execute_code(session, "import time; time.sleep(25)")
 
