@@ -38,10 +38,11 @@ class MimeFilter:
         """
         if not isinstance(event, DisplayData | UpdateDisplayData | ExecuteResult):
             return event
-        if len(event.data) == 1 and _TEXT in event.data and not event.metadata:  # most results
+        has_text = isinstance(event.data.get(_TEXT), str)
+        if has_text and len(event.data) == 1 and not event.metadata:  # most results
             return event
         data = {mime: item for mime, item in islice(event.data.items(), MOST_TYPES) if self._takes(mime, item)}
-        if _TEXT in event.data:
+        if has_text:  # also where 32 other types stand before it
             data.setdefault(_TEXT, event.data[_TEXT])
         if len(data) < len(event.data):
             self._note(mime for mime in event.data if mime not in data)

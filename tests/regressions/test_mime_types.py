@@ -107,3 +107,13 @@ def test_a_bundle_of_thousands_of_types_costs_little(where: str, mime: str) -> N
     assert len(kept.data) <= 33
     assert len(removed) <= 20
     assert best < 0.1
+
+
+def test_plain_text_that_is_no_text_is_removed() -> None:
+    """`text/plain` is always allowed, but not a number or a list under that type."""
+    for data in ({"text/plain": 5}, {"text/plain": ["a"], "text/html": "<b>"}):
+        mimes = MimeFilter(lambda _mime: True)
+        event = mimes.filter(DisplayData(data))
+        assert isinstance(event, DisplayData)
+        assert "text/plain" not in event.data
+        assert mimes.removed == ("text/plain",)
