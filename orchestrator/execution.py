@@ -54,6 +54,11 @@ class Cell:
         answer: answers its ``input()``, where the policy has ``channels.stdin``. Without it, ``input()`` fails.
     """
 
+    _doubt: asyncio.TimerHandle | None = None  # set while the end may be forged
+    _answering: asyncio.Task[None] | None = None
+    _unanswered: Exception | None = None
+    _stopped_after: float | None = None
+
     def __init__(
         self,
         kernel: Kernel,
@@ -77,17 +82,13 @@ class Cell:
         self._reply: Reply | None = None
         self._idle = self._busy = False
         self._idle_since = 0.0
-        self._doubt: asyncio.TimerHandle | None = None  # set while the end may be forged
         self._error: ErrorOutput | None = None
         self._channels = policy.channels
         self._answer = answer if self._channels.stdin else None
-        self._answering: asyncio.Task[None] | None = None
-        self._unanswered: Exception | None = None
         self._mimes = MimeFilter(policy.output.passes)
         self._stopped: Stop | None = None
         self._interrupts = 0
         self._interruption = Interruption(kernel, lambda: self._runs, self._awake)
-        self._stopped_after: float | None = None
         self._end: Exit | None = None
         self._started = time.monotonic()
         self._ended: float | None = None

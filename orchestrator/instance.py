@@ -100,15 +100,8 @@ class Instance:
         try:
             image = await engine.resolve_image(await asyncio.to_thread(image_name, settings))
             runtime = await engine.resolve_runtime(wanted)
-            instance, lease, folder = _new_instance(settings.state_path, settings.data_path)
+            instance, lease, folder = await _visible_instance(engine, settings)
         except BaseException:
-            engine.close()
-            raise
-        try:
-            await _refuse_unseen(engine, folder)
-        except BaseException:
-            clear_folder(folder)
-            lease.release()
             engine.close()
             raise
         telemetry = telemetry or Telemetry()
@@ -358,6 +351,18 @@ def _new_instance(state: Path, data: Path) -> tuple[str, InstanceLease, Path]:
                 lease.release()
                 raise _no_folder(folder, error) from error
             return instance, lease, folder
+
+
+async def _visible_instance(engine: Engine, settings: Settings) -> tuple[str, InstanceLease, Path]:
+    """Take a new instance, whose folder the engine sees. On failure nothing of it is left."""
+    instance, lease, folder = _new_instance(settings.state_path, settings.data_path)
+    try:
+        await _refuse_unseen(engine, folder)
+    except BaseException:
+        clear_folder(folder)
+        lease.release()
+        raise
+    return instance, lease, folder
 
 
 async def _refuse_unseen(engine: Engine, folder: Path) -> None:

@@ -109,11 +109,15 @@ def apply(found: Mapping[str, Any]) -> list[Lost]:
         elif name == "decimal":
             attempt("decimal", decimal.setcontext, value)
         elif name == "warnings":
-            _WARNINGS.filters[:] = value
-            attempt("warnings", lambda: _WARNINGS._filters_mutated())
+            attempt("warnings", _set_filters, value)
         else:
             _apply_to_package(name, value, attempt)
     return lost
+
+
+def _set_filters(filters: list[Any]) -> None:
+    _WARNINGS.filters[:] = filters
+    _WARNINGS._filters_mutated()
 
 
 def _apply_to_package(name: str, value: Any, attempt: Callable[..., None]) -> None:
