@@ -39,6 +39,7 @@ from orchestrator.errors import (
     ImageMissingError,
     KernelStartError,
     SettingsError,
+    StoreError,
 )
 from orchestrator.eventfeed import EventFeed
 from orchestrator.image.build import image_name
@@ -94,6 +95,7 @@ class Instance:
             ImageMissingError: the engine does not have the sandbox image.
             UnknownRuntimeError: the engine does not have the runtime that was asked for.
             SettingsError: the state folder cannot be created, or the engine does not see it.
+            StoreError: the data folder cannot be written.
         """
         wanted = policy.choose_runtime(settings.runtime)
         engine = await Engine.connect(settings.engine_timeout)
@@ -343,6 +345,8 @@ def _new_instance(state: Path, data: Path) -> tuple[str, InstanceLease, Path]:
         try:
             lease = instance_lease(instance, (state, data))
         except OSError as error:
+            if str(error.filename).startswith(f"{data.resolve()}/"):
+                raise _no_lock(data, error) from error
             raise _no_folder(folder, error) from error
         if lease is not None:
             try:
@@ -374,6 +378,13 @@ async def _refuse_unseen(engine: Engine, folder: Path) -> None:
             remedy=f"In a container, mount the host's folder at the same path (-v {state}:{state}), or set "
             "CELLBLOCK_STATE_DIR to a folder that is mounted so.",
         )
+
+
+def _no_lock(data: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"this process's lock file cannot be created in the data folder {data}: {error.strerror}. Nothing was started.",
+        remedy="Check that the folder is writable and has room, or set CELLBLOCK_DATA_DIR to another one.",
+    )
 
 
 def _no_folder(folder: Path, error: OSError) -> SettingsError:

@@ -6,6 +6,7 @@ process that can open the file, in any network, process or mount namespace.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import struct
@@ -37,7 +38,8 @@ class LockFile:
                 os.close(holder)
                 return None
             os.ftruncate(holder, 0)
-            os.write(holder, text.encode())
+            with contextlib.suppress(OSError):  # on a full disk: the text is for people, the lock is what counts
+                os.write(holder, text.encode())
         except (BlockingIOError, PermissionError):
             os.close(holder)
             return None

@@ -119,11 +119,15 @@ async def _after_one_failure(manager: AgentKernelManager, agent: str, code: str)
 
 
 @pytest.mark.alone
-async def test_an_engine_that_hangs_for_a_minute_stalls_nobody(engine: PrivateEngine, state: Path) -> None:
+async def test_an_engine_that_hangs_for_a_minute_stalls_nobody(
+    engine: PrivateEngine, state: Path, tmp_path: Path
+) -> None:
     """Under both runtimes cells go on, calls that need the engine fail in time, and everything works afterwards."""
     async with contextlib.AsyncExitStack() as stack:
         managers = [
-            await stack.enter_async_context(make_manager(runtime, max_kernels=2, engine_timeout=5))
+            await stack.enter_async_context(
+                make_manager(runtime, max_kernels=2, engine_timeout=5, data_dir=str(tmp_path / runtime))
+            )
             for runtime in engine_runtimes()
         ]
         unopened = make_manager("auto", engine_timeout=5)
