@@ -88,11 +88,10 @@ async def test_killed_at_each_step(
 ) -> None:
     """A kill before a changing request, or after its answer, leaves nothing behind and harms no neighbour."""
     requests, _, _ = await asyncio.to_thread(lambda: Life(proxy, runtime, None, "before").end())
-    assert [request for request in requests if request.startswith(CHANGES)] == [
-        "POST /containers/create",
-        "POST /containers//start",
-        "DELETE /containers/",
-    ] * 2
+    kernel = ["POST /containers/create", "POST /containers//start", "DELETE /containers/"]
+    changes = [request for request in requests if request.startswith(CHANGES)]
+    # The first request asks whether the engine sees the state folder; the engine always refuses it.
+    assert changes == ["POST /containers/create", *kernel, *kernel]
     steps = [(at, "after") for at in range(len(requests)) if requests[at] not in ("GET /version", "GET /events")]
     steps += [(at, "before") for at, request in enumerate(requests) if request.startswith(CHANGES)]
     if runtime != "runc":  # the steps are the same under each runtime, but the effect of a kill differs
