@@ -283,7 +283,10 @@ class SessionRegistry:
         self.remember_end(session.agent_id, reason)
         if session.files_in:
             self._lost_files[session.agent_id] = session.files_in
-        return self.take_lease(session.kernel_id)
+        resource = self.take_lease(session.kernel_id)
+        if resource is not None:
+            resource.is_shutting_down = True  # its place counts as coming free while the row is written
+        return resource
 
 
 @contextlib.asynccontextmanager

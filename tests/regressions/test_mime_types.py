@@ -99,9 +99,9 @@ def test_a_bundle_of_thousands_of_types_costs_little(where: str, mime: str) -> N
     metadata = content[1] if where == "metadata" else {}
     best, kept = 9.0, None
     for _ in range(3):
-        started = time.perf_counter()
+        started = time.thread_time()
         kept, removed = shown(data, metadata, ("text/*", "image/*", "application/json", "application/*+json"))
-        best = min(best, time.perf_counter() - started)
+        best = min(best, time.thread_time() - started)
     assert kept is not None
     assert kept.data["text/plain"] == "x"
     assert len(kept.data) <= 33

@@ -282,6 +282,8 @@ async def _flood(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 async def _deep(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(b"[" * 100_000 + b"\n")
     writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
 
 
 @pytest.mark.parametrize("handler", [_flood, _deep])
