@@ -15,7 +15,7 @@ from orchestrator.kernel.batch import Batch
 from orchestrator.kernel.endpoint import CHANNELS
 from orchestrator.kernel.loopshare import KernelShare
 
-_IDENTITY = b"host"  # one for all channels: a kernel asks whoever sent the request for input
+_IDENTITY = b"host"  # one for all channels: a kernel asks the sender of the request for input
 _TYPES = dict.fromkeys(CHANNELS, "DEALER") | {"iopub": "SUB"}
 
 Receive = Callable[[str, list[bytes]], None]

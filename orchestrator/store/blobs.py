@@ -97,7 +97,7 @@ class BlobStore(Protocol):
         """Delete the blobs that are not ``needed``, and whatever a killed process left of others.
 
         Args:
-            older_than: seconds; a younger blob is kept, because whoever needs it may not have said so yet.
+            older_than: seconds; a younger blob is kept, because its row may not be written yet.
 
         Returns:
             The number of bytes deleted.
