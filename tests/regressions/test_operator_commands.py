@@ -291,8 +291,18 @@ async def test_a_hostile_answer_is_no_answer(state: Path, handler: Handler) -> N
     """An endless line and deep nesting are read in bounds, and the instance counts as silent."""
     folder = instance_folder(state, "0123456789ab")
     folder.mkdir()
-    server = await asyncio.start_unix_server(handler, folder / "control.sock")
-    host = await look(Settings(state_dir=str(state)))
+    served = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await handler(reader, writer)
+        finally:
+            served.set()
+
+    server = await asyncio.start_unix_server(serve, folder / "control.sock")
+    async with asyncio.timeout(60):  # the handler ends with its reader: nothing of it is left for the loop's end
+        host = await look(Settings(state_dir=str(state)))
+        await served.wait()
     server.close()
     assert "0123456789ab" in host.silent
     assert host.rows == ()
