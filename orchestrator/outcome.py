@@ -95,7 +95,10 @@ def kernel_end(reason: str | None) -> Outcome | None:
     Returns:
         None for any other reason, and for the free text that ``manager.end_session`` takes.
     """
-    return next((outcome for outcome in Outcome if outcome.ends_kernel and outcome == reason), None)
+    return _KERNEL_ENDS.get(reason)
+
+
+_KERNEL_ENDS: Final[dict[str | None, Outcome]] = {outcome.value: outcome for outcome in Outcome if outcome.ends_kernel}
 
 
 CellOutcome = Literal[

@@ -12,6 +12,7 @@ SMALL = 16 * 1024  # bytes of JSON whose structure need not be counted first
 _MOST_ITEMS = 30_000
 _WEIGHTS = ((b",", 1), (b"[", 5), (b"{", 5))
 _FOUR_BYTES = tuple(bytes([lead]) for lead in range(0xF0, 0xF5))  # first bytes of characters that take four in UTF-8
+_HEAD = 64  # bytes at the start of a JSON text whose marks are not weighed: a long printed text has no other marks
 _ESCAPE = re.compile(rb"\\u")  # a third of the time that ``in`` takes for two bytes
 _SURROGATES = (b"\\ud8", b"\\ud9", b"\\uda", b"\\udb", b"\\uD")  # how JSON may spell them instead
 
@@ -51,7 +52,7 @@ def memory(part: bytes) -> int:
 
 def _widest(part: bytes) -> int:
     """Return the bytes that each character takes in memory, at most: 1, 2 or 4."""
-    escapes = _ESCAPE.search(part) is not None
+    escapes = b"\\" in part and _ESCAPE.search(part) is not None
     if part.isascii() and not escapes:
         return 1
     if any(lead in part for lead in _FOUR_BYTES) or (escapes and any(mark in part for mark in _SURROGATES)):
@@ -69,7 +70,7 @@ _JSON = json.JSONDecoder(parse_int=_integer)  # made once: ``json.loads`` would 
 
 def _items(part: bytes) -> int:
     """Weigh the structure of a JSON text. Marks inside strings do not count, unless there are very many strings."""
-    marks = _marks(part[1:])  # it begins with a bracket, and most text has no other
+    marks = _marks(part[_HEAD:])
     if marks <= _MOST_ITEMS:
         return marks
     bare = part.replace(b"\\\\", b"").replace(b'\\"', b"")

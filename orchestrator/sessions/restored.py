@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.outcome import Outcome
+from orchestrator.outcome import Outcome, kernel_end
 
 _NAMED = 5  # lost variables, and lost files, that a notice names
 _UNASKED = frozenset({Outcome.RECONFIGURED, Outcome.KILLED, Outcome.ORCHESTRATOR_LOST})
@@ -53,7 +53,7 @@ def loss_notice(reason: str, files: Sequence[str]) -> str:
 
 def _is_death(reason: str | None) -> bool:
     """Return whether a kernel that ended for this reason had no chance to be checkpointed."""
-    return reason in _UNASKED or any(reason == outcome for outcome in Outcome if outcome.ends_kernel)
+    return reason in _UNASKED or kernel_end(reason) is not None
 
 
 def _gone(files: Sequence[str]) -> str:

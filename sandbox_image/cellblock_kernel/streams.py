@@ -6,10 +6,12 @@ import io
 import os
 import select
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from ipykernel.iostream import OutStream
 
+from cellblock_kernel.messages import pack_text
 from cellblock_kernel.publisher import FRAME, Publisher
 
 # The most characters of one stream message. A single long print then stays far below the host's message limit, and
@@ -24,8 +26,6 @@ STREAM_BUFFER = 1024 * 1024
 PIECE_COST = 1024
 # Characters that threads, tasks and child processes may write between two cells. The next result has them.
 HELD = 64 * 1024
-
-UNUSUAL = bytes(code for code in range(32) if chr(code) not in "\n\r\t")
 
 
 class Outbox:
@@ -79,9 +79,17 @@ class Outbox:
             self._taken -= size
 
 
-def is_plain(text: str) -> bool:
-    """Return whether the text as JSON is at most twice as long."""
-    return text.isascii() and len(text.encode().translate(None, UNUSUAL)) == len(text)
+def pack_pieces(name: str, text: str) -> Iterator[bytes]:
+    """Yield the contents of the stream messages that carry a text: JSON of at most about 512 KiB each."""
+    longest = STREAM_PIECE if text.isascii() else WIDE_PIECE
+    for start in range(0, len(text), longest):
+        piece = text[start : start + longest]
+        packed = pack_text(name, piece)
+        if len(packed) <= 2 * STREAM_PIECE:
+            yield packed
+        else:  # it has many control characters
+            for inner in range(0, len(piece), WIDE_PIECE):
+                yield pack_text(name, piece[inner : inner + WIDE_PIECE])
 
 
 class OrderedStream(OutStream):
@@ -156,9 +164,7 @@ class OrderedStream(OutStream):
             pieces, size = self._outbox.take()
             try:
                 for stream, text in pieces:
-                    longest = STREAM_PIECE if is_plain(text) else WIDE_PIECE
-                    for start in range(0, len(text), longest):
-                        content = {"name": stream.name, "text": text[start : start + longest]}
+                    for content in pack_pieces(stream.name, text):
                         self.session.pid = os.getpid()  # in a forked child Session would refuse to send
                         message = self.session.msg("stream", content)
                         self.session.send(self.pub_thread, message, ident=stream.topic)
