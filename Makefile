@@ -40,8 +40,9 @@ lint: $(STAMP) ## lint, format, types and import rules
 	@$(BIN)/mypy --strict
 	@$(BIN)/lint-imports
 
+# RUNS says how often; a published figure is the range of three runs
 bench: image ## measure latency, cold start, throughput and memory beside a plain local kernel
-	@$(BIN)/python -m benchmarks.latency --json out/bench.json --plot docs/pictures/bench.svg
+	@$(BIN)/python -m benchmarks.latency --runs $(or $(RUNS),1) --json out/bench.json --plot docs/pictures/bench.svg
 
 soak: image ## 2,000 leases and 20,000 cells with random faults: does anything grow; about a quarter of an hour
 	@$(BIN)/python -m benchmarks.soak

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -104,6 +104,19 @@ class Report:
         for figure in shown:
             table.add_row(*_row(figure))
         console.print(table)
+
+
+def show_ranges(reports: Sequence[Report]) -> None:
+    """Print the lowest and the highest ratio that each figure had in several runs."""
+    table = Table(title=f"Ratios of {len(reports)} runs", title_justify="left")
+    table.add_column("measure")
+    table.add_column("subject", no_wrap=True)
+    table.add_column("ratio", justify="right", no_wrap=True)
+    for figures in zip(*(report.figures for report in reports), strict=True):
+        ratios = [figure.ratio for figure in figures if figure.ratio is not None]
+        if ratios:
+            table.add_row(figures[0].measure, figures[0].subject, f"{min(ratios):.2f}-{max(ratios):.2f}")
+    console.print(table)
 
 
 def _row(figure: Figure) -> list[str]:
