@@ -30,6 +30,7 @@ FONT_CACHE = OWN / "matplotlib"
 DOCUMENTATION = """
     usr/share/doc/* usr/share/man/* usr/share/info/* usr/share/locale/* usr/share/lintian usr/share/bash-completion
     usr/share/applications usr/share/pixmaps usr/share/menu usr/share/bug usr/share/binfmts
+    usr/share/fonts/truetype/tlwg/Loma-* etc/fonts
 """
 # The slim Python image has all of these, a base image of Debian packages some.
 PACKAGE_MANAGERS = """
@@ -59,12 +60,15 @@ EXECUTABLE = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
 
 # Debian's maintainer scripts make these, but do not run.
 LINKS = {"usr/bin/awk": "mawk", "usr/bin/which": "which.debianutils"}
-USERS = """\
-root:x:0:0:root:/:/bin/sh
-sandbox:x:65532:65532:sandbox:/work:/bin/bash
-nobody:x:65534:65534:nobody:/:/bin/sh
-"""
-GROUPS = "root:x:0:\nsandbox:x:65532:\nnogroup:x:65534:\n"
+# The host writes both files for each kernel, because each kernel has a user id of its own.
+ACCOUNTS = {"etc/passwd": "/run/kernel/passwd", "etc/group": "/run/kernel/group"}
+# Added to these modules of matplotlib.
+FONT_CALLS = {
+    "font_manager.py": 'install_in_text(FontManager, str(cbook._get_data_path("fonts/ttf/DejaVuSans.ttf")))',
+    "_mathtext.py": "install_in_mathtext(UnicodeFonts, get_font)",
+}
+# The engine empties /etc/hosts, so libnss-myhostname resolves localhost and the sandbox's own name.
+NAME_SERVICES = "passwd: files\ngroup: files\nhosts: files myhostname dns\nservices: files\nprotocols: files\n"
 
 
 def main(build: Path, version: str) -> None:
@@ -82,8 +86,12 @@ def main(build: Path, version: str) -> None:
     for wheel in sorted((build / "wheels").glob("*.whl")):
         print("unpacking", *wheel.name.split("-")[:2], flush=True)
         unpack(wheel)
-    for package in ("cellblock_kernel", "cellblock_session"):
+    for package in ("cellblock_kernel", "cellblock_session", "cellblock_site"):
         shutil.copytree(build / package, SITE / package)
+    (SITE / "cellblock_site.pth").write_text("import cellblock_site.machine\n")  # run by every Python at its start
+    for name, call in FONT_CALLS.items():
+        with (SITE / "matplotlib" / name).open("a") as module:
+            module.write(f"\nimport cellblock_site.fonts\ncellblock_site.fonts.{call}\n")
     print("removing what no cell needs", flush=True)
     trim()
     lay_out()
@@ -147,8 +155,13 @@ def lay_out() -> None:
         if not os.path.lexists(ROOT / name):
             (ROOT / name).parent.mkdir(parents=True, exist_ok=True)
             (ROOT / name).symlink_to(os.path.realpath(sys.executable))
-    (ROOT / "etc/passwd").write_text(USERS)
-    (ROOT / "etc/group").write_text(GROUPS)
+    for name, target in ACCOUNTS.items():
+        (ROOT / name).unlink(missing_ok=True)
+        (ROOT / name).symlink_to(target)
+    (ROOT / "etc/nsswitch.conf").write_text(NAME_SERVICES)
+    zones = ROOT / "usr/share/zoneinfo"  # where the C library looks; the package tzdata of Python has the same files
+    if not zones.exists():
+        zones.symlink_to(SITE / "tzdata/zoneinfo")
 
 
 def compile_all() -> None:

@@ -56,6 +56,9 @@ _V2: dict[str, tuple[str, str, _Parse, float]] = {
     "oom_kills": ("", "memory.events", _field(b"oom_kill"), 1),
     "pids": ("", "pids.current", _number, 1),
 }
+# Buffers of TCP and UDP sockets, which cgroup v1 does not count as memory, and which runc 1.x leaves without a limit.
+_SOCKETS = "memory.kmem.tcp.limit_in_bytes"
+_SOCKET_BYTES = 16 * 1024 * 1024
 _OPTIONAL = ("peak",)  # memory.peak came with Linux 5.19
 
 
@@ -79,9 +82,10 @@ class Cgroup:
 
     @classmethod
     def find(cls, pid: int, container_id: str) -> Self | None:
-        """Return the cgroup of a container, or None if this host cannot see it.
+        """Return the cgroup of a container, after limiting its sockets' memory; None if this host cannot see it.
 
-        The host cannot see it if the engine is on another machine or the cgroup file system is hidden.
+        The host cannot see it if the engine is on another machine or the cgroup file system is hidden. The limit takes
+        root, and is needed on cgroup v1 only.
 
         Args:
             pid: the id of the container's first process, as the engine reports it.
@@ -96,6 +100,8 @@ class Cgroup:
             }
             if not all(container_id in str(folder) for folder in folders.values()):
                 return None  # another process has this pid here: the engine uses another pid namespace
+            if table is _V1:
+                _limit_sockets(folders["memory"])
             return cls(folders, table)
         except (OSError, KeyError):
             return None
@@ -138,6 +144,11 @@ class Cgroup:
         except FileNotFoundError:
             if not optional:
                 raise
+
+
+def _limit_sockets(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        (folder / _SOCKETS).write_text(str(_SOCKET_BYTES))
 
 
 def _line(line: str) -> tuple[str, str]:

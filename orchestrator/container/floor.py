@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from orchestrator.container.maskedpaths import MASKED_PATHS
 from orchestrator.errors import SandboxFloorError
 from orchestrator.policy.seccomp import breaches as seccomp_breaches
 
@@ -30,6 +31,7 @@ _FIXED_HOST = {
     "Privileged": False,
     "CapDrop": ["ALL"],
     "LogConfig": {"Type": "json-file", "Config": {"max-size": "64k", "max-file": "1"}},
+    "MaskedPaths": [*MASKED_PATHS],
     "Init": False,
     "AutoRemove": False,
 }

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator.container.floor import check_floor
+from orchestrator.container.maskedpaths import MASKED_PATHS
 from orchestrator.limits import MIB, KernelResourceLimits
 from orchestrator.policy.policy import Policy
 
@@ -24,6 +26,20 @@ HOME_LABEL = f"{LABEL}.home"
 KERNEL_MOUNT = "/run/kernel"
 DATA_MOUNT = "/data"
 WORKDIR = "/work"
+# Libraries start as many threads as the host has cores unless these variables say otherwise.
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "NUMEXPR_MAX_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "POLARS_MAX_THREADS",
+    "RAYON_NUM_THREADS",
+    "LOKY_MAX_CPU_COUNT",
+    "PYTHON_CPU_COUNT",
+)
 _OOM_SCORE = 900  # of 1000: if the whole host runs out of memory, a sandbox is killed before the host's own processes
 _CPU_PERIOD_US = 100_000  # the kernel's default period for CFS quotas
 
@@ -62,7 +78,7 @@ def create_request(spec: ContainerSpec, policy: Policy, limits: KernelResourceLi
         "User": f"{spec.uid}:{spec.uid}",
         "WorkingDir": WORKDIR,
         "Hostname": "sandbox",
-        "Env": [f"{key}={value}" for key, value in (policy.environment | _environment()).items()],
+        "Env": [f"{key}={value}" for key, value in _environment(policy, limits).items()],
         "Labels": {
             INSTANCE_LABEL: spec.instance,
             KERNEL_LABEL: spec.kernel_id,
@@ -87,12 +103,15 @@ def _digest(request: dict[str, Any], policy: Policy, limits: KernelResourceLimit
     return hashlib.sha256(json.dumps(restrictions, sort_keys=True).encode()).hexdigest()
 
 
-def _environment() -> dict[str, str]:
-    return {
+def _environment(policy: Policy, limits: KernelResourceLimits) -> dict[str, str]:
+    """Return the sandbox's variables: the policy's win over the numbers of threads, and the sandbox's own over both."""
+    cores = str(max(1, math.ceil(limits.max_cpu_percent / 100)))
+    own = {
         "HOME": WORKDIR,
         "IPYTHONDIR": "/tmp/ipython",  # noqa: S108 - inside the sandbox
         "MPLCONFIGDIR": "/tmp/matplotlib",  # noqa: S108 - inside the sandbox
     }
+    return dict.fromkeys(THREAD_VARIABLES, cores) | policy.environment | own
 
 
 def _host_config(spec: ContainerSpec, policy: Policy, limits: KernelResourceLimits) -> dict[str, Any]:
@@ -108,6 +127,7 @@ def _host_config(spec: ContainerSpec, policy: Policy, limits: KernelResourceLimi
         "Privileged": False,
         "CapDrop": ["ALL"],
         "SecurityOpt": ["no-new-privileges", f"seccomp={policy.seccomp_json}"],  # runsc ignores the profile
+        "MaskedPaths": [*MASKED_PATHS],
         "Memory": memory,
         "MemorySwap": memory,  # equal to Memory: no swap
         "CpuPeriod": _CPU_PERIOD_US,

@@ -86,7 +86,8 @@ def weaknesses(host: HostFacts, info: Mapping[str, Any], gvisor_fault: str, runc
         yield Weakness(
             "cgroups", "version 1",
             "Under runc, a kernel that runs out of memory may lose one process only. Its cell then ends a moment "
-            "later, with the engine's event.",
+            "later, with the engine's event. UDP buffers are not limited, and TCP buffers only if Cellblock runs as "
+            "root.",
             "Boot with cgroup version 2: add systemd.unified_cgroup_hierarchy=1 to the Linux command line.",
         )  # fmt: skip
     if "apparmor" not in options and "selinux" not in options:

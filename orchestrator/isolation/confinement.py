@@ -20,6 +20,12 @@ _DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "console", "ptmx
 _GVISOR_DEVICES = ("net/tun", "fuse")
 _HARMLESS_NAMES = ("CLICOLOR", "FORCE_COLOR", "PAGER", "TERM", "MPLBACKEND", "GIT_PAGER", "CLICOLOR_FORCE")
 _IMAGE_NAMES = ("PATH", "LANG", "HOME", "USER", "HOSTNAME", "PYTHONDONTWRITEBYTECODE", "IPYTHONDIR", "MPLCONFIGDIR")
+# How many threads libraries may start: the policy's share of a core, not the host's cores.
+_THREAD_NAMES = (
+    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "NUMEXPR_MAX_THREADS",
+    "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS", "LOKY_MAX_CPU_COUNT",
+    "PYTHON_CPU_COUNT",
+)  # fmt: skip
 _REFUSALS = ("EROFS", "EACCES", "EPERM")
 _GVISOR_REFUSALS = (
     "ENOSYS",
@@ -32,7 +38,7 @@ _GVISOR_REFUSALS = (
     "EAFNOSUPPORT",
     "EPROTONOSUPPORT",
 )
-_GVISOR_ALLOWS = ("keyctl", "process_vm_readv", "ptrace")  # gVisor's kernel handles these, within the sandbox
+_GVISOR_ALLOWS = ("keyctl", "process_vm_readv", "ptrace", "sync", "syncfs")  # its kernel handles them in the sandbox
 _FILTERING = "2"  # seccomp's mode in /proc/self/status while a filter is active
 
 
@@ -54,7 +60,7 @@ async def _abstract(subject: Subject) -> Verdict:
 async def _names(subject: Subject) -> Verdict:
     found = await subject.fact("names")
     faults = [] if found["hostname"] == "sandbox" else [f"host name {found['hostname']}"]
-    known = {*_IMAGE_NAMES, *_HARMLESS_NAMES, *subject.policy.environment}
+    known = {*_IMAGE_NAMES, *_HARMLESS_NAMES, *_THREAD_NAMES, *subject.policy.environment}
     faults += [f"variable {name}" for name in found["environment"] if name not in known]
     own = subject.kernel.container_name
     faults += found["resolvers"] + [line for line in found["hosts"] if "sandbox" not in line and own not in line]
@@ -142,6 +148,14 @@ async def _protected(subject: Subject) -> Verdict:
     answers = await subject.fact("protected")
     faults = [f"{what}: {said}" for what, said in answers.items() if said in ("readable", "done")]
     return verdict(faults, f"{len(answers)} paths of /proc and /sys are masked, absent or denied")
+
+
+async def _watched(subject: Subject) -> Verdict:
+    answers = await subject.fact("watched")
+    if subject.is_gvisor:  # its kernel makes its own /proc and /sys
+        return verdict(await _not_gvisor(subject), "the files of /proc and /sys are gVisor's own")
+    faults = [f"read {path}: {said}" for path, said in answers.items() if said == "readable"]
+    return verdict(_some(faults), f"{len(answers)} paths of /proc and /sys are masked, absent or denied")
 
 
 async def _calls(subject: Subject) -> Verdict:
@@ -261,6 +275,12 @@ CLAIMS = (
         "H6",
         "A cell cannot read the paths of /proc and /sys that reveal the host, or write those that configure it.",
         _protected,
+    ),
+    Claim(
+        "kernel_cannot_watch_the_host",
+        "H6",
+        "A cell cannot read the host's load, disks, devices, locks, memory zones or boot parameters in /proc and /sys.",
+        _watched,
     ),
     Claim("kernel_surface_is_small", "H5", "System calls that data work does not need are refused.", _calls),
     Claim(

@@ -60,6 +60,7 @@ class Control:
         prelude: a cell that runs before the probes.
         deserted: whether the host does not stop the kernel when it should.
         unguarded: whether the guard puts no bound on what the kernel sends.
+        unlimited_sockets: whether the host removes the limit on the memory of sockets after the start.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Control:
     prelude: str = ""
     deserted: bool = False
     unguarded: bool = False
+    unlimited_sockets: bool = False
 
     def config(self, config: KernelConfig, scenery: Scenery) -> KernelConfig:
         """Return the configuration for kernels that lack the defence, given the correct configuration."""
@@ -273,8 +275,10 @@ def _control(
     prelude: str = "",
     deserted: bool = False,
     unguarded: bool = False,
+    unlimited_sockets: bool = False,
 ) -> Control:
-    return Control(name, lacks, weaken, {"runc": both + runc, "runsc": both}, prelude, deserted, unguarded)
+    reds = {"runc": both + runc, "runsc": both}
+    return Control(name, lacks, weaken, reds, prelude, deserted, unguarded, unlimited_sockets)
 
 
 _WAITING_INPUT = "import time; get_ipython().kernel.raw_input = lambda *_: time.sleep(60)"
@@ -324,7 +328,8 @@ CONTROLS = (
     ),
     _control(
         "no-memory-limit", "a memory limit", _no_memory_limit,
-        ("container_memory_is_limited", "memory_bomb_ends_its_own_kernel", "childs_memory_counts"),
+        ("container_memory_is_limited", "memory_bomb_ends_its_own_kernel", "childs_memory_counts",
+         "container_sockets_are_limited"), unlimited_sockets=True,
     ),
     _control(
         "unsized-tmpfs", "sizes of its tmpfs mounts", _unsized_tmpfs,
@@ -351,12 +356,12 @@ CONTROLS = (
         ("container_has_its_own_namespaces", "kernel_has_its_own_ipc", "kernel_knows_no_name_of_the_host",
          "container_root_is_read_only", "kernel_has_no_capability", "container_has_no_privilege",
          "kernel_sees_no_device", "container_paths_are_masked", "kernel_dies_before_the_host"),
-        runc=("kernel_cannot_steer_the_host",),
+        runc=("kernel_cannot_steer_the_host", "kernel_cannot_watch_the_host"),
     ),
     Control("bare-runc", "gVisor, and all that it provides", _bare_runc, {"runsc": (
         "container_runs_under_its_runtime", "kernel_surface_is_small", "kernel_has_no_odd_socket_family",
         "kernel_makes_no_namespace_on_the_host", "kernel_cannot_reach_network", "kernel_cannot_steer_the_host",
-        "kernel_cannot_connect_to_abstract_sockets_of_the_host",
+        "kernel_cannot_watch_the_host", "kernel_cannot_connect_to_abstract_sockets_of_the_host",
     )}),
     Control("other-runtime", "the requested runtime", _other_runtime,
             {"runc": ("container_runs_under_its_runtime",)}),

@@ -33,12 +33,14 @@ _CALLS = {
         "perf_event_open": 298, "ptrace": 101, "process_vm_readv": 310, "mount": 165, "umount2": 166, "fsopen": 430,
         "open_tree": 428, "move_mount": 429, "setns": 308, "pivot_root": 155, "chroot": 161, "open_by_handle_at": 304,
         "name_to_handle_at": 303, "fanotify_init": 300, "quotactl": 179, "syslog": 103, "kcmp": 312, "acct": 163,
+        "sync": 162, "syncfs": 306,
     },
     "aarch64": {
         "io_uring_setup": 425, "bpf": 280, "keyctl": 219, "add_key": 217, "request_key": 218, "userfaultfd": 282,
         "perf_event_open": 241, "ptrace": 117, "process_vm_readv": 270, "mount": 40, "umount2": 39, "fsopen": 430,
         "open_tree": 428, "move_mount": 429, "setns": 268, "pivot_root": 41, "chroot": 51, "open_by_handle_at": 265,
         "name_to_handle_at": 264, "fanotify_init": 262, "quotactl": 60, "syslog": 116, "kcmp": 272, "acct": 89,
+        "sync": 81, "syncfs": 267,
     },
 }  # fmt: skip
 _FAMILIES = {
@@ -52,6 +54,16 @@ _FAMILIES = {
     "NETLINK_AUDIT": (16, socket.SOCK_RAW, 9),
     "NETLINK_XFRM": (16, socket.SOCK_RAW, 6),
 }
+# They show what the whole host does, has or was started with.
+_OF_THE_HOST = (
+    "/proc/buddyinfo", "/proc/bus", "/proc/cgroups", "/proc/cmdline", "/proc/config.gz", "/proc/crypto",
+    "/proc/devices", "/proc/diskstats", "/proc/fs", "/proc/interrupts", "/proc/iomem", "/proc/irq", "/proc/kallsyms",
+    "/proc/key-users", "/proc/loadavg", "/proc/locks", "/proc/misc", "/proc/modules", "/proc/partitions",
+    "/proc/pressure", "/proc/schedstat", "/proc/slabinfo", "/proc/softirqs", "/proc/swaps", "/proc/vmstat",
+    "/proc/zoneinfo", "/proc/sys/fs/dentry-state", "/proc/sys/fs/file-nr", "/proc/sys/fs/inode-nr",
+    "/proc/sys/kernel/random/boot_id", "/sys/block", "/sys/bus", "/sys/devices", "/sys/fs/ext4", "/sys/kernel",
+    "/sys/module",
+)  # fmt: skip
 _CLONE_NEWUSER = 0x10000000
 _OWN_HOSTS = ("127.", "::1", "fe00", "ff0")  # prefixes of the /etc/hosts lines that every container has
 
@@ -233,6 +245,11 @@ def protected() -> dict[str, str]:
     steering = ("/proc/sys/kernel/core_pattern", "/proc/sys/vm/overcommit_memory", "/proc/sysrq-trigger")
     found = {f"read {path}": _content(path) for path in masked}
     return found | {f"write {path}": _attempt(lambda p=path: os.open(p, os.O_WRONLY)) for path in steering}
+
+
+def watched() -> dict[str, str]:
+    """Try to read what shows the host at work; return the answer to each."""
+    return {path: _content(path) for path in _OF_THE_HOST}
 
 
 def _content(path: str) -> str:

@@ -5,8 +5,10 @@ Nothing here uses ``container/hostconfig.py`` or ``container/floor.py``, because
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from orchestrator.isolation.claims import Claim, Probe, Verdict, verdict
@@ -15,8 +17,10 @@ from orchestrator.limits import MIB
 
 _WIRE = "/run/kernel"
 _LARGEST_LOG = ("64k", "1")  # size and number of files: room for the launcher's own messages
-_CERTAINLY_MASKED = ("/proc/kcore", "/proc/keys", "/sys/firmware")
+_CERTAINLY_MASKED = ("/proc/cmdline", "/proc/diskstats", "/proc/kcore", "/proc/keys", "/proc/loadavg", "/sys/firmware")
 _CERTAINLY_READONLY = ("/proc/sys", "/proc/sysrq-trigger")
+
+_MOST_SOCKETS = 64 * MIB
 
 Judge = Callable[[dict[str, Any]], list[str]]  # the HostConfig in, faults out
 PolicyJudge = Callable[[Subject, dict[str, Any]], list[str]]  # compares the HostConfig with the subject's policy
@@ -151,6 +155,37 @@ async def _identity(subject: Subject) -> Verdict:
     return verdict(faults, f"user {uid}:{gid}, no other group, no published port")
 
 
+async def _sockets(subject: Subject) -> Verdict:
+    record = await subject.record()
+    try:
+        limit = None if subject.is_gvisor else int(_socket_limit(record["State"]["Pid"]).read_text())
+    except OSError:
+        limit = None
+    if limit is None:  # gVisor's sockets, and those on cgroup v2, count as the container's memory
+        memory = record["HostConfig"]["Memory"]
+        return Verdict(memory > 0, f"sockets count as memory, whose limit is {memory // MIB} MiB")
+    return Verdict(limit <= _MOST_SOCKETS, f"the buffers of sockets are limited to {limit // MIB} MiB")
+
+
+async def remove_socket_limit(subject: Subject) -> None:
+    """Remove the limit on the memory of sockets, for a negative control. Does nothing on cgroup v2."""
+    with contextlib.suppress(OSError):
+        _socket_limit((await subject.record())["State"]["Pid"]).write_text("-1")
+
+
+def _socket_limit(pid: int) -> Path:
+    """Return the file with the limit of a process's cgroup v1 on buffers of TCP sockets.
+
+    Raises:
+        FileNotFoundError: this host does not see the process, or its memory is in a cgroup v2.
+    """
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _number, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            return Path("/sys/fs/cgroup/memory", path.lstrip("/"), "memory.kmem.tcp.limit_in_bytes")
+    raise FileNotFoundError(f"process {pid} has no memory cgroup of version 1")
+
+
 CLAIMS = (
     Claim("container_runs_under_its_runtime", "H5", "The container runs under the requested runtime.", _runtime),
     Claim(
@@ -184,6 +219,12 @@ CLAIMS = (
         "H4",
         "Memory has the policy's limit, and no swap is allowed.",
         _policy_probe(_memory, "the policy's limit, no swap"),
+    ),
+    Claim(
+        "container_sockets_are_limited",
+        "H4",
+        "Buffers of TCP sockets count as the container's memory, or have a limit of their own.",
+        _sockets,
     ),
     Claim(
         "container_processes_and_files_are_limited",

@@ -210,6 +210,7 @@ class Subject:
             "families": {},
             "user_namespace": {},
             "protected": {},
+            "watched": {},
             "processes": {},
             "exists": {"path": f"/dev/shm/{self.bait.shm}"},
             "oom_score": {},

@@ -147,6 +147,8 @@ class Laboratory:
         try:
             while waiting:
                 async with self.subject(config, whole=False, deserted=control.deserted) as subject:
+                    if control.unlimited_sockets:
+                        await record.remove_socket_limit(subject)
                     if control.prelude:
                         await subject.run(control.prelude)
                     while waiting and subject.is_alive:

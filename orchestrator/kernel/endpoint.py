@@ -28,11 +28,12 @@ class Endpoint:
         self.wire = wire_folder(folder)
 
     @classmethod
-    def create(cls, folder: Path, message_bound: int) -> Self:
+    def create(cls, folder: Path, message_bound: int, uid: int = 65532) -> Self:
         """Create the folders and the kernel's connection file.
 
         Args:
             message_bound: bytes that one message of the kernel may have.
+            uid: the sandbox's user and group, which get the name "sandbox" there.
 
         Raises:
             OSError: the folder exists, cannot be created, or has too long a path for unix sockets. Nothing is left.
@@ -44,6 +45,7 @@ class Endpoint:
         folder.mkdir(parents=True, mode=0o700)
         try:
             endpoint._fill(message_bound)
+            endpoint._name_user(uid)
         except OSError:
             endpoint.remove()
             raise
@@ -77,6 +79,18 @@ class Endpoint:
         connection = self.wire / _CONNECTION
         connection.write_text(json.dumps(self._connection_info() | {"message_bound": message_bound}))
         connection.chmod(0o444)
+
+    def _name_user(self, uid: int) -> None:
+        """Write the accounts that the sandbox sees as /etc/passwd and /etc/group: its own, root and nobody."""
+        accounts = (("root", 0, "/"), ("sandbox", uid, "/work"), ("nobody", 65534, "/"))
+        lines = {
+            "passwd": [f"{name}:x:{number}:{number}:{name}:{home}:/bin/bash" for name, number, home in accounts],
+            "group": [f"{name}:x:{number}:" for name, number, _home in accounts],
+        }
+        for file, content in lines.items():
+            path = self.wire / file
+            path.write_text("\n".join(content) + "\n")
+            path.chmod(0o444)
 
     def _connection_info(self) -> dict[str, object]:
         ports = {f"{channel}_port": number for number, channel in enumerate(CHANNELS, start=1)}

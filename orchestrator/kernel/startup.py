@@ -61,7 +61,7 @@ async def start(config: KernelConfig) -> ContainerKernel:
 async def _start_as(config: KernelConfig, user: UserId, deadline: Deadline, patience: float) -> ContainerKernel:
     kernel_id = uuid.uuid4().hex
     try:
-        endpoint = Endpoint.create(kernel_folder(config.folder, kernel_id), config.message_bound)
+        endpoint = Endpoint.create(kernel_folder(config.folder, kernel_id), config.message_bound, user.uid)
     except OSError as error:
         user.release()
         raise no_sockets(error) from error

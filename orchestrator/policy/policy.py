@@ -97,7 +97,7 @@ class Tmpfs(_Section):
     """``[tmpfs]``: the sizes of all folders that a kernel can write to."""
 
     work_mb: Megabytes = 512
-    tmp_mb: Megabytes = 64
+    tmp_mb: Megabytes = 256
     shm_mb: Megabytes = 64
 
 

@@ -21,6 +21,7 @@ NEVER = frozenset((
     "quotactl_fd", "acct", "swapon", "swapoff", "reboot", "settimeofday", "clock_settime", "clock_adjtime",
     "adjtimex", "syslog", "iopl", "ioperm", "modify_ldt", "vmsplice", "lookup_dcookie", "nfsservctl",
     "sethostname", "setdomainname", "vhangup", "uselib",
+    "sync", "syncfs",  # they write whole file systems of the host, and its neighbours wait for that
 ))  # fmt: skip
 # System calls that a profile may allow only with conditions on their arguments.
 CONDITIONAL = frozenset(("socket", "clone", "personality", "ioctl"))

@@ -188,6 +188,7 @@ WEAKENED = {
     "sysctl": _host("Sysctls", {"net.ipv4.ip_forward": "1"}),
     "cgroup parent": _host("CgroupParent", "/"),
     "unmasked": _host("MaskedPaths", []),
+    "less masked": _host("MaskedPaths", ["/proc/kcore", "/proc/keys", "/sys/firmware"]),
     "oom disabled": _host("OomKillDisable", True),
     "init": _host("Init", True),
     "unbounded log": _host("LogConfig", {"Type": "json-file", "Config": {}}),
