@@ -7,8 +7,9 @@ import re
 import time
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
+from orchestrator.store.agentusage import AgentUsage
 from orchestrator.store.database import Database
 from orchestrator.store.payloads import Payloads
 from orchestrator.store.prepared import Prepared
@@ -38,7 +39,7 @@ _END = (
         outcome=bindparam("how"),
         result=bindparam("what"),
         ended_at=bindparam("at"),
-        bytes=func.length(cells.c.code) + bindparam("more"),
+        bytes=cells.c.bytes + bindparam("more"),
     )
     .returning(cells.c.cell_id)
 )
@@ -50,8 +51,9 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 class CellTable:
     """The cells of one database. All methods block, and raise StoreError where the database fails."""
 
-    def __init__(self, database: Database, outputs: Payloads) -> None:
+    def __init__(self, database: Database, outputs: Payloads, usage: AgentUsage) -> None:
         self._database = database
+        self._usage = usage
         self._outputs = outputs
         self._begin = Prepared(_BEGIN, database.dialect)
         self._use_session = Prepared(_USE_SESSION, database.dialect)
@@ -59,21 +61,26 @@ class CellTable:
         self._grow = Prepared(_GROW, database.dialect)
 
     def begin_cell(self, session_id: str, number: int, code: str, kernel_id: str) -> None:
-        """Record that a cell is about to run."""
-        now = time.time()
+        """Record that a cell is about to run.
+
+        Raises:
+            QuotaExceededError: the agent keeps as much as it may; nothing is recorded.
+        """
+        now, size = time.time(), len(code.encode())
         begun = {
             "session_id": session_id,
             "number": number,
             "kernel_id": kernel_id,
             "code": code,
             "started_at": now,
-            "bytes": len(code),
+            "bytes": size,
         }
-        used = {"of": session_id, "now": now, "cell": number, "more": len(code)}
+        used = {"of": session_id, "now": now, "cell": number, "more": size}
 
         def begin(connection: Connection) -> None:
             self._begin.on(connection, begun)
             self._use_session.on(connection, used)
+            self._usage.charge(connection, session_id, size, "the cell has not run")
 
         self._database.write(begin)
 
@@ -163,7 +170,9 @@ class CellTable:
             return
         for digest in self._kept_before(connection, session_id, sizes):
             del sizes[digest]
-        self._grow.on(connection, {"of": session_id, "more": len(encoded.encode()) + sum(sizes.values())})
+        more = len(encoded.encode()) + sum(sizes.values())
+        self._grow.on(connection, {"of": session_id, "more": more})
+        self._usage.add(connection, session_id, more)
         if found:
             rows = [
                 {"cell_id": closed[0], "path": path, "digest": digest, "bytes": size} for path, digest, size in found

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from orchestrator.errors import StoreError
+from orchestrator.store.agentusage import AgentUsage
 from orchestrator.store.blobs import FolderBlobs
 from orchestrator.store.celltable import CellTable
 from orchestrator.store.checkpointtable import CheckpointTable
@@ -44,21 +45,24 @@ class History(SessionTable, CellTable, CheckpointTable):
         database: at the newest schema; ``close`` closes it.
         home: the id of this host's data folder.
         outputs: keeps the large outputs.
+        agent_quota: bytes that one agent may keep in this data folder; None: any number.
     """
 
-    def __init__(self, database: Database, home: str, outputs: Payloads) -> None:
-        SessionTable.__init__(self, database, home)
-        CellTable.__init__(self, database, outputs)
-        CheckpointTable.__init__(self, database)
+    def __init__(self, database: Database, home: str, outputs: Payloads, agent_quota: int | None = None) -> None:
+        usage = AgentUsage(database.dialect, home, agent_quota)
+        SessionTable.__init__(self, database, home, usage)
+        CellTable.__init__(self, database, outputs, usage)
+        CheckpointTable.__init__(self, database, usage)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cellblock-history")
 
     @classmethod
-    def open(cls, url: str, folder: Path) -> Self:
+    def open(cls, url: str, folder: Path, *, agent_quota: int | None = None) -> Self:
         """Open the history, and bring its database to the newest schema.
 
         Args:
             url: SQLAlchemy's form: "sqlite:///…" or "postgresql+psycopg://…".
             folder: this host's data folder, which has the large outputs; it is made if it is missing.
+            agent_quota: bytes that one agent may keep in the data folder; None: any number.
 
         Raises:
             StoreError: the database cannot be reached, read or written; or a newer Cellblock has written it; or the
@@ -73,7 +77,7 @@ class History(SessionTable, CellTable, CheckpointTable):
             except BaseException:
                 database.close()
                 raise
-        return cls(database, home, Payloads(FolderBlobs(folder / "payloads")))
+        return cls(database, home, Payloads(FolderBlobs(folder / "payloads")), agent_quota)
 
     def delete(self, session_id: str, owner: str | None = None) -> list[str] | None:
         """Delete a session with its outputs. See ``SessionTable.delete``.

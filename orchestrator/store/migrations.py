@@ -12,7 +12,16 @@ from sqlalchemy import Connection, func, insert, inspect, select, text, update
 from sqlalchemy.schema import CreateColumn
 
 from orchestrator.errors import StoreError
-from orchestrator.store.schema import cells, checkpoints, identity, metadata, payloads, schema_version, sessions
+from orchestrator.store.schema import (
+    agent_usage,
+    cells,
+    checkpoints,
+    identity,
+    metadata,
+    payloads,
+    schema_version,
+    sessions,
+)
 
 
 def _first(connection: Connection) -> None:
@@ -43,7 +52,18 @@ def _third(connection: Connection) -> None:
     connection.execute(update(sessions).values(cells=last, bytes=total - repeated + single))
 
 
-STEPS: tuple[Callable[[Connection], None], ...] = (_first, _second, _third)
+def _fourth(connection: Connection) -> None:
+    """Keep how much each agent has."""
+    agent_usage.create(connection)
+    saved = select(checkpoints.c.session_id, func.sum(checkpoints.c.bytes).label("bytes"))
+    of_session = saved.group_by(checkpoints.c.session_id).subquery()
+    total = func.sum(sessions.c.bytes + func.coalesce(of_session.c.bytes, 0))
+    used = select(sessions.c.home, sessions.c.agent_id, total).group_by(sessions.c.home, sessions.c.agent_id)
+    used = used.outerjoin_from(sessions, of_session, of_session.c.session_id == sessions.c.session_id)
+    connection.execute(insert(agent_usage).from_select(["home", "agent_id", "bytes"], used))
+
+
+STEPS: tuple[Callable[[Connection], None], ...] = (_first, _second, _third, _fourth)
 
 
 def migrate(connection: Connection) -> None:

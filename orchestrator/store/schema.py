@@ -85,6 +85,14 @@ checkpoints = Table(
     Column("lost", Text, nullable=False),  # JSON
 )
 
+agent_usage = Table(
+    "agent_usage",
+    metadata,
+    Column("home", String(32), primary_key=True),
+    Column("agent_id", String(200), primary_key=True),
+    Column("bytes", BigInteger, nullable=False),  # of all its sessions' cells and checkpoints
+)
+
 identity = Table("identity", metadata, Column("database_id", String(32), primary_key=True))  # one row
 
 schema_version = Table("schema_version", metadata, Column("version", Integer, primary_key=True))
