@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import re
 import time
 from typing import Any
 
@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
 from orchestrator.store.agentusage import AgentUsage
 from orchestrator.store.database import Database
-from orchestrator.store.payloads import Payloads
+from orchestrator.store.payloads import KeptResult, Payloads
 from orchestrator.store.prepared import Prepared
 from orchestrator.store.records import CellRecord
 from orchestrator.store.schema import cells, payloads, sessions
@@ -43,9 +43,6 @@ _END = (
     )
     .returning(cells.c.cell_id)
 )
-
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class CellTable:
@@ -94,8 +91,16 @@ class CellTable:
             StoreError: the result cannot be written now; it is written before the next write that succeeds.
         """
         ended_at = time.time()
+        kept: list[KeptResult] = []
+
+        def keep() -> KeptResult:
+            kept[:] = kept or [self._outputs.keep(result, session_id)]
+            return kept[0]
+
+        with contextlib.suppress(OSError):  # the write below tries again, and reports it
+            keep()  # before the transaction, so that nobody waits for it
         self._database.write_eventually(
-            lambda connection: self._close(connection, session_id, number, result, ended_at)
+            lambda connection: self._close(connection, session_id, number, result["outcome"], keep(), ended_at)
         )
 
     def has_running_cells(self, session_id: str) -> bool:
@@ -151,31 +156,30 @@ class CellTable:
         return self._outputs.sweep(needed)
 
     def _close(
-        self, connection: Connection, session_id: str, number: int, result: dict[str, Any], ended_at: float
+        self, connection: Connection, session_id: str, number: int, outcome: str, kept: KeptResult, ended_at: float
     ) -> None:
-        kept, found = self._outputs.take_out(result, session_id)
-        encoded = _as_json(kept)
-        sizes = {digest: size for _, digest, size in found}
+        sizes = {digest: size for _, digest, size in kept.places}
         ended = {
             "of": session_id,
             "cell": number,
             "before": "running",
-            "how": result["outcome"],
-            "what": encoded,
+            "how": outcome,
+            "what": kept.text,
             "at": ended_at,
-            "more": len(encoded.encode()) + sum(sizes.values()),
+            "more": kept.size + sum(sizes.values()),
         }
         closed = self._end.on(connection, ended)
         if closed is None:  # the cell has a result already, or the session was deleted
             return
         for digest in self._kept_before(connection, session_id, sizes):
             del sizes[digest]
-        more = len(encoded.encode()) + sum(sizes.values())
+        more = kept.size + sum(sizes.values())
         self._grow.on(connection, {"of": session_id, "more": more})
         self._usage.add(connection, session_id, more)
-        if found:
+        if kept.places:
             rows = [
-                {"cell_id": closed[0], "path": path, "digest": digest, "bytes": size} for path, digest, size in found
+                {"cell_id": closed[0], "path": path, "digest": digest, "bytes": size}
+                for path, digest, size in kept.places
             ]
             connection.execute(insert(payloads), rows)
 
@@ -189,11 +193,5 @@ class CellTable:
 
     def _record(self, row: Row[Any], places: list[tuple[str, str]]) -> CellRecord:
         fields = row._mapping
-        result = json.loads(fields["result"]) if "result" in fields else {}
-        self._outputs.put_back(result, places, row.session_id)
+        result = self._outputs.restore(fields["result"], places, row.session_id) if "result" in fields else {}
         return CellRecord(row.number, row.kernel_id, row.code, row.started_at, row.ended_at, row.outcome, result)
-
-
-def _as_json(value: Any) -> str:
-    """Return JSON that any database keeps. Escapes would make a text six times as long: only surrogates have them."""
-    return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))

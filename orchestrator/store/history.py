@@ -31,6 +31,7 @@ from orchestrator.store.wholefile import write_once
 __all__ = ["CellRecord", "CheckpointRecord", "History", "SessionRecord", "SessionState"]
 
 _log = logging.getLogger(__name__)
+_BESIDE = 8  # threads for large outputs
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -39,7 +40,8 @@ class History(SessionTable, CellTable, CheckpointTable):
     """One database, and the large outputs beside it.
 
     The methods for sessions, cells and checkpoints are in the classes of the tables. They all block: ``run`` and
-    ``submit`` call them in the history's own thread, in the order of the calls.
+    ``submit`` call them in the history's own thread, in the order of the calls; ``run_beside`` calls those that move large
+    outputs, so that no other agent waits for one agent's outputs.
 
     Args:
         database: at the newest schema; ``close`` closes it.
@@ -54,6 +56,7 @@ class History(SessionTable, CellTable, CheckpointTable):
         CellTable.__init__(self, database, outputs, usage)
         CheckpointTable.__init__(self, database, usage)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cellblock-history")
+        self._beside = ThreadPoolExecutor(_BESIDE, thread_name_prefix="cellblock-outputs")
 
     @classmethod
     def open(cls, url: str, folder: Path, *, agent_quota: int | None = None) -> Self:
@@ -92,7 +95,8 @@ class History(SessionTable, CellTable, CheckpointTable):
         return removed
 
     def close(self) -> None:
-        """Wait for the calls of ``run`` and ``submit``, and close the database."""
+        """Wait for all calls, and close the database."""
+        self._beside.shutdown(wait=True)
         self._thread.shutdown(wait=True)
         self._database.close()
 
@@ -102,16 +106,26 @@ class History(SessionTable, CellTable, CheckpointTable):
         Raises:
             StoreError: the database cannot be reached, read or written; or the history is closed.
         """
-        loop = asyncio.get_running_loop()
-        try:
-            done = loop.run_in_executor(self._thread, lambda: method(self, *args, **kwargs))
-        except RuntimeError as error:
-            raise StoreError("the history is closed: the manager has been shut down.") from error
-        return await asyncio.shield(done)
+        return await _finished(self._thread, lambda: method(self, *args, **kwargs))
+
+    async def run_beside(self, method: Callable[Concatenate[Self, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do what ``run`` does in another thread: for a method that reads or writes large outputs.
+
+        Only other large outputs wait for it. A session has one cell at a time, so that no session fills the queue.
+        """
+        return await _finished(self._beside, lambda: method(self, *args, **kwargs))
 
     def submit(self, method: Callable[Concatenate[Self, P], T], *args: P.args, **kwargs: P.kwargs) -> None:
         """Call a method in the history's thread after the calls before it, without waiting. A failure is logged."""
         self._thread.submit(lambda: method(self, *args, **kwargs)).add_done_callback(_log_failure)
+
+
+async def _finished(thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+    try:
+        done = asyncio.get_running_loop().run_in_executor(thread, work)
+    except RuntimeError as error:
+        raise StoreError("the history is closed: the manager has been shut down.") from error
+    return await asyncio.shield(done)
 
 
 def _log_failure(done: Future[Any]) -> None:
