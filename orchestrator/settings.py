@@ -74,7 +74,8 @@ class Settings(BaseSettings):
         store_url: the history's database as an SQLAlchemy URL, such as postgresql+psycopg://user@host/name; empty:
             SQLite in ``data_dir``.
         history_days: days without use after which a session is deleted.
-        history_mb: MiB of history and checkpoints above which the oldest sessions are deleted.
+        history_mb: MiB of history and checkpoints above which the oldest sessions that have ended are deleted, then the
+            oldest outputs of the others.
         agent_quota_mb: MiB of history and checkpoints that one agent may keep.
         audit_log: the file of the audit log; empty: ``/var/log/cellblock/audit.jsonl`` for root, else
             ``cellblock/audit.jsonl`` in ``$XDG_STATE_HOME`` (``~/.local/state``); "off": no audit log.

@@ -99,9 +99,14 @@ class CellTable:
 
         with contextlib.suppress(OSError):  # the write below tries again, and reports it
             keep()  # before the transaction, so that nobody waits for it
-        self._database.write_eventually(
-            lambda connection: self._close(connection, session_id, number, result["outcome"], keep(), ended_at)
-        )
+
+        def close(connection: Connection) -> None:
+            closed = self._close(connection, session_id, number, result["outcome"], keep(), ended_at)
+            if closed and not self._outputs.has(keep(), session_id):  # retention has just deleted an equal output
+                kept.clear()
+                keep()
+
+        self._database.write_eventually(close)
 
     def has_running_cells(self, session_id: str) -> bool:
         """Return whether a cell has no outcome yet: it runs, or ran when its process ended."""
@@ -157,7 +162,8 @@ class CellTable:
 
     def _close(
         self, connection: Connection, session_id: str, number: int, outcome: str, kept: KeptResult, ended_at: float
-    ) -> None:
+    ) -> bool:
+        """Write a cell's result. Returns False if it has one already, or the session was deleted."""
         sizes = {digest: size for _, digest, size in kept.places}
         ended = {
             "of": session_id,
@@ -169,8 +175,8 @@ class CellTable:
             "more": kept.size + sum(sizes.values()),
         }
         closed = self._end.on(connection, ended)
-        if closed is None:  # the cell has a result already, or the session was deleted
-            return
+        if closed is None:
+            return False
         for digest in self._kept_before(connection, session_id, sizes):
             del sizes[digest]
         more = kept.size + sum(sizes.values())
@@ -182,6 +188,7 @@ class CellTable:
                 for path, digest, size in kept.places
             ]
             connection.execute(insert(payloads), rows)
+        return True
 
     def _kept_before(self, connection: Connection, session_id: str, sizes: dict[str, int]) -> list[str]:
         """Return those of the digests that an earlier cell of the session has."""

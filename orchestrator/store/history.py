@@ -22,6 +22,7 @@ from orchestrator.store.blobs import FolderBlobs
 from orchestrator.store.celltable import CellTable
 from orchestrator.store.checkpointtable import CheckpointTable
 from orchestrator.store.database import Database, explained
+from orchestrator.store.outputsweep import OutputSweep, Shorten
 from orchestrator.store.payloads import Payloads
 from orchestrator.store.records import CellRecord, CheckpointRecord, SessionRecord, SessionState
 from orchestrator.store.sessiontable import SessionTable
@@ -55,6 +56,7 @@ class History(SessionTable, CellTable, CheckpointTable):
         SessionTable.__init__(self, database, home, usage)
         CellTable.__init__(self, database, outputs, usage)
         CheckpointTable.__init__(self, database, usage)
+        self._output_sweep = OutputSweep(database, outputs, usage, home)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cellblock-history")
         self._beside = ThreadPoolExecutor(_BESIDE, thread_name_prefix="cellblock-outputs")
 
@@ -93,6 +95,10 @@ class History(SessionTable, CellTable, CheckpointTable):
         if removed is not None:
             self._outputs.delete(session_id, shared)
         return removed
+
+    def sweep_outputs(self, most_bytes: int, shorten: Shorten) -> int:
+        """Delete old outputs until this data folder keeps at most ``most_bytes``. See ``OutputSweep.run``."""
+        return self._output_sweep.run(most_bytes, shorten)
 
     def close(self) -> None:
         """Wait for all calls, and close the database."""
