@@ -7,8 +7,9 @@ import json
 import time
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
+from orchestrator.store.agentusage import AgentUsage
 from orchestrator.store.database import Database
 from orchestrator.store.payloads import KeptResult, Payloads
 from orchestrator.store.prepared import Prepared
@@ -38,7 +39,7 @@ _END = (
         outcome=bindparam("how"),
         result=bindparam("what"),
         ended_at=bindparam("at"),
-        bytes=func.length(cells.c.code) + bindparam("more"),
+        bytes=cells.c.bytes + bindparam("more"),
     )
     .returning(cells.c.cell_id)
 )
@@ -47,8 +48,9 @@ _END = (
 class CellTable:
     """The cells of one database. All methods block, and raise StoreError where the database fails."""
 
-    def __init__(self, database: Database, outputs: Payloads) -> None:
+    def __init__(self, database: Database, outputs: Payloads, usage: AgentUsage) -> None:
         self._database = database
+        self._usage = usage
         self._outputs = outputs
         self._begin = Prepared(_BEGIN, database.dialect)
         self._use_session = Prepared(_USE_SESSION, database.dialect)
@@ -56,21 +58,26 @@ class CellTable:
         self._grow = Prepared(_GROW, database.dialect)
 
     def begin_cell(self, session_id: str, number: int, code: str, kernel_id: str) -> None:
-        """Record that a cell is about to run."""
-        now = time.time()
+        """Record that a cell is about to run.
+
+        Raises:
+            QuotaExceededError: the agent keeps as much as it may; nothing is recorded.
+        """
+        now, size = time.time(), len(code.encode())
         begun = {
             "session_id": session_id,
             "number": number,
             "kernel_id": kernel_id,
             "code": code,
             "started_at": now,
-            "bytes": len(code),
+            "bytes": size,
         }
-        used = {"of": session_id, "now": now, "cell": number, "more": len(code)}
+        used = {"of": session_id, "now": now, "cell": number, "more": size}
 
         def begin(connection: Connection) -> None:
             self._begin.on(connection, begun)
             self._use_session.on(connection, used)
+            self._usage.charge(connection, session_id, size, "the cell has not run")
 
         self._database.write(begin)
 
@@ -92,9 +99,14 @@ class CellTable:
 
         with contextlib.suppress(OSError):  # the write below tries again, and reports it
             keep()  # before the transaction, so that nobody waits for it
-        self._database.write_eventually(
-            lambda connection: self._close(connection, session_id, number, result["outcome"], keep(), ended_at)
-        )
+
+        def close(connection: Connection) -> None:
+            closed = self._close(connection, session_id, number, result["outcome"], keep(), ended_at)
+            if closed and not self._outputs.has(keep(), session_id):  # retention has just deleted an equal output
+                kept.clear()
+                keep()
+
+        self._database.write_eventually(close)
 
     def has_running_cells(self, session_id: str) -> bool:
         """Return whether a cell has no outcome yet: it runs, or ran when its process ended."""
@@ -150,7 +162,8 @@ class CellTable:
 
     def _close(
         self, connection: Connection, session_id: str, number: int, outcome: str, kept: KeptResult, ended_at: float
-    ) -> None:
+    ) -> bool:
+        """Write a cell's result. Returns False if it has one already, or the session was deleted."""
         sizes = {digest: size for _, digest, size in kept.places}
         ended = {
             "of": session_id,
@@ -162,17 +175,20 @@ class CellTable:
             "more": kept.size + sum(sizes.values()),
         }
         closed = self._end.on(connection, ended)
-        if closed is None:  # the cell has a result already, or the session was deleted
-            return
+        if closed is None:
+            return False
         for digest in self._kept_before(connection, session_id, sizes):
             del sizes[digest]
-        self._grow.on(connection, {"of": session_id, "more": kept.size + sum(sizes.values())})
+        more = kept.size + sum(sizes.values())
+        self._grow.on(connection, {"of": session_id, "more": more})
+        self._usage.add(connection, session_id, more)
         if kept.places:
             rows = [
                 {"cell_id": closed[0], "path": path, "digest": digest, "bytes": size}
                 for path, digest, size in kept.places
             ]
             connection.execute(insert(payloads), rows)
+        return True
 
     def _kept_before(self, connection: Connection, session_id: str, sizes: dict[str, int]) -> list[str]:
         """Return those of the digests that an earlier cell of the session has."""

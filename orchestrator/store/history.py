@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from orchestrator.errors import StoreError
+from orchestrator.store.agentusage import AgentUsage
 from orchestrator.store.blobs import FolderBlobs
 from orchestrator.store.celltable import CellTable
 from orchestrator.store.checkpointtable import CheckpointTable
 from orchestrator.store.database import Database, explained
+from orchestrator.store.outputsweep import OutputSweep, Shorten
 from orchestrator.store.payloads import Payloads
 from orchestrator.store.records import CellRecord, CheckpointRecord, SessionRecord, SessionState
 from orchestrator.store.sessiontable import SessionTable
@@ -46,22 +48,26 @@ class History(SessionTable, CellTable, CheckpointTable):
         database: at the newest schema; ``close`` closes it.
         home: the id of this host's data folder.
         outputs: keeps the large outputs.
+        agent_quota: bytes that one agent may keep in this data folder; None: any number.
     """
 
-    def __init__(self, database: Database, home: str, outputs: Payloads) -> None:
-        SessionTable.__init__(self, database, home)
-        CellTable.__init__(self, database, outputs)
-        CheckpointTable.__init__(self, database)
+    def __init__(self, database: Database, home: str, outputs: Payloads, agent_quota: int | None = None) -> None:
+        usage = AgentUsage(database.dialect, home, agent_quota)
+        SessionTable.__init__(self, database, home, usage)
+        CellTable.__init__(self, database, outputs, usage)
+        CheckpointTable.__init__(self, database, usage)
+        self._output_sweep = OutputSweep(database, outputs, usage, home)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cellblock-history")
         self._beside = ThreadPoolExecutor(_BESIDE, thread_name_prefix="cellblock-outputs")
 
     @classmethod
-    def open(cls, url: str, folder: Path) -> Self:
+    def open(cls, url: str, folder: Path, *, agent_quota: int | None = None) -> Self:
         """Open the history, and bring its database to the newest schema.
 
         Args:
             url: SQLAlchemy's form: "sqlite:///…" or "postgresql+psycopg://…".
             folder: this host's data folder, which has the large outputs; it is made if it is missing.
+            agent_quota: bytes that one agent may keep in the data folder; None: any number.
 
         Raises:
             StoreError: the database cannot be reached, read or written; or a newer Cellblock has written it; or the
@@ -76,7 +82,7 @@ class History(SessionTable, CellTable, CheckpointTable):
             except BaseException:
                 database.close()
                 raise
-        return cls(database, home, Payloads(FolderBlobs(folder / "payloads")))
+        return cls(database, home, Payloads(FolderBlobs(folder / "payloads")), agent_quota)
 
     def delete(self, session_id: str, owner: str | None = None) -> list[str] | None:
         """Delete a session with its outputs. See ``SessionTable.delete``.
@@ -89,6 +95,10 @@ class History(SessionTable, CellTable, CheckpointTable):
         if removed is not None:
             self._outputs.delete(session_id, shared)
         return removed
+
+    def sweep_outputs(self, most_bytes: int, shorten: Shorten) -> int:
+        """Delete old outputs until this data folder keeps at most ``most_bytes``. See ``OutputSweep.run``."""
+        return self._output_sweep.run(most_bytes, shorten)
 
     def close(self) -> None:
         """Wait for all calls, and close the database."""

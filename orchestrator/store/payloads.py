@@ -117,6 +117,19 @@ class Payloads:
         for digest in shared:
             self._blobs.delete(_name(digest, ""))
 
+    def delete_some(self, session_id: str, digests: Collection[str]) -> None:
+        """Delete blobs of a session. Idempotent.
+
+        Raises:
+            OSError: one cannot be deleted.
+        """
+        for digest in digests:
+            self._blobs.delete(_name(digest, session_id))
+
+    def has(self, kept: KeptResult, session_id: str) -> bool:
+        """Return whether the blobs of a result are still there, and keep them from the next ``sweep``."""
+        return all(self._blobs.renew(_name(digest, session_id)) for _, digest, _ in kept.places)
+
     def sweep(self, needed: Collection[tuple[str, str]]) -> int:
         """Delete the blobs that are not ``needed``, a day after they were last written. Returns the bytes.
 

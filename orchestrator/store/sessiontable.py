@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Update, bindparam, delete, func, insert, select, true, update
 
+from orchestrator.store.agentusage import AgentUsage
 from orchestrator.store.checkpointtable import row_of
 from orchestrator.store.database import Database
 from orchestrator.store.prepared import Prepared
@@ -50,8 +51,9 @@ class SessionTable:
         home: the id of this host's data folder. Sessions of other hosts may be in the same database.
     """
 
-    def __init__(self, database: Database, home: str) -> None:
+    def __init__(self, database: Database, home: str, usage: AgentUsage) -> None:
         self._database = database
+        self._usage = usage
         self.home = home
         self._unended_of_agent = Prepared(_UNENDED_OF_AGENT, database.dialect)
         self._last_end = Prepared(_LAST_END, database.dialect)
@@ -99,6 +101,9 @@ class SessionTable:
 
         Args:
             forks: for each session its agent, and the checkpoint that it wakes from.
+
+        Raises:
+            QuotaExceededError: an agent would exceed its quota.
         """
         forked = [
             self._new_row(
@@ -109,6 +114,8 @@ class SessionTable:
         with self._database.writing(durable=True) as connection:
             connection.execute(insert(sessions), forked)
             connection.execute(insert(checkpoints), [row_of(record) for _, record in forks])
+            for _, record in sorted(forks, key=lambda fork: fork[0]):  # in order: two that fork at once cannot deadlock
+                self._usage.charge(connection, record.session_id, record.bytes, "no session was forked")
 
     def session_lives(self, session_id: str, *, owner: str, kernel_id: str, runtime: str) -> None:
         """Record that a session has a kernel. No effect on a session that has ended."""
@@ -196,8 +203,21 @@ class SessionTable:
                 return None
         self._delete_cells(session_id)
         with self._database.writing() as connection:
-            connection.execute(delete(sessions).where(sessions.c.session_id == session_id))
+            self._delete_row(connection, session_id)
         return list(files)
+
+    def _delete_row(self, connection: Connection, session_id: str) -> None:
+        """Delete a session's row and its checkpoints' rows, and subtract its bytes from those of its agent."""
+        saved = select(func.coalesce(func.sum(checkpoints.c.bytes), 0)).where(checkpoints.c.session_id == session_id)
+        row = sessions.c.session_id == session_id
+        found = connection.execute(
+            select(sessions.c.agent_id, sessions.c.bytes, saved.scalar_subquery()).where(row)
+        ).first()
+        if found is not None:
+            agent_id, own, of_checkpoints = found
+            self._usage.add(connection, session_id, -int(own) - int(of_checkpoints))
+            connection.execute(delete(sessions).where(row))
+            self._usage.forget(connection, agent_id)
 
     def _delete_cells(self, session_id: str) -> None:
         """Delete a session's cells in short transactions, with pauses in which others write."""
