@@ -12,8 +12,8 @@ from benchmarks.subjects import READY, Run, engine_runtimes, manager_on, runner
 
 _PAUSE = 0.02  # seconds between two cells of the neighbour
 FLOODS = {
-    "190 displays of 40 KB": "for i in range(190): display({'text/plain': f'{i:05d}' + 'x' * 40_000}, raw=True)",
-    "300 Latin-1 pieces of 30 KB": "for i in range(300): display({'text/plain': f'{i:05d}' + chr(233) * 30_000}, raw=True)",
+    "190 displays of 40 KB": "for i in range(190): display({'text/plain': str(i) + 'x' * 40_000}, raw=True)",
+    "300 Latin-1 pieces of 30 KB": "for i in range(300): display({'text/plain': str(i) + chr(233) * 30_000}, raw=True)",
 }
 
 

@@ -159,7 +159,11 @@ def _make_engine(url: str) -> Engine:
         parsed = parse(url)
         if parsed.get_backend_name() == "sqlite":
             _protect(parsed.database)
-            engine = create_engine(parsed, connect_args={"timeout": _BUSY / 1000, "check_same_thread": False})
+            engine = create_engine(
+                parsed,
+                connect_args={"timeout": _BUSY / 1000, "check_same_thread": False},
+                pool_use_lifo=True,  # the connection that has its statements and pages already
+            )
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
             return engine

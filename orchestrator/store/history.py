@@ -41,8 +41,8 @@ class History(SessionTable, CellTable, CheckpointTable):
     """One database, and the large outputs beside it.
 
     The methods for sessions, cells and checkpoints are in the classes of the tables. They all block: ``run`` and
-    ``submit`` call them in the history's own thread, in the order of the calls; ``run_beside`` calls those that move large
-    outputs, so that no other agent waits for one agent's outputs.
+    ``submit`` call them in the history's own thread, in the order of the calls; ``run_beside`` calls those that move
+    large outputs, so that no other agent waits for one agent's outputs.
 
     Args:
         database: at the newest schema; ``close`` closes it.
