@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from orchestrator.limits import MIB
 from orchestrator.output.events import ExecutionResult
 from orchestrator.sessions.notebook import session_notebook
 from orchestrator.sessions.retention import without_outputs
+from orchestrator.store import shrinking
 from orchestrator.store.history import CheckpointRecord, History
 from tests.conftest import make_manager
 from tests.postgres import postgres_server
@@ -386,3 +388,104 @@ async def test_the_history_of_a_live_and_a_sleeping_session_shrinks(runtime: str
                 assert len(history) == 8
                 assert "outputs deleted" in history[1]["result"]["stdout"]
                 assert history[6]["result"]["stdout"] == "5" * 2_000_000 + "\n"
+
+
+# The database's file
+
+
+def fill(history: History, session: str, cells: int = 1500) -> None:
+    """Add cells of 10 KB, which are in the rows themselves."""
+    begin(history, session, session)
+    for number in range(1, cells + 1):
+        run(history, session, number, f"{number:05d}" * 2000)
+
+
+def on_disk(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("history.db*"))
+
+
+def test_the_file_shrinks_after_a_deletion(tmp_path: Path) -> None:
+    """Also while another process has the database open, and its log is bounded."""
+    history, other = (History.open(f"sqlite:///{tmp_path}/history.db", tmp_path) for _ in range(2))
+    fill(history, "s1")
+    fill(history, "s2", 10)
+    before = (tmp_path / "history.db").stat().st_size
+    assert before > 15_000_000
+    history.delete("s1")
+    assert history.shrink() > 0.9 * before
+    run(other, "s2", 11)
+    assert (tmp_path / "history.db").stat().st_size < 0.1 * before
+    assert on_disk(tmp_path) < 7_000_000
+    assert history.shrink() == 0
+    assert len(other.cells("s2")) == 11
+    history.close()
+    other.close()
+
+
+def test_a_cell_waits_for_one_small_step_of_the_shrinking(tmp_path: Path) -> None:
+    """While 15 MB are given back, a neighbour's cells go on."""
+    history, other = (History.open(f"sqlite:///{tmp_path}/history.db", tmp_path) for _ in range(2))
+    fill(history, "s1")
+    begin(other, "s2", "b")
+    history.delete("s1")
+    thread = threading.Thread(target=history.shrink)
+    thread.start()
+    number = 0
+    while thread.is_alive():
+        number += 1
+        other.begin_cell("s2", number, "1", "k")
+    thread.join()
+    assert number > 20
+    assert (tmp_path / "history.db").stat().st_size < 3_000_000
+    history.close()
+    other.close()
+
+
+def test_a_small_file_of_an_earlier_version_can_shrink(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "history.db")
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("CREATE TABLE something (text TEXT)")
+    connection.commit()
+    connection.close()
+    history = History.open(f"sqlite:///{tmp_path}/history.db", tmp_path)
+    fill(history, "s1", 500)
+    before = (tmp_path / "history.db").stat().st_size
+    history.delete("s1")
+    assert history.shrink() > 0.8 * before
+    history.close()
+
+
+def test_a_file_that_cannot_shrink_stays_as_it_is(tmp_path: Path) -> None:
+    """It is not written again while another process writes."""
+    writer, connection = (sqlite3.connect(tmp_path / "old.db", isolation_level=None) for _ in range(2))
+    writer.execute("PRAGMA journal_mode=WAL")
+    writer.execute("CREATE TABLE old (text TEXT)")
+    writer.execute("INSERT INTO old VALUES (?)", ["x" * 1_000_000])
+    writer.execute("DELETE FROM old")
+    assert shrinking.shrink(connection) == 0
+    writer.execute("BEGIN IMMEDIATE")
+    shrinking.make_shrinkable(connection)
+    writer.execute("COMMIT")
+    assert shrinking.shrink(connection) == 0
+    shrinking.make_shrinkable(connection)
+    writer.execute("INSERT INTO old VALUES (?)", ["x" * 1_000_000])
+    writer.execute("DELETE FROM old")
+    assert shrinking.shrink(connection) > 900_000
+    assert connection.execute("PRAGMA synchronous").fetchone() == writer.execute("PRAGMA synchronous").fetchone()
+    writer.close()
+    connection.close()
+
+
+def test_two_processes_make_one_database_that_shrinks(tmp_path: Path) -> None:
+    opened: list[History] = []
+    url = f"sqlite:///{tmp_path}/history.db"
+    threads = [threading.Thread(target=lambda: opened.append(History.open(url, tmp_path))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    fill(opened[0], "s1", 100)
+    opened[0].delete("s1")
+    assert opened[1].shrink() > 500_000
+    for history in opened:
+        history.close()
