@@ -28,6 +28,7 @@
     ├── ManagerClosedError (RuntimeError)      manager_closed
     ├── FileTransferError (OSError)            file_transfer
     ├── StoreError (OSError)                   store                    the history or a checkpoint file
+    │   └── QuotaExceededError                 quota_exceeded           the agent keeps as much as it may
     └── CheckpointError                        checkpoint               the running session is unharmed
         ├── CheckpointMissingError (LookupError)      checkpoint_missing
         ├── CheckpointDamagedError             checkpoint_damaged       truncated, altered, or from another host
@@ -367,6 +368,22 @@ class StoreError(CellblockError, OSError, code="store"):
     """
 
     result: ExecutionResult | None = None
+
+
+class QuotaExceededError(StoreError, code="quota_exceeded"):
+    """An agent keeps as much history and as many checkpoints as it may. Nothing was run or written.
+
+    The session, its kernel and what it keeps are unchanged; files can still be copied out of it.
+
+    Attributes:
+        agent_id: the agent.
+        used_bytes: what it keeps: code, results, outputs and checkpoints of all its sessions in this data folder.
+        quota_bytes: what it may keep.
+    """
+
+    agent_id: str
+    used_bytes: int
+    quota_bytes: int
 
 
 class CheckpointError(CellblockError, code="checkpoint"):

@@ -197,6 +197,7 @@ class AgentKernelManager:
             InvalidCodeError: see ``check_code``. No cell ran.
             KernelDiedError, SessionEndedError: there is no kernel to run the cell.
             StoreError: the result could not be kept; the error has it.
+            QuotaExceededError: the agent keeps as much as it may. No cell ran.
         """
         try:
             async with contextlib.aclosing(self.stream_code(session, code, answer=answer)) as events:
@@ -328,6 +329,7 @@ class AgentKernelManager:
         Raises:
             CheckpointTooLargeError, CheckpointStateError: the state cannot be saved; the session is unchanged.
             StoreError: the checkpoint cannot be written; the session is unchanged.
+            QuotaExceededError: the agent keeps as much as it may; the session is unchanged.
             KernelDiedError, SessionEndedError: there is no kernel.
         """
         async with self._wiring.in_use(session):

@@ -74,10 +74,13 @@ class Settings(BaseSettings):
         store_url: the history's database as an SQLAlchemy URL, such as postgresql+psycopg://user@host/name; empty:
             SQLite in ``data_dir``.
         history_days: days without use after which a session is deleted.
-        history_mb: MiB of history and checkpoints above which the oldest sessions are deleted.
+        history_mb: MiB of history and checkpoints above which the oldest sessions that have ended are deleted, then the
+            oldest outputs of the others.
+        agent_quota_mb: MiB of history and checkpoints that one agent may keep.
         audit_log: the file of the audit log; empty: ``/var/log/cellblock/audit.jsonl`` for root, else
             ``cellblock/audit.jsonl`` in ``$XDG_STATE_HOME`` (``~/.local/state``); "off": no audit log.
         audit_rotate_mb: MiB at which the audit log starts a new file.
+        audit_files: how many full files of the audit log are kept; older ones are deleted.
         log_level: the lowest level that the commands log on stderr: debug, info, warning or error.
         log_format: "text" or "json".
         metrics_port: the port of the Prometheus endpoint, on ``metrics_address``; 0: no endpoint.
@@ -98,8 +101,10 @@ class Settings(BaseSettings):
     store_url: str = Field(default="", repr=False)
     history_days: float = Field(default=90, gt=0, le=36500)
     history_mb: int = Field(default=10_240, ge=1, le=2**30)
+    agent_quota_mb: int = Field(default=4096, ge=1, le=2**30)
     audit_log: str = ""
     audit_rotate_mb: int = Field(default=100, ge=1, le=2**20)
+    audit_files: int = Field(default=20, ge=1, le=100_000)
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     log_format: Literal["text", "json"] = "text"
     metrics_port: int = Field(default=0, ge=0, le=65535)

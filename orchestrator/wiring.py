@@ -16,7 +16,7 @@ from typing import Any
 from orchestrator.errors import EngineTimeoutError, ManagerClosedError
 from orchestrator.instance import Instance
 from orchestrator.kernel.kernel import Kernel
-from orchestrator.limits import KernelResourceLimits
+from orchestrator.limits import MIB, KernelResourceLimits
 from orchestrator.operator.controlsocket import ControlSocket, control_clients
 from orchestrator.operator.monitor import Monitor
 from orchestrator.operator.operations import Operations
@@ -167,7 +167,8 @@ class Wiring:
         starting.result()
 
     def _open_store(self) -> tuple[History, CheckpointFiles]:
-        history = History.open(self._settings.history_url, self._settings.data_path)
+        quota = self._settings.agent_quota_mb * MIB
+        history = History.open(self._settings.history_url, self._settings.data_path, agent_quota=quota)
         try:
             return history, CheckpointFiles(self._settings.data_path)
         except BaseException:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
-from orchestrator.store.blobs import BlobReader, BlobWriter
+from orchestrator.store.blobs import BlobReader, BlobWriter, BlobWriting
 
 
 class _Writer:
@@ -40,6 +40,17 @@ class MemoryBlobs:
         writer = _Writer()
         yield writer
         self._blobs[name] = writer.content, time.monotonic()
+
+    @contextmanager
+    def writing_together(self) -> Iterator[BlobWriting]:
+        written: dict[str, _Writer] = {}
+
+        @contextmanager
+        def writing(name: str) -> Iterator[BlobWriter]:
+            yield written.setdefault(name, _Writer())
+
+        yield writing
+        self._blobs |= {name: (writer.content, time.monotonic()) for name, writer in written.items()}
 
     @contextmanager
     def reading(self, name: str) -> Iterator[BlobReader]:

@@ -63,9 +63,12 @@ async def capture(session: KernelSession, files: CheckpointFiles, *, asked_for: 
     Raises:
         CheckpointTooLargeError, CheckpointStateError: no checkpoint was made; the session continues.
         StoreError: the checkpoint could not be written; no part of it is left.
+        QuotaExceededError: a caller wants it, and the agent keeps as much as it may; no part of it is left.
         KernelDiedError, SessionEndedError: there is no kernel.
     """
     kernel = session.live_kernel()
+    if asked_for and session.store is not None:
+        await session.store.run(History.check_quota, session.session_id)
     policy = session.policy.sessions
     checkpoint_id, now = uuid.uuid4().hex, time.time()
     header = {

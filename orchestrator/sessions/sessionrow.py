@@ -15,6 +15,7 @@ from orchestrator.errors import StoreError
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.outcome import Outcome
 from orchestrator.store.history import CheckpointRecord, History
+from orchestrator.store.payloads import is_large
 
 _log = logging.getLogger(__name__)
 NEVER_RAN: dict[str, Any] = {"status": "error", "outcome": Outcome.CANCELLED, "outputs": [], "error": None}
@@ -145,7 +146,8 @@ class SessionRow:
         """
         if self._store is not None:
             try:
-                await self._store.run(History.end_cell, self._session_id, number, result)
+                run = self._store.run_beside if is_large(result) else self._store.run
+                await run(History.end_cell, self._session_id, number, result)
             except BaseException:
                 self._unwritten[number] = result
                 raise
@@ -177,7 +179,7 @@ class SessionRow:
         """
         if self._store is None:
             return []
-        return await self._store.run(_history_of, self._session_id, self._unwritten)
+        return await self._store.run_beside(_history_of, self._session_id, self._unwritten)
 
     def read_history_now(self) -> list[dict[str, Any]]:
         """Do what ``read_history`` does, and block."""

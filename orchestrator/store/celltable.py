@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import re
 import time
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
+from orchestrator.store.agentusage import AgentUsage
 from orchestrator.store.database import Database
-from orchestrator.store.payloads import Payloads
+from orchestrator.store.payloads import KeptResult, Payloads
 from orchestrator.store.prepared import Prepared
 from orchestrator.store.records import CellRecord
 from orchestrator.store.schema import cells, payloads, sessions
@@ -38,20 +39,18 @@ _END = (
         outcome=bindparam("how"),
         result=bindparam("what"),
         ended_at=bindparam("at"),
-        bytes=func.length(cells.c.code) + bindparam("more"),
+        bytes=cells.c.bytes + bindparam("more"),
     )
     .returning(cells.c.cell_id)
 )
 
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
 class CellTable:
     """The cells of one database. All methods block, and raise StoreError where the database fails."""
 
-    def __init__(self, database: Database, outputs: Payloads) -> None:
+    def __init__(self, database: Database, outputs: Payloads, usage: AgentUsage) -> None:
         self._database = database
+        self._usage = usage
         self._outputs = outputs
         self._begin = Prepared(_BEGIN, database.dialect)
         self._use_session = Prepared(_USE_SESSION, database.dialect)
@@ -59,21 +58,26 @@ class CellTable:
         self._grow = Prepared(_GROW, database.dialect)
 
     def begin_cell(self, session_id: str, number: int, code: str, kernel_id: str) -> None:
-        """Record that a cell is about to run."""
-        now = time.time()
+        """Record that a cell is about to run.
+
+        Raises:
+            QuotaExceededError: the agent keeps as much as it may; nothing is recorded.
+        """
+        now, size = time.time(), len(code.encode())
         begun = {
             "session_id": session_id,
             "number": number,
             "kernel_id": kernel_id,
             "code": code,
             "started_at": now,
-            "bytes": len(code),
+            "bytes": size,
         }
-        used = {"of": session_id, "now": now, "cell": number, "more": len(code)}
+        used = {"of": session_id, "now": now, "cell": number, "more": size}
 
         def begin(connection: Connection) -> None:
             self._begin.on(connection, begun)
             self._use_session.on(connection, used)
+            self._usage.charge(connection, session_id, size, "the cell has not run")
 
         self._database.write(begin)
 
@@ -87,9 +91,22 @@ class CellTable:
             StoreError: the result cannot be written now; it is written before the next write that succeeds.
         """
         ended_at = time.time()
-        self._database.write_eventually(
-            lambda connection: self._close(connection, session_id, number, result, ended_at)
-        )
+        kept: list[KeptResult] = []
+
+        def keep() -> KeptResult:
+            kept[:] = kept or [self._outputs.keep(result, session_id)]
+            return kept[0]
+
+        with contextlib.suppress(OSError):  # the write below tries again, and reports it
+            keep()  # before the transaction, so that nobody waits for it
+
+        def close(connection: Connection) -> None:
+            closed = self._close(connection, session_id, number, result["outcome"], keep(), ended_at)
+            if closed and not self._outputs.has(keep(), session_id):  # retention has just deleted an equal output
+                kept.clear()
+                keep()
+
+        self._database.write_eventually(close)
 
     def has_running_cells(self, session_id: str) -> bool:
         """Return whether a cell has no outcome yet: it runs, or ran when its process ended."""
@@ -144,31 +161,34 @@ class CellTable:
         return self._outputs.sweep(needed)
 
     def _close(
-        self, connection: Connection, session_id: str, number: int, result: dict[str, Any], ended_at: float
-    ) -> None:
-        kept, found = self._outputs.take_out(result, session_id)
-        encoded = _as_json(kept)
-        sizes = {digest: size for _, digest, size in found}
+        self, connection: Connection, session_id: str, number: int, outcome: str, kept: KeptResult, ended_at: float
+    ) -> bool:
+        """Write a cell's result. Returns False if it has one already, or the session was deleted."""
+        sizes = {digest: size for _, digest, size in kept.places}
         ended = {
             "of": session_id,
             "cell": number,
             "before": "running",
-            "how": result["outcome"],
-            "what": encoded,
+            "how": outcome,
+            "what": kept.text,
             "at": ended_at,
-            "more": len(encoded.encode()) + sum(sizes.values()),
+            "more": kept.size + sum(sizes.values()),
         }
         closed = self._end.on(connection, ended)
-        if closed is None:  # the cell has a result already, or the session was deleted
-            return
+        if closed is None:
+            return False
         for digest in self._kept_before(connection, session_id, sizes):
             del sizes[digest]
-        self._grow.on(connection, {"of": session_id, "more": len(encoded.encode()) + sum(sizes.values())})
-        if found:
+        more = kept.size + sum(sizes.values())
+        self._grow.on(connection, {"of": session_id, "more": more})
+        self._usage.add(connection, session_id, more)
+        if kept.places:
             rows = [
-                {"cell_id": closed[0], "path": path, "digest": digest, "bytes": size} for path, digest, size in found
+                {"cell_id": closed[0], "path": path, "digest": digest, "bytes": size}
+                for path, digest, size in kept.places
             ]
             connection.execute(insert(payloads), rows)
+        return True
 
     def _kept_before(self, connection: Connection, session_id: str, sizes: dict[str, int]) -> list[str]:
         """Return those of the digests that an earlier cell of the session has."""
@@ -180,11 +200,5 @@ class CellTable:
 
     def _record(self, row: Row[Any], places: list[tuple[str, str]]) -> CellRecord:
         fields = row._mapping
-        result = json.loads(fields["result"]) if "result" in fields else {}
-        self._outputs.put_back(result, places, row.session_id)
+        result = self._outputs.restore(fields["result"], places, row.session_id) if "result" in fields else {}
         return CellRecord(row.number, row.kernel_id, row.code, row.started_at, row.ended_at, row.outcome, result)
-
-
-def _as_json(value: Any) -> str:
-    """Return JSON that any database keeps. Escapes would make a text six times as long: only surrogates have them."""
-    return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))

@@ -1,6 +1,7 @@
 """The connection to the history's database: SQLite or PostgreSQL, transactions, and writes that are made up for later.
 
-All methods block. A ``Database`` is used by one thread at a time, except for reading.
+All methods block, and every thread may call them. The writes of several threads take turns: SQLite alone would let
+them poll for the database, up to 0.1 s apart.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -19,11 +21,13 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_rand
 from orchestrator.errors import StoreError
 from orchestrator.store.migrations import migrate
 from orchestrator.store.schema import identity
+from orchestrator.store.shrinking import make_shrinkable, shrink, use_incremental_vacuum
 from orchestrator.store.storeurl import mask, parse
 
 T = TypeVar("T")
 
 _BUSY = 10_000  # milliseconds that SQLite waits for another process's transaction
+_LARGEST_LOG = 4 * 1024 * 1024  # bytes that the write-ahead log keeps on the disk once it is written back
 _CONNECT = 10  # seconds to reach PostgreSQL
 
 
@@ -40,6 +44,7 @@ class Database:
     def __init__(self, url: str) -> None:
         self._url = url
         self._engine = _make_engine(url)
+        self._turn = threading.RLock()
         self._deferred: list[Callable[[Connection], object]] = []  # writes that failed, in order
 
     @property
@@ -55,7 +60,30 @@ class Database:
         with self.writing() as connection:
             migrate(connection)
             database_id: str = connection.execute(select(identity.c.database_id)).scalar_one()
+        if self.dialect.name == "sqlite":
+            with self._driver() as connection:
+                make_shrinkable(connection)
         return database_id
+
+    def shrink(self) -> int:
+        """Give the space of deleted rows back to the disk, in short transactions, for at most 30 s.
+
+        Returns:
+            How many bytes of a SQLite file are given back. PostgreSQL's autovacuum does this by itself.
+
+        Raises:
+            StoreError: the database cannot be read or written.
+        """
+        if self.dialect.name != "sqlite":
+            return 0
+        with self._driver() as connection:
+            return shrink(connection)
+
+    @contextlib.contextmanager
+    def _driver(self) -> Iterator[Any]:
+        """Yield a connection of the driver's own, outside any transaction."""
+        with self._explained(), contextlib.closing(self._engine.raw_connection()) as connection:
+            yield connection.driver_connection
 
     def close(self) -> None:
         """Close all connections."""
@@ -67,13 +95,14 @@ class Database:
         Raises:
             StoreError: the transaction failed; nothing of it is written, and the deferred writes stay deferred.
         """
-        deferred = list(self._deferred)
-        with self.writing() as connection:
-            for earlier in deferred:
-                earlier(connection)
-            done = work(connection)
-        del self._deferred[: len(deferred)]
-        return done
+        with self._turn:
+            deferred = list(self._deferred)
+            with self.writing() as connection:
+                for earlier in deferred:
+                    earlier(connection)
+                done = work(connection)
+            del self._deferred[: len(deferred)]
+            return done
 
     def write_eventually(self, work: Callable[[Connection], object]) -> None:
         """Do ``work`` now; if it fails, do it before the next write that succeeds.
@@ -81,8 +110,9 @@ class Database:
         Raises:
             StoreError: the transaction failed; ``work`` is deferred.
         """
-        self._deferred.append(work)
-        self.write_deferred()
+        with self._turn:
+            self._deferred.append(work)
+            self.write_deferred()
 
     def write_deferred(self) -> None:
         """Do the deferred writes, if there are any.
@@ -105,6 +135,7 @@ class Database:
             StoreError: the database cannot be reached or written; nothing of the transaction is written.
         """
         with (
+            self._turn,
             self._explained(),
             self._engine.connect() as connection,
             connection.execution_options(durable=durable).begin(),
@@ -153,7 +184,11 @@ def _make_engine(url: str) -> Engine:
         parsed = parse(url)
         if parsed.get_backend_name() == "sqlite":
             _protect(parsed.database)
-            engine = create_engine(parsed, connect_args={"timeout": _BUSY / 1000, "check_same_thread": False})
+            engine = create_engine(
+                parsed,
+                connect_args={"timeout": _BUSY / 1000, "check_same_thread": False},
+                pool_use_lifo=True,  # the connection that has its statements and pages already
+            )
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
             return engine
@@ -195,7 +230,9 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     reraise=True,
 )
 def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    use_incremental_vacuum(connection)
     connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute(f"PRAGMA journal_size_limit={_LARGEST_LOG}")
 
 
 def _begin_sqlite(connection: Connection) -> None:

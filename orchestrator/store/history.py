@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from orchestrator.errors import StoreError
+from orchestrator.store.agentusage import AgentUsage
 from orchestrator.store.blobs import FolderBlobs
 from orchestrator.store.celltable import CellTable
 from orchestrator.store.checkpointtable import CheckpointTable
 from orchestrator.store.database import Database, explained
+from orchestrator.store.outputsweep import OutputSweep, Shorten
 from orchestrator.store.payloads import Payloads
 from orchestrator.store.records import CellRecord, CheckpointRecord, SessionRecord, SessionState
 from orchestrator.store.sessiontable import SessionTable
@@ -30,6 +32,7 @@ from orchestrator.store.wholefile import write_once
 __all__ = ["CellRecord", "CheckpointRecord", "History", "SessionRecord", "SessionState"]
 
 _log = logging.getLogger(__name__)
+_BESIDE = 8  # threads for large outputs
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -38,27 +41,33 @@ class History(SessionTable, CellTable, CheckpointTable):
     """One database, and the large outputs beside it.
 
     The methods for sessions, cells and checkpoints are in the classes of the tables. They all block: ``run`` and
-    ``submit`` call them in the history's own thread, in the order of the calls.
+    ``submit`` call them in the history's own thread, in the order of the calls; ``run_beside`` calls those that move
+    large outputs, so that no other agent waits for one agent's outputs.
 
     Args:
         database: at the newest schema; ``close`` closes it.
         home: the id of this host's data folder.
         outputs: keeps the large outputs.
+        agent_quota: bytes that one agent may keep in this data folder; None: any number.
     """
 
-    def __init__(self, database: Database, home: str, outputs: Payloads) -> None:
-        SessionTable.__init__(self, database, home)
-        CellTable.__init__(self, database, outputs)
-        CheckpointTable.__init__(self, database)
+    def __init__(self, database: Database, home: str, outputs: Payloads, agent_quota: int | None = None) -> None:
+        usage = AgentUsage(database.dialect, home, agent_quota)
+        SessionTable.__init__(self, database, home, usage)
+        CellTable.__init__(self, database, outputs, usage)
+        CheckpointTable.__init__(self, database, usage)
+        self._output_sweep = OutputSweep(database, outputs, usage, home)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cellblock-history")
+        self._beside = ThreadPoolExecutor(_BESIDE, thread_name_prefix="cellblock-outputs")
 
     @classmethod
-    def open(cls, url: str, folder: Path) -> Self:
+    def open(cls, url: str, folder: Path, *, agent_quota: int | None = None) -> Self:
         """Open the history, and bring its database to the newest schema.
 
         Args:
             url: SQLAlchemy's form: "sqlite:///…" or "postgresql+psycopg://…".
             folder: this host's data folder, which has the large outputs; it is made if it is missing.
+            agent_quota: bytes that one agent may keep in the data folder; None: any number.
 
         Raises:
             StoreError: the database cannot be reached, read or written; or a newer Cellblock has written it; or the
@@ -73,7 +82,7 @@ class History(SessionTable, CellTable, CheckpointTable):
             except BaseException:
                 database.close()
                 raise
-        return cls(database, home, Payloads(FolderBlobs(folder / "payloads")))
+        return cls(database, home, Payloads(FolderBlobs(folder / "payloads")), agent_quota)
 
     def delete(self, session_id: str, owner: str | None = None) -> list[str] | None:
         """Delete a session with its outputs. See ``SessionTable.delete``.
@@ -87,8 +96,17 @@ class History(SessionTable, CellTable, CheckpointTable):
             self._outputs.delete(session_id, shared)
         return removed
 
+    def sweep_outputs(self, most_bytes: int, shorten: Shorten) -> int:
+        """Delete old outputs until this data folder keeps at most ``most_bytes``. See ``OutputSweep.run``."""
+        return self._output_sweep.run(most_bytes, shorten)
+
+    def shrink(self) -> int:
+        """Give the space of deleted rows back to the disk. See ``Database.shrink``."""
+        return self._database.shrink()
+
     def close(self) -> None:
-        """Wait for the calls of ``run`` and ``submit``, and close the database."""
+        """Wait for all calls, and close the database."""
+        self._beside.shutdown(wait=True)
         self._thread.shutdown(wait=True)
         self._database.close()
 
@@ -98,16 +116,26 @@ class History(SessionTable, CellTable, CheckpointTable):
         Raises:
             StoreError: the database cannot be reached, read or written; or the history is closed.
         """
-        loop = asyncio.get_running_loop()
-        try:
-            done = loop.run_in_executor(self._thread, lambda: method(self, *args, **kwargs))
-        except RuntimeError as error:
-            raise StoreError("the history is closed: the manager has been shut down.") from error
-        return await asyncio.shield(done)
+        return await _finished(self._thread, lambda: method(self, *args, **kwargs))
+
+    async def run_beside(self, method: Callable[Concatenate[Self, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do what ``run`` does in another thread: for a method that reads or writes large outputs.
+
+        Only other large outputs wait for it. A session has one cell at a time, so that no session fills the queue.
+        """
+        return await _finished(self._beside, lambda: method(self, *args, **kwargs))
 
     def submit(self, method: Callable[Concatenate[Self, P], T], *args: P.args, **kwargs: P.kwargs) -> None:
         """Call a method in the history's thread after the calls before it, without waiting. A failure is logged."""
         self._thread.submit(lambda: method(self, *args, **kwargs)).add_done_callback(_log_failure)
+
+
+async def _finished(thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+    try:
+        done = asyncio.get_running_loop().run_in_executor(thread, work)
+    except RuntimeError as error:
+        raise StoreError("the history is closed: the manager has been shut down.") from error
+    return await asyncio.shield(done)
 
 
 def _log_failure(done: Future[Any]) -> None:

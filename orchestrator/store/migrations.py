@@ -7,12 +7,24 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from typing import Any
 
-from sqlalchemy import Connection, func, insert, inspect, select, text, update
+from sqlalchemy import Column, Connection, func, insert, inspect, select, text, update
 from sqlalchemy.schema import CreateColumn
 
 from orchestrator.errors import StoreError
-from orchestrator.store.schema import cells, checkpoints, identity, metadata, payloads, schema_version, sessions
+from orchestrator.store.schema import (
+    agent_usage,
+    cells,
+    checkpoints,
+    identity,
+    metadata,
+    payloads,
+    schema_version,
+    sessions,
+)
+
+_OUTPUTS_INDEX = "cells_with_outputs"
 
 
 def _first(connection: Connection) -> None:
@@ -26,13 +38,10 @@ def _second(connection: Connection) -> None:
 
 def _third(connection: Connection) -> None:
     """Keep the number of cells and their size on the session's row. A new database has these columns already."""
-    known = {column["name"] for column in inspect(connection).get_columns(sessions.name)}
-    for column in (sessions.c.cells, sessions.c.bytes):
-        if column.name not in known:
-            form = CreateColumn(column).compile(dialect=connection.dialect)
-            connection.execute(text(f"ALTER TABLE sessions ADD COLUMN {form}"))
+    _add_columns(connection, sessions.c.cells, sessions.c.bytes)
     for index in (*sessions.indexes, *cells.indexes):
-        index.create(connection, checkfirst=True)
+        if index.name != _OUTPUTS_INDEX:
+            index.create(connection, checkfirst=True)
     mine = cells.c.session_id == sessions.c.session_id
     large = select(payloads.c.digest, payloads.c.bytes).join_from(payloads, cells).where(mine).correlate(sessions)
     once = large.distinct().subquery()
@@ -43,7 +52,34 @@ def _third(connection: Connection) -> None:
     connection.execute(update(sessions).values(cells=last, bytes=total - repeated + single))
 
 
-STEPS: tuple[Callable[[Connection], None], ...] = (_first, _second, _third)
+def _fourth(connection: Connection) -> None:
+    """Keep how much each agent has."""
+    agent_usage.create(connection)
+    saved = select(checkpoints.c.session_id, func.sum(checkpoints.c.bytes).label("bytes"))
+    of_session = saved.group_by(checkpoints.c.session_id).subquery()
+    total = func.sum(sessions.c.bytes + func.coalesce(of_session.c.bytes, 0))
+    used = select(sessions.c.home, sessions.c.agent_id, total).group_by(sessions.c.home, sessions.c.agent_id)
+    used = used.outerjoin_from(sessions, of_session, of_session.c.session_id == sessions.c.session_id)
+    connection.execute(insert(agent_usage).from_select(["home", "agent_id", "bytes"], used))
+
+
+def _fifth(connection: Connection) -> None:
+    """Let retention find and mark the cells whose outputs it deletes."""
+    _add_columns(connection, cells.c.swept)
+    for index in cells.indexes:
+        if index.name == _OUTPUTS_INDEX:
+            index.create(connection, checkfirst=True)
+
+
+def _add_columns(connection: Connection, *columns: Column[Any]) -> None:
+    """Add columns to a table that was made without them. A new database has them already."""
+    for column in columns:
+        if column.name not in {found["name"] for found in inspect(connection).get_columns(column.table.name)}:
+            form = CreateColumn(column).compile(dialect=connection.dialect)
+            connection.execute(text(f"ALTER TABLE {column.table.name} ADD COLUMN {form}"))
+
+
+STEPS: tuple[Callable[[Connection], None], ...] = (_first, _second, _third, _fourth, _fifth)
 
 
 def migrate(connection: Connection) -> None:

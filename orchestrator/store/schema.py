@@ -15,6 +15,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 metadata = MetaData()
@@ -55,6 +56,7 @@ cells = Table(
     Column("outcome", String(16), nullable=False),  # "running" until it is known
     Column("result", Text, nullable=False),  # JSON, with null for each of its ``payloads``
     Column("bytes", BigInteger, nullable=False),
+    Column("swept", BigInteger, nullable=False, server_default="0"),  # bytes of its outputs that retention deleted
     UniqueConstraint("session_id", "number"),
 )
 Index(
@@ -62,6 +64,15 @@ Index(
     cells.c.session_id,
     sqlite_where=cells.c.outcome == "running",
     postgresql_where=cells.c.outcome == "running",
+)
+
+HAS_OUTPUTS = "cells.swept = 0 AND cells.bytes > 2048"  # a query that has exactly this text uses the index
+Index(
+    "cells_with_outputs",
+    cells.c.started_at,
+    cells.c.cell_id,
+    sqlite_where=text(HAS_OUTPUTS.replace("cells.", "")),
+    postgresql_where=text(HAS_OUTPUTS.replace("cells.", "")),
 )
 
 payloads = Table(
@@ -83,6 +94,14 @@ checkpoints = Table(
     Column("asked_for", Boolean, nullable=False),
     Column("bytes", BigInteger, nullable=False),
     Column("lost", Text, nullable=False),  # JSON
+)
+
+agent_usage = Table(
+    "agent_usage",
+    metadata,
+    Column("home", String(32), primary_key=True),
+    Column("agent_id", String(200), primary_key=True),
+    Column("bytes", BigInteger, nullable=False),  # of all its sessions' cells and checkpoints
 )
 
 identity = Table("identity", metadata, Column("database_id", String(32), primary_key=True))  # one row

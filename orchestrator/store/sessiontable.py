@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, true, update
+from sqlalchemy import Connection, Row, Update, bindparam, delete, func, insert, select, true, update
 
+from orchestrator.store.agentusage import AgentUsage
 from orchestrator.store.checkpointtable import row_of
 from orchestrator.store.database import Database
+from orchestrator.store.prepared import Prepared
 from orchestrator.store.records import CheckpointRecord, SessionRecord, SessionState
 from orchestrator.store.schema import cells, checkpoints, sessions
 
@@ -17,6 +19,29 @@ _NEWEST = (sessions.c.last_used_at.desc(), sessions.c.session_id)
 _MOST_FOUND = 10  # sessions that one prefix returns
 _BATCH = 200  # cells that one transaction deletes: a few milliseconds
 _LONGEST_REASON = 32  # characters, as in the schema
+_COLUMNS = [column for column in sessions.c if column.name != "home"]
+_UNENDED = (sessions.c.state == "live") | (sessions.c.state == "asleep")  # an index serves it, but not a "!="
+_OF_AGENT = (sessions.c.home == bindparam("home")) & (sessions.c.agent_id == bindparam("agent_id"))
+_UNENDED_OF_AGENT = select(*_COLUMNS).where(_OF_AGENT, _UNENDED).order_by(*_NEWEST)
+_LAST_END = (
+    select(sessions.c.end_reason)
+    .where(_OF_AGENT, sessions.c.end_reason.is_distinct_from("never_started"))
+    .order_by(sessions.c.last_used_at.desc())
+    .limit(1)
+)
+_TAKEN = (
+    select(sessions.c.session_id)
+    .where(_OF_AGENT, _UNENDED, sessions.c.owner.is_distinct_from(bindparam("owner")))
+    .limit(1)
+)
+_ADD = insert(sessions).values(
+    {column.name: bindparam(column.name) for column in sessions.c if column.server_default is None}
+)
+_TAKE_OWNERSHIP = (
+    update(sessions)
+    .where(sessions.c.session_id == bindparam("of"), sessions.c.owner.is_not_distinct_from(bindparam("before")))
+    .values(owner=bindparam("after"))
+)
 
 
 class SessionTable:
@@ -26,9 +51,18 @@ class SessionTable:
         home: the id of this host's data folder. Sessions of other hosts may be in the same database.
     """
 
-    def __init__(self, database: Database, home: str) -> None:
+    def __init__(self, database: Database, home: str, usage: AgentUsage) -> None:
         self._database = database
+        self._usage = usage
         self.home = home
+        self._unended_of_agent = Prepared(_UNENDED_OF_AGENT, database.dialect)
+        self._last_end = Prepared(_LAST_END, database.dialect)
+        self._taken = Prepared(_TAKEN, database.dialect)
+        self._add = Prepared(_ADD, database.dialect)
+        self._take = Prepared(_TAKE_OWNERSHIP, database.dialect)
+        self._live = Prepared(_changing("state", "owner", "kernel_id", "runtime"), database.dialect)
+        self._sleep = Prepared(_changing("state", "owner"), database.dialect)
+        self._ended = Prepared(_changing("state", "owner", "end_reason"), database.dialect)
 
     def add_session(
         self,
@@ -49,15 +83,13 @@ class SessionTable:
         row = self._new_row(
             session_id, agent_id, parent_id=parent_id, state=state, owner=owner, kernel_id=kernel_id, runtime=runtime
         )
-        mine = sessions.c.owner.is_not_distinct_from(owner)
-        taken = select(sessions.c.session_id).where(self._is_unended() & (sessions.c.agent_id == agent_id) & ~mine)
 
         def add(connection: Connection) -> bool:
             if connection.dialect.name == "postgresql":  # SQLite's transaction has a lock already
                 connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(f"{self.home} {agent_id}"))))
-            if connection.execute(taken.limit(1)).first() is not None:
+            if self._taken.on(connection, row) is not None:
                 return False
-            connection.execute(insert(sessions), [row])
+            self._add.on(connection, row)
             return True
 
         return self._database.write(add)
@@ -69,6 +101,9 @@ class SessionTable:
 
         Args:
             forks: for each session its agent, and the checkpoint that it wakes from.
+
+        Raises:
+            QuotaExceededError: an agent would exceed its quota.
         """
         forked = [
             self._new_row(
@@ -79,22 +114,26 @@ class SessionTable:
         with self._database.writing(durable=True) as connection:
             connection.execute(insert(sessions), forked)
             connection.execute(insert(checkpoints), [row_of(record) for _, record in forks])
+            for _, record in sorted(forks, key=lambda fork: fork[0]):  # in order: two that fork at once cannot deadlock
+                self._usage.charge(connection, record.session_id, record.bytes, "no session was forked")
 
     def session_lives(self, session_id: str, *, owner: str, kernel_id: str, runtime: str) -> None:
         """Record that a session has a kernel. No effect on a session that has ended."""
-        self._database.write(_updating(session_id, state="live", owner=owner, kernel_id=kernel_id, runtime=runtime))
+        change = _change(session_id, state="live", owner=owner, kernel_id=kernel_id, runtime=runtime)
+        self._database.write(lambda connection: self._live.on(connection, change))
 
     def session_sleeps(self, session_id: str) -> None:
         """Record that a session has only its newest checkpoint. A write that fails is made up for, as in ``end_cell``.
 
         No effect on a session that has ended.
         """
-        self._database.write_eventually(_updating(session_id, state="asleep", owner=None))
+        change = _change(session_id, state="asleep", owner=None)
+        self._database.write_eventually(lambda connection: self._sleep.on(connection, change))
 
     def session_ends(self, session_id: str, reason: str) -> None:
         """Record why a session ended. A write that fails is made up for, as in ``end_cell``."""
-        ended = _updating(session_id, state="ended", owner=None, end_reason=reason[:_LONGEST_REASON])
-        self._database.write_eventually(ended)
+        change = _change(session_id, state="ended", owner=None, end_reason=reason[:_LONGEST_REASON])
+        self._database.write_eventually(lambda connection: self._ended.on(connection, change))
 
     def take_ownership(self, session_id: str, owner: str | None, new_owner: str | None) -> bool:
         """Change a session's owner from ``owner`` to ``new_owner``; None is no process.
@@ -103,29 +142,24 @@ class SessionTable:
             False if ``owner`` is not the owner, because another process was faster; nothing is changed.
         """
         with self._database.writing() as connection:
-            changed = connection.execute(
-                update(sessions)
-                .where(sessions.c.session_id == session_id, sessions.c.owner.is_not_distinct_from(owner))
-                .values(owner=new_owner)
-            )
-            return changed.rowcount == 1
+            return self._take.changed(connection, {"of": session_id, "before": owner, "after": new_owner}) == 1
 
     def sessions_of(self, agent_id: str) -> list[SessionRecord]:
         """Return the agent's sessions on this host that have not ended, the last used first."""
         self._database.write_deferred()  # an end may be among the deferred writes
-        return self._select(self._is_unended() & (sessions.c.agent_id == agent_id))
+        with self._database.reading() as connection:
+            names = [column.name for column in _COLUMNS]
+            rows = self._unended_of_agent.rows(connection, {"home": self.home, "agent_id": agent_id})
+        return [SessionRecord(**dict(zip(names, row, strict=True))) for row in rows]
 
     def last_end(self, agent_id: str) -> str | None:
-        """Return why the agent's newest session on this host ended; None if it has not, or if there is none.
+        """Return why the session that the agent used last on this host ended; None if it has not, or if there is none.
 
         A session that never had a kernel does not count.
         """
-        mine = (sessions.c.home == self.home) & (sessions.c.agent_id == agent_id)
-        had_kernel = sessions.c.end_reason.is_distinct_from("never_started")
-        newest = select(sessions.c.end_reason).where(mine & had_kernel).order_by(sessions.c.created_at.desc()).limit(1)
         with self._database.reading() as connection:
-            reason: str | None = connection.scalar(newest)
-            return reason
+            row = self._last_end.on(connection, {"home": self.home, "agent_id": agent_id})
+        return None if row is None else row[0]
 
     def unended(self) -> list[SessionRecord]:
         """Return this host's sessions that have not ended, the last used first."""
@@ -169,8 +203,21 @@ class SessionTable:
                 return None
         self._delete_cells(session_id)
         with self._database.writing() as connection:
-            connection.execute(delete(sessions).where(sessions.c.session_id == session_id))
+            self._delete_row(connection, session_id)
         return list(files)
+
+    def _delete_row(self, connection: Connection, session_id: str) -> None:
+        """Delete a session's row and its checkpoints' rows, and subtract its bytes from those of its agent."""
+        saved = select(func.coalesce(func.sum(checkpoints.c.bytes), 0)).where(checkpoints.c.session_id == session_id)
+        row = sessions.c.session_id == session_id
+        found = connection.execute(
+            select(sessions.c.agent_id, sessions.c.bytes, saved.scalar_subquery()).where(row)
+        ).first()
+        if found is not None:
+            agent_id, own, of_checkpoints = found
+            self._usage.add(connection, session_id, -int(own) - int(of_checkpoints))
+            connection.execute(delete(sessions).where(row))
+            self._usage.forget(connection, agent_id)
 
     def _delete_cells(self, session_id: str) -> None:
         """Delete a session's cells in short transactions, with pauses in which others write."""
@@ -219,11 +266,11 @@ class SessionTable:
 
     def _new_row(self, session_id: str, agent_id: str, **fields: str | None) -> dict[str, Any]:
         now = time.time()
-        mine = {"session_id": session_id, "agent_id": agent_id, "home": self.home}
+        mine = {"session_id": session_id, "agent_id": agent_id, "home": self.home, "end_reason": None}
         return {**mine, "created_at": now, "last_used_at": now, **fields}
 
     def _is_unended(self) -> Any:
-        return (sessions.c.home == self.home) & (sessions.c.state != "ended")
+        return (sessions.c.home == self.home) & _UNENDED
 
     def _select(self, condition: Any, limit: int | None = None) -> list[SessionRecord]:
         query = select(sessions).where(condition).order_by(*_NEWEST).limit(limit)
@@ -231,11 +278,16 @@ class SessionTable:
             return [_record(row) for row in connection.execute(query)]
 
 
-def _updating(session_id: str, **values: Any) -> Callable[[Connection], object]:
-    """Return a write that changes a session, unless it has ended: an end is final."""
-    unended = (sessions.c.session_id == session_id) & (sessions.c.state != "ended")
-    updated = update(sessions).where(unended).values(last_used_at=time.time(), **values)
-    return lambda connection: connection.execute(updated)
+def _changing(*names: str) -> Update:
+    """Return the statement that changes these columns of a session, unless it has ended: an end is final."""
+    unended = (sessions.c.session_id == bindparam("of")) & (sessions.c.state != "ended")
+    return update(sessions).where(unended).values({name: bindparam(f"new_{name}") for name in (*names, "last_used_at")})
+
+
+def _change(session_id: str, **values: str | None) -> dict[str, Any]:
+    """Return the parameters of a statement of ``_changing``."""
+    changed = {f"new_{name}": value for name, value in values.items()}
+    return {"of": session_id, "new_last_used_at": time.time(), **changed}
 
 
 def _record(row: Row[Any]) -> SessionRecord:

@@ -12,23 +12,58 @@ from typing import BinaryIO
 from orchestrator.errors import StoreError
 
 
+class WholeFiles:
+    """Files that are written together: each under a temporary name, until ``whole_files`` gives them their own."""
+
+    def __init__(self) -> None:
+        self._files: list[tuple[Path, Path]] = []  # the temporary name and the file's own
+
+    @contextlib.contextmanager
+    def writing(self, path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
+        """Write one of the files.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        self._files.append((partial, path))
+        with open(descriptor, "wb") as handle:
+            yield handle
+
+    def finish(self) -> None:
+        """Sync all files, then rename all, then sync their folders: the disk is waited for once, not once a file.
+
+        Raises:
+            OSError: a file cannot be synced or renamed.
+        """
+        for partial, _ in self._files:
+            _sync(partial, os.O_RDWR)
+        for partial, path in self._files:
+            partial.replace(path)
+        for folder in {path.parent for _, path in self._files}:
+            _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+    def discard(self) -> None:
+        """Remove the temporary files."""
+        for partial, _ in self._files:
+            partial.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
-def whole_file(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
-    """Write a file under a temporary name; when the block ends without an error, sync it and rename it to ``path``.
+def whole_files() -> Iterator[WholeFiles]:
+    """Write files together. They appear, whole and on the disk, when the block ends without an error.
 
     Raises:
-        OSError: it cannot be written. An earlier file at ``path`` is unchanged, and the temporary file is removed.
+        OSError: one cannot be written. No temporary file remains, and an earlier file of the same name is unchanged or
+            replaced as a whole.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    files = WholeFiles()
     try:
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        partial.replace(path)
-        _force_name(path.parent)
+        yield files
+        files.finish()
     except BaseException:
-        partial.unlink(missing_ok=True)
+        files.discard()
         raise
 
 
@@ -38,7 +73,7 @@ def write_whole(path: Path, content: str | bytes, *, mode: int = 0o644) -> None:
     Raises:
         OSError: it cannot be written. An earlier file at ``path`` is unchanged.
     """
-    with whole_file(path, mode=mode) as handle:
+    with whole_files() as files, files.writing(path, mode=mode) as handle:
         handle.write(content.encode() if isinstance(content, str) else content)
 
 
@@ -71,12 +106,12 @@ def write_once(path: Path, content: bytes, *, mode: int = 0o600) -> bytes:
                 os.link(candidate, path)
         finally:
             candidate.unlink(missing_ok=True)
-        _force_name(path.parent)
+        _sync(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     return path.read_bytes()
 
 
-def _force_name(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:

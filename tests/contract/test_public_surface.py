@@ -28,7 +28,7 @@ ERRORS = {
     "EnginePermissionError", "EngineSetupError", "EngineTimeoutError", "EngineUnavailableError", "FileTransferError",
     "ImageBuildError", "ImageMissingError", "InvalidAgentIdError", "InvalidCodeError", "InvalidInputError",
     "KernelDiedError", "KernelError", "KernelPoolExhaustedError", "KernelStartError", "KernelTimeoutError",
-    "ManagerClosedError", "PolicyError", "PolicyFault", "SandboxFloorError", "Scarcity",
+    "ManagerClosedError", "PolicyError", "PolicyFault", "QuotaExceededError", "SandboxFloorError", "Scarcity",
     "SessionBusyError", "SessionElsewhereError", "SessionEndedError",
     "SettingsError", "StoreError", "UnknownKernelNameError", "UnknownRuntimeError", "UserIdTakenError",
 }  # fmt: skip

@@ -152,7 +152,7 @@ def sweep_after_a_step(settings: Settings, session_id: str) -> None:
     step_to(0.0)
     result: dict[str, Any] = {"stdout": "y" * 100_000}
     payloads = Payloads(FolderBlobs(settings.data_path / "payloads"))
-    taken, found = payloads.take_out(result)
+    kept = payloads.keep(result)
     with files.writing("f" * 32, {}, 1000) as writer:
         writer.write(b"state")
         writer.finish({})
@@ -160,8 +160,7 @@ def sweep_after_a_step(settings: Settings, session_id: str) -> None:
     for offset in (HOUR, -HOUR):
         step_to(offset)
         assert Retention(history, files, settings).sweep() == 0
-    payloads.put_back(taken, [(where, digest) for where, digest, _ in found])
-    assert taken == result
+    assert payloads.restore(kept.text, [(where, digest) for where, digest, _ in kept.places]) == result
     assert len(files.ids()) == before
     assert [len(cell.result["stdout"]) for cell in history.cells(session_id) if cell.code == LARGE] == [100_001] * 5
     history.close()

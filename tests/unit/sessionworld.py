@@ -139,6 +139,7 @@ class World:
         idle_s: float = 300.0,
         is_open: bool = True,
         groups: dict[str, Group] | None = None,
+        agent_quota: int | None = None,
     ) -> None:
         self.folder = folder
         self.owners = Owners(name)
@@ -149,7 +150,7 @@ class World:
         self.tasks: set[asyncio.Task[None]] = set()
         scheduler = Scheduler(self.policy.scheduling, self.policy.groups)
         self.pool = KernelPool(max_kernels, start=self._start, refill_delay=0.0, scheduler=scheduler)
-        self.store = FaultyHistory.open(f"sqlite:///{folder}/history.db", folder)
+        self.store = FaultyHistory.open(f"sqlite:///{folder}/history.db", folder, agent_quota=agent_quota)
         self.files = CheckpointFiles(folder)
         self.registry = SessionRegistry(self.pool, self.policy, self._spawn)
         self.hibernation = Hibernation(self.registry, self.pool, self.limits, self.policy, self._spawn)

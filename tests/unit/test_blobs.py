@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -115,9 +116,8 @@ def test_checkpoints_are_kept_in_any_store(blobs: BlobStore, tmp_path: Path) -> 
 def test_large_outputs_are_kept_in_any_store(blobs: BlobStore) -> None:
     payloads = Payloads(blobs)
     result = {"stdout": "é\ud800" * 40_000, "outputs": [{"text": "short"}, {"text": "é\ud800" * 40_000}]}
-    taken, found = payloads.take_out(result)
-    assert taken == {"stdout": None, "outputs": [{"text": "short"}, {"text": None}]}
+    kept = payloads.keep(result)
+    assert json.loads(kept.text) == {"stdout": None, "outputs": [{"text": "short"}, {"text": None}]}
     assert len(blobs.names()) == 1
-    payloads.put_back(taken, [(path, digest) for path, digest, _ in found])
-    assert taken == result
+    assert payloads.restore(kept.text, [(path, digest) for path, digest, _ in kept.places]) == result
     assert payloads.sweep(()) == 0, "it was written less than a day ago"

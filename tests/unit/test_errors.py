@@ -63,6 +63,7 @@ ERRORS: dict[str, tuple[str, dict[str, Any]]] = {
     "ManagerClosedError": ("manager_closed", SAYS),
     "FileTransferError": ("file_transfer", {**SAYS, "path": "data/a.csv"}),
     "StoreError": ("store", {**SAYS, "result": RESULT}),
+    "QuotaExceededError": ("quota_exceeded", {**SAYS, "agent_id": "a", "used_bytes": 5, "quota_bytes": 4}),
     "CheckpointError": ("checkpoint", {**SAYS, "checkpoint": "c"}),
     "CheckpointMissingError": ("checkpoint_missing", {**SAYS, "checkpoint": "c"}),
     "CheckpointDamagedError": ("checkpoint_damaged", {**SAYS, "checkpoint": "c"}),

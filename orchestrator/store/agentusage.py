@@ -1,0 +1,92 @@
+"""How many bytes each agent keeps in one data folder, and the most that it may keep.
+
+The total changes in the transaction of the rows that it counts: code and results of cells, large outputs (one that a
+session has twice counts once) and checkpoint files. Reading it costs the same however long the history is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import BigInteger, Connection, Insert, bindparam, delete, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Dialect
+
+from orchestrator.errors import QuotaExceededError
+from orchestrator.limits import MIB
+from orchestrator.store.prepared import Prepared
+from orchestrator.store.schema import agent_usage, sessions
+
+
+class AgentUsage:
+    """The totals of the agents of one data folder.
+
+    Args:
+        home: the id of the data folder.
+        quota: bytes that one agent may keep; None: any number.
+    """
+
+    def __init__(self, dialect: Dialect, home: str, quota: int | None) -> None:
+        self._home = home
+        self._quota = quota
+        self._add = Prepared(_adding(dialect), dialect)
+
+    def add(self, connection: Connection, session_id: str, more: int) -> None:
+        """Add to the total of a session's agent; less than 0 subtracts. Nothing is refused."""
+        self._add.on(connection, {"of": session_id, "more": more})
+
+    def charge(self, connection: Connection, session_id: str, more: int, refused: str) -> None:
+        """Do what ``add`` does, within the quota.
+
+        Args:
+            refused: what does not happen if the quota is exceeded, for the message.
+
+        Raises:
+            QuotaExceededError: the agent would keep more than its quota. The caller's transaction must fail with it.
+        """
+        row = self._add.on(connection, {"of": session_id, "more": more})
+        if row is not None:  # None: the session was deleted
+            self._check(str(row[0]), int(row[1]), int(row[1]) - more, refused)
+
+    def check(self, connection: Connection, session_id: str, refused: str) -> None:
+        """Check that the agent of a session keeps less than its quota.
+
+        Raises:
+            QuotaExceededError: it does not.
+        """
+        mine = (agent_usage.c.home == self._home) & (agent_usage.c.agent_id == sessions.c.agent_id)
+        query = select(agent_usage.c.agent_id, agent_usage.c.bytes).join_from(sessions, agent_usage, mine)
+        row = connection.execute(query.where(sessions.c.session_id == session_id)).first()
+        if row is not None:
+            self._check(row.agent_id, row.bytes + 1, row.bytes, refused)
+
+    def forget(self, connection: Connection, agent_id: str) -> None:
+        """Delete the total of an agent that has no session left."""
+        of_agent = (sessions.c.agent_id == agent_id) & (sessions.c.home == self._home)
+        mine = (agent_usage.c.home == self._home) & (agent_usage.c.agent_id == agent_id)
+        left = select(sessions.c.session_id).where(of_agent).exists()
+        connection.execute(delete(agent_usage).where(mine & ~left))
+
+    def _check(self, agent_id: str, wanted: int, used: int, refused: str) -> None:
+        if self._quota is not None and wanted > self._quota:
+            raise QuotaExceededError(
+                f"agent {agent_id!r} keeps {used / MIB:.1f} MiB of history and checkpoints, and its quota is "
+                f"{self._quota / MIB:.1f} MiB: {refused}.",
+                agent_id=agent_id,
+                used_bytes=used,
+                quota_bytes=self._quota,
+                remedy=f"Delete sessions of the agent (`cellblock sessions list --agent {agent_id}`, "
+                "`cellblock sessions delete ID`), or raise CELLBLOCK_AGENT_QUOTA_MB.",
+            )
+
+
+def _adding(dialect: Dialect) -> Insert:
+    """Return the statement that adds ``more`` to the total of the agent of session ``of``, and returns both."""
+    more = bindparam("more", type_=BigInteger())
+    found = select(sessions.c.home, sessions.c.agent_id, more).where(sessions.c.session_id == bindparam("of"))
+    make: Any = postgresql.insert if dialect.name == "postgresql" else sqlite.insert
+    new = make(agent_usage).from_select(["home", "agent_id", "bytes"], found)
+    adding: Insert = new.on_conflict_do_update(
+        index_elements=["home", "agent_id"], set_={"bytes": agent_usage.c.bytes + new.excluded.bytes}
+    ).returning(agent_usage.c.agent_id, agent_usage.c.bytes)
+    return adding
