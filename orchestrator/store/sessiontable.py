@@ -17,7 +17,7 @@ from orchestrator.store.schema import cells, checkpoints, sessions
 
 _NEWEST = (sessions.c.last_used_at.desc(), sessions.c.session_id)
 _MOST_FOUND = 10  # sessions that one prefix returns
-_BATCH = 200  # cells that one transaction deletes: a few milliseconds
+_BATCH = 50  # cells that one transaction deletes: about a millisecond
 _LONGEST_REASON = 32  # characters, as in the schema
 _COLUMNS = [column for column in sessions.c if column.name != "home"]
 _UNENDED = (sessions.c.state == "live") | (sessions.c.state == "asleep")  # an index serves it, but not a "!="
@@ -239,29 +239,25 @@ class SessionTable:
             most_bytes: of this host's cells, outputs and checkpoints together. Above it only sessions that have ended
                 are returned: what one agent writes must not cost another agent its state.
         """
-        mine = sessions.c.home == self.home
-        here = select(func.sum(sessions.c.bytes)).where(mine)
-        of_mine = select(sessions.c.session_id).where(mine, sessions.c.session_id == checkpoints.c.session_id).exists()
-        saved = select(func.sum(checkpoints.c.bytes)).where(of_mine)
+        saved = select(func.coalesce(func.sum(checkpoints.c.bytes), 0))
+        size = saved.where(checkpoints.c.session_id == sessions.c.session_id).scalar_subquery()
+        unowned = (sessions.c.home == self.home) & sessions.c.owner.is_(None)
+        query = select(sessions.c.session_id, sessions.c.bytes + size).where(unowned).order_by(sessions.c.last_used_at)
+        old = query.where(sessions.c.last_used_at < older_than, sessions.c.state.in_(("live", "asleep", "ended")))
+        young = query.where(sessions.c.last_used_at >= older_than, sessions.c.state == "ended")
         with self._database.reading() as connection:
-            total = int(connection.scalar(here) or 0) + int(connection.scalar(saved) or 0)
-            old = (sessions.c.last_used_at < older_than) & (sessions.c.state.in_(("live", "asleep", "ended")))
-            wanted = old | (sessions.c.state == "ended") if total > most_bytes else old
-            size = (
-                select(func.coalesce(func.sum(checkpoints.c.bytes), 0))
-                .where(checkpoints.c.session_id == sessions.c.session_id)
-                .scalar_subquery()
-            )
-            query = select(sessions.c.session_id, sessions.c.last_used_at, sessions.c.bytes + size)
-            rows = connection.execute(
-                query.where(mine, sessions.c.owner.is_(None), wanted).order_by(sessions.c.last_used_at)
-            )
+            left = self._usage.total(connection)
             excess = []
-            for session_id, used, freed in rows:
-                if used >= older_than and total <= most_bytes:
-                    break
+            for session_id, freed in connection.execute(old):
                 excess.append(session_id)
-                total -= int(freed)
+                left -= int(freed)
+            if left > most_bytes:
+                with connection.execute(young, execution_options={"yield_per": _BATCH}) as rows:
+                    for session_id, freed in rows:
+                        excess.append(session_id)
+                        left -= int(freed)
+                        if left <= most_bytes:
+                            break
         return excess
 
     def _new_row(self, session_id: str, agent_id: str, **fields: str | None) -> dict[str, Any]:
