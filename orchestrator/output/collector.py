@@ -339,20 +339,21 @@ class OutputCollector:
 
     def _update(self, event: UpdateDisplayData, size: int) -> bool:
         """Replace the content of every display with this id. Returns whether to stream the event."""
-        updates, own = self._updates, self._updates.is_own(event.display_id)
-        while self._room() < updates.more(event) and self._tail:
+        updates, name, taken = self._updates, event.display_id, cost(event)
+        own = updates.is_own(name)
+        while self._room() < updates.more(name, taken) and self._tail:
             self._leave_out_oldest()
-            if own and not updates.is_own(event.display_id):  # its display is left out now
+            if own and not updates.is_own(name):  # its display is left out now
                 return False
-        reason = _TOO_LARGE if self._room() < updates.more(event) else ""
-        if updates.is_new(event.display_id) and len(updates) >= self._limits.displays:
+        reason = _TOO_LARGE if self._room() < updates.more(name, taken) else ""
+        if updates.is_new(name) and len(updates) >= self._limits.displays:
             reason = reason or _TOO_MANY_DISPLAYS
         if reason:
             self._split_outputs(reason)
             self._drop(size, _NO_TEXT, seen=False)
             return False
         self._number += 1
-        updates.add(event, self._number, streamed=not self._split)
+        updates.add(event, self._number, taken, streamed=not self._split)
         return not self._split
 
     def _final(self, output: Run | Shown) -> Output:

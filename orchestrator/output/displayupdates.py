@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from orchestrator.output.events import UpdateDisplayData
-from orchestrator.output.sizes import cost
 
 
 @dataclass(slots=True)
@@ -79,18 +78,22 @@ class DisplayUpdates:
         """Return whether neither the cell's own displays nor its updates have this id."""
         return display_id not in self._shown and display_id not in self._earlier
 
-    def more(self, event: UpdateDisplayData) -> int:
-        """Return by how many bytes an update would raise ``cost``."""
-        before = self._updates(event).get(event.display_id)
-        return cost(event) * self._times(event) - (0 if before is None else before.size * before.times)
+    def more(self, display_id: str, size: int) -> int:
+        """Return by how many bytes an update of ``size`` bytes would raise ``cost``."""
+        before = self._updates(display_id).get(display_id)
+        return size * self._times(display_id) - (0 if before is None else before.size * before.times)
 
-    def add(self, event: UpdateDisplayData, number: int, *, streamed: bool) -> None:
-        """Replace the content of every display of this id."""
-        self.cost += self.more(event)
-        updates = self._updates(event)
-        updates[event.display_id] = _Update(event, number, cost(event), self._times(event))
+    def add(self, event: UpdateDisplayData, number: int, size: int, *, streamed: bool) -> None:
+        """Replace the content of every display of this id.
+
+        Args:
+            size: bytes that the event takes in memory.
+        """
+        name = event.display_id
+        self.cost += self.more(name, size)
+        self._updates(name)[name] = _Update(event, number, size, self._times(name))
         if not streamed:
-            self._unstreamed[event.display_id] = None
+            self._unstreamed[name] = None
 
     def of(self, display_id: str | None, number: int) -> UpdateDisplayData | None:
         """Return what replaces the content of one of the cell's displays; None where nothing does.
@@ -111,8 +114,8 @@ class DisplayUpdates:
             yield (self._own.get(display_id) or self._earlier[display_id]).event
         self._unstreamed = {}
 
-    def _updates(self, event: UpdateDisplayData) -> dict[str, _Update]:
-        return self._own if event.display_id in self._shown else self._earlier
+    def _updates(self, display_id: str) -> dict[str, _Update]:
+        return self._own if display_id in self._shown else self._earlier
 
-    def _times(self, event: UpdateDisplayData) -> int:
-        return self._shown.get(event.display_id, 1)
+    def _times(self, display_id: str) -> int:
+        return self._shown.get(display_id, 1)
