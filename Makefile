@@ -95,7 +95,7 @@ verify: image ## probe every promise on this host, and every probe on containers
 # CASES and SEED say how many, and which: make fuzz CASES=500000 SEED=7
 fuzz: image ## send seeded nonsense from hostile kernels, 200,000 cases under each runtime
 	@CELLBLOCK_FUZZ_CASES=$(or $(CASES),200000) CELLBLOCK_FUZZ_SEED=$(or $(SEED),1) \
-		$(BIN)/python -m pytest -s tests/isolation/test_wire_fuzz.py
+		$(BIN)/python -m pytest -s tests/isolation/test_wire_fuzz.py tests/isolation/test_fuzz_seeds.py
 
 seccomp-record: image ## record the system calls of a kernel at work, beside what the seccomp profile allows
 	@command -v strace >/dev/null || { echo "seccomp-record: as root: apt-get install strace" >&2; exit 1; }

@@ -193,8 +193,7 @@ class Cell:
     def partial_result(self) -> ExecutionResult:
         """Return what is known of a cell that is over, and was cancelled or lost."""
         self._measure()
-        for _ in self._collector.finish():
-            pass
+        list(self._collector.finish())
         if self._has_ended and self._stopped is None:  # its consumer stopped once the cell was over
             return self._judge()
         return make_result(self._facts(), self._stopped or Outcome.CANCELLED, self._error)
@@ -214,7 +213,7 @@ class Cell:
         if kind in OUTPUT_KINDS:
             if self._collector.wants(size):
                 return True
-            self._collector.refuse(size)
+            self._collector.refuse(size, text=kind == "stream")
             self._check_output()
             return False
         if kind == "input_request":
@@ -392,6 +391,7 @@ class Cell:
             after=self._after,
             killed_before=self._killed_before,
             outputs=collector.outputs(),
+            updates=collector.updates,
             truncated=collector.truncation,
             output_bytes=collector.bytes_seen,
             output_messages=collector.messages_seen,

@@ -7,6 +7,8 @@ control runs under runc.
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 import os
 import secrets
 import shutil
@@ -18,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.container.hostconfig import ContainerSpec, create_request
-from orchestrator.kernel.guard import Guard
+from orchestrator.kernel.guard import Guard, Receive
 from orchestrator.kernel.kernelconfig import ContainerRequest, KernelConfig
+from orchestrator.kernel.line import Line
 from orchestrator.kernel.loopshare import KernelShare, LoopShare
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.policy.policy import Policy
 
+_log = logging.getLogger(__name__)
 _SETUID = 0o4755
 _ENDLESS_MB = 2**20
 _DOCKER_SOCKET = "/var/run/docker.sock"
@@ -255,10 +259,21 @@ class _EndlessShare(KernelShare):
 
 
 class _Unguarded(Guard):
-    """A guard without bounds: it queues every message, gives its kernel the whole loop, and ignores violations."""
+    """A guard without bounds: it queues every message, gives its kernel the whole loop, and ignores violations.
+
+    It logs the reasons that its kernel gives as they are.
+    """
 
     def __init__(self, message_bound: int, share: KernelShare) -> None:
         super().__init__(2**62, _EndlessShare(LoopShare()))
+
+    def lines(self, receive: Receive) -> Mapping[str, Line]:
+        def log_and_receive(channel: str, frames: list[bytes]) -> None:
+            if channel in ("shell", "control") and b'"reason"' in frames[-1]:
+                _log.warning("%s", json.loads(frames[-1]).get("reason"))
+            receive(channel, frames)
+
+        return super().lines(log_and_receive)
 
     def disconnect(self, reason: str, violated: bool = False, excess: bool = False) -> None:
         if not violated:
@@ -292,7 +307,8 @@ CONTROLS = (
     _control(
         "unguarded", "a guard on its wire, and an output limit", _nothing,
         ("wire_excess_disconnects_the_kernel", "wire_floods_are_bounded", "wire_violations_end_the_kernel",
-         "wire_forgeries_end_the_kernel"), unguarded=True,
+         "wire_forgeries_end_the_kernel", "expensive_output_is_bounded", "cell_output_has_a_total",
+         "kernels_words_are_one_printable_line"), unguarded=True,
     ),
     _control(
         "privileged", "every defence that --privileged removes", _privileged,

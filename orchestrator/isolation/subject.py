@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
@@ -18,7 +18,7 @@ from orchestrator.kernel.containerkernel import ContainerKernel
 from orchestrator.kernel.kernelconfig import KernelConfig
 from orchestrator.kernel.transfer import put_file
 from orchestrator.limits import KernelResourceLimits
-from orchestrator.output.events import CellFinished, ExecutionResult
+from orchestrator.output.events import CellFinished, Event, ExecutionResult
 from orchestrator.policy.policy import Policy
 from orchestrator.sessions.session import KernelSession
 
@@ -89,20 +89,31 @@ class Subject:
     def is_gvisor(self) -> bool:
         return self.runtime == "runsc"
 
-    async def run(self, code: str, *, seconds: float | None = None) -> ExecutionResult:
+    async def run(
+        self,
+        code: str,
+        *,
+        seconds: float | None = None,
+        limits: KernelResourceLimits | None = None,
+        watch: Callable[[Event], None] = lambda _: None,
+    ) -> ExecutionResult:
         """Run one cell and return its result, also when the cell exceeds its time limit.
 
         Args:
-            seconds: the time limit; None uses the kernel's limits.
+            seconds: the time limit; None uses that of ``limits``.
+            limits: the cell's limits; None uses the kernel's.
+            watch: called with each event.
 
         Raises:
             KernelDiedError: the kernel was dead before the cell started.
         """
-        limits = self.limits if seconds is None else _with_time(self.limits, seconds)
+        limits = limits or self.limits
+        limits = limits if seconds is None else _with_time(limits, seconds)
         result: ExecutionResult | None = None
         events = self._session.run(code, limits)
         try:
             async for event in events:
+                watch(event)
                 if isinstance(event, CellFinished):
                     result = event.result
         except KernelTimeoutError as error:

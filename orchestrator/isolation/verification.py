@@ -14,7 +14,7 @@ from pathlib import Path
 
 from orchestrator.errors import CellblockError
 from orchestrator.instance import Instance
-from orchestrator.isolation import bombs, confinement, record, wire_claims
+from orchestrator.isolation import bombs, confinement, output_claims, record, wire_claims
 from orchestrator.isolation.claims import Claim, Verdict
 from orchestrator.isolation.controls import CONTROLS, Control, Scenery, network_name, scenery
 from orchestrator.isolation.subject import Bait, ProbeError, Subject
@@ -22,7 +22,13 @@ from orchestrator.kernel.kernelconfig import KernelConfig
 from orchestrator.policy.policy import Policy
 from orchestrator.settings import Settings
 
-CLAIMS: tuple[Claim, ...] = (*record.CLAIMS, *confinement.CLAIMS, *bombs.CLAIMS, *wire_claims.CLAIMS)
+CLAIMS: tuple[Claim, ...] = (
+    *record.CLAIMS,
+    *confinement.CLAIMS,
+    *bombs.CLAIMS,
+    *wire_claims.CLAIMS,
+    *output_claims.CLAIMS,
+)
 _ATTEMPTS = 3  # at an attack claim: noise of the machine can slow a neighbour once, but not every time
 _AT_ONCE = 3  # controls checked at the same time
 

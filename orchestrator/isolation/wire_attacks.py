@@ -104,6 +104,62 @@ BOUNDED = {
         "send((signed('stream', one % b'stdout') + signed('stream', one % b'stderr')) * 100)"
     ),
 }
+# Each is output that a cell may well make, of a kind that is expensive to keep, name or show.
+EXPENSIVE = {
+    "large displays with long ids": (
+        "data = {{'data': {{'text/html': 'x' * 2_000_000}}, 'transient': {{'display_id': '%0255d'}}}}\n"
+        "one, out = json.dumps(data).encode(), wire(2)\n"
+        "for n in range(18): out.sendall(signed('display_data', one % n))"
+    ),
+    "29,900 mime types in a bundle": (
+        "data = {{f'a/{{n:05d}}': '' for n in range(29900)}}\n"
+        "send(signed('display_data', json.dumps({{'data': data, 'metadata': data}}).encode()))"
+    ),
+    "displays with long ids": (
+        "end, out = time.monotonic() + {seconds}, wire(2)\n"
+        'one = b\'{{"data": {{"text/plain": "x"}}, "transient": {{"display_id": "%0255d"}}}}\'\n'
+        "kinds, n = ('display_data', 'update_display_data'), 0\n"
+        "while time.monotonic() < end:\n"
+        "    n += 1\n"
+        "    out.sendall(b''.join(signed(kinds[n % 2], one % (200 * n + k)) for k in range(200)))"
+    ),
+    "a large update of many displays": (
+        "named = {{'data': {{'text/plain': 'x'}}, 'transient': {{'display_id': 'd'}}}}\n"
+        "once(*[signed('display_data', json.dumps(named).encode())] * 200)\n"
+        "named['data']['application/json'] = list(range(4000)) * 3 + ['x' * 3000] * 300\n"
+        "send(signed('update_display_data', json.dumps(named).encode()))"
+    ),
+    "codes in tracebacks": (
+        "lines = ['\\x1b[0m' * 90_000] * 5\n"
+        "content = {{'ename': 'x', 'evalue': '', 'traceback': lines}}\n"
+        "send(signed('error', json.dumps(content).encode()))"
+    ),
+}
+# Each puts out 40 MB, and clears or replaces it.
+ENDLESS = {
+    "cleared text": (
+        "one = json.dumps({{'name': 'stdout', 'text': 'x' * 100_000}}).encode()\n"
+        "pair = signed('stream', one) + signed('clear_output', b'{{\"wait\": true}}')\n"
+        "once(*[pair] * 400)"
+    ),
+    "replaced displays": (
+        "named = {{'data': {{'text/plain': 'x' * 100_000}}, 'transient': {{'display_id': 'd'}}}}\n"
+        "shown = json.dumps(named).encode()\n"
+        "once(signed('display_data', shown), *[signed('update_display_data', shown)] * 400)"
+    ),
+}
+# What a kernel says of its own failures reaches messages and log lines of the host.
+LYING_HANDLERS = """
+kernel = get_ipython().kernel
+def answer(kind):
+    def handle(stream, ident, parent):
+        kernel.session.send(stream, kind, {"status": "error", "reason": "a\\nb\\x1b[0m\\u202e"}, parent, ident=ident)
+    return handle
+kernel.shell_handlers["state_save_request"] = answer("state_save_reply")
+kernel.control_handlers["state_take_request"] = lambda stream, ident, parent: kernel.session.send(
+    stream, "state_take_reply", {"last": True}, parent, ident=ident)
+kernel.control_handlers["file_read_request"] = answer("file_read_reply")
+"""
 
 
 def cell(attack: str, seconds: float) -> str:

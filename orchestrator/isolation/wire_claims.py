@@ -44,7 +44,8 @@ async def _forged(attacker: Subject, result: ExecutionResult) -> list[str]:
     return [] if attacker.kernel.violated else [f"{_ended(result)} but not for a violation"]
 
 
-async def _reported(_: Subject, result: ExecutionResult) -> list[str]:
+async def is_reported(_: Subject, result: ExecutionResult) -> list[str]:
+    """Return a fault unless the cell ended well, or was stopped for its output."""
     return [] if result.outcome in ("ok", "output_limit") else [_ended(result)]
 
 
@@ -52,7 +53,7 @@ def _ended(result: ExecutionResult) -> str:
     return f"the cell ended as {result.outcome}, its kernel {result.kernel_state}"
 
 
-def _probe(attacks: Mapping[str, str], judge: Judge, *, fatal: bool = True) -> Probe:
+def probe_of(attacks: Mapping[str, str], judge: Judge, *, fatal: bool = True) -> Probe:
     """Return a probe that runs several attacks.
 
     Args:
@@ -103,28 +104,28 @@ CLAIMS = (
         "wire_excess_disconnects_the_kernel",
         "O1",
         "A kernel whose message exceeds the size limit is disconnected, and the result says why.",
-        _probe(wire_attacks.EXCESS, _disconnected),
+        probe_of(wire_attacks.EXCESS, _disconnected),
         attacks=True,
     ),
     Claim(
         "wire_floods_are_bounded",
         "O1",
         "Floods and slow drips cost bounded memory and time, and no neighbour is slowed down.",
-        _probe(wire_attacks.BOUNDED, _reported, fatal=False),
+        probe_of(wire_attacks.BOUNDED, is_reported, fatal=False),
         attacks=True,
     ),
     Claim(
         "wire_violations_end_the_kernel",
         "O3",
         "A kernel that sends malformed messages is killed, and the result says why.",
-        _probe(wire_attacks.VIOLATION, _violated),
+        probe_of(wire_attacks.VIOLATION, _violated),
         attacks=True,
     ),
     Claim(
         "wire_forgeries_end_the_kernel",
         "O2",
         "A kernel that forges the end of a cell is detected and killed.",
-        _probe(wire_attacks.FORGERY, _forged),
+        probe_of(wire_attacks.FORGERY, _forged),
         attacks=True,
     ),
 )

@@ -7,10 +7,10 @@ sees how its cell began, how it ended, and how much was left out in between.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 
 from orchestrator.limits import OutputLimits
+from orchestrator.output.displayupdates import DisplayUpdates
 from orchestrator.output.events import (
     ClearOutput,
     CommMessage,
@@ -35,6 +35,9 @@ _ALWAYS_READ = 576 * 1024
 _TOO_LARGE = "max_output_size_mb"
 _MOST_RUNS = 5000  # of text, each an output of its own: a notebook of more takes long to make, and nobody reads it
 _TOO_MANY_RUNS = "outputs"
+_TOO_MANY_DISPLAYS = "output.displays"
+_SOME_TEXT = "text"  # of an unknown stream
+_NO_TEXT = "display"  # a display, a result or an error
 _IN_ALL = 10  # times the limit, and 4 MiB: what a cell may put out with what it clears, overwrites and replaces
 _IN_ALL_LEAST = 4 * 1024 * 1024
 _TOO_LARGE_A_MESSAGE = "message_size"
@@ -53,6 +56,7 @@ class OutputCollector:
         self.messages_seen = 0
         self._in_all = 0  # bytes put out, with what was cleared, overwritten and replaced
         self._number = 0  # of the last display or update
+        self._updates = DisplayUpdates()
         self._reset()
 
     def _reset(self) -> None:
@@ -62,9 +66,8 @@ class OutputCollector:
         self._in_head = Share()
         self._streams: dict[StreamName, StreamCost] = {"stdout": StreamCost(), "stderr": StreamCost()}
         self._last: str | None = None  # the stream of the last event; None where that was none
-        self._ids: Counter[str] = Counter()  # how many displays of each id are kept
-        self._updates: dict[str, tuple[int, UpdateDisplayData]] = {}
-        self._updates_cost = 0
+        self._updates.clear()
+        self._lost: set[str] = set()  # what was left out: names of streams, _SOME_TEXT, _NO_TEXT
         self._split = False
         self._dropped_bytes = self._dropped_messages = self._dropped_unseen = 0
         self._missed_bytes = self._missed_messages = 0
@@ -77,7 +80,9 @@ class OutputCollector:
             self._reset()
             return
         bytes_, messages, unseen = self._dropped_bytes, self._dropped_messages, self._dropped_unseen
+        lost = self._lost | {_kind(event) for event, _ in drain(self._outputs)} | set(map(_kind, self._tail.events))
         self._reset()
+        self._lost = lost
         self._split, self._reason = True, _TOO_LARGE
         self._dropped_bytes, self._dropped_messages, self._dropped_unseen = bytes_, messages + 1, unseen + 1
 
@@ -104,13 +109,17 @@ class OutputCollector:
         largest = min(largest, _LARGEST_PIECE) if self._split else max(largest, self._room())
         return size <= max(largest, _ALWAYS_READ)
 
-    def refuse(self, size: int) -> None:
-        """Leave out an event of ``size`` bytes that was not read."""
+    def refuse(self, size: int, *, text: bool = True) -> None:
+        """Leave out an event of ``size`` bytes that was not read.
+
+        Args:
+            text: whether it is text of a stream.
+        """
         self.bytes_seen += size
         self.messages_seen += 1
         self._in_all += size
         self._split_outputs(_TOO_LARGE)
-        self._drop(size, seen=False)
+        self._drop(size, _SOME_TEXT if text else _NO_TEXT, seen=False)
 
     def miss(self, size: int) -> None:
         """Count ``size`` bytes that the kernel left out of the event that was added last; its text says so."""
@@ -159,11 +168,17 @@ class OutputCollector:
             self._append(waiting.event, waiting.number)
             if not waiting.streamed:
                 yield waiting.event
+        yield from self._updates.unstreamed()
 
     def outputs(self) -> tuple[Output, ...]:
         """Return the outputs. Call it once, after ``finish``."""
         outputs, self._outputs = self._outputs, []
         return tuple(map(self._final, outputs))
+
+    @property
+    def updates(self) -> tuple[UpdateDisplayData, ...]:
+        """The last update of each id that the cell itself has no display of: earlier cells' displays may have it."""
+        return self._updates.of_earlier_cells()
 
     def _new_tail(self) -> Tail:
         return Tail(most_joined=self._limits.messages // 16)
@@ -177,7 +192,7 @@ class OutputCollector:
             stream.width = max(stream.width, width(event.text))
             self._last = event.name
         elif isinstance(event, DisplayData) and event.display_id is not None:
-            self._ids[event.display_id] += 1
+            self._updates.show(event.display_id)
         if self._split:
             self._tail.join(Waiting(event, number, streamed=False))
             self._fit()
@@ -228,7 +243,7 @@ class OutputCollector:
     def _room(self) -> int:
         return (
             self._limits.bytes
-            - self._updates_cost
+            - self._updates.cost
             - self._in_head.cost(self._streams)
             - self._tail.share.cost(self._streams)
         )
@@ -241,7 +256,7 @@ class OutputCollector:
             return "output.messages"
         if self._in_head.runs + self._tail.runs > _MOST_RUNS:
             return _TOO_MANY_RUNS
-        return "output.displays" if self._in_head.displays + self._tail.share.displays > self._limits.displays else ""
+        return _TOO_MANY_DISPLAYS if self._in_head.displays + self._tail.share.displays > self._limits.displays else ""
 
     def _excess_with(self, event: Output) -> str:
         """Return the name of the limit that one more event would exceed; "" for none."""
@@ -312,60 +327,66 @@ class OutputCollector:
                 kept, event = event.text[-fitting:], StreamOutput(event.name, event.text[:-fitting])
                 self._tail.put_back(Waiting(StreamOutput(event.name, kept), 0, waiting.streamed, missed=True))
         if isinstance(event, DisplayData) and event.display_id is not None:
-            self._forget(event.display_id)
-        self._drop(content_size(event), seen=waiting.streamed, messages=waiting.messages - waiting.missed)
+            self._updates.forget(event.display_id)
+        size, messages = content_size(event), waiting.messages - waiting.missed
+        self._drop(size, _kind(event), seen=waiting.streamed, messages=messages)
 
-    def _forget(self, display_id: str) -> None:
-        """Forget a display that was left out, and its update if no other one has its id."""
-        self._ids[display_id] -= 1
-        if not self._ids[display_id]:
-            del self._ids[display_id]
-            if display_id in self._updates:
-                self._updates_cost -= cost(self._updates.pop(display_id)[1])
-
-    def _drop(self, size: int, *, seen: bool, messages: int = 1) -> None:
+    def _drop(self, size: int, kind: str, *, seen: bool, messages: int = 1) -> None:
         self._dropped_bytes += size
         self._dropped_messages += messages
         self._dropped_unseen += not seen
+        self._lost.add(kind)
 
     def _update(self, event: UpdateDisplayData, size: int) -> bool:
         """Replace the content of every display with this id. Returns whether to stream the event."""
-        if event.display_id not in self._ids:
-            return not self._split
-        before = self._updates.get(event.display_id)
-        more = cost(event) - (cost(before[1]) if before else 0)
-        while self._room() < more and self._tail:
+        updates, name, taken = self._updates, event.display_id, cost(event)
+        own = updates.is_own(name)
+        while self._room() < updates.more(name, taken) and self._tail:
             self._leave_out_oldest()
-            if event.display_id not in self._ids:  # its display is left out now
+            if own and not updates.is_own(name):  # its display is left out now
                 return False
-        if self._room() < more:
-            self._split_outputs(_TOO_LARGE)
-            self._drop(size, seen=False)
+        reason = _TOO_LARGE if self._room() < updates.more(name, taken) else ""
+        if updates.is_new(name) and len(updates) >= self._limits.displays:
+            reason = reason or _TOO_MANY_DISPLAYS
+        if reason:
+            self._split_outputs(reason)
+            self._drop(size, _NO_TEXT, seen=False)
             return False
-        self._updates_cost += more
         self._number += 1
-        self._updates[event.display_id] = self._number, event
+        updates.add(event, self._number, taken, streamed=not self._split)
         return not self._split
 
     def _final(self, output: Run | Shown) -> Output:
         if isinstance(output, Run):
             return StreamOutput(output.name, "".join(output.text.pieces()))
         shown = output.output
-        if not isinstance(shown, DisplayData) or shown.display_id not in self._updates:
-            return shown
-        number, update = self._updates[shown.display_id]
-        return shown if number < output.number else DisplayData(update.data, update.metadata, update.display_id)
+        update = self._updates.of(shown.display_id, output.number) if isinstance(shown, DisplayData) else None
+        return shown if update is None else DisplayData(update.data, update.metadata, update.display_id)
 
-    def _mark(self) -> StreamOutput:
-        """Return the text that stands where output was left out."""
-        last, first = self._outputs[-1] if self._outputs else None, self._tail.first
-        name: StreamName = "stdout"
-        if isinstance(last, Run):
-            name = last.name
-        elif isinstance(first, StreamOutput):
-            name = first.name
-        else:
+    def _mark(self) -> Output:
+        """Return what stands where output was left out: text of a stream where any was lost, else a display."""
+        name = self._stream_of_mark()
+        if name is not None and name not in self._neighbours():
             self._streams[name].runs += 1  # it is one more run of its stream
             self._fit()
         lost = f"{amount(self._dropped_bytes)} of output left out here, in {self._dropped_messages:,} messages"
+        if name is None:
+            return DisplayData({"text/plain": f"[... {lost} ...]"})
         return StreamOutput(name, f"\n[... {lost} ...]\n")
+
+    def _stream_of_mark(self) -> StreamName | None:
+        lost = self._lost - {_NO_TEXT}
+        if not lost:
+            return None
+        names = [name for name in self._streams if lost == {name}] or self._neighbours()
+        return names[0] if names else "stdout"
+
+    def _neighbours(self) -> list[StreamName]:
+        """Return the streams of the text before and after the place of the mark."""
+        last, first = self._outputs[-1] if self._outputs else None, self._tail.first
+        before = [last.name] if isinstance(last, Run) else []
+        return before + ([first.name] if isinstance(first, StreamOutput) else [])
+
+
+def _kind(event: Output) -> str:
+    return event.name if isinstance(event, StreamOutput) else _NO_TEXT

@@ -6,7 +6,7 @@ All of it that came from a sandbox is a claim of hostile code: show it, never ru
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
 from orchestrator.output.fields import Fields
@@ -17,6 +17,7 @@ from orchestrator.output.outputs import (
     ExecuteResult,
     Output,
     StreamOutput,
+    UpdateDisplayData,
     output_from_dict,
 )
 from orchestrator.output.result import Evidence, ExecutionResult, KernelState, Status, Truncation
@@ -44,33 +45,6 @@ __all__ = [
     "event_from_dict",
     "output_from_dict",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateDisplayData:
-    """New content for every earlier display of this id."""
-
-    display_id: str
-    data: Mapping[str, Any]
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "type": "update_display_data",
-            "display_id": self.display_id,
-            "data": dict(self.data),
-            "metadata": dict(self.metadata),
-        }
-
-    @classmethod
-    def from_dict(cls, form: Mapping[str, Any]) -> Self:
-        """Return the event that ``as_dict`` described.
-
-        Raises:
-            ValueError: a field is missing or invalid; the message names its key.
-        """
-        fields = Fields(form, "update_display_data")
-        return cls(fields.value("display_id", str), fields.value("data", dict), fields.value("metadata", dict))
 
 
 @dataclass(frozen=True, slots=True)

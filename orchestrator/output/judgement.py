@@ -50,6 +50,7 @@ def make_result(facts: CellFacts, outcome: Outcome, error: ErrorOutput | None) -
         runtime=facts.runtime,
         evidence=_evidence(facts),
         warnings=tuple(_warnings(facts)),
+        updates=facts.updates,
     )
 
 

@@ -136,6 +136,33 @@ class ErrorOutput:
         return cls(fields.value("ename", str), fields.value("evalue", str), fields.texts("traceback"))
 
 
+@dataclass(frozen=True, slots=True)
+class UpdateDisplayData:
+    """New content for every earlier display of this id."""
+
+    display_id: str
+    data: Mapping[str, Any]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "type": "update_display_data",
+            "display_id": self.display_id,
+            "data": dict(self.data),
+            "metadata": dict(self.metadata),
+        }
+
+    @classmethod
+    def from_dict(cls, form: Mapping[str, Any]) -> Self:
+        """Return the event that ``as_dict`` described.
+
+        Raises:
+            ValueError: a field is missing or invalid; the message names its key.
+        """
+        fields = Fields(form, "update_display_data")
+        return cls(fields.value("display_id", str), fields.value("data", dict), fields.value("metadata", dict))
+
+
 Output = StreamOutput | DisplayData | ExecuteResult | ErrorOutput
 
 OUTPUTS: dict[str, Callable[[Mapping[str, Any]], Output]] = {

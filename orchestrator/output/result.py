@@ -8,7 +8,15 @@ from typing import Any, Literal, Self, get_args
 
 from orchestrator.outcome import CellOutcome, Outcome
 from orchestrator.output.fields import Fields
-from orchestrator.output.outputs import ErrorOutput, ExecuteResult, Output, StreamName, StreamOutput, output_from_dict
+from orchestrator.output.outputs import (
+    ErrorOutput,
+    ExecuteResult,
+    Output,
+    StreamName,
+    StreamOutput,
+    UpdateDisplayData,
+    output_from_dict,
+)
 
 Status = Literal["ok", "error"]
 KernelState = Literal["idle", "dead"]
@@ -124,6 +132,8 @@ class ExecutionResult:
         runtime: the container runtime that the cell ran under.
         evidence: what the host saw.
         warnings: limits that the cell came close to, such as memory.
+        updates: the last content that the cell gave to each display that it did not make itself. An exported notebook
+            shows it in the cell that made the display.
     """
 
     status: Status
@@ -139,6 +149,7 @@ class ExecutionResult:
     mime_dropped: tuple[str, ...] = ()
     evidence: Evidence = Evidence()
     warnings: tuple[str, ...] = ()
+    updates: tuple[UpdateDisplayData, ...] = ()
 
     @property
     def stdout(self) -> str:
@@ -189,6 +200,7 @@ class ExecutionResult:
             "runtime": self.runtime,
             "evidence": self.evidence.as_dict(),
             "warnings": list(self.warnings),
+            "updates": [update.as_dict() for update in self.updates],
         }
 
     @classmethod
@@ -213,6 +225,7 @@ class ExecutionResult:
             mime_dropped=fields.texts("mime_dropped"),
             evidence=fields.nested("evidence", Evidence.from_dict),
             warnings=fields.texts("warnings"),
+            updates=fields.each("updates", UpdateDisplayData.from_dict),
         )
 
     def _stream(self, name: StreamName) -> str:

@@ -52,6 +52,11 @@ class Tail:
         """The oldest event; None where there is none."""
         return self._events[0].event if self._events else None
 
+    @property
+    def events(self) -> Iterator[Output]:
+        """The events, oldest first."""
+        return (waiting.event for waiting in self._events)
+
     def add(self, waiting: Waiting) -> None:
         """Append an event."""
         self.runs += _begins(waiting, self._events[-1] if self._events else None)

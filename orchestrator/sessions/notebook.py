@@ -9,6 +9,7 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode, v4
 
+from orchestrator.output.lastdisplays import with_last_displays
 from orchestrator.sessions.session import KernelSession
 from orchestrator.store.wholefile import save_whole
 
@@ -24,9 +25,13 @@ def notebook_outputs(result: dict[str, Any]) -> list[NotebookNode]:
 
 
 def session_notebook(history: list[dict[str, Any]], title: str) -> NotebookNode:
-    """Build a valid notebook: the title, then every cell of an execution history with its outputs."""
+    """Build a valid notebook: the title, then every cell of an execution history with its outputs.
+
+    A display that a later cell updates, or displays again under the same id, has its last content, as in Jupyter.
+    """
     cells = [v4.new_markdown_cell(f"# {title}")] if title else []
-    cells += [_cell(number, entry) for number, entry in enumerate(history, start=1)]
+    results = with_last_displays([entry["result"] for entry in history])
+    cells += [_cell(number, entry["code"], results[number - 1]) for number, entry in enumerate(history, start=1)]
     for number, cell in enumerate(cells):
         cell["id"] = f"cell-{number}"  # nbformat draws ids by chance: two saves of one session would differ
     notebook = v4.new_notebook(cells=cells, metadata=_METADATA)
@@ -57,14 +62,13 @@ def _write_notebook(history: list[dict[str, Any]], path: Path, title: str) -> No
     save_whole(path, nbformat.writes(session_notebook(history, title)) + "\n")
 
 
-def _cell(number: int, entry: dict[str, Any]) -> NotebookNode:
-    result = entry["result"]
+def _cell(number: int, code: str, result: dict[str, Any]) -> NotebookNode:
     outputs = notebook_outputs(result)
     if not outputs and result.get("error"):  # the kernel's end is no output of the kernel, but belongs in the record
         error = result["error"]
         outputs = [v4.new_output("error", ename=error["ename"], evalue=error["evalue"], traceback=[])]
     count = result.get("execution_count")
-    cell = v4.new_code_cell(entry["code"], outputs=outputs, execution_count=number if count is None else count)
+    cell = v4.new_code_cell(code, outputs=outputs, execution_count=number if count is None else count)
     return NotebookNode(cell)
 
 

@@ -172,7 +172,8 @@ class SandboxKernel(IPythonKernel):
         self.shell.displayhook.pub_socket = self.iopub_socket if every else self.iopub_thread.later
         self.shell.shown_error = None
         self.orphans.begin_cell()
-        self.session.release()
+        if left_out := self.session.release():
+            self.warn(f"{left_out} displays between two cells were left out")
         OrderedStream.release()
         with self.iopub_thread.session_code():
             reply = await self._run_cell(normalised(code), *args, **kwargs)

@@ -8,7 +8,8 @@ from typing import Any
 from jupyter_client.jsonutil import json_default
 from jupyter_client.session import DELIM, Session, json_packer
 
-DISPLAYS = frozenset({"display_data", "update_display_data", "clear_output"})
+UPDATE = "update_display_data"
+DISPLAYS = frozenset({"display_data", UPDATE, "clear_output"})
 OUTPUTS = DISPLAYS | {"stream", "execute_result", "error"}
 MOST_HELD = 32  # displays between two cells; more are left out
 MAX_FRAMES = 64  # the host accepts no message with more frames
@@ -77,6 +78,12 @@ def without_surrogates(value: Any) -> Any:
     return value
 
 
+def display_id(content: Any) -> Any:
+    """Return the id of a display; None where it has none."""
+    transient = content.get("transient") if isinstance(content, dict) else None
+    return transient.get("display_id") if isinstance(transient, dict) else None
+
+
 def shorten_bundle(data: dict[str, Any], limit: int) -> dict[str, Any]:
     """Return a MIME bundle without its large items. Its plain text names what is left out.
 
@@ -97,6 +104,7 @@ class BoundedSession(Session):
     """
 
     held: list[tuple[Any, ...]] | None = None  # set between two cells: displays that wait for the next one
+    left_out = 0  # displays between two cells that do not wait, because too many do
     current: Any = None  # the parent of every output: the request that runs, whichever thread or task it is from
     bound = 2**23  # bytes; replaced by the value in connection.json
 
@@ -115,20 +123,32 @@ class BoundedSession(Session):
         kind = msg_or_type if isinstance(msg_or_type, str) else msg_or_type.get("msg_type")
         if self.held is None or kind not in DISPLAYS:
             return super().send(stream, msg_or_type, content, *args, **kwargs)
-        if len(self.held) < MOST_HELD:
-            shown = content if isinstance(msg_or_type, str) else msg_or_type["content"]
-            self.held.append((stream, kind, shown))
+        shown = content if isinstance(msg_or_type, str) else msg_or_type["content"]
+        self._hold_back(stream, kind, shown)
         return None
+
+    def _hold_back(self, stream: Any, kind: str, content: Any) -> None:
+        """Let a display wait. An update takes the place of the one before it of the same display."""
+        assert self.held is not None
+        last = max((at for at, held in enumerate(self.held) if display_id(held[2]) == display_id(content)), default=-1)
+        if kind == UPDATE and last >= 0 and self.held[last][1] == UPDATE:
+            self.held[last] = stream, kind, content
+        elif len(self.held) < MOST_HELD:
+            self.held.append((stream, kind, content))
+        else:
+            self.left_out += 1
 
     def hold(self) -> None:
         """Let displays wait from now on."""
         self.held = []
 
-    def release(self) -> None:
-        """Send the displays that have waited."""
+    def release(self) -> int:
+        """Send the displays that have waited. Return how many were left out."""
         held, self.held = self.held or [], None
         for stream, kind, content in held:
             self.send(stream, kind, content, None, ident=kind.encode())
+        left_out, self.left_out = self.left_out, 0
+        return left_out
 
     def serialize(self, msg: dict[str, Any], ident: Any = None) -> list[bytes]:
         try:

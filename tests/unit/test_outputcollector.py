@@ -105,12 +105,13 @@ def test_one_output_may_take_most_of_the_limit() -> None:
 
 @pytest.mark.parametrize(("what", "reason"), [("messages", "output.messages"), ("displays", "output.displays")])
 def test_messages_and_displays_have_limits_of_their_own(what: str, reason: str) -> None:
-    """Of 1,000 displays the first and the last stay, under a limit on either."""
+    """Of 1,000 displays the first and the last stay, under a limit on either, with a mark between them."""
     collector = OutputCollector(OutputLimits(1000 * KIB, **{what: 20}))
     for number in range(1000):
         collector.add(DisplayData({"text/plain": str(number)}))
     _, outputs = finish(collector)
     shown = [output.data["text/plain"] for output in outputs if isinstance(output, DisplayData)]
+    assert shown.pop(10) == "[... 2.8 KiB of output left out here, in 980 messages ...]"
     assert shown == [str(number) for number in (*range(10), *range(990, 1000))]
     assert collector.truncation is not None
     assert (collector.truncation.reason, collector.truncation.dropped_messages) == (reason, 980)
