@@ -43,6 +43,7 @@ from orchestrator.errors import (
     UnknownKernelNameError,
     UnknownRuntimeError,
     UserIdTakenError,
+    WrongEventLoopError,
 )
 from orchestrator.kernel.kernel import (
     Kernel,
@@ -190,4 +191,5 @@ __all__ = [
     "UpdateDisplayData",
     "Usage",
     "UserIdTakenError",
+    "WrongEventLoopError",
 ]

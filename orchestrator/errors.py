@@ -25,7 +25,8 @@
     │   ├── SessionBusyError (TimeoutError)    session_busy             another call is using the agent's session
     │   └── SessionElsewhereError              session_elsewhere        another process owns the agent's session
     ├── SessionEndedError (LookupError)        session_ended            acquire the kernel again
-    ├── ManagerClosedError (RuntimeError)      manager_closed
+    │   └── ManagerClosedError (RuntimeError)  manager_closed           and so all of its sessions; make a new manager
+    ├── WrongEventLoopError (RuntimeError)     wrong_event_loop
     ├── FileTransferError (OSError)            file_transfer
     ├── StoreError (OSError)                   store                    the history or a checkpoint file
     └── CheckpointError                        checkpoint               the running session is unharmed
@@ -345,8 +346,16 @@ class SessionEndedError(CellblockError, LookupError, code="session_ended"):
     reason: str
 
 
-class ManagerClosedError(CellblockError, RuntimeError, code="manager_closed"):
-    """The manager has been shut down, or is shutting down."""
+class ManagerClosedError(SessionEndedError, RuntimeError, code="manager_closed"):
+    """The manager has been shut down, or is shutting down, and all of its sessions end or sleep with it."""
+
+    reason: str = Outcome.SHUTDOWN
+    message: str = field(default="the manager has been shut down.", kw_only=False)
+    remedy: str = "Make a new manager: it continues each session that has a checkpoint."
+
+
+class WrongEventLoopError(CellblockError, RuntimeError, code="wrong_event_loop"):
+    """A manager, or a session or kernel of it, was used outside of its event loop. Nothing was done."""
 
 
 class FileTransferError(CellblockError, OSError, code="file_transfer"):

@@ -9,11 +9,18 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from typing import Any
 
-from orchestrator.errors import EngineTimeoutError, ManagerClosedError
+from orchestrator.errors import (
+    CellblockError,
+    EngineTimeoutError,
+    KernelDiedError,
+    ManagerClosedError,
+    SessionEndedError,
+)
+from orchestrator.homeloop import HomeLoop
 from orchestrator.instance import Instance
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import KernelResourceLimits
@@ -73,6 +80,7 @@ class Wiring:
         )
         self._control = ControlSocket({**self.operations.commands(), HANDOVER: self._hand_over})
         self.recovery = Recovery()
+        self._home = HomeLoop()
         self._instance: Instance | None = None
         self._starting = asyncio.Lock()
         self._store: History | None = None
@@ -96,6 +104,24 @@ class Wiring:
         assert self._instance is not None
         return self._instance
 
+    def check_caller(self) -> None:
+        """Refuse a caller after the shutdown has begun, or outside of the event loop in which the manager started.
+
+        Raises:
+            ManagerClosedError: ``close`` was called.
+            WrongEventLoopError: see ``HomeLoop.check``.
+        """
+        self.refuse_when_closed()
+        self._home.check()
+
+    def check_loop(self) -> None:
+        """Refuse a caller outside of the event loop in which the manager started.
+
+        Raises:
+            WrongEventLoopError: see ``HomeLoop.check``.
+        """
+        self._home.check()
+
     def live_retention(self) -> Retention:
         """Return what deletes old sessions. Call it after ``start``."""
         assert self._retention is not None
@@ -109,33 +135,52 @@ class Wiring:
         Raises:
             See ``AgentKernelManager.start``.
         """
+        self._enter_home()
         async with self._starting:
             self.refuse_when_closed()
             if self._instance is not None:
                 return
-            store, files = await asyncio.to_thread(self._open_store)
+            self._enter_home()  # again: a start that failed meanwhile has left it
             try:
-                instance = await Instance.open(self._settings, self._policy, self._limits, self.telemetry)
+                await self._open()
             except BaseException:
-                await asyncio.to_thread(store.close)
+                self._home.leave()
                 raise
-            try:
-                await self._begin(store, files, instance)
-            except BaseException:
-                await self._undo_begin(store, instance)
-                raise
-            self._instance, self._store = instance, store
-            self._retention = Retention(store, files, self._settings)
-            self._cancel_sigterm = Termination.call_first(partial(self.close, keep_sessions=True))
-            for work in (
-                instance.keep_clean(),
-                self.hibernation.sleep_when_idle(),
-                self._retention.run(),
-                self.monitor.run(),
-                self.pool.run(),
-            ):
-                self._spawn(work)
-            self.pool.prewarm()
+
+    def _enter_home(self) -> None:
+        """Make the running event loop the manager's.
+
+        Raises:
+            ManagerClosedError, WrongEventLoopError: see ``check_caller``.
+        """
+        self.refuse_when_closed()
+        if self._home.enter():
+            self._starting = asyncio.Lock()  # the last one may belong to the event loop of a start that failed
+
+    async def _open(self) -> None:
+        store, files = await asyncio.to_thread(self._open_store)
+        try:
+            instance = await Instance.open(self._settings, self._policy, self._limits, self.telemetry)
+        except BaseException:
+            await asyncio.to_thread(store.close)
+            raise
+        try:
+            await self._begin(store, files, instance)
+        except BaseException:
+            await self._undo_begin(store, instance)
+            raise
+        self._instance, self._store = instance, store
+        self._retention = Retention(store, files, self._settings)
+        self._cancel_sigterm = Termination.call_first(partial(self.close, keep_sessions=True))
+        for work in (
+            instance.keep_clean(),
+            self.hibernation.sleep_when_idle(),
+            self._retention.run(),
+            self.monitor.run(),
+            self.pool.run(),
+        ):
+            self._spawn(work)
+        self.pool.prewarm()
 
     async def start_in_time(self, timeout: float | None) -> None:
         """Start within ``timeout`` seconds. A start that takes longer continues for later callers.
@@ -144,6 +189,7 @@ class Wiring:
             EngineTimeoutError: the start takes longer.
             See ``start``.
         """
+        self._enter_home()
         if self._instance is not None and self._closing is None:
             return
         starting = asyncio.create_task(self.start())
@@ -208,12 +254,16 @@ class Wiring:
 
     @contextlib.asynccontextmanager
     async def in_use(self, session: KernelSession) -> AsyncIterator[None]:
-        """Wake the session if it sleeps, and keep it awake, inside and outside ``acquire_kernel``."""
+        """Wake the session if it sleeps, and keep it awake, inside and outside ``acquire_kernel``.
+
+        Raises:
+            ManagerClosedError, WrongEventLoopError: see ``check_caller``.
+        """
+        self.check_caller()
         try:
-            with session.in_use():
+            with session.in_use(), self.or_closed(KernelDiedError, SessionEndedError):
                 await self.registry.reap_if_dead(session)
                 if session.asleep and session.ended is None:
-                    self.refuse_when_closed()
                     request = session.lease_request
                     await self.acquiring.session_of(
                         session.agent_id, None, session.caller, request.group, request.priority
@@ -225,7 +275,17 @@ class Wiring:
     def refuse_when_closed(self) -> None:
         """Raise ManagerClosedError once ``close`` was called."""
         if self._closing is not None:
-            raise ManagerClosedError("the manager has been shut down.", remedy="Make a new one.")
+            raise ManagerClosedError
+
+    @contextlib.contextmanager
+    def or_closed(self, *kinds: type[CellblockError]) -> Iterator[None]:
+        """Raise ManagerClosedError in place of an error of these kinds that comes after ``close`` was called."""
+        try:
+            yield
+        except kinds as error:
+            if self._closing is not None and not isinstance(error, ManagerClosedError):
+                raise ManagerClosedError from error
+            raise
 
     def _make_pool(self, max_kernels: int) -> KernelPool:
         policy, warm = self._policy, self._settings.warm_kernels
@@ -274,7 +334,11 @@ class Wiring:
 
         Raises:
             EngineError: the engine does not answer; the next start on this host removes what is left.
+            WrongEventLoopError: see ``HomeLoop.check``. From anywhere, a shutdown that has ended may be repeated.
         """
+        if self._closing is not None and self._closing.done():
+            return self._closing.result()
+        self._home.enter()
         if self._closing is None:
             self._closing = asyncio.create_task(self._close(keep_sessions))
         cancelled = False
@@ -285,7 +349,7 @@ class Wiring:
                 cancelled = True
         if cancelled:
             raise asyncio.CancelledError
-        self._closing.result()
+        return self._closing.result()
 
     async def _close(self, keep_sessions: bool) -> None:
         await self._cancel_tasks()
@@ -305,6 +369,7 @@ class Wiring:
                 if self._store is not None:
                     await asyncio.to_thread(self._store.close)
                 self._cancel_sigterm()
+                self._home.leave()
 
     async def _cancel_tasks(self) -> None:
         for task in self._tasks:

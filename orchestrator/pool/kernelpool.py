@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 
 from orchestrator.errors import CellblockError, KernelPoolExhaustedError, ManagerClosedError, Scarcity
+from orchestrator.homeloop import HomeLoop
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.policy.policy import Pool
 from orchestrator.pool.kernelresource import KernelResource
@@ -86,6 +87,7 @@ class KernelPool:
             ended=self._balance,
         )
         self._closed = False
+        self._home = HomeLoop()
 
     def reclaim_with(self, reclaim: Callable[[], Counter[str]]) -> None:
         """Call ``reclaim`` before a caller is refused; it returns how many kernels each group is giving up."""
@@ -159,9 +161,11 @@ class KernelPool:
             KernelPoolExhaustedError: no kernel became ready in time, or the policy refuses callers that would wait.
             KernelStartError, EngineError: the start of a kernel for this caller failed.
             ManagerClosedError: the pool is closed.
+            WrongEventLoopError: the pool is used in another event loop.
         """
+        self._home.enter()
         if self._closed:
-            raise ManagerClosedError("the kernel pool is closed.")
+            raise ManagerClosedError
         ticket = self._scheduler.ask(request or LeaseRequest(), time.monotonic())
         waiter = self._waiters[ticket] = asyncio.get_running_loop().create_future()
         self._hand_out()
@@ -222,7 +226,7 @@ class KernelPool:
         self._closed = True
         for waiter in self._waiters.values():
             if not waiter.done():
-                waiter.set_exception(ManagerClosedError("the kernel pool was closed."))
+                waiter.set_exception(ManagerClosedError())
         await asyncio.gather(self._refill.close(), self._upkeep.close())
         await asyncio.gather(*(self.discard(resource) for resource in list(self.kernels.values())))
         await asyncio.gather(*self._discarding, return_exceptions=True)

@@ -70,7 +70,7 @@ class Acquiring:
                 return live
             await self._registry.reaped(agent_id, deadline)
             if self._registry.closed:
-                raise ManagerClosedError("the manager has been shut down.", remedy="Make a new one.")
+                raise ManagerClosedError
             record = await self.elsewhere.sleeping(agent_id, deadline, handover=handover)
             if (live := self._lease_live(agent_id, group, priority, caller)) is not None:
                 return live  # it was taken over with its kernel

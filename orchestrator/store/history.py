@@ -102,7 +102,10 @@ class History(SessionTable, CellTable, CheckpointTable):
         try:
             done = loop.run_in_executor(self._thread, lambda: method(self, *args, **kwargs))
         except RuntimeError as error:
-            raise StoreError("the history is closed: the manager has been shut down.") from error
+            raise StoreError(
+                "the history is closed: the manager has been shut down.",
+                remedy="Read it before the shutdown, or with `cellblock sessions show`.",
+            ) from error
         return await asyncio.shield(done)
 
     def submit(self, method: Callable[Concatenate[Self, P], T], *args: P.args, **kwargs: P.kwargs) -> None:
