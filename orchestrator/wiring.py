@@ -77,6 +77,7 @@ class Wiring:
             limits=resource_limits,
             instance=self._describe,
             end_session=self.acquiring.end,
+            held_back=self.registry.backoff.waits,
         )
         self._control = ControlSocket({**self.operations.commands(), HANDOVER: self._hand_over})
         self.recovery = Recovery()

@@ -149,6 +149,7 @@ class Hibernation:
         The pool ends the kernels of ended sessions.
         """
         self._registry.closed = True
+        self._registry.backoff.close()
         sessions = list(self._registry.sessions.values())
         closed = await asyncio.gather(
             *(self._close_one(session, keep=keep) for session in sessions), return_exceptions=True
