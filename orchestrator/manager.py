@@ -105,6 +105,10 @@ class AgentKernelManager:
     async def start(self) -> None:
         """Connect to the engine, take over the sessions of dead processes and begin to warm kernels. Idempotent.
 
+        Waits up to 10 s until the kernels of dead processes are adopted, moved or ended. What takes longer, such as a
+        kernel that does not answer, continues beside other calls: only the agent of that session waits for it.
+        ``acquire_kernel`` on a manager that was not entered waits for no kernel but its own agent's.
+
         Raises:
             ManagerClosedError: the manager was shut down.
             EngineUnavailableError, EnginePermissionError, ImageMissingError, UnknownRuntimeError, SettingsError:
@@ -468,6 +472,7 @@ class AgentKernelManager:
             See ``start``.
         """
         await self.start()
+        await self._wiring.recovered()
         return await self._wiring.live_instance().sweep(everywhere=True)
 
     async def apply_retention(self) -> int:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -36,7 +36,7 @@ from orchestrator.sessions.elsewhere import HANDOVER, hand_over
 from orchestrator.sessions.forking import Forking
 from orchestrator.sessions.hibernation import Hibernation
 from orchestrator.sessions.owners import HostOwners
-from orchestrator.sessions.recovery import Recovery, recover
+from orchestrator.sessions.recovery import Recovery, Takeover, take_over
 from orchestrator.sessions.registry import SessionRegistry
 from orchestrator.sessions.restoring import Restoring
 from orchestrator.sessions.retention import Retention
@@ -48,14 +48,12 @@ from orchestrator.telemetry import Telemetry
 from orchestrator.termination import Termination
 
 _log = logging.getLogger(__name__)
+_RECOVERY = 10.0  # seconds that a start waits for the sessions of dead processes; what takes longer continues beside it
+_LONGEST_RECOVERY = 20.0  # seconds that it may take in all, beyond the time for a checkpoint: see ``adoption``
 
 
 class Wiring:
-    """The parts of one manager. Starts once and closes once; both are idempotent.
-
-    Attributes:
-        recovery: what was taken over from dead processes; empty before ``start``.
-    """
+    """The parts of one manager. Starts once and closes once; both are idempotent."""
 
     def __init__(
         self, max_kernels: int, settings: Settings, policy: Policy, resource_limits: KernelResourceLimits
@@ -80,7 +78,8 @@ class Wiring:
             held_back=self.registry.backoff.waits,
         )
         self._control = ControlSocket({**self.operations.commands(), HANDOVER: self._hand_over})
-        self.recovery = Recovery()
+        self._takeovers: list[Takeover] = []
+        self._serving = False
         self._home = HomeLoop()
         self._instance: Instance | None = None
         self._starting = asyncio.Lock()
@@ -89,6 +88,11 @@ class Wiring:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing: asyncio.Task[None] | None = None
         self._cancel_sigterm: Callable[[], None] = lambda: None
+
+    @property
+    def recovery(self) -> Recovery:
+        """What the start took over from dead processes; empty before ``start``."""
+        return self._takeovers[0].recovery if self._takeovers else Recovery()
 
     @property
     def runtime(self) -> str:
@@ -133,9 +137,31 @@ class Wiring:
     async def start(self) -> None:
         """Connect to the engine, take over the sessions of dead processes and begin to warm kernels.
 
+        Waits up to 10 s until these sessions are continued. What takes longer continues beside other calls.
+
         Raises:
             See ``AgentKernelManager.start``.
         """
+        while not self._serving:
+            await self._connect()
+            takeover = self._takeovers[0]
+            try:
+                async with asyncio.timeout(_RECOVERY) as limit:
+                    settled = await takeover.settled()
+            except BaseException as error:
+                if isinstance(error, TimeoutError) and limit.expired():
+                    settled = True
+                elif await self._undo(takeover) or not isinstance(error, Exception):
+                    raise
+                else:
+                    settled = False  # an agent came meanwhile: its manager goes on
+            self.refuse_when_closed()
+            if settled:
+                self._serve()
+        self.check_caller()
+
+    async def _connect(self) -> None:
+        """Do what must be done before an agent can be served."""
         self._enter_home()
         async with self._starting:
             self.refuse_when_closed()
@@ -147,6 +173,42 @@ class Wiring:
             except BaseException:
                 self._home.leave()
                 raise
+
+    def _serve(self) -> None:
+        """Begin the work in the background. From now on the start is not undone. Idempotent."""
+        if self._serving:
+            return
+        self._serving = True
+        self._takeovers[0].go_on()
+        for work in (
+            self.live_instance().keep_clean(),
+            self.hibernation.sleep_when_idle(),
+            self.live_retention().run(),
+            self.monitor.run(),
+            self.pool.run(),
+        ):
+            self._spawn(work)
+        self.pool.prewarm()
+
+    async def _undo(self, takeover: Takeover) -> bool:
+        """Close what a failed start has opened; the next start takes over the sessions that this one took over.
+
+        Returns:
+            False if the manager serves already, or closes: then nothing is done.
+        """
+        async with self._starting:
+            if self._serving or self._closing is not None or takeover not in self._takeovers:
+                return False
+            self._takeovers.remove(takeover)
+            await takeover.abandon()
+            instance, store = self.live_instance(), self._store
+            self._instance = self._store = self._retention = None
+            self._cancel_sigterm()
+            self._cancel_sigterm = lambda: None
+            assert store is not None
+            await self._undo_begin(store, instance)
+            self._home.leave()
+        return True
 
     def _enter_home(self) -> None:
         """Make the running event loop the manager's.
@@ -173,27 +235,20 @@ class Wiring:
         self._instance, self._store = instance, store
         self._retention = Retention(store, files, self._settings)
         self._cancel_sigterm = Termination.call_first(partial(self.close, keep_sessions=True))
-        for work in (
-            instance.keep_clean(),
-            self.hibernation.sleep_when_idle(),
-            self._retention.run(),
-            self.monitor.run(),
-            self.pool.run(),
-        ):
-            self._spawn(work)
-        self.pool.prewarm()
 
     async def start_in_time(self, timeout: float | None) -> None:
-        """Start within ``timeout`` seconds. A start that takes longer continues for later callers.
+        """Start within ``timeout`` seconds, and wait for no kernel of a dead process.
+
+        A start that takes longer continues for later callers.
 
         Raises:
             EngineTimeoutError: the start takes longer.
             See ``start``.
         """
         self._enter_home()
-        if self._instance is not None and self._closing is None:
+        if self._serving:
             return
-        starting = asyncio.create_task(self.start())
+        starting = asyncio.create_task(self._connect())
         self._tasks.add(starting)
         starting.add_done_callback(self._tasks.discard)
         try:
@@ -212,6 +267,8 @@ class Wiring:
         if starting.cancelled():
             self.refuse_when_closed()
         starting.result()
+        self.refuse_when_closed()
+        self._serve()
 
     def _open_store(self) -> tuple[History, CheckpointFiles]:
         history = History.open(self._settings.history_url, self._settings.data_path)
@@ -227,9 +284,16 @@ class Wiring:
         await self._control.listen(instance.config.folder)
         if self._settings.metrics_port:
             self.telemetry.serve_if_free(self._settings.metrics_address, self._settings.metrics_port)
-        take_over = partial(recover, self.registry, self.pool, instance, owners)
-        self.recovery = await take_over()  # the last step that can fail
-        self.acquiring.elsewhere.open(owners, take_over, self._ask)
+        begin = partial(take_over, self.registry, self.pool, instance, owners)
+        self._takeovers = [await begin()]  # the last step that can fail
+        self.acquiring.elsewhere.open(owners, partial(self._take_over_more, begin), self._ask)
+
+    async def _take_over_more(self, begin: Callable[[], Awaitable[Takeover]]) -> None:
+        """Take over what processes had that died after the start."""
+        takeover = await begin()
+        takeover.go_on()
+        first, *others = self._takeovers
+        self._takeovers = [first, *(other for other in others if not other.is_over), takeover]
 
     async def _ask(self, instance: str, request: dict[str, Any], timeout: float) -> dict[str, Any] | None:
         """Send a request to the control socket of another instance on this host."""
@@ -240,6 +304,11 @@ class Wiring:
 
     async def _hand_over(self, request: dict[str, Any]) -> dict[str, Any]:
         return await hand_over(self.registry, str(request.get("agent")))
+
+    async def recovered(self) -> None:
+        """Wait until all that was taken over is continued, or for as long as that may take at most."""
+        longest = _LONGEST_RECOVERY + self._policy.sessions.checkpoint_time_s
+        await asyncio.gather(*(takeover.ended(longest) for takeover in self._takeovers))
 
     async def _undo_begin(self, store: History, instance: Instance) -> None:
         """Close what a failed start has opened; the next start takes over the sessions that this one took over."""
@@ -356,6 +425,8 @@ class Wiring:
         await self._cancel_tasks()
         async with self._starting:
             await self._cancel_tasks()
+            self.registry.closed = True
+            await self._end_recovery()
             sessions = list(self.registry.sessions.values())
             await self.hibernation.close(keep=keep_sessions)
             await self._control.close()
@@ -371,6 +442,14 @@ class Wiring:
                     await asyncio.to_thread(self._store.close)
                 self._cancel_sigterm()
                 self._home.leave()
+
+    async def _end_recovery(self) -> None:
+        """Let kernels of dead processes move or end, so that nothing of them is left; else the next start has them."""
+        for takeover in self._takeovers:
+            takeover.close()
+        await self.recovered()
+        for takeover in self._takeovers:
+            await takeover.abandon()
 
     async def _cancel_tasks(self) -> None:
         for task in self._tasks:

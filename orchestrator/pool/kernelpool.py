@@ -68,7 +68,8 @@ class KernelPool:
             raise ValueError("max_kernels must be at least 1")
         self.max_kernels = max_kernels
         self.kernels: dict[str, KernelResource] = {}
-        self._warm = warm
+        self._warm = 0  # until ``prewarm``
+        self._target = warm
         self._tick = tick
         self._rules = rules or Pool()
         self._scheduler = Scheduler() if scheduler is None else scheduler
@@ -206,11 +207,13 @@ class KernelPool:
     def abandon(self, resource: KernelResource) -> None:
         """Forget a kernel and let it run on for the next start."""
         self.kernels.pop(resource.kernel_id, None)
+        self._discharge(resource)
         if resource.kernel is not None:
             resource.kernel.abandon()
 
     def prewarm(self) -> None:
         """Begin to fill the pool up to ``warm`` ready kernels."""
+        self._warm = self._target
         self._balance()
 
     async def run(self) -> None:

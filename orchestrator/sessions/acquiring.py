@@ -72,6 +72,9 @@ class Acquiring:
         """
         deadline = None if timeout is None else Deadline(timeout)
         async with self._registry.locked(agent_id, timeout):
+            await self.elsewhere.continued(agent_id, deadline)
+            if self._registry.closed:
+                raise ManagerClosedError
             if (live := self._lease_live(agent_id, group, priority, caller)) is not None:
                 return live
             await self._registry.reaped(agent_id, deadline)

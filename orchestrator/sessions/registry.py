@@ -24,6 +24,7 @@ from orchestrator.policy.policy import Policy
 from orchestrator.pool.kernelpool import KernelPool, KernelResource
 from orchestrator.pool.scheduler import LeaseRequest
 from orchestrator.sessions.backoff import Backoff
+from orchestrator.sessions.continuing import Continuing
 from orchestrator.sessions.session import KernelSession
 from orchestrator.store.checkpointfiles import CheckpointFiles
 from orchestrator.store.history import History, SessionRecord
@@ -41,7 +42,7 @@ class SessionRegistry:
         sessions: the sessions that have a kernel, by agent id.
         asleep: the sessions without a kernel that a caller still holds, by session id.
         inherited: ids of a dead process's sessions that no agent of this process has acquired yet.
-        continuing: for each agent whose session is being taken over from a dead process, what is set when that is done.
+        continuing: for each agent whose session is being taken over from a dead process, what to wait for.
         closed: whether the manager shuts down: no session gets a kernel then.
         owner: this process's name in the store.
         policy: what the cells of all sessions may do.
@@ -58,7 +59,7 @@ class SessionRegistry:
         self.sessions: dict[str, KernelSession] = {}
         self.asleep: WeakValueDictionary[str, KernelSession] = WeakValueDictionary()
         self.inherited: set[str] = set()
-        self.continuing: dict[str, asyncio.Event] = {}
+        self.continuing: dict[str, Continuing] = {}
         self.closed = False
         self.owner = ""
         self.backoff = Backoff()
