@@ -212,4 +212,4 @@ class _Strand:
 
 
 def _closed() -> ManagerClosedError:
-    return ManagerClosedError("the manager has been shut down.", remedy="Make a new one.")
+    return ManagerClosedError()

@@ -44,6 +44,7 @@ from orchestrator.errors import (
     UnknownKernelNameError,
     UnknownRuntimeError,
     UserIdTakenError,
+    WrongEventLoopError,
 )
 from orchestrator.kernel.kernel import (
     Kernel,
@@ -192,4 +193,5 @@ __all__ = [
     "UpdateDisplayData",
     "Usage",
     "UserIdTakenError",
+    "WrongEventLoopError",
 ]

@@ -25,7 +25,8 @@
     │   ├── SessionBusyError (TimeoutError)    session_busy             another call is using the agent's session
     │   └── SessionElsewhereError              session_elsewhere        another process owns the agent's session
     ├── SessionEndedError (LookupError)        session_ended            acquire the kernel again
-    ├── ManagerClosedError (RuntimeError)      manager_closed
+    │   └── ManagerClosedError (RuntimeError)  manager_closed           and so all of its sessions; make a new manager
+    ├── WrongEventLoopError (RuntimeError)     wrong_event_loop
     ├── FileTransferError (OSError)            file_transfer
     ├── StoreError (OSError)                   store                    the history or a checkpoint file
     │   └── QuotaExceededError                 quota_exceeded           the agent keeps as much as it may
@@ -284,7 +285,7 @@ class KernelTimeoutError(KernelError, TimeoutError, code="kernel_timeout"):
     result: ExecutionResult
 
 
-Scarcity = Literal["max_kernels", "memory", "cpu", "quota", "queue", "starting"]
+Scarcity = Literal["max_kernels", "memory", "cpu", "quota", "queue", "starting", "backoff"]
 
 
 class KernelPoolExhaustedError(KernelError, TimeoutError, code="kernel_pool_exhausted"):
@@ -295,7 +296,8 @@ class KernelPoolExhaustedError(KernelError, TimeoutError, code="kernel_pool_exha
         waited: seconds; 0 where the caller was refused at once.
         reason: what was scarce: "max_kernels": agents have all kernels; "memory", "cpu": the host has no room for one
             more; "quota": the group has all kernels that it may have; "queue": too many callers wait already;
-            "starting": the kernel was still starting.
+            "starting": the kernel was still starting; "backoff": kernels of this agent died one after another, and its
+            next one has to wait for ``expected_wait`` seconds.
         expected_wait: estimated seconds that the group's next caller would wait; None where there is no estimate.
         needed_bytes, free_bytes: memory that one more kernel would reserve, and unreserved memory; else None.
     """
@@ -346,8 +348,16 @@ class SessionEndedError(CellblockError, LookupError, code="session_ended"):
     reason: str
 
 
-class ManagerClosedError(CellblockError, RuntimeError, code="manager_closed"):
-    """The manager has been shut down, or is shutting down."""
+class ManagerClosedError(SessionEndedError, RuntimeError, code="manager_closed"):
+    """The manager has been shut down, or is shutting down, and all of its sessions end or sleep with it."""
+
+    reason: str = Outcome.SHUTDOWN
+    message: str = field(default="the manager has been shut down.", kw_only=False)
+    remedy: str = "Make a new manager: it continues each session that has a checkpoint."
+
+
+class WrongEventLoopError(CellblockError, RuntimeError, code="wrong_event_loop"):
+    """A manager, or a session or kernel of it, was used outside of its event loop. Nothing was done."""
 
 
 class FileTransferError(CellblockError, OSError, code="file_transfer"):

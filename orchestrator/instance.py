@@ -186,6 +186,7 @@ class Instance:
                 self._inherited[left.instance] = lease
             if here and left.instance in self._inherited:
                 mine.append(left)
+                self._config.left.add(left.kernel_id)  # until it is adopted: an early shutdown leaves it running
             else:
                 others.add(left.kernel_id)
         return mine, others
@@ -197,6 +198,7 @@ class Instance:
             KernelStartError, EngineError: see ``adoption.adopt``.
         """
         config = replace(self._config, instance=left.instance, folder=self._folder_of(left.instance))
+        self._config.left.discard(left.kernel_id)
         kernel = await adoption.adopt(config, left)
         self._kernels[kernel.container_name] = kernel
         return kernel

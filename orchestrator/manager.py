@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from nbformat import NotebookNode
 
-from orchestrator.errors import InvalidInputError, KernelTimeoutError, UnknownKernelNameError
+from orchestrator.errors import CellblockError, InvalidInputError, KernelTimeoutError, UnknownKernelNameError
 from orchestrator.inputs import check_agent_id, check_code, check_lease_request
 from orchestrator.kernel import transfer
 from orchestrator.kernel.kernel import Kernel
@@ -37,6 +37,9 @@ KERNEL_NAMES = ("python3",)
 
 class AgentKernelManager:
     """Gives every agent a kernel of its own, in a locked container of its own.
+
+    A manager belongs to the event loop in which it starts. Elsewhere every call raises WrongEventLoopError at once, and
+    nothing changes. After ``shutdown`` has begun, calls raise ManagerClosedError.
 
     Use it as an async context manager, or call ``await shutdown()`` at the end. The first ``acquire_kernel`` starts a
     manager that was not entered. In a program that does not handle SIGTERM, ``shutdown(keep_sessions=True)`` runs
@@ -101,6 +104,10 @@ class AgentKernelManager:
 
     async def start(self) -> None:
         """Connect to the engine, take over the sessions of dead processes and begin to warm kernels. Idempotent.
+
+        Waits up to 10 s until the kernels of dead processes are adopted, moved or ended. What takes longer, such as a
+        kernel that does not answer, continues beside other calls: only the agent of that session waits for it.
+        ``acquire_kernel`` on a manager that was not entered waits for no kernel but its own agent's.
 
         Raises:
             ManagerClosedError: the manager was shut down.
@@ -171,7 +178,7 @@ class AgentKernelManager:
         deadline = None if timeout is None else Deadline(timeout)
         await self._wiring.start_in_time(timeout)
         caller = caller or f"uid {os.getuid()}, pid {os.getpid()}"
-        with self.telemetry.span("acquire_kernel"):
+        with self.telemetry.span("acquire_kernel"), self._wiring.or_closed(CellblockError):
             session = await self._wiring.acquiring.session_of(
                 agent_id,
                 None if deadline is None else deadline.remaining(),
@@ -265,6 +272,7 @@ class AgentKernelManager:
         Returns:
             Whether a cell was running.
         """
+        self._wiring.check_caller()
         return session.interrupt()
 
     async def execute_code_for_notebook(self, session: KernelSession, code: str) -> list[NotebookNode]:
@@ -317,6 +325,7 @@ class AgentKernelManager:
         Raises:
             SessionBusyError: another call has been waking the session, or putting it to sleep, for a minute.
         """
+        self._wiring.check_caller()
         return await self._wiring.acquiring.end(agent_id, reason)
 
     async def checkpoint(self, session: KernelSession) -> Checkpoint:
@@ -381,6 +390,7 @@ class AgentKernelManager:
             Whether the session sleeps now. False if it is in use, or if its checkpoint would lose something and the
             policy forbids that.
         """
+        self._wiring.check_caller()
         session = self.sessions.get(agent_id)
         return session is not None and await self._wiring.hibernation.hibernate(session, "hibernate")
 
@@ -392,6 +402,7 @@ class AgentKernelManager:
         Raises:
             StoreError: the file cannot be written, or the history cannot be read. An existing file is unchanged.
         """
+        self._wiring.check_loop()
         return await checkpoints.export_history(session, file_path)
 
     async def import_history(
@@ -407,6 +418,7 @@ class AgentKernelManager:
                 unchanged.
             OSError: the file cannot be read.
         """
+        self._wiring.check_loop()
         await checkpoints.import_history(session, checkpoint_data, file_path)
 
     async def export_notebook(self, session: KernelSession, output_path: str | Path, title: str = "") -> None:
@@ -415,6 +427,7 @@ class AgentKernelManager:
         Raises:
             StoreError: the file cannot be written, or the history cannot be read. An existing file is unchanged.
         """
+        self._wiring.check_loop()
         await notebook.export_notebook(session, Path(output_path), title or _title(session))
 
     def save_checkpoint(self, session: KernelSession, file_path: str | Path | None = None) -> dict[str, Any]:
@@ -446,6 +459,7 @@ class AgentKernelManager:
             InvalidInputError: the manager has no such kernel.
             EngineError: the host's cgroups cannot be read, and the engine does not answer.
         """
+        self._wiring.check_caller()
         resource = self.pool.kernels.get(kernel_id)
         if resource is None or resource.kernel is None:
             raise InvalidInputError(f"there is no kernel {kernel_id!r}.")
@@ -460,6 +474,7 @@ class AgentKernelManager:
             See ``start``.
         """
         await self.start()
+        await self._wiring.recovered()
         return await self._wiring.live_instance().sweep(everywhere=True)
 
     async def apply_retention(self) -> int:

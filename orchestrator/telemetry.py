@@ -101,6 +101,9 @@ class Telemetry:
         self._cells = counter("cellblock_cells", "Cells that ended.", ["outcome", "runtime"])
         self._duration = seconds("cellblock_cell_duration_seconds", "A cell, from sending to its result.", ["runtime"])
         self._ends = counter("cellblock_kernel_ends", "Kernels of sessions that ended.", ["reason"])
+        self._held_back = counter(
+            "cellblock_agents_held_back", "Kernels after whose death the agent's next one has to wait."
+        )
         self._output = counter("cellblock_output_bytes", "Output of cells.")
         self._dropped = counter("cellblock_output_dropped_bytes", "Output of cells that was left out.")
 
@@ -169,6 +172,8 @@ class Telemetry:
                 self._failed.inc()
             case "session.asleep" | "session.ended":
                 self._ends.labels(fields["reason"]).inc()
+            case "session.held_back":
+                self._held_back.inc()
             case "cell.ended":
                 self._count_cell(fields)
 

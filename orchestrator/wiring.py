@@ -9,11 +9,18 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any
 
-from orchestrator.errors import EngineTimeoutError, ManagerClosedError
+from orchestrator.errors import (
+    CellblockError,
+    EngineTimeoutError,
+    KernelDiedError,
+    ManagerClosedError,
+    SessionEndedError,
+)
+from orchestrator.homeloop import HomeLoop
 from orchestrator.instance import Instance
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import MIB, KernelResourceLimits
@@ -29,7 +36,7 @@ from orchestrator.sessions.elsewhere import HANDOVER, hand_over
 from orchestrator.sessions.forking import Forking
 from orchestrator.sessions.hibernation import Hibernation
 from orchestrator.sessions.owners import HostOwners
-from orchestrator.sessions.recovery import Recovery, recover
+from orchestrator.sessions.recovery import Recovery, Takeover, take_over
 from orchestrator.sessions.registry import SessionRegistry
 from orchestrator.sessions.restoring import Restoring
 from orchestrator.sessions.retention import Retention
@@ -41,14 +48,12 @@ from orchestrator.telemetry import Telemetry
 from orchestrator.termination import Termination
 
 _log = logging.getLogger(__name__)
+_RECOVERY = 10.0  # seconds that a start waits for the sessions of dead processes; what takes longer continues beside it
+_LONGEST_RECOVERY = 20.0  # seconds that it may take in all, beyond the time for a checkpoint: see ``adoption``
 
 
 class Wiring:
-    """The parts of one manager. Starts once and closes once; both are idempotent.
-
-    Attributes:
-        recovery: what was taken over from dead processes; empty before ``start``.
-    """
+    """The parts of one manager. Starts once and closes once; both are idempotent."""
 
     def __init__(
         self, max_kernels: int, settings: Settings, policy: Policy, resource_limits: KernelResourceLimits
@@ -70,9 +75,12 @@ class Wiring:
             limits=resource_limits,
             instance=self._describe,
             end_session=self.acquiring.end,
+            held_back=self.registry.backoff.waits,
         )
         self._control = ControlSocket({**self.operations.commands(), HANDOVER: self._hand_over})
-        self.recovery = Recovery()
+        self._takeovers: list[Takeover] = []
+        self._serving = False
+        self._home = HomeLoop()
         self._instance: Instance | None = None
         self._starting = asyncio.Lock()
         self._store: History | None = None
@@ -80,6 +88,11 @@ class Wiring:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing: asyncio.Task[None] | None = None
         self._cancel_sigterm: Callable[[], None] = lambda: None
+
+    @property
+    def recovery(self) -> Recovery:
+        """What the start took over from dead processes; empty before ``start``."""
+        return self._takeovers[0].recovery if self._takeovers else Recovery()
 
     @property
     def runtime(self) -> str:
@@ -96,6 +109,24 @@ class Wiring:
         assert self._instance is not None
         return self._instance
 
+    def check_caller(self) -> None:
+        """Refuse a caller after the shutdown has begun, or outside of the event loop in which the manager started.
+
+        Raises:
+            ManagerClosedError: ``close`` was called.
+            WrongEventLoopError: see ``HomeLoop.check``.
+        """
+        self.refuse_when_closed()
+        self._home.check()
+
+    def check_loop(self) -> None:
+        """Refuse a caller outside of the event loop in which the manager started.
+
+        Raises:
+            WrongEventLoopError: see ``HomeLoop.check``.
+        """
+        self._home.check()
+
     def live_retention(self) -> Retention:
         """Return what deletes old sessions. Call it after ``start``."""
         assert self._retention is not None
@@ -106,47 +137,118 @@ class Wiring:
     async def start(self) -> None:
         """Connect to the engine, take over the sessions of dead processes and begin to warm kernels.
 
+        Waits up to 10 s until these sessions are continued. What takes longer continues beside other calls.
+
         Raises:
             See ``AgentKernelManager.start``.
         """
+        while not self._serving:
+            await self._connect()
+            takeover = self._takeovers[0]
+            try:
+                async with asyncio.timeout(_RECOVERY) as limit:
+                    settled = await takeover.settled()
+            except BaseException as error:
+                if isinstance(error, TimeoutError) and limit.expired():
+                    settled = True
+                elif await self._undo(takeover) or not isinstance(error, Exception):
+                    raise
+                else:
+                    settled = False  # an agent came meanwhile: its manager goes on
+            self.refuse_when_closed()
+            if settled:
+                self._serve()
+        self.check_caller()
+
+    async def _connect(self) -> None:
+        """Do what must be done before an agent can be served."""
+        self._enter_home()
         async with self._starting:
             self.refuse_when_closed()
             if self._instance is not None:
                 return
-            store, files = await asyncio.to_thread(self._open_store)
+            self._enter_home()  # again: a start that failed meanwhile has left it
             try:
-                instance = await Instance.open(self._settings, self._policy, self._limits, self.telemetry)
+                await self._open()
             except BaseException:
-                await asyncio.to_thread(store.close)
+                self._home.leave()
                 raise
-            try:
-                await self._begin(store, files, instance)
-            except BaseException:
-                await self._undo_begin(store, instance)
-                raise
-            self._instance, self._store = instance, store
-            self._retention = Retention(store, files, self._settings)
-            self._cancel_sigterm = Termination.call_first(partial(self.close, keep_sessions=True))
-            for work in (
-                instance.keep_clean(),
-                self.hibernation.sleep_when_idle(),
-                self._retention.run(),
-                self.monitor.run(),
-                self.pool.run(),
-            ):
-                self._spawn(work)
-            self.pool.prewarm()
+
+    def _serve(self) -> None:
+        """Begin the work in the background. From now on the start is not undone. Idempotent."""
+        if self._serving:
+            return
+        self._serving = True
+        self._takeovers[0].go_on()
+        for work in (
+            self.live_instance().keep_clean(),
+            self.hibernation.sleep_when_idle(),
+            self.live_retention().run(),
+            self.monitor.run(),
+            self.pool.run(),
+        ):
+            self._spawn(work)
+        self.pool.prewarm()
+
+    async def _undo(self, takeover: Takeover) -> bool:
+        """Close what a failed start has opened; the next start takes over the sessions that this one took over.
+
+        Returns:
+            False if the manager serves already, or closes: then nothing is done.
+        """
+        async with self._starting:
+            if self._serving or self._closing is not None or takeover not in self._takeovers:
+                return False
+            self._takeovers.remove(takeover)
+            await takeover.abandon()
+            instance, store = self.live_instance(), self._store
+            self._instance = self._store = self._retention = None
+            self._cancel_sigterm()
+            self._cancel_sigterm = lambda: None
+            assert store is not None
+            await self._undo_begin(store, instance)
+            self._home.leave()
+        return True
+
+    def _enter_home(self) -> None:
+        """Make the running event loop the manager's.
+
+        Raises:
+            ManagerClosedError, WrongEventLoopError: see ``check_caller``.
+        """
+        self.refuse_when_closed()
+        if self._home.enter():
+            self._starting = asyncio.Lock()  # the last one may belong to the event loop of a start that failed
+
+    async def _open(self) -> None:
+        store, files = await asyncio.to_thread(self._open_store)
+        try:
+            instance = await Instance.open(self._settings, self._policy, self._limits, self.telemetry)
+        except BaseException:
+            await asyncio.to_thread(store.close)
+            raise
+        try:
+            await self._begin(store, files, instance)
+        except BaseException:
+            await self._undo_begin(store, instance)
+            raise
+        self._instance, self._store = instance, store
+        self._retention = Retention(store, files, self._settings)
+        self._cancel_sigterm = Termination.call_first(partial(self.close, keep_sessions=True))
 
     async def start_in_time(self, timeout: float | None) -> None:
-        """Start within ``timeout`` seconds. A start that takes longer continues for later callers.
+        """Start within ``timeout`` seconds, and wait for no kernel of a dead process.
+
+        A start that takes longer continues for later callers.
 
         Raises:
             EngineTimeoutError: the start takes longer.
             See ``start``.
         """
-        if self._instance is not None and self._closing is None:
+        self._enter_home()
+        if self._serving:
             return
-        starting = asyncio.create_task(self.start())
+        starting = asyncio.create_task(self._connect())
         self._tasks.add(starting)
         starting.add_done_callback(self._tasks.discard)
         try:
@@ -165,6 +267,8 @@ class Wiring:
         if starting.cancelled():
             self.refuse_when_closed()
         starting.result()
+        self.refuse_when_closed()
+        self._serve()
 
     def _open_store(self) -> tuple[History, CheckpointFiles]:
         quota = self._settings.agent_quota_mb * MIB
@@ -181,9 +285,16 @@ class Wiring:
         await self._control.listen(instance.config.folder)
         if self._settings.metrics_port:
             self.telemetry.serve_if_free(self._settings.metrics_address, self._settings.metrics_port)
-        take_over = partial(recover, self.registry, self.pool, instance, owners)
-        self.recovery = await take_over()  # the last step that can fail
-        self.acquiring.elsewhere.open(owners, take_over, self._ask)
+        begin = partial(take_over, self.registry, self.pool, instance, owners)
+        self._takeovers = [await begin()]  # the last step that can fail
+        self.acquiring.elsewhere.open(owners, partial(self._take_over_more, begin), self._ask)
+
+    async def _take_over_more(self, begin: Callable[[], Awaitable[Takeover]]) -> None:
+        """Take over what processes had that died after the start."""
+        takeover = await begin()
+        takeover.go_on()
+        first, *others = self._takeovers
+        self._takeovers = [first, *(other for other in others if not other.is_over), takeover]
 
     async def _ask(self, instance: str, request: dict[str, Any], timeout: float) -> dict[str, Any] | None:
         """Send a request to the control socket of another instance on this host."""
@@ -194,6 +305,11 @@ class Wiring:
 
     async def _hand_over(self, request: dict[str, Any]) -> dict[str, Any]:
         return await hand_over(self.registry, str(request.get("agent")))
+
+    async def recovered(self) -> None:
+        """Wait until all that was taken over is continued, or for as long as that may take at most."""
+        longest = _LONGEST_RECOVERY + self._policy.sessions.checkpoint_time_s
+        await asyncio.gather(*(takeover.ended(longest) for takeover in self._takeovers))
 
     async def _undo_begin(self, store: History, instance: Instance) -> None:
         """Close what a failed start has opened; the next start takes over the sessions that this one took over."""
@@ -209,12 +325,16 @@ class Wiring:
 
     @contextlib.asynccontextmanager
     async def in_use(self, session: KernelSession) -> AsyncIterator[None]:
-        """Wake the session if it sleeps, and keep it awake, inside and outside ``acquire_kernel``."""
+        """Wake the session if it sleeps, and keep it awake, inside and outside ``acquire_kernel``.
+
+        Raises:
+            ManagerClosedError, WrongEventLoopError: see ``check_caller``.
+        """
+        self.check_caller()
         try:
-            with session.in_use():
+            with session.in_use(), self.or_closed(KernelDiedError, SessionEndedError):
                 await self.registry.reap_if_dead(session)
                 if session.asleep and session.ended is None:
-                    self.refuse_when_closed()
                     request = session.lease_request
                     await self.acquiring.session_of(
                         session.agent_id, None, session.caller, request.group, request.priority
@@ -226,7 +346,17 @@ class Wiring:
     def refuse_when_closed(self) -> None:
         """Raise ManagerClosedError once ``close`` was called."""
         if self._closing is not None:
-            raise ManagerClosedError("the manager has been shut down.", remedy="Make a new one.")
+            raise ManagerClosedError
+
+    @contextlib.contextmanager
+    def or_closed(self, *kinds: type[CellblockError]) -> Iterator[None]:
+        """Raise ManagerClosedError in place of an error of these kinds that comes after ``close`` was called."""
+        try:
+            yield
+        except kinds as error:
+            if self._closing is not None and not isinstance(error, ManagerClosedError):
+                raise ManagerClosedError from error
+            raise
 
     def _make_pool(self, max_kernels: int) -> KernelPool:
         policy, warm = self._policy, self._settings.warm_kernels
@@ -275,7 +405,11 @@ class Wiring:
 
         Raises:
             EngineError: the engine does not answer; the next start on this host removes what is left.
+            WrongEventLoopError: see ``HomeLoop.check``. From anywhere, a shutdown that has ended may be repeated.
         """
+        if self._closing is not None and self._closing.done():
+            return self._closing.result()
+        self._home.enter()
         if self._closing is None:
             self._closing = asyncio.create_task(self._close(keep_sessions))
         cancelled = False
@@ -286,12 +420,14 @@ class Wiring:
                 cancelled = True
         if cancelled:
             raise asyncio.CancelledError
-        self._closing.result()
+        return self._closing.result()
 
     async def _close(self, keep_sessions: bool) -> None:
         await self._cancel_tasks()
         async with self._starting:
             await self._cancel_tasks()
+            self.registry.closed = True
+            await self._end_recovery()
             sessions = list(self.registry.sessions.values())
             await self.hibernation.close(keep=keep_sessions)
             await self._control.close()
@@ -306,6 +442,15 @@ class Wiring:
                 if self._store is not None:
                     await asyncio.to_thread(self._store.close)
                 self._cancel_sigterm()
+                self._home.leave()
+
+    async def _end_recovery(self) -> None:
+        """Let kernels of dead processes move or end, so that nothing of them is left; else the next start has them."""
+        for takeover in self._takeovers:
+            takeover.close()
+        await self.recovered()
+        for takeover in self._takeovers:
+            await takeover.abandon()
 
     async def _cancel_tasks(self) -> None:
         for task in self._tasks:

@@ -17,6 +17,7 @@ from orchestrator.container.exits import Exit
 from orchestrator.container.lease import UserId
 from orchestrator.container.usage import Usage
 from orchestrator.errors import EngineError, KernelDiedError, KernelStartError
+from orchestrator.homeloop import HomeLoop
 from orchestrator.kernel.channel import Accept, Channel, Handler, Message
 from orchestrator.kernel.endpoint import Endpoint
 from orchestrator.kernel.kernel import Kernel
@@ -55,6 +56,7 @@ class ContainerKernel(Kernel):
         self._killed_for: Stop | None = None
         self._oom = False
         self._engine_lost = False
+        self._home = HomeLoop.of_caller()
 
     @property
     def kernel_id(self) -> str:
@@ -135,6 +137,7 @@ class ContainerKernel(Kernel):
         return self._guard.excess
 
     async def exit(self) -> Exit:
+        self._home.check()
         if self._exit is None:
             self._exit = asyncio.create_task(self._find_exit())
         return await asyncio.shield(self._exit)
@@ -151,11 +154,13 @@ class ContainerKernel(Kernel):
         )
 
     async def warm_up(self) -> None:
+        self._home.check()
         with self.config.telemetry.kernel_phases(self.runtime).phase("first_cells"):
             async with asyncio.timeout(self.config.start_timeout):
                 await run_first_cells(self)
 
     async def stop(self) -> None:
+        self._home.check()
         if self._stopping is None:
             self._guard.disconnect("it was stopped")
             self._wire.close()
@@ -180,6 +185,7 @@ class ContainerKernel(Kernel):
         buffers: Sequence[bytes] = (),
         accept: Accept | None = None,
     ) -> str:
+        self._home.check()
         if not self.is_alive:
             raise self.died_error(Outcome.KERNEL_DIED)
         return self._client.send(channel, kind, content, handler, buffers, accept)
@@ -196,6 +202,7 @@ class ContainerKernel(Kernel):
         timeout: float | None,
         buffers: Sequence[bytes] = (),
     ) -> Message:
+        self._home.check()
         reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         wanted = kind.replace("_request", "_reply")
 
@@ -218,10 +225,12 @@ class ContainerKernel(Kernel):
     # How what it runs is stopped
 
     async def interrupt(self) -> None:
+        self._home.check()
         with contextlib.suppress(KernelDiedError):
             await self.request("control", "interrupt_request", {}, timeout=None)
 
     async def interrupt_from_outside(self) -> None:
+        self._home.check()
         with contextlib.suppress(EngineError):
             await self.container.interrupt()
 
@@ -257,6 +266,7 @@ class ContainerKernel(Kernel):
         self.container.reset_peak()
 
     async def measure(self) -> Usage:
+        self._home.check()
         return await self.container.measure()
 
     # What is recorded of it

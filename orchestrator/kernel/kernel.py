@@ -21,6 +21,9 @@ class Kernel(Protocol):
     Everything that a kernel sends is a claim of hostile code. What the methods below say of its life, its end and its
     use comes from the host: the wire, the engine, the cgroup.
 
+    It belongs to the event loop in which it was made. In any other, its coroutines and ``send`` raise
+    WrongEventLoopError.
+
     Attributes:
         oom_kills_reported: ``Usage.oom_kills`` when a result last reported them. Set by the cell.
     """

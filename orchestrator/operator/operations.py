@@ -27,6 +27,7 @@ class Operations:
         limits: the limits that usage is shown beside.
         instance: returns the description of the instance. ``overview`` calls it.
         end_session: ends the session whose kernel an operator kills.
+        held_back: returns the agents whose next kernel has to wait, each with the seconds.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Operations:
         limits: KernelResourceLimits,
         instance: Callable[[], dict[str, Any]],
         end_session: EndSession,
+        held_back: Callable[[], dict[str, float]] = dict,
     ) -> None:
         self._pool = pool
         self._sessions = sessions
@@ -45,6 +47,7 @@ class Operations:
         self._limits = limits
         self._instance = instance
         self._end_session = end_session
+        self._held_back = held_back
 
     def commands(self) -> dict[str, Command]:
         """Return the commands by name."""
@@ -53,7 +56,12 @@ class Operations:
     def overview(self) -> dict[str, Any]:
         """Return the instance, its pool, and one row per kernel. It never contains code or outputs."""
         kernels = [self._row(resource) for resource in self._pool.kernels.values() if resource.kernel is not None]
-        return {**self._instance(), "pool": self._pool.counts(), "kernels": kernels}
+        return {
+            **self._instance(),
+            "pool": self._pool.counts(),
+            "held_back": self._held_back(),
+            "kernels": kernels,
+        }
 
     def _row(self, resource: KernelResource) -> dict[str, Any]:
         kernel = resource.kernel

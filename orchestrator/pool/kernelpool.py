@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 
 from orchestrator.errors import CellblockError, KernelPoolExhaustedError, ManagerClosedError, Scarcity
+from orchestrator.homeloop import HomeLoop
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.policy.policy import Pool
 from orchestrator.pool.kernelresource import KernelResource
@@ -67,7 +68,8 @@ class KernelPool:
             raise ValueError("max_kernels must be at least 1")
         self.max_kernels = max_kernels
         self.kernels: dict[str, KernelResource] = {}
-        self._warm = warm
+        self._warm = 0  # until ``prewarm``
+        self._target = warm
         self._tick = tick
         self._rules = rules or Pool()
         self._scheduler = Scheduler() if scheduler is None else scheduler
@@ -86,6 +88,7 @@ class KernelPool:
             ended=self._balance,
         )
         self._closed = False
+        self._home = HomeLoop()
 
     def reclaim_with(self, reclaim: Callable[[], Counter[str]]) -> None:
         """Call ``reclaim`` before a caller is refused; it returns how many kernels each group is giving up."""
@@ -159,9 +162,11 @@ class KernelPool:
             KernelPoolExhaustedError: no kernel became ready in time, or the policy refuses callers that would wait.
             KernelStartError, EngineError: the start of a kernel for this caller failed.
             ManagerClosedError: the pool is closed.
+            WrongEventLoopError: the pool is used in another event loop.
         """
+        self._home.enter()
         if self._closed:
-            raise ManagerClosedError("the kernel pool is closed.")
+            raise ManagerClosedError
         ticket = self._scheduler.ask(request or LeaseRequest(), time.monotonic())
         waiter = self._waiters[ticket] = asyncio.get_running_loop().create_future()
         self._hand_out()
@@ -202,11 +207,13 @@ class KernelPool:
     def abandon(self, resource: KernelResource) -> None:
         """Forget a kernel and let it run on for the next start."""
         self.kernels.pop(resource.kernel_id, None)
+        self._discharge(resource)
         if resource.kernel is not None:
             resource.kernel.abandon()
 
     def prewarm(self) -> None:
         """Begin to fill the pool up to ``warm`` ready kernels."""
+        self._warm = self._target
         self._balance()
 
     async def run(self) -> None:
@@ -222,7 +229,7 @@ class KernelPool:
         self._closed = True
         for waiter in self._waiters.values():
             if not waiter.done():
-                waiter.set_exception(ManagerClosedError("the kernel pool was closed."))
+                waiter.set_exception(ManagerClosedError())
         await asyncio.gather(self._refill.close(), self._upkeep.close())
         await asyncio.gather(*(self.discard(resource) for resource in list(self.kernels.values())))
         await asyncio.gather(*self._discarding, return_exceptions=True)

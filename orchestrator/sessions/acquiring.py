@@ -9,7 +9,13 @@ from __future__ import annotations
 
 import asyncio
 
-from orchestrator.errors import CheckpointError, CheckpointMissingError, ManagerClosedError, SessionBusyError
+from orchestrator.errors import (
+    CheckpointError,
+    CheckpointMissingError,
+    KernelDiedError,
+    ManagerClosedError,
+    SessionBusyError,
+)
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import Deadline
 from orchestrator.pool.kernelpool import KernelPool, KernelResource
@@ -66,11 +72,14 @@ class Acquiring:
         """
         deadline = None if timeout is None else Deadline(timeout)
         async with self._registry.locked(agent_id, timeout):
+            await self.elsewhere.continued(agent_id, deadline)
+            if self._registry.closed:
+                raise ManagerClosedError
             if (live := self._lease_live(agent_id, group, priority, caller)) is not None:
                 return live
             await self._registry.reaped(agent_id, deadline)
             if self._registry.closed:
-                raise ManagerClosedError("the manager has been shut down.", remedy="Make a new one.")
+                raise ManagerClosedError
             record = await self.elsewhere.sleeping(agent_id, deadline, handover=handover)
             if (live := self._lease_live(agent_id, group, priority, caller)) is not None:
                 return live  # it was taken over with its kernel
@@ -136,6 +145,7 @@ class Acquiring:
         caller: str,
     ) -> None:
         """Give a new or a sleeping session a kernel."""
+        await self._registry.backoff.wait(session.agent_id, deadline, self._pool.max_kernels)
         kernel, resource = await self.lease(deadline, request)
         end = self._registry.take_end(session.agent_id)
         files = self._registry.take_lost_files(session.agent_id)
@@ -151,7 +161,9 @@ class Acquiring:
                 session.lease(request, caller)
             self._registry.enter(session, resource)
             self._hibernation.make_room()
-        except BaseException:
+        except BaseException as error:
+            if resource.served and isinstance(error, CheckpointError | KernelDiedError):  # its state cost it a kernel
+                self._registry.note_death(session, kernel, 0.0)
             self._registry.remember_again(session.agent_id, end, files)
             self._pool.release(resource)
             raise

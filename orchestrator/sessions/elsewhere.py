@@ -36,7 +36,7 @@ class Elsewhere:
         """Set what this process knows about others. The manager calls this once, when it starts.
 
         Args:
-            recover: takes over the sessions of all dead processes.
+            recover: takes over the sessions of all dead processes; ``registry.continuing`` has those that take longer.
             ask: sends a request to an instance's control socket; returns the reply, or None if none comes in time.
         """
         self._owners, self._recover, self._ask = owners, recover, ask
@@ -65,10 +65,24 @@ class Elsewhere:
             raise self._elsewhere(agent_id, owner, why)
         return next((record for record in records if record.state == "asleep" and record.owner is None), None)
 
+    async def continued(self, agent_id: str, deadline: Deadline | None) -> None:
+        """Wait until the agent's session, if it is being taken over from a dead process, is continued.
+
+        Raises:
+            SessionBusyError: that takes longer than the deadline.
+            StoreError: it cannot be continued now; it is tried again soon.
+        """
+        if (continuing := self._registry.continuing.get(agent_id)) is not None:
+            waiting = asyncio.ensure_future(continuing.wait())
+            try:
+                await _in_time(waiting, agent_id, deadline)
+                waiting.result()
+            finally:
+                waiting.cancel()
+
     async def _find(self, agent_id: str, deadline: Deadline | None) -> tuple[list[SessionRecord], str | None]:
         """Return the agent's sessions that have not ended, and the other process that owns one of them."""
-        if (continued := self._registry.continuing.get(agent_id)) is not None:
-            await _in_time(asyncio.ensure_future(continued.wait()), agent_id, deadline)
+        await self.continued(agent_id, deadline)
         records = await self._registry.store.run(History.sessions_of, agent_id)
         others = (record.owner for record in records if record.owner not in (None, self._registry.owner))
         return records, next(others, None)
@@ -119,7 +133,7 @@ async def hand_over(registry: SessionRegistry, agent_id: str) -> dict[str, Any]:
         return {"error": "the process has no kernel of that agent"}
     try:
         async with registry.locked(agent_id, 1.0):
-            if session.users or session.is_busy:
+            if session.users or session.is_busy or agent_id in registry.continuing:
                 return {"error": "a call uses it"}
             await capture_between_cells(session, registry.files, asked_for=False)
             if session.users or session.is_busy:

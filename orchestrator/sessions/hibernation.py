@@ -80,6 +80,8 @@ class Hibernation:
         async with self._registry.locked(session.agent_id, None):
             if self._registry.sessions.get(session.agent_id) is not session or session.users or session.is_busy:
                 return False
+            if session.agent_id in self._registry.continuing:
+                return False
             try:
                 made = await capture_between_cells(session, self._registry.files, asked_for=False)
             except (KernelDiedError, SessionEndedError):
@@ -149,6 +151,7 @@ class Hibernation:
         The pool ends the kernels of ended sessions.
         """
         self._registry.closed = True
+        self._registry.backoff.close()
         sessions = list(self._registry.sessions.values())
         closed = await asyncio.gather(
             *(self._close_one(session, keep=keep) for session in sessions), return_exceptions=True
@@ -181,6 +184,7 @@ class Hibernation:
             and not session.is_busy
             and session.is_awake
             and session.agent_id not in self._evicting
+            and session.agent_id not in self._registry.continuing
             and not self._is_kept(session)
         )
 

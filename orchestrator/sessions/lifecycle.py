@@ -30,7 +30,8 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-from orchestrator.errors import CheckpointError, SessionBusyError, SessionEndedError
+from orchestrator.errors import CheckpointError, ManagerClosedError, SessionBusyError, SessionEndedError
+from orchestrator.homeloop import HomeLoop
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.outcome import Outcome, kernel_end
 from orchestrator.policy.policy import Policy
@@ -94,6 +95,7 @@ class Lifecycle:
     closing: bool = field(default=False, repr=False)
     idle_since: float = field(default_factory=time.monotonic, repr=False)
     _end_written: bool = field(default=False, init=False, repr=False)
+    _home: HomeLoop = field(default_factory=HomeLoop.of_caller, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._row = SessionRow(self.store, self.session_id, self.owner)
@@ -375,8 +377,11 @@ class Lifecycle:
 
         Raises:
             KernelDiedError: the kernel is gone.
+            ManagerClosedError: the session ended, or fell asleep, with its manager.
             SessionEndedError: the session sleeps, has ended for another reason, or never had a kernel.
         """
+        if (self.previous_end if self.asleep else self.ended) == Outcome.SHUTDOWN:
+            raise ManagerClosedError
         death = kernel_end(self.ended)
         if self.kernel is not None and (death or (self.ended is None and not self.kernel.is_alive)):
             raise self.kernel.died_error(death or Outcome.KERNEL_DIED)

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -21,6 +23,8 @@ from orchestrator.outcome import Outcome
 from orchestrator.policy.policy import Policy
 from orchestrator.pool.kernelpool import KernelPool, KernelResource
 from orchestrator.pool.scheduler import LeaseRequest
+from orchestrator.sessions.backoff import Backoff
+from orchestrator.sessions.continuing import Continuing
 from orchestrator.sessions.session import KernelSession
 from orchestrator.store.checkpointfiles import CheckpointFiles
 from orchestrator.store.history import History, SessionRecord
@@ -38,10 +42,11 @@ class SessionRegistry:
         sessions: the sessions that have a kernel, by agent id.
         asleep: the sessions without a kernel that a caller still holds, by session id.
         inherited: ids of a dead process's sessions that no agent of this process has acquired yet.
-        continuing: for each agent whose session is being taken over from a dead process, what is set when that is done.
+        continuing: for each agent whose session is being taken over from a dead process, what to wait for.
         closed: whether the manager shuts down: no session gets a kernel then.
         owner: this process's name in the store.
         policy: what the cells of all sessions may do.
+        backoff: how long agents wait whose kernels keep dying.
     """
 
     def __init__(
@@ -54,9 +59,10 @@ class SessionRegistry:
         self.sessions: dict[str, KernelSession] = {}
         self.asleep: WeakValueDictionary[str, KernelSession] = WeakValueDictionary()
         self.inherited: set[str] = set()
-        self.continuing: dict[str, asyncio.Event] = {}
+        self.continuing: dict[str, Continuing] = {}
         self.closed = False
         self.owner = ""
+        self.backoff = Backoff()
         self._pool = pool
         self._spawn = spawn
         self._store: History | None = None
@@ -131,7 +137,7 @@ class SessionRegistry:
         self.asleep.pop(session.session_id, None)
         self.sessions[session.agent_id] = session
         self._leases[kernel.kernel_id] = resource
-        kernel.on_lost(lambda: self._spawn(self._reap_lost(session, kernel)))
+        kernel.on_lost(partial(self._lost, session, kernel, time.monotonic()))
 
     def charge(self, session: KernelSession, request: LeaseRequest) -> None:
         """Charge a session's kernel to the request's group from now on."""
@@ -195,6 +201,18 @@ class SessionRegistry:
             elif agent_id in self._reaping:
                 await asyncio.shield(self._reaping[agent_id])
 
+    def _lost(self, session: KernelSession, kernel: Kernel, since: float) -> None:
+        """Called once a session's kernel is disconnected: by itself, or because the session has given it up."""
+        if session.kernel is kernel and self.sessions.get(session.agent_id) is session and not self.closed:
+            self.note_death(session, kernel, time.monotonic() - since)
+        self._spawn(self._reap_lost(session, kernel))
+
+    def note_death(self, session: KernelSession, kernel: Kernel, served_s: float) -> None:
+        """Note that a kernel died that the agent had for so many seconds: its next one may have to wait."""
+        wait = self.backoff.died(session.agent_id, served_s)
+        if wait:
+            session.note(kernel, "session.held_back", seconds=wait)
+
     async def _reap_lost(self, session: KernelSession, kernel: Kernel) -> None:
         if session.kernel is kernel and not self.closed:
             await self._reap(session)
@@ -215,6 +233,8 @@ class SessionRegistry:
             reason = (await kernel.exit()).reason
         except EngineError:
             reason = Outcome.ENGINE_LOST
+        if reason is Outcome.ENGINE_LOST:
+            self.backoff.forgive(session.agent_id)
         await session.settled()
         if self.sessions.get(session.agent_id) is not session or session.kernel is not kernel:
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from orchestrator.errors import CellblockError
+from orchestrator.errors import CellblockError, CheckpointError, KernelDiedError
 from orchestrator.limits import Deadline
 from orchestrator.pool.kernelpool import KernelPool
 from orchestrator.sessions.acquiring import Acquiring
@@ -47,6 +47,7 @@ class Restoring:
         async with self._registry.locked(session.agent_id, timeout), session.between_cells():
             session.live_kernel()
             deadline = Deadline(_KERNEL_WAIT if timeout is None else timeout)
+            await self._registry.backoff.wait(session.agent_id, deadline, self._pool.max_kernels)
             kernel, resource = await self._acquiring.lease(deadline, session.lease_request, room_for=session)
             resource.served = True  # whatever happens now, no other agent gets this kernel
             old_id = session.kernel_id
@@ -56,7 +57,9 @@ class Restoring:
                 await session.move(kernel, restored)
                 old = self._registry.take_lease(old_id)
                 self._registry.enter(session, resource)
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, CheckpointError | KernelDiedError):  # its own state cost it a kernel
+                    self._registry.note_death(session, kernel, 0.0)
                 self._pool.release(resource)
                 raise
             self._hibernation.make_room()

@@ -13,10 +13,9 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from orchestrator.errors import SessionEndedError, StoreError
+from orchestrator.errors import ManagerClosedError, StoreError
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import KernelResourceLimits
-from orchestrator.outcome import Outcome
 from orchestrator.output.events import Event, ExecutionResult, InputHandler
 from orchestrator.sessions.lifecycle import Lifecycle
 from orchestrator.sessions.sessionrow import NEVER_RAN
@@ -47,12 +46,14 @@ class KernelSession(Lifecycle):
 
         Raises:
             SessionEndedError, KernelDiedError, KernelTimeoutError: see ``live_kernel``, ``Cell.send`` and ``Cell.run``.
+            WrongEventLoopError: see ``HomeLoop.check``.
         """
+        self._home.check()
         await self._lock.acquire()
         try:
             kernel = self.live_kernel()
             if self.closing:
-                raise SessionEndedError("the manager shuts down; the cell has not run.", reason=Outcome.SHUTDOWN)
+                raise ManagerClosedError("the manager shuts down; the cell has not run.")
             await self._begin_cell(code, kernel)
             self._turn = turn = Turn(self, kernel, code, limits, answer)
         except BaseException:
@@ -128,7 +129,12 @@ class KernelSession(Lifecycle):
         return None if self._turn is None else (self.cell_count, self._turn.cell.age_s)
 
     def interrupt(self) -> bool:
-        """Interrupt the running cell. Returns whether there is one."""
+        """Interrupt the running cell. Returns whether there is one.
+
+        Raises:
+            WrongEventLoopError: see ``HomeLoop.check``.
+        """
+        self._home.check()
         if self._turn is None:
             return False
         self._turn.cell.interrupt()
@@ -169,7 +175,9 @@ class KernelSession(Lifecycle):
 
         Raises:
             StoreError: the store cannot be read.
+            WrongEventLoopError: see ``HomeLoop.check``.
         """
+        self._home.check()
         while not self._has_history:
             changes = self._history_changes
             history = await self._row.read_history()

@@ -134,7 +134,10 @@ async def _finished(thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:
     try:
         done = asyncio.get_running_loop().run_in_executor(thread, work)
     except RuntimeError as error:
-        raise StoreError("the history is closed: the manager has been shut down.") from error
+        raise StoreError(
+            "the history is closed: the manager has been shut down.",
+            remedy="Read it before the shutdown, or with `cellblock sessions show`.",
+        ) from error
     return await asyncio.shield(done)
 
 

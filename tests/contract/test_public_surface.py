@@ -31,6 +31,7 @@ ERRORS = {
     "ManagerClosedError", "PolicyError", "PolicyFault", "QuotaExceededError", "SandboxFloorError", "Scarcity",
     "SessionBusyError", "SessionElsewhereError", "SessionEndedError",
     "SettingsError", "StoreError", "UnknownKernelNameError", "UnknownRuntimeError", "UserIdTakenError",
+    "WrongEventLoopError",
 }  # fmt: skip
 EVENTS = {
     "CellFinished", "ClearOutput", "CommMessage", "DisplayData", "ErrorOutput", "Event", "Evidence", "ExecuteResult",

@@ -60,7 +60,8 @@ ERRORS: dict[str, tuple[str, dict[str, Any]]] = {
         "session_elsewhere", {**SAYS, "agent_id": "a", "owner": "boot/1/i", "pid": 7, "host": "h"}
     ),
     "SessionEndedError": ("session_ended", {**SAYS, "reason": "idle"}),
-    "ManagerClosedError": ("manager_closed", SAYS),
+    "ManagerClosedError": ("manager_closed", {**SAYS, "reason": "shutdown"}),
+    "WrongEventLoopError": ("wrong_event_loop", SAYS),
     "FileTransferError": ("file_transfer", {**SAYS, "path": "data/a.csv"}),
     "StoreError": ("store", {**SAYS, "result": RESULT}),
     "QuotaExceededError": ("quota_exceeded", {**SAYS, "agent_id": "a", "used_bytes": 5, "quota_bytes": 4}),
