@@ -156,6 +156,8 @@ def _bring_up(report: Report, paths: EnginePaths) -> None:
             enginedaemon.start(paths, report)
         elif may_configure(paths):
             enginedaemon.reload(paths)
+            if enginedaemon.systemd_runs(paths):  # which started it when the package was installed
+                enginedaemon.start_unit(paths)
     except OSError as error:
         if isinstance(error, EngineError):
             raise
