@@ -92,6 +92,7 @@ class Instance:
         Raises:
             EngineUnavailableError: the engine does not answer.
             EnginePermissionError: this user may not use the engine.
+            EngineUnsupportedError: the engine is rootless, maps user ids, or is Podman.
             ImageMissingError: the engine does not have the sandbox image.
             UnknownRuntimeError: the engine does not have the runtime that was asked for.
             SettingsError: the state folder cannot be created, or the engine does not see it.
@@ -100,6 +101,7 @@ class Instance:
         wanted = policy.choose_runtime(settings.runtime)
         engine = await Engine.connect(settings.engine_timeout)
         try:
+            await engine.refuse_unsupported()
             image = await engine.resolve_image(await asyncio.to_thread(image_name, settings))
             runtime = await engine.resolve_runtime(wanted)
             instance, lease, folder = await _visible_instance(engine, settings)

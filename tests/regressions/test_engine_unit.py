@@ -1,4 +1,4 @@
-"""Where systemd runs, the engine is its unit. Here a script stands for systemctl; `make test-modern` uses a real one."""
+"""Where systemd runs, the engine is its unit. A script stands for systemctl; `make test-modern` uses a real one."""
 
 from __future__ import annotations
 
