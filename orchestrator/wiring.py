@@ -167,6 +167,7 @@ class Wiring:
         starting.result()
 
     def _open_store(self) -> tuple[History, CheckpointFiles]:
+        self._settings.refuse_foreign_folders()
         history = History.open(self._settings.history_url, self._settings.data_path)
         try:
             return history, CheckpointFiles(self._settings.data_path)

@@ -22,7 +22,7 @@ from orchestrator.container.enginekind import unsupported
 from orchestrator.errors import EngineUnsupportedError
 from tests.conftest import REPOSITORY
 
-KINDS = ("userns-remap", "podman")
+KINDS = ("rootless", "userns-remap", "podman")
 COMMAND = str(Path(sys.executable).with_name("cellblock"))
 
 
