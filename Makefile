@@ -20,7 +20,7 @@ endef
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help demo test check lint bench bench-peers soak reactions usage schedule service-times history crashes sessions screenshots state-table docs verify fuzz seccomp-record engine engine-stop image venv lock clean FORCE
+.PHONY: help demo test test-modern check lint bench bench-peers soak reactions usage schedule service-times history crashes sessions screenshots state-table docs verify fuzz seccomp-record engine engine-stop image venv lock clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -100,6 +100,10 @@ fuzz: image ## send seeded nonsense from hostile kernels, 200,000 cases under ea
 seccomp-record: image ## record the system calls of a kernel at work, beside what the seccomp profile allows
 	@command -v strace >/dev/null || { echo "seccomp-record: as root: apt-get install strace" >&2; exit 1; }
 	@$(BIN)/python -m tests.isolation.record_syscalls
+
+# TESTS says which tests, VERIFY=no leaves out the probes
+test-modern: image ## verify and the tests of sessions and outcomes in a virtual machine with systemd and cgroup v2; about an hour
+	@.ci/modern $(TESTS)
 
 engine: $(STAMP) ## bring up a Docker engine where none answers (as root, on Debian)
 	@$(BIN)/cellblock engine start

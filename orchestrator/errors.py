@@ -13,6 +13,7 @@
     │   │   └── EngineTimeoutError (TimeoutError)     engine_timeout
     │   ├── EnginePermissionError (PermissionError)   engine_permission
     │   ├── EngineSetupError                   engine_setup             it could not be installed or started
+    │   ├── EngineUnsupportedError             engine_unsupported       rootless, with userns-remap, or Podman
     │   ├── ImageMissingError (LookupError)    image_missing
     │   ├── ImageBuildError                    image_build
     │   └── UnknownRuntimeError (LookupError)  unknown_runtime
@@ -189,6 +190,16 @@ class EnginePermissionError(EngineError, PermissionError, code="engine_permissio
 
 class EngineSetupError(EngineError, code="engine_setup"):
     """The engine could not be installed, started or stopped."""
+
+
+class EngineUnsupportedError(EngineError, code="engine_unsupported"):
+    """The engine is of a kind that cannot keep what Cellblock promises. Nothing was started.
+
+    Attributes:
+        kind: "rootless", "userns-remap" or "podman".
+    """
+
+    kind: str
 
 
 class ImageMissingError(EngineError, LookupError, code="image_missing"):

@@ -92,14 +92,16 @@ class Instance:
         Raises:
             EngineUnavailableError: the engine does not answer.
             EnginePermissionError: this user may not use the engine.
+            EngineUnsupportedError: the engine is rootless, maps user ids, or is Podman.
             ImageMissingError: the engine does not have the sandbox image.
             UnknownRuntimeError: the engine does not have the runtime that was asked for.
-            SettingsError: the state folder cannot be created, or the engine does not see it.
+            SettingsError: the state folder cannot be created, is not seen by the engine, or another user can write it.
             StoreError: the data folder cannot be written.
         """
         wanted = policy.choose_runtime(settings.runtime)
         engine = await Engine.connect(settings.engine_timeout)
         try:
+            await engine.refuse_unsupported()
             image = await engine.resolve_image(await asyncio.to_thread(image_name, settings))
             runtime = await engine.resolve_runtime(wanted)
             instance, lease, folder = await _visible_instance(engine, settings)
@@ -368,6 +370,7 @@ async def _visible_instance(engine: Engine, settings: Settings) -> tuple[str, In
     """Take a new instance, whose folder the engine sees. On failure nothing of it is left."""
     instance, lease, folder = _new_instance(settings.state_path, settings.data_path)
     try:
+        settings.refuse_foreign_folders()  # now that they exist
         await _refuse_unseen(engine, folder)
     except BaseException:
         clear_folder(folder)

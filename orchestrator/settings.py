@@ -55,6 +55,39 @@ def private_folder(folder: Path) -> Path:
     return folder
 
 
+def refuse_foreign(path: Path, variable: str, *, shared: bool = False) -> None:
+    """Check that no other user but root can write a folder, or put another one in its place.
+
+    Every folder on the way belongs to this user or root, and so does each link; none is writable for everyone unless it
+    is sticky, like /tmp. What does not exist yet is not checked.
+
+    Args:
+        path: the folder.
+        variable: the setting that names it.
+        shared: the path is a file, or a folder in which others may create files of their own.
+
+    Raises:
+        SettingsError: another user owns it or can write it. The message says how to repair it.
+    """
+    for each in dict.fromkeys([path, *path.parents, *(real := path.resolve()).parents, real]):
+        try:
+            owners, mode = {each.lstat().st_uid, each.stat().st_uid}, each.stat().st_mode
+        except OSError:
+            continue  # it does not exist or cannot be entered, which who uses it reports
+        strict = not shared and each in (path, real)
+        if foreign := owners - {0, os.geteuid()}:
+            fault = f"{each} belongs to uid {min(foreign)}"
+        elif stat.S_ISDIR(mode) and (mode & 0o022 if strict else mode & 0o002 and not mode & stat.S_ISVTX):
+            fault = f"{each} is writable for other users (mode {stat.S_IMODE(mode):04o})"
+        else:
+            continue
+        raise SettingsError(
+            f"{path} is not used: {fault}, who can replace what Cellblock writes there.",
+            remedy=f"Run `chown {os.geteuid()} {each}` and `chmod go-w {each}`, or set {variable} to a folder of this "
+            "user's own.",
+        )
+
+
 class Settings(BaseSettings):
     """One field for each CELLBLOCK_* variable; a variable wins over ``.env``, ``.env`` over the default.
 
@@ -171,6 +204,17 @@ class Settings(BaseSettings):
             return Path("/var/log/cellblock/audit.jsonl")
         state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
         return Path(state) / "cellblock/audit.jsonl"
+
+    def refuse_foreign_folders(self) -> None:
+        """Check that no other user can write the folders of state, data and the audit log, as far as they exist.
+
+        Raises:
+            SettingsError: another user owns one of them or can write it.
+        """
+        refuse_foreign(self.state_path, "CELLBLOCK_STATE_DIR")
+        refuse_foreign(self.data_path, "CELLBLOCK_DATA_DIR")
+        if self.audit_path is not None:
+            refuse_foreign(self.audit_path, "CELLBLOCK_AUDIT_LOG", shared=True)
 
 
 def _unknown_variables() -> list[str]:

@@ -271,6 +271,7 @@ class Wiring:
         self._serve()
 
     def _open_store(self) -> tuple[History, CheckpointFiles]:
+        self._settings.refuse_foreign_folders()
         quota = self._settings.agent_quota_mb * MIB
         history = History.open(self._settings.history_url, self._settings.data_path, agent_quota=quota)
         try:

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from orchestrator.cli.render import AsJson, console, errors, plain, run_async, show_json, show_table
 from orchestrator.container.engine import Engine, gvisor_fault
+from orchestrator.container.enginekind import unsupported
 from orchestrator.errors import CellblockError, ImageMissingError
 from orchestrator.host.weakness import look, weaknesses
 from orchestrator.image.build import image_name
@@ -80,6 +81,8 @@ async def _examine(settings: Settings, usable: list[str]) -> list[Diagnosis]:
     try:
         info: dict[str, Any] = await engine.retry(engine.client.info)
         version: dict[str, Any] = await engine.retry(engine.client.version)
+        if (refusal := unsupported(info, version)) is not None:
+            return [*diagnoses, Diagnosis("engine", "broken", refusal.message, refusal.remedy)]
         diagnoses += _engine(info, version)
         diagnoses.append(await _image(engine, settings))
     finally:

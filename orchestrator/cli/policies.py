@@ -22,6 +22,25 @@ app = typer.Typer(
 )
 _LONGEST = 100  # characters of a value in a table
 
+
+def existing_policy(name: str) -> str:
+    """Return the value of an option that names a policy. Typer calls it.
+
+    Raises:
+        typer.BadParameter: there is no such policy or file. The command exits with 2.
+    """
+    try:
+        found = not name or policy_path(name).is_file()
+    except PolicyError as error:
+        raise typer.BadParameter(f"{plain(error.message)} {error.remedy}") from error
+    if not found:
+        raise typer.BadParameter(f"there is no file {plain(name)}.")
+    return name
+
+
+PolicyName = Annotated[
+    str, typer.Option("--policy", help="A policy's name or file. Default: CELLBLOCK_POLICY.", callback=existing_policy)
+]
 Named = Annotated[str, typer.Argument(metavar="NAME", help="A policy's name, or the path of a TOML file.")]
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, TextIO
 import typer
 from rich.markup import escape
 
+from orchestrator.cli.policies import PolicyName
 from orchestrator.cli.prompt import Prompt
 from orchestrator.cli.render import complain, errors, plain, run_async
 from orchestrator.cli.verdict import gap, needs_verdict, verdict
@@ -81,7 +82,7 @@ def run(
         Path | None,
         typer.Option("--out", help="A folder for files that the script makes and pictures that it shows."),
     ] = None,
-    policy: Annotated[str, typer.Option(help="A policy's name or file. Default: CELLBLOCK_POLICY.")] = "",
+    policy: PolicyName = "",
     timeout: Annotated[
         float | None, typer.Option(help="The script's time limit in seconds. Default: the policy's.")
     ] = None,

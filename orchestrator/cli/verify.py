@@ -13,9 +13,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from orchestrator.cli.policies import PolicyName
 from orchestrator.cli.render import console, errors, plain, run_async, show_table
 from orchestrator.container.engine import Engine, gvisor_fault
-from orchestrator.errors import InvalidInputError
+from orchestrator.errors import InvalidInputError, UnknownRuntimeError
 from orchestrator.isolation.benchmark import ItemResult, judge
 from orchestrator.isolation.claims import Claim
 from orchestrator.isolation.controls import CONTROLS
@@ -34,11 +35,27 @@ SelfTest = Annotated[
 Runtimes = Annotated[
     list[str] | None, typer.Option("--runtime", help="A runtime to verify; repeatable. Default: runc and runsc.")
 ]
-PolicyName = Annotated[str, typer.Option("--policy", help="A policy's name or file. Default: CELLBLOCK_POLICY.")]
+
+
+def _known_control(name: str) -> str:
+    if name and name not in (known := [control.name for control in CONTROLS]):
+        raise typer.BadParameter(f"there is no control {plain(name)!r}. Known ones: {', '.join(known)}.")
+    return name
+
+
+def _in_a_folder(path: Path | None) -> Path | None:
+    """Refuse a file that cannot be written before the probes run, which take minutes."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise typer.BadParameter(f"{plain(str(path))} is a folder, or its folder does not exist.")
+    return path
+
+
 ControlName = Annotated[
     str,
     typer.Option(
-        "--control", help="Instead, probe a container that lacks a defence (see --list); show what turns red."
+        "--control",
+        help="Instead, probe a container that lacks a defence (see --list); show what turns red.",
+        callback=_known_control,
     ),
 ]
 Cis = Annotated[
@@ -46,8 +63,12 @@ Cis = Annotated[
     typer.Option("--cis", help="Instead, check a kernel's container against section 5 of the CIS Docker Benchmark."),
 ]
 List = Annotated[bool, typer.Option("--list", help="Instead, list the claims and the controls. Needs no engine.")]
-ToJson = Annotated[Path | None, typer.Option("--json", help="Write the findings to this file as JSON.")]
-ToJunit = Annotated[Path | None, typer.Option("--junit", help="Write the findings to this file as JUnit XML.")]
+ToJson = Annotated[
+    Path | None, typer.Option("--json", help="Write the findings to this file as JSON.", callback=_in_a_folder)
+]
+ToJunit = Annotated[
+    Path | None, typer.Option("--junit", help="Write the findings to this file as JUnit XML.", callback=_in_a_folder)
+]
 
 
 def verify(
@@ -72,12 +93,17 @@ def verify(
     settings = Settings.load()
     if policy:
         settings = settings.model_copy(update={"policy": policy})
-    if cis:
-        raise typer.Exit(run_async(_show_benchmark(settings, runtime)))
-    if control:
-        raise typer.Exit(run_async(_show_control(settings, runtime, control)))
     begun = time.monotonic()
-    report = run_async(_verify(settings, runtime, self_test))
+    try:
+        if cis:
+            raise typer.Exit(run_async(_show_benchmark(settings, runtime)))
+        if control:
+            raise typer.Exit(run_async(_show_control(settings, runtime, control)))
+        report = run_async(_verify(settings, runtime, self_test))
+    except UnknownRuntimeError as error:
+        if not runtime:
+            raise
+        raise typer.BadParameter(plain(error.message), param_hint="--runtime") from error
     _show(report, time.monotonic() - begun)
     if to_json is not None:
         _save(to_json, json.dumps(_as_dict(report), indent=2) + "\n")
@@ -109,10 +135,6 @@ async def _verify(settings: Settings, runtime: list[str] | None, self_test: bool
 
 async def _show_control(settings: Settings, runtime: list[str] | None, name: str) -> int:
     chosen = [control for control in CONTROLS if control.name == name]
-    if not chosen:
-        raise InvalidInputError(
-            f"there is no control {name!r}.", remedy=f"Known ones: {', '.join(control.name for control in CONTROLS)}."
-        )
     checks: list[Check] = []
     for each in runtime or await _runtimes(settings):
         async with laboratory(settings, each) as bench:

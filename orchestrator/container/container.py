@@ -54,8 +54,8 @@ class Container:
     async def _refuse_shared_user(self, uid: str) -> None:
         """Refuse a user id that another container of the engine has.
 
-        A lease does not suffice: it is visible in one network namespace only and ends with its process. Called between
-        creation and start, so that of two containers that choose the same id at least one sees the other.
+        A lease does not suffice: it is in one state folder only and ends with its process. Called between creation and
+        start, so that of two containers that choose the same id at least one sees the other.
         """
         filters = {"label": f"{USER_LABEL}={uid}"}
         found = await self._engine.retry(self._engine.client.api.containers, all=True, filters=filters)

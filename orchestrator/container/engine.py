@@ -13,6 +13,7 @@ import requests
 from docker.errors import APIError, DockerException, NotFound
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from orchestrator.container.enginekind import unsupported
 from orchestrator.errors import (
     EngineError,
     EnginePermissionError,
@@ -58,7 +59,7 @@ def translate(error: Exception) -> EngineError:
         if "PermissionError" in text or "Permission denied" in text:
             return EnginePermissionError(
                 "this user may not use the Docker engine.",
-                remedy="Add the user to the `docker` group and log in again, or use rootless Docker (DOCKER_HOST).",
+                remedy="Add the user to the `docker` group and log in again.",
             )
         if isinstance(error, requests.Timeout) or "timed out" in text:
             return EngineTimeoutError("the Docker engine did not answer in time.", remedy=_HANGS)
@@ -122,6 +123,16 @@ class Engine:
             with attempt:
                 return await self.call(function, *args, **kwargs)
         raise AssertionError("unreachable: the last attempt raises")
+
+    async def refuse_unsupported(self) -> None:
+        """Check that the engine is of a kind that can keep what Cellblock promises.
+
+        Raises:
+            EngineUnsupportedError: it is rootless, maps user ids, or is Podman.
+        """
+        info, version = await self.retry(self.client.info), await self.retry(self.client.version)
+        if (refusal := unsupported(info, version)) is not None:
+            raise refusal
 
     async def resolve_image(self, image: str) -> str:
         """Return the identifier of an image.

@@ -1,6 +1,7 @@
 """Where an instance and its kernels have their folders. The one place that spells them. Pure.
 
     <state>/owner-<instance>.lock     held by one orchestrator while it lives; there is one in the data folder too
+    <state>/uid-<user id>.lock        held by the orchestrator whose container has that user id
     <state>/i-<instance>/             that orchestrator's
     <state>/i-<instance>/<kernel>/    one kernel's, named by the first 12 digits of its id
     …/<kernel>/wire/                  what its sandbox sees: the sockets and the connection file
@@ -36,9 +37,14 @@ def lock_file(folder: Path, instance: str) -> Path:
     return folder / f"owner-{instance}.lock"
 
 
+def user_lock_file(folder: Path, uid: int) -> Path:
+    """Return a user id's lock file in the state folder."""
+    return folder / f"uid-{uid}.lock"
+
+
 def lock_files(folder: Path) -> list[Path]:
-    """Find the lock files of all instances."""
-    return sorted(folder.glob("owner-*.lock"))
+    """Find the lock files of all instances and user ids."""
+    return sorted([*folder.glob("owner-*.lock"), *folder.glob("uid-*.lock")])
 
 
 def kernel_folder(folder: Path, kernel_id: str) -> Path:

@@ -1,12 +1,13 @@
-"""Leases on names of this host, for instances and user ids.
+"""Leases of instances and of user ids: what one process holds while it lives.
 
-A lease is an abstract Unix socket that is bound to the name. Linux lets only one process bind a name, and frees the
-name when that process ends, however it ends. So there is nothing to clean up, no stale file and no reused pid. The
-socket is a datagram socket because one can find out whether its name is bound without binding it. Abstract names belong
-to a network namespace, hence ``host_identity``. A sandbox has a namespace of its own.
+The leases are lock files in folders that only this user can write, so no other user can hold one. A user id has a lock
+file in the state folder. An instance has one in its state folder and one in its data folder.
 
-An instance also holds a lock file in its state folder and one in its data folder. They hold across network namespaces,
-for every process that shares one of these folders.
+An instance also holds a ``Lease``, an abstract Unix socket that is bound to its name. It says that the owner of a
+container lives to a process that sees none of its lock files. Linux lets only one process bind a name, and frees the
+name when that process ends, however it ends. The socket is a datagram socket because one can find out whether its name
+is bound without binding it. Abstract names belong to a network namespace, hence ``host_identity``. Every local user can
+bind such a name, so it counts only where no lock file is seen.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Self
 
-from orchestrator.container.folders import instance_folder, lock_file
+from orchestrator.container.folders import instance_folder, lock_file, user_lock_file
 from orchestrator.container.lockfile import LockFile
 from orchestrator.errors import KernelStartError
 
@@ -59,26 +60,31 @@ def _address(name: str) -> str:
 
 
 class UserId:
-    """A user id that no other live container of this host has."""
+    """A user id that no other live container with the same state folder has.
 
-    def __init__(self, uid: int, lease: Lease) -> None:
+    ``Container.start`` refuses an id that a container with another state folder has.
+    """
+
+    def __init__(self, uid: int, file: LockFile) -> None:
         self.uid = uid
-        self._lease = lease
+        self._file = file
 
     @classmethod
-    def take(cls, base: int, count: int, avoid: Collection[int] = ()) -> UserId:
+    def take(cls, folder: Path, base: int, count: int, avoid: Collection[int] = ()) -> UserId:
         """Take a free id of ``base … base + count - 1``, chosen at random so that a freed id is not reused at once.
 
         Args:
+            folder: the state folder, which gets the lock file.
             avoid: ids to leave out.
 
         Raises:
             KernelStartError: every id is taken.
+            OSError: the lock file cannot be created or locked.
         """
         start = secrets.randbelow(count)
         for step in range(count):
             uid = base + (start + step) % count
-            if uid not in avoid and (taken := cls.take_over(uid)) is not None:
+            if uid not in avoid and (taken := cls.take_over(folder, uid)) is not None:
                 return taken
         raise KernelStartError(
             f"no kernel was started: all {count} user ids from {base} on are in use.",
@@ -87,19 +93,23 @@ class UserId:
         )
 
     @classmethod
-    def take_over(cls, uid: int) -> UserId | None:
-        """Take over the id of a container that outlived its owner. Return None if a process holds the id."""
-        lease = Lease.take(f"uid.{uid}")
-        return None if lease is None else cls(uid, lease)
+    def take_over(cls, folder: Path, uid: int) -> UserId | None:
+        """Take over the id of a container that outlived its owner. Return None if a process holds the id.
+
+        Raises:
+            OSError: the lock file cannot be created or locked.
+        """
+        file = LockFile.take(user_lock_file(folder, uid))
+        return None if file is None else cls(uid, file)
 
     def release(self) -> None:
-        self._lease.release()
+        self._file.release()
 
 
 class InstanceLease:
-    """The lease of an instance: its name on this host, and its lock files."""
+    """The lease of an instance: its lock files, and its name on this host."""
 
-    def __init__(self, lease: Lease, files: Collection[LockFile]) -> None:
+    def __init__(self, lease: Lease | None, files: Collection[LockFile]) -> None:
         self._lease = lease
         self._files = tuple(files)
 
@@ -110,11 +120,13 @@ class InstanceLease:
         Raises:
             OSError: a lock file cannot be created or locked.
         """
-        if (lease := Lease.take(_of_instance(instance))) is None:
+        folders = list(dict.fromkeys(each.resolve() for each in folders))
+        known = any(lock_file(folder, instance).exists() for folder in folders)
+        if (lease := Lease.take(_of_instance(instance))) is None and not known:
             return None
         files: list[LockFile] = []
         try:
-            for folder in dict.fromkeys(each.resolve() for each in folders):
+            for folder in folders:
                 file = LockFile.take(lock_file(folder, instance), f"{os.getpid()} {socket.gethostname()}\n")
                 if file is None:
                     break
@@ -130,7 +142,8 @@ class InstanceLease:
     def release(self) -> None:
         for file in self._files:
             file.release()
-        self._lease.release()
+        if self._lease is not None:
+            self._lease.release()
 
 
 def instance_lease(instance: str, folders: Iterable[Path] = ()) -> InstanceLease | None:
@@ -144,7 +157,12 @@ def instance_lease(instance: str, folders: Iterable[Path] = ()) -> InstanceLease
 
 def is_dead(instance: str, folders: Iterable[Path] = ()) -> bool:
     """Return whether no process of this network namespace, or with one of these folders, owns an instance."""
-    return not Lease.is_held(_of_instance(instance)) and not any(_is_held_in(folder, instance) for folder in folders)
+    folders = list(folders)
+    locks = [lock for folder in folders if (lock := lock_file(folder, instance)).exists()]
+    if locks:
+        return not any(LockFile.is_held(lock) for lock in locks)
+    answered = any(_answers(instance_folder(folder, instance) / "control.sock") for folder in folders)
+    return not answered and not Lease.is_held(_of_instance(instance))
 
 
 def holder_of(instance: str, folders: Iterable[Path]) -> tuple[int | None, str | None]:
@@ -156,11 +174,6 @@ def holder_of(instance: str, folders: Iterable[Path]) -> tuple[int | None, str |
         except (OSError, ValueError):
             continue
     return None, None
-
-
-def _is_held_in(folder: Path, instance: str) -> bool:
-    lock = lock_file(folder, instance)
-    return LockFile.is_held(lock) if lock.exists() else _answers(instance_folder(folder, instance) / "control.sock")
 
 
 def _answers(path: Path) -> bool:

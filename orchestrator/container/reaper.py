@@ -91,7 +91,7 @@ def sweep_orphans(api: Any, folder: Path, home: str | None) -> int:
 
 
 def remove_free_locks(folder: Path) -> None:
-    """Remove the lock files of dead instances from the state folder or the data folder."""
+    """Remove the lock files that no process holds from the state folder or the data folder."""
     for file in lock_files(folder):
         with contextlib.suppress(OSError):
             LockFile.remove_free(file)

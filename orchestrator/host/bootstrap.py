@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.container import engine
+from orchestrator.container.enginekind import unsupported
 from orchestrator.errors import EngineError, EnginePermissionError, EngineSetupError, EngineUnavailableError
 from orchestrator.host import aptpackages, enginedaemon
 from orchestrator.host.engineconfig import EnginePaths, EngineRecord, configure, gvisor_offer, may_configure
@@ -53,14 +54,17 @@ def status(paths: EnginePaths = _PATHS) -> EngineStatus:
     Raises:
         EngineUnavailableError: no engine answers.
         EnginePermissionError: this user may not use it.
+        EngineUnsupportedError: Cellblock does not use this kind of engine.
     """
     client = engine.connect(_TIMEOUT)
     try:
-        information = client.info()
+        information, version = client.info(), client.version()
     except engine.FAILURES as error:
         raise engine.translate(error) from error
     finally:
         client.close()
+    if (refusal := unsupported(information, version)) is not None:
+        raise refusal
     fault = engine.gvisor_fault(information["Runtimes"])
     record = EngineRecord.load(paths.record)
     return EngineStatus(
@@ -80,6 +84,7 @@ def start_engine(report: Report, paths: EnginePaths = _PATHS) -> EngineStatus:
     Raises:
         EngineUnavailableError: no engine answers, and this process may not set one up.
         EnginePermissionError: an engine answers, and this user may not use it.
+        EngineUnsupportedError: an engine answers, and Cellblock does not use this kind.
         EngineSetupError: setting up failed. A repeated call continues where it failed.
     """
     if _ready(paths):
@@ -128,7 +133,7 @@ def _refuse_if_impossible(error: EngineError) -> None:
     if os.geteuid() != 0:
         raise EngineUnavailableError(
             "no Docker engine answers, and only root can set one up.",
-            remedy="Start Docker, or run this command as root on Debian. Rootless Docker works too (set DOCKER_HOST).",
+            remedy="Start Docker, or run this command as root on Debian.",
         ) from error
     if enginedaemon.find_program("dockerd") is None and not shutil.which("apt-get"):
         raise EngineUnavailableError(
@@ -156,6 +161,8 @@ def _bring_up(report: Report, paths: EnginePaths) -> None:
             enginedaemon.start(paths, report)
         elif may_configure(paths):
             enginedaemon.reload(paths)
+            if enginedaemon.systemd_runs(paths):  # which started it when the package was installed
+                enginedaemon.start_unit(paths)
     except OSError as error:
         if isinstance(error, EngineError):
             raise

@@ -29,6 +29,7 @@ class EnginePaths:
     record: Path = Path("/var/lib/cellblock/engine.json")
     log: Path = Path("/var/log/cellblock-engine.log")
     lock: Path = Path("/run/cellblock-engine.lock")
+    systemd: Path = Path("/run/systemd/system")  # exists where systemd runs
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""Start and stop the Docker daemon, with systemd if it runs, and clean up after a killed daemon."""
+"""Start and stop the Docker daemon, and clean up after a killed daemon.
+
+Where systemd runs, the daemon is its unit docker.service: it starts with the machine, and its log is the journal.
+Elsewhere it is a process of its own, with a log file.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +24,7 @@ from orchestrator.host.engineconfig import EnginePaths, EngineRecord
 _START_SECONDS = 60.0
 _STOP_SECONDS = 60.0
 _PROBE_SECONDS = 5.0
-_ADMIN_PATH = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin"
+_ADMIN_FOLDERS = "/usr/local/sbin:/usr/sbin:/sbin"
 
 Report = Callable[[str], None]
 
@@ -36,25 +40,56 @@ def answers() -> bool:
 
 def find_program(name: str) -> str | None:
     """Return the path of a program, also searching the folders of administrators' programs, or None."""
-    return shutil.which(name, path=_ADMIN_PATH)
+    return shutil.which(name, path=_path())
+
+
+def _path() -> str:
+    return f"{os.environ.get('PATH', '')}:{_ADMIN_FOLDERS}"
 
 
 def start(paths: EnginePaths, report: Report) -> None:
-    """Start the daemon in the background, in a session of its own, and wait until it answers.
+    """Start the daemon, as systemd's unit or else in a session of its own, and wait until it answers. Idempotent.
 
     Raises:
         EngineSetupError: it does not answer. The message quotes its log.
     """
-    if Path("/run/systemd/system").is_dir():
-        _start_by_systemd(paths)
-        return
     clear_stale(paths)
     running = pid_in(paths.pid_file)
     if running:
         report(f"waiting for the daemon that runs already (process {running})")
         _wait(paths, None)
-        return
-    report("starting the daemon")
+    elif systemd_runs(paths):
+        report("starting the unit docker.service")
+        start_unit(paths)
+    else:
+        report("starting the daemon")
+        _start_process(paths)
+
+
+def systemd_runs(paths: EnginePaths) -> bool:
+    """Return whether systemd manages this machine's daemons."""
+    return paths.systemd.is_dir() and find_program("systemctl") is not None
+
+
+def start_unit(paths: EnginePaths) -> None:
+    """Start the unit docker.service, wait until the engine answers, and record it. Idempotent.
+
+    The unit of an engine that Cellblock set up is enabled too, so that it starts with the machine. A unit that failed
+    too often is tried again.
+
+    Raises:
+        EngineSetupError: systemd could not start it, or it does not answer. The message quotes its journal.
+    """
+    record = EngineRecord.load(paths.record)
+    if record.ours:
+        _systemctl(["enable", "docker.service"], _START_SECONDS)
+    hostcommand.run(["systemctl", "reset-failed", "docker.service", "docker.socket"], seconds=_PROBE_SECONDS)
+    _systemctl(["start", "docker.service"], _START_SECONDS)
+    replace(record, pid=0, started=0, boot="", systemd=True).save(paths.record)
+    _wait(paths, None)
+
+
+def _start_process(paths: EnginePaths) -> None:
     process = _spawn(paths)
     record = replace(
         EngineRecord.load(paths.record), pid=process.pid, started=start_ticks(process.pid), boot=_boot(), systemd=False
@@ -70,9 +105,9 @@ def stop(paths: EnginePaths, report: Report) -> bool:
         EngineSetupError: the daemon did not end in time.
     """
     record = EngineRecord.load(paths.record)
-    if record.systemd:
-        report("stopping the daemon")
-        hostcommand.run(["systemctl", "stop", "docker.service", "docker.socket"], seconds=_STOP_SECONDS)
+    if record.systemd and systemd_runs(paths):
+        report("stopping the unit docker.service")
+        _systemctl(["stop", "docker.service", "docker.socket"], _STOP_SECONDS)
     elif is_ours(record):
         report(f"stopping the daemon (process {record.pid})")
         os.kill(record.pid, signal.SIGTERM)
@@ -153,21 +188,27 @@ def _spawn(paths: EnginePaths) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=log,
             cwd="/",
-            env={**os.environ, "PATH": _ADMIN_PATH},
+            env={**os.environ, "PATH": _path()},
             start_new_session=True,
         )
 
 
-def _start_by_systemd(paths: EnginePaths) -> None:
-    finished = hostcommand.run(["systemctl", "start", "docker.service"], seconds=_START_SECONDS)
+def _systemctl(arguments: Sequence[str], seconds: float) -> None:
+    finished = hostcommand.run(["systemctl", *arguments], seconds=seconds)
     if finished.code != 0:
-        journal = hostcommand.run(["journalctl", "-u", "docker", "-n", "15", "--no-pager"], seconds=10)
+        how = f"did not end within {seconds:.0f} s" if finished.expired else f"exit status {finished.code}"
         raise EngineSetupError(
-            f"systemd could not start the Docker engine:\n{finished.tail}\n{journal.tail}\n",
-            remedy="Run `systemctl status docker` for details.",
+            f"`systemctl {' '.join(arguments)}` failed ({how}):\n{finished.tail}\n{_journal()}\n",
+            remedy="Run `systemctl status docker.service` for details. A masked unit needs `systemctl unmask`.",
         )
-    replace(EngineRecord.load(paths.record), systemd=True).save(paths.record)
-    _wait(paths, None)
+
+
+def _journal() -> str:
+    """Return the last lines of the unit's journal, or "" where there is none."""
+    try:
+        return hostcommand.run(["journalctl", "-u", "docker.service", "-n", "15", "--no-pager"], seconds=10).tail
+    except OSError:
+        return ""
 
 
 def _wait(paths: EnginePaths, process: subprocess.Popen[bytes] | None) -> None:
@@ -180,7 +221,7 @@ def _wait(paths: EnginePaths, process: subprocess.Popen[bytes] | None) -> None:
             )
         if time.monotonic() > deadline:
             raise EngineSetupError(
-                f"the Docker daemon runs and does not answer after {_START_SECONDS:.0f} s:\n{_last_lines(paths.log)}\n",
+                f"the Docker daemon runs and does not answer after {_START_SECONDS:.0f} s:\n{_log(paths)}\n",
                 remedy=f"Kill the process whose id is in {paths.pid_file}, then run the command again.",
             )
         time.sleep(0.1)
@@ -197,6 +238,10 @@ def _await_end(record: EngineRecord) -> None:
                 remedy="It may wait for its containers. Kill it again, or read its log.",
             )
         time.sleep(0.05)
+
+
+def _log(paths: EnginePaths) -> str:
+    return _journal() if systemd_runs(paths) else _last_lines(paths.log)
 
 
 def _last_lines(log: Path) -> str:

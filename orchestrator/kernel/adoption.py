@@ -9,7 +9,7 @@ from orchestrator.container.lease import UserId
 from orchestrator.container.reaper import Leftover
 from orchestrator.errors import KernelDiedError, KernelStartError
 from orchestrator.kernel.channel import Message
-from orchestrator.kernel.containerkernel import ContainerKernel
+from orchestrator.kernel.containerkernel import ContainerKernel, no_sockets
 from orchestrator.kernel.endpoint import Endpoint
 from orchestrator.kernel.interruption import Interruption
 from orchestrator.kernel.kernel import Kernel
@@ -17,6 +17,7 @@ from orchestrator.kernel.kernelconfig import KernelConfig
 from orchestrator.kernel.lost import failing_when_lost
 from orchestrator.kernel.warmup import silent_cell
 
+_SWEPT = (0.01, 0.1)  # seconds until a lock file that a sweep held is gone
 _ADOPTION = 15.0  # seconds in which a kernel has to connect again and to end what it was doing
 
 
@@ -32,9 +33,7 @@ async def adopt(config: KernelConfig, left: Leftover) -> ContainerKernel:
         EngineError: the engine does not answer.
         CancelledError: the kernel is abandoned.
     """
-    user = UserId.take_over(left.uid)
-    if user is None:
-        raise KernelStartError(f"user id {left.uid} is taken.", cause="host")
+    user = await _take_over_user(config, left)
     try:
         endpoint = Endpoint.reopen(kernel_folder(config.folder, left.kernel_id))
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -56,6 +55,21 @@ async def adopt(config: KernelConfig, left: Leftover) -> ContainerKernel:
         raise
     kernel.enter_service("kernel.adopted")
     return kernel
+
+
+async def _take_over_user(config: KernelConfig, left: Leftover) -> UserId:
+    """Take over the kernel's user id. Another process's sweep holds a lock file for a moment before it removes it."""
+    for pause in (*_SWEPT, 0):
+        try:
+            if (user := UserId.take_over(config.state_folder, left.uid)) is not None:
+                return user
+            await asyncio.sleep(pause)
+        except OSError as error:
+            raise no_sockets(error) from error
+        except asyncio.CancelledError:
+            config.left.add(left.kernel_id)
+            raise
+    raise KernelStartError(f"user id {left.uid} is taken.", cause="host")
 
 
 async def _take_over(kernel: ContainerKernel) -> None:

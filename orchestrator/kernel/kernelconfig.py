@@ -61,6 +61,11 @@ class KernelConfig:
     telemetry: Telemetry = field(default_factory=Telemetry)
 
     @property
+    def state_folder(self) -> Path:
+        """The folder of all instances, which has the leases of user ids."""
+        return self.folder.parent
+
+    @property
     def message_bound(self) -> int:
         """Bytes that one message may have: a cell's output limit, at most 4 MiB, and 1 MiB for the envelope."""
         return min(self.limits.max_output_bytes, _LARGEST_MESSAGE) + MIB

@@ -46,7 +46,10 @@ async def start(config: KernelConfig) -> ContainerKernel:
     taken: set[int] = set()
     deadline, patience = Deadline(config.start_timeout), config.start_timeout * _PATIENCE
     while True:
-        user = UserId.take(config.uid_base, config.uid_count, avoid=taken)
+        try:
+            user = UserId.take(config.state_folder, config.uid_base, config.uid_count, avoid=taken)
+        except OSError as error:
+            raise no_sockets(error) from error
         try:
             return await _start_as(config, user, deadline, patience)
         except UserIdTakenError:

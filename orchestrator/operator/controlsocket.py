@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 _NAME = "control.sock"
 _LONGEST = 16 * MIB  # the longest line of this user's own managers, in bytes
 _LONGEST_OF_OTHERS = 2 * MIB  # bytes; root asks managers of users that it does not trust
+_LONGEST_LIST = 4 * MIB  # characters of the list of a namespace's sockets, which a sandbox can make long
 _MOST_OF_OTHERS = 64  # sockets of one other user that root asks
 _CREDENTIALS = struct.Struct("3i")  # of SO_PEERCRED: process id, user id, group id
 _LISTENING = re.compile(r"[0-9a-f]+: \d+ \d+ 00010000 \d+ 01 +\d+ (/.{1,107}/i-[0-9a-f]{12}/control\.sock)")
@@ -111,7 +112,9 @@ def control_clients(state: Path) -> list[ControlClient]:
 def control_clients_of_host(state: Path, *, only: bool) -> list[ControlClient]:
     """Return a client for each instance that this user may ask: root may ask those of every user.
 
-    Besides ``state``, looks at the kernel's list of listening sockets. It has the managers of this network namespace.
+    Besides ``state``, looks at the kernel's lists of listening sockets: that of this network namespace, and as root
+    those of all others. A manager in a container is found if its state folder has the same path here, as it must have
+    for the engine.
 
     Args:
         state: this user's state folder.
@@ -131,11 +134,25 @@ def control_clients_of_host(state: Path, *, only: bool) -> list[ControlClient]:
 
 
 def _listening() -> list[Path]:
-    try:
-        lines = Path("/proc/net/unix").read_text(errors="replace").splitlines()
-    except OSError:
-        return []
-    return [Path(match[1]) for line in lines if (match := _LISTENING.fullmatch(line))]
+    found: dict[Path, None] = {}
+    for process in _one_of_each_namespace():
+        try:
+            with (process / "net/unix").open(errors="replace") as file:
+                lines = file.read(_LONGEST_LIST).splitlines()
+        except OSError:
+            continue
+        found |= {Path(match[1]): None for line in lines if (match := _LISTENING.fullmatch(line))}
+    return list(found)
+
+
+def _one_of_each_namespace() -> list[Path]:
+    """Return the /proc folder of this process, and as root one of a process in each other network namespace."""
+    namespaces: dict[int, Path] = {}
+    every = Path("/proc").glob("[0-9]*") if os.geteuid() == 0 else ()
+    for process in (Path("/proc/self"), *every):
+        with contextlib.suppress(OSError):  # it has ended
+            namespaces.setdefault((process / "ns/net").stat().st_ino, process)
+    return list(namespaces.values())
 
 
 def _client(path: Path) -> ControlClient | None:

@@ -25,7 +25,8 @@ from tests.conftest import REPOSITORY
 ERRORS = {
     "CellblockError", "CheckpointDamagedError", "CheckpointError", "CheckpointForeignError", "CheckpointFormatError",
     "CheckpointMissingError", "CheckpointStateError", "CheckpointTooLargeError", "EngineError",
-    "EnginePermissionError", "EngineSetupError", "EngineTimeoutError", "EngineUnavailableError", "FileTransferError",
+    "EnginePermissionError", "EngineSetupError", "EngineTimeoutError", "EngineUnavailableError",
+    "EngineUnsupportedError", "FileTransferError",
     "ImageBuildError", "ImageMissingError", "InvalidAgentIdError", "InvalidCodeError", "InvalidInputError",
     "KernelDiedError", "KernelError", "KernelPoolExhaustedError", "KernelStartError", "KernelTimeoutError",
     "ManagerClosedError", "PolicyError", "PolicyFault", "QuotaExceededError", "SandboxFloorError", "Scarcity",

@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import docker
 import pytest
@@ -56,21 +57,21 @@ async def test_a_kernel_that_can_have_no_id_is_a_typed_error(runtime: str, stran
         client.close()
 
 
-def test_an_id_that_another_process_has_taken_is_not_given() -> None:
-    """Leases are seen by every process of the host, and end with theirs."""
+def test_an_id_that_another_process_has_taken_is_not_given(tmp_path: Path) -> None:
+    """Leases are seen by every process with the same state folder, and end with theirs."""
     program = (
-        "import sys\nfrom orchestrator.container.lease import UserId\n"
-        f"user = UserId.take({BASE}, 1)\nprint('taken', flush=True)\nsys.stdin.read()"
+        "import pathlib, sys\nfrom orchestrator.container.lease import UserId\n"
+        f"user = UserId.take(pathlib.Path(sys.argv[1]), {BASE}, 1)\nprint('taken', flush=True)\nsys.stdin.read()"
     )
-    command = [sys.executable, "-c", program]
+    command = [sys.executable, "-c", program, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "taken\n"
         for _ in range(20):
-            mine = UserId.take(BASE, 3)
+            mine = UserId.take(tmp_path, BASE, 3)
             mine.release()
             assert mine.uid in (BASE + 1, BASE + 2)
         with pytest.raises(KernelStartError):
-            UserId.take(BASE, 1)
+            UserId.take(tmp_path, BASE, 1)
         other.kill()
-    UserId.take(BASE, 1).release()
+    UserId.take(tmp_path, BASE, 1).release()

@@ -221,9 +221,9 @@ def test_an_overview_of_another_users_program_is_checked(change: dict[str, Any])
     assert not is_overview({"pool": POOL, "kernels": [KERNEL | change]})
 
 
-async def _serving_as_nobody(folder: Path) -> asyncio.subprocess.Process:
+async def _serving_as_nobody(folder: Path, *abroad: str) -> asyncio.subprocess.Process:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", SERVE_AS_NOBODY, str(folder), stdout=asyncio.subprocess.PIPE, cwd=REPOSITORY,
+        *abroad, sys.executable, "-c", SERVE_AS_NOBODY, str(folder), stdout=asyncio.subprocess.PIPE, cwd=REPOSITORY,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
     )  # fmt: skip
     assert process.stdout is not None
@@ -231,20 +231,42 @@ async def _serving_as_nobody(folder: Path) -> asyncio.subprocess.Process:
     return process
 
 
-async def test_root_sees_the_managers_of_other_users_and_is_named_to_them(state: Path, tmp_path: Path) -> None:
-    """Root finds a socket in any state folder; the kernel names root to the manager, and the manager's user to root."""
+@pytest.mark.parametrize("abroad", [(), ("unshare", "-n"), ("unshare", "-n", "-p", "-f", "--kill-child")], ids=str)
+async def test_root_sees_the_managers_of_other_users_and_is_named_to_them(
+    abroad: tuple[str, ...], state: Path, tmp_path: Path
+) -> None:
+    """Root finds a socket in any state folder and network namespace; root and the manager are named to each other."""
     state.chmod(0o777)
-    process = await _serving_as_nobody(state / "theirs" / "i-0123456789ab")
+    process = await _serving_as_nobody(state / "theirs" / "i-0123456789ab", *abroad)
     try:
         found = control_clients_of_host(tmp_path, only=True)
         (client,) = [client for client in found if client.instance == "0123456789ab" and state in client.path.parents]
         assert client.uid == NOBODY
         answer = await client.ask({"do": "overview", "operator": {"uid": 5}}, 10)
         assert answer is not None
-        assert answer["asked"] == {"uid": 0, "user": "root", "pid": os.getpid()}
+        asked = answer["asked"]
+        assert (asked["uid"], asked["user"]) == (0, "root")
+        assert asked["pid"] == (0 if "-p" in abroad else os.getpid())  # no process of its namespace
     finally:
         process.terminate()
         await process.wait()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["verify", "--control", "nosuch"], ["verify", "--policy", "nosuch"], ["verify", "--policy", "/nosuch.toml"],
+     ["verify", "--runtime", "nosuch"], ["verify", "--cis", "--runtime", "nosuch"], ["verify", "--json", "/nosuch/x"],
+     ["verify", "--junit", "/"], ["run", "--policy", "nosuch", "x.py"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_an_option_with_a_wrong_value_is_wrong_usage(arguments: list[str], state: Path) -> None:
+    """Exit status 2, the option and the value, before anything starts."""
+    done = cellblock(*arguments, CELLBLOCK_STATE_DIR=str(state / "s"))
+    assert done.returncode == 2, said(done)
+    option, value = [each for each in arguments if each != "--cis"][1:3]
+    assert f"Invalid value for {option}" in said(done).replace("'", "")
+    assert value in said(done)
+    assert not (state / "s").exists()
 
 
 async def test_a_socket_that_another_user_serves_gets_no_request(state: Path) -> None:

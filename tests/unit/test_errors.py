@@ -42,6 +42,7 @@ ERRORS: dict[str, tuple[str, dict[str, Any]]] = {
     "EngineTimeoutError": ("engine_timeout", SAYS),
     "EnginePermissionError": ("engine_permission", SAYS),
     "EngineSetupError": ("engine_setup", SAYS),
+    "EngineUnsupportedError": ("engine_unsupported", {**SAYS, "kind": "podman"}),
     "ImageMissingError": ("image_missing", {**SAYS, "image": "cellblock-sandbox:1"}),
     "ImageBuildError": ("image_build", SAYS),
     "UnknownRuntimeError": ("unknown_runtime", {"runtime": "runsc", "available": ("runc",), "remedy": "Install it."}),
