@@ -8,7 +8,7 @@ import sys
 import traceback
 from contextvars import copy_context
 from functools import partial
-from os import getpgid, getpid, kill, listdir
+from os import _exit, getpgid, getpid, kill, listdir
 from pathlib import Path
 from threading import main_thread
 from time import monotonic
@@ -20,8 +20,8 @@ from ipykernel.ipkernel import IPythonKernel
 from IPython.core import interactiveshell
 from traitlets import Type
 
+from cellblock_kernel.changes import Changes
 from cellblock_kernel.files import read_file, remove_file, write_file
-from cellblock_kernel.interpreter import Interpreter
 from cellblock_kernel.messages import shorten
 from cellblock_kernel.orphans import Orphans
 from cellblock_kernel.shell import SandboxShell
@@ -39,6 +39,8 @@ PROMPT = 64 * 1024
 
 MOST_WARNINGS = 8  # of one result
 LONGEST_WARNING = 300  # characters
+
+LAST_WORDS = 0.2  # seconds for the reply of the last cell
 
 OWN = Path(__file__).parent
 
@@ -126,20 +128,37 @@ class SandboxKernel(IPythonKernel):
         self.iopub_thread.late_text = lambda name, text: own[name].write(text)
         self.warnings: list[str] = []  # for the next result
         self.orphans = Orphans()
-        self.interpreter = Interpreter()
+        self.changes: Changes
         self._requests: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         super().start()
+        self.changes = Changes(self.shell, self._own_streams, self.warn)
         self._context = copy_context()
         self.shell_stream.on_recv(self._take_request, copy=False)
 
     def _take_request(self, message: Any) -> None:
         """Serve a request in a task that asyncio.all_tasks() does not list: a cell may cancel all that it lists."""
-        task = asyncio.get_running_loop().create_task(self.shell_main(None, message), context=self._context)
+        request = self.shell_main(None, message)  # not create_task: the session may have set a task factory
+        task = asyncio.Task(request, loop=asyncio.get_running_loop(), context=self._context)
         asyncio.tasks._unregister_task(task)
         self._requests.add(task)
-        task.add_done_callback(self._requests.discard)
+        task.add_done_callback(self._end_request)
+
+    def _end_request(self, task: asyncio.Task[None]) -> None:
+        """End the kernel if a request has no end: the host reports it lost at once, not after a time limit."""
+        self._requests.discard(task)
+        if task.cancelled() or task.exception() is not None:
+            _exit(1)
+
+    async def execute_request(self, stream: Any, ident: Any, parent: Any) -> None:
+        """Answer a request, also where something fails that a cell has changed."""
+        try:
+            await super().execute_request(stream, ident, parent)
+        except BaseException as error:  # noqa: BLE001
+            reply = failure(error, self.shell.execution_count)
+            self._show_failure(reply)
+            self.session.send(stream, "execute_reply", reply, parent, ident=ident)
 
     def warn(self, warning: str) -> None:
         """Say something with the next result."""
@@ -149,13 +168,22 @@ class SandboxKernel(IPythonKernel):
     def pre_handler_hook(self) -> None:
         self.saved_sigint_handler = signal.signal(signal.SIGINT, self._on_interrupt)
 
-    def _on_interrupt(self, _number: int, _frame: FrameType | None) -> None:
-        """Interrupt the code of a cell only. Interrupting a reply on its way would lose the reply.
+    def post_handler_hook(self) -> None:
+        """Keep the handler: a callback that a cell has left on the loop can be interrupted, too."""
+
+    def _is_of_session(self, frame: FrameType | None) -> bool:
+        """Return whether a function of a cell runs, such as a callback that the loop calls between two cells."""
+        while frame is not None and frame.f_globals is not self.shell.user_ns:
+            frame = frame.f_back
+        return frame is not None
+
+    def _on_interrupt(self, _number: int, frame: FrameType | None) -> None:
+        """Interrupt the session's code only. Interrupting a reply on its way would lose the reply.
 
         Ignores a second signal within INTERRUPT_PAUSE: the host interrupts in two ways, and both may arrive.
         """
         now = monotonic()
-        if self._runs_code and now - self._interrupted > INTERRUPT_PAUSE:
+        if (self._runs_code or self._is_of_session(frame)) and now - self._interrupted > INTERRUPT_PAUSE:
             self._interrupted = now
             interrupt: Any = KeyboardInterrupt()
             interrupt._render_traceback_ = partial(brief_traceback, interrupt)
@@ -194,21 +222,26 @@ class SandboxKernel(IPythonKernel):
         try:
             try:
                 self._runs_code = True
-                self.interpreter.put_back()
-                reply: Any = await super().do_execute(code, *args, **kwargs)
+                self.changes.put_back()
+                reply: Any = await IPythonKernel.do_execute(self, code, *args, **kwargs)
             finally:
-                try:
-                    self.interpreter.take_over(self.warnings)
-                except BaseException:  # noqa: BLE001 - a trace function of the cell raised; Python has removed it
-                    self.interpreter.take_over(self.warnings)
+                self.changes.take_over()
                 self._check_streams()
+                self.changes.check()
                 self._runs_code = False
         except BaseException as error:  # noqa: BLE001 - a KeyboardInterrupt just before or after the cell's own code too
             self._runs_code = False
             reply = failure(error, self.shell.execution_count)
             if not isinstance(error, KeyboardInterrupt):
                 self._show_failure(reply)
+                self._end_if_broken()
         return dict(reply)
+
+    def _end_if_broken(self) -> None:
+        """End the kernel after this reply if IPython can run no cell any more: the host then reports it lost."""
+        if not self.shell.runs_cells():
+            self.warn("interpreter: a cell has changed IPython so that no cell can run; the kernel ends")
+            asyncio.get_running_loop().call_later(LAST_WORDS, _exit, 1)
 
     def _show_failure(self, reply: dict[str, Any]) -> None:
         """Publish an error that IPython did not show, as the compiler's RecursionError."""
@@ -299,12 +332,12 @@ class SandboxKernel(IPythonKernel):
         with self.iopub_thread.session_code():
             try:
                 self._runs_code = True
-                self.interpreter.put_back()
+                self.changes.put_back()
                 try:
                     content = self._save_or_load(name, pipe, parent["content"]["options"])
                 finally:
                     self._runs_code = False
-                    self.interpreter.take_over(self.warnings)
+                    self.changes.take_over()
             except KeyboardInterrupt:
                 content = {"status": "error", "reason": "it was interrupted"}
             except Exception as error:  # noqa: BLE001 - code of the session runs here
