@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import hmac
+import inspect
 import json
 import operator
 import os
@@ -17,25 +18,48 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ipykernel.zmqshell import ZMQInteractiveShell
+from IPython.core.interactiveshell import InteractiveShell
 
 MODULES = (builtins, os, sys, time, json, json.encoder, json.decoder, threading, struct, signal, select, selectors,
-           functools, collections, contextlib, weakref, hmac, hashlib)  # fmt: skip
-CLASSES = (json.JSONEncoder, json.JSONDecoder, threading.Thread, threading.Condition, threading.Event)
+           functools, collections, contextlib, weakref, hmac, hashlib, inspect)  # fmt: skip
+CLASSES = (
+    json.JSONEncoder,
+    json.JSONDecoder,
+    threading.Thread,
+    threading.Condition,
+    threading.Event,
+    InteractiveShell,
+    ZMQInteractiveShell,
+)
 HOOKS = frozenset({"displayhook", "excepthook", "unraisablehook", "breakpointhook"})
 LEAST_RECURSION = 1000
 
 # Bound here: the check itself must work while the originals are broken.
-_callable, _setattr, _all, _map, _is = callable, setattr, all, map, operator.is_
+_callable, _setattr, _all, _map, _zip, _is = callable, setattr, all, map, zip, operator.is_
 _MISSING: Any = object()
 _get_limit, _set_limit = sys.getrecursionlimit, sys.setrecursionlimit
 
 
-def _held(owner: Any) -> Iterator[tuple[dict[str, Any], Any, str, Any]]:
-    for name, value in list(vars(owner).items()):
-        if owner is builtins or (callable(value) and name not in HOOKS and not name.startswith("__")):
-            yield vars(owner), owner, name, value
+class Held(NamedTuple):
+    """The functions of a module or class."""
+
+    owner: Any
+    get: Callable[..., Any]  # of its namespace
+    names: list[str]
+    values: list[Any]
+
+    @classmethod
+    def of(cls, owner: Any) -> "Held":
+        kept = {
+            name: value
+            for name, value in vars(owner).items()
+            if owner is builtins or (callable(value) and name not in HOOKS and not name.startswith("__"))
+        }
+        return cls(owner, vars(owner).get, list(kept), list(kept.values()))
 
 
 class Interpreter:
@@ -46,7 +70,7 @@ class Interpreter:
     """
 
     def __init__(self) -> None:
-        self._held = [entry for owner in (*MODULES, *CLASSES) for entry in _held(owner)]
+        self._held = [Held.of(owner) for owner in (*MODULES, *CLASSES)]
         self._modules, self._known = sys.modules, dict(sys.modules)
         self._names, self._objects = list(self._known), list(self._known.values())
         self._limit = sys.getrecursionlimit()
@@ -67,15 +91,9 @@ class Interpreter:
 
     def take_over(self, warnings: list[str]) -> None:
         """Restore the originals. Called after code of the session ran; says in ``warnings`` what stays restored."""
-        for names, owner, name, original in self._held:
-            value = names.get(name, _MISSING)
-            if value is original:
-                continue
-            _setattr(owner, name, original)
-            if value is not _MISSING and _callable(value):
-                self._taken.append((owner, name, value))
-            else:
-                warnings.append(f"interpreter: {owner.__name__}.{name} was restored, because nothing works without it")
+        for held in self._held:
+            if not _all(_map(_is, _map(held.get, held.names), held.values)):
+                self._take(held, warnings)
         if sys.modules is not self._modules or "sys" not in self._modules or "builtins" not in self._modules:
             self._restore_modules(warnings)
         elif not _all(_map(_is, _map(self._modules.get, self._names), self._objects)):
@@ -83,6 +101,18 @@ class Interpreter:
         if _get_limit() < LEAST_RECURSION:
             warnings.append(f"interpreter: the recursion limit of {_get_limit()} was reset to {self._limit}")
             _set_limit(self._limit)
+
+    def _take(self, held: Held, warnings: list[str]) -> None:
+        owner = held.owner
+        for name, original in _zip(held.names, held.values):
+            value = held.get(name, _MISSING)
+            if value is original:
+                continue
+            _setattr(owner, name, original)
+            if value is not _MISSING and _callable(value):
+                self._taken.append((owner, name, value))
+            else:
+                warnings.append(f"interpreter: {owner.__name__}.{name} was restored, because nothing works without it")
 
     @property
     def taken(self) -> list[Any]:

@@ -2,14 +2,11 @@
 
 import asyncio
 import contextlib
-import linecache
 import signal
 import sys
-import traceback
 from contextvars import copy_context
 from functools import partial
 from os import _exit, getpgid, getpid, kill, listdir
-from pathlib import Path
 from threading import main_thread
 from time import monotonic
 from types import FrameType
@@ -17,10 +14,10 @@ from typing import Any
 
 from ipykernel import kernelbase
 from ipykernel.ipkernel import IPythonKernel
-from IPython.core import interactiveshell
 from traitlets import Type
 
 from cellblock_kernel.changes import Changes
+from cellblock_kernel.failures import brief_traceback, failure
 from cellblock_kernel.files import read_file, remove_file, write_file
 from cellblock_kernel.messages import shorten
 from cellblock_kernel.orphans import Orphans
@@ -42,25 +39,6 @@ LONGEST_WARNING = 300  # characters
 
 LAST_WORDS = 0.2  # seconds for the reply of the last cell
 
-OWN = Path(__file__).parent
-
-
-def brief_traceback(error: BaseException) -> list[str]:
-    """Return a traceback that shows where a cell was interrupted. IPython calls this instead of its own formatter.
-
-    IPython's formatter takes 0.1 s of CPU and more. A cell with busy threads gets a small share of the CPU and would
-    exceed its grace period. For the same reason this reads no file if it can avoid it: a thread that waits for the
-    system then has to wait for the busy threads.
-    """
-    lines = ["Traceback (most recent call last):"]
-    for frame, number in traceback.walk_tb(error.__traceback__):
-        code = frame.f_code
-        if code.co_filename != interactiveshell.__file__ and Path(code.co_filename).parent != OWN:
-            lines.append(f'  File "{code.co_filename}", line {number}, in {code.co_name}')
-            if source := linecache.getline(code.co_filename, number).strip():
-                lines.append(f"    {source}")
-    return [*lines, type(error).__name__]
-
 
 class OwnStreams:
     """Takes the place of ``sys`` in ipykernel's code, which flushes both streams before a reply and before "idle".
@@ -73,16 +51,6 @@ class OwnStreams:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(sys, name)
-
-
-def failure(error: BaseException, count: int) -> dict[str, Any]:
-    """Return the reply of a cell that ended with an error that IPython did not show."""
-    try:
-        said = str(error)
-    except BaseException:  # noqa: BLE001 - a class of the session
-        said = ""
-    return {"status": "error", "ename": type(error).__name__, "evalue": said[:LONGEST_WARNING], "traceback": [],
-            "execution_count": count, "user_expressions": {}, "payload": []}  # fmt: skip
 
 
 def normalised(code: str) -> str:
@@ -106,6 +74,7 @@ class SandboxKernel(IPythonKernel):
     shell_class = Type(SandboxShell)
     _supports_kernel_subshells = False
     _runs_code = False
+    _answers = False  # the running request's reply is being sent, or was
     _interrupted = 0.0  # the time of the last interrupt, in monotonic seconds
     _switch_interval: float | None = None  # the cell's own switch interval, while HURRIED_SWITCH replaces it
 
@@ -151,14 +120,25 @@ class SandboxKernel(IPythonKernel):
         if task.cancelled() or task.exception() is not None:
             _exit(1)
 
+    def finish_metadata(self, parent: Any, metadata: Any, reply_content: Any) -> Any:
+        """Note that a reply is sent now."""
+        self._answers = True
+        return super().finish_metadata(parent, metadata, reply_content)
+
     async def execute_request(self, stream: Any, ident: Any, parent: Any) -> None:
-        """Answer a request, also where something fails that a cell has changed."""
+        """Answer a request, also where something fails that a cell has changed. Without an answer, end the kernel."""
+        self._answers = False
         try:
             await super().execute_request(stream, ident, parent)
         except BaseException as error:  # noqa: BLE001
-            reply = failure(error, self.shell.execution_count)
-            self._show_failure(reply)
-            self.session.send(stream, "execute_reply", reply, parent, ident=ident)
+            if self._answers:  # a second reply would be a forged one
+                _exit(1)
+            try:
+                reply = failure(error, self.shell.execution_count)
+                self._show_failure(reply)
+                self.session.send(stream, "execute_reply", reply, parent, ident=ident)
+            except BaseException:  # noqa: BLE001
+                _exit(1)
 
     def warn(self, warning: str) -> None:
         """Say something with the next result."""

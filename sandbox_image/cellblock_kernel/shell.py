@@ -123,6 +123,7 @@ class SandboxShell(ZMQInteractiveShell):
         last = self.last_execution_succeeded, self.last_execution_result
         events, self.events = self.events, EventManager(self, available_events)
         try:
+            SandboxShell.set_parent(self, self.get_parent())
             cell = self.run_cell_async("pass", False, True, transformed_cell=self.transform_cell("pass"))
             try:
                 cell.send(None)
