@@ -1,7 +1,7 @@
 """Runs thousands of leases with random faults, and checks that no resource use grows.
 
-Run it with ``make soak``: 2,000 leases of ten cells each under runc, about 15 minutes. Every sixth lease has a fault of
-``soakfaults``: a kernel that is killed or runs out of memory, a hostile cell, a flood of output, a hibernation and more.
+Run it with ``make soak``: 2,000 leases of ten cells each under runc, about 15 minutes. Every sixth lease has a fault
+of ``soakfaults``: a kernel that is killed or runs out of memory, a hostile cell, a flood of output, a hibernation, ...
 After each fault, a session that may not lose its variables is asked for one, and the first result after a lost kernel
 has to say so.
 """
@@ -134,7 +134,7 @@ async def _check_kept(manager: AgentKernelManager, agent: str, name: str, number
 
 
 def faults_of(chance: random.Random, leases: int, every: int) -> list[str]:
-    """Return the name of each lease's fault; "" for none. One lease in ``every`` has one, and no kind comes too late."""
+    """Return the name of each lease's fault; "" for none. One lease in ``every`` has one, of each kind in turn."""
     names: list[str] = []
     order: list[str] = []
     for _ in range(leases):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from benchmarks.subjects import READY
 from orchestrator import AgentKernelManager, KernelSession, KernelTimeoutError
@@ -13,7 +15,6 @@ from orchestrator.container.engine import connect
 from orchestrator.errors import CellblockError, KernelDiedError
 
 DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass"
-MIB = 1024 * 1024
 SOON = 0.4  # seconds in which what a cell has armed goes off between two cells
 
 Fault = Callable[[AgentKernelManager, KernelSession], Awaitable[str]]
@@ -73,7 +74,8 @@ async def cancelled(manager: AgentKernelManager, session: KernelSession) -> str:
 async def interrupted(manager: AgentKernelManager, session: KernelSession) -> str:
     running = asyncio.create_task(outcome_of(manager, session, "import time; time.sleep(2.5)"))
     await asyncio.sleep(0.1)
-    manager.interrupt(session)
+    while not manager.interrupt(session) and not running.done():
+        await asyncio.sleep(0.05)
     return await running
 
 
@@ -102,6 +104,14 @@ def cell(code: str) -> Fault:
     return fault
 
 
+def filling(folder: str) -> Fault:
+    """Return a fault that fills a folder of the sandbox and empties it again."""
+    return cell(
+        f"import os\ntry:\n    with open('{folder}/full', 'wb') as file:\n"
+        f"        while True: file.write(bytes(2**20))\nexcept OSError: pass\nfinally: os.remove('{folder}/full')"
+    )
+
+
 def armed(code: str) -> Fault:
     """Return a fault that goes off between two cells; the next cell has to run, and its result to say it."""
 
@@ -123,38 +133,28 @@ async def moved_while_put(manager: AgentKernelManager, session: KernelSession) -
     running = asyncio.create_task(outcome_of(manager, session, walk + "\nos.chdir('/work')"))
     await manager.put_file(session, content, "put.bin")
     outcome = await running
-    return outcome if await manager.get_file(session, "put.bin") == content else "another file"
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+        await manager.get_file(session, "put.bin", target := Path(folder, "got"))
+        same = await asyncio.to_thread(target.read_bytes) == content
+    return outcome if same else "another file"
 
 
 async def got_strange_names(manager: AgentKernelManager, session: KernelSession) -> str:
     """Get files of hostile names: each is returned, or refused with a typed error."""
-    for name in (
-        "a\u202fb",
-        "\u3000",
-        "\U0001f600.txt",
-        "a\nb",
-        "\x1b[2J",
-        "x" * 250,
-        "..",
-        "../../etc/passwd",
-        "/proc/1/mem",
-    ):
+    for name in NAMES:
         await outcome_of(manager, session, f"open({name!r}, 'w').write('content')")
-        try:
-            await manager.get_file(session, name)
-        except (CellblockError, OSError):
-            continue
+        with tempfile.TemporaryDirectory(prefix="soak-") as folder, contextlib.suppress(CellblockError, OSError):
+            await manager.get_file(session, name, Path(folder, "got"))
     return "ok"
 
 
+NAMES = ("a\u202fb", "\u3000", "\U0001f600.txt", "a\nb", "\x1b[2J", "x" * 250, "..", "../../etc/passwd", "/proc/1/mem")
 STDOUT = "import sys; sys.stdout = type('Q', (), {'write': lambda s, t: None})()"
 QUIT = "import asyncio, sys\nasync def quit(): sys.exit(3)\n_ = asyncio.get_event_loop().create_task(quit())"
 ALARM = (
     "import signal\ndef ring(*_): raise RuntimeError('late')\n"
     "_ = signal.signal(signal.SIGALRM, ring); _ = signal.setitimer(signal.ITIMER_REAL, 0.1)"
 )
-FULL = "with open('{}/full', 'wb') as f:\n    while True: f.write(bytes(2**20))"
-EMPTY = "import os\ntry:\n    {}\nexcept OSError: pass\nfinally: os.remove('{}/full')"
 BUS = (
     "import mmap, os\nf = os.open('/dev/shm/big', os.O_RDWR | os.O_CREAT); os.ftruncate(f, 2**32)\n"
     "m = mmap.mmap(f, 2**32)\nfor at in range(0, 2**32, 4096): m[at] = 1"
@@ -164,6 +164,8 @@ CHILDREN = "import subprocess\nfor i in range(5): subprocess.Popen(['sh', '-c', 
 LIBRARY = (
     "import string, threading; string.Template.guard = threading.RLock(); kept = list(range(1000)); g = (i for i in [])"
 )
+CLEARING = "from IPython.display import clear_output\nfor i in range(500): print('x' * 9999); clear_output()"
+EATING = "x = []\nwhile True: x.append(bytearray(2**24))"
 KEPT = "assert sum(kept) == 499500"
 SPIN = "def spin():\n    while True: pass\nimport asyncio; _ = asyncio.get_event_loop().call_soon(spin)"
 DIED, ERROR, TIMEOUT = frozenset({"kernel_died"}), frozenset({"error"}), frozenset({"timeout"})
@@ -173,7 +175,7 @@ KINDS: dict[str, Kind] = {
     "exited": Kind(cell("import os; os._exit(3)"), DIED, keeps=False),
     "kills its kernel": Kind(cell("import os; os.kill(1, 9); os.abort()"), DIED, keeps=False),
     "closes its descriptors": Kind(cell("import os; os.closerange(0, 65536)"), DIED, keeps=False),
-    "out of memory": Kind(cell("x = []\nwhile True: x.append(bytearray(2**24))"), frozenset({"oom", "error"}), keeps=None),
+    "out of memory": Kind(cell(EATING), frozenset({"oom", "error"}), keeps=None),
     "ignores its timeout": Kind(cell(DEAF), TIMEOUT, keeps=False),
     "timeout": Kind(cell("while True: pass"), TIMEOUT),
     "cancelled": Kind(cancelled, frozenset({"cancelled"})),
@@ -189,12 +191,11 @@ KINDS: dict[str, Kind] = {
     "zombies": Kind(cell(ZOMBIES)),
     "children left running": Kind(cell(CHILDREN)),
     "bus error": Kind(cell(BUS), DIED | {"oom"}, keeps=False),
-    "full /tmp": Kind(cell(EMPTY.format(FULL.format("/tmp").replace("\n", "\n    "), "/tmp"))),  # noqa: S108 - of the sandbox
-    "full /work": Kind(cell(EMPTY.format(FULL.format("/work").replace("\n", "\n    "), "/work")), keeps=None,
-                       outcomes=frozenset({"ok", "oom", "kernel_died"})),
+    "full /tmp": Kind(filling("/tmp")),  # noqa: S108 - of the sandbox
+    "full /work": Kind(filling("/work"), frozenset({"ok", "oom", "kernel_died"}), keeps=None),
     "unique display ids": Kind(cell("for i in range(3000): display(i, display_id=f'{i:0255}')")),
     "many mime types": Kind(cell("display({f'a/{i:05d}': '' for i in range(29900)}, raw=True)")),
-    "clears output": Kind(cell("from IPython.display import clear_output\nfor i in range(2000): print('x' * 999); clear_output()")),
+    "clears output": Kind(cell(CLEARING)),
     "updates a display": Kind(cell("h = display(1, display_id=True)\nfor i in range(500): h.update(i)")),
     "task exits later": Kind(armed(QUIT)),
     "alarm rings later": Kind(armed(ALARM)),

@@ -185,18 +185,20 @@ async def test_the_result_says_what_was_undone(runtime: str, name: str, undone: 
 
 
 async def test_changes_that_work_stay(runtime: str) -> None:
-    """A patched builtin, a replaced module, a transformer and a stream's own write are there in the next cell."""
+    """A patched builtin, a replaced module, a transformer and a stream's own method are there in the next cell."""
     code = (
         "import builtins, sys, types\n"
         "real = len\nbuiltins.len = lambda x: real(x)\nsys.modules['this'] = 3\n"
-        "plain = sys.stdout.write\nsys.stdout.write = lambda text: plain(text.upper())\n"
+        "sys.stdout.isatty = lambda: 'mine'\n"
         "get_ipython().input_transformers_post.append(lambda lines: [l.replace('SIX', '6') for l in lines])"
     )
     async with one_session(runtime) as (manager, session):
         done = await manager.execute_code(session, code)
         for _ in range(2):
-            after = await manager.execute_code(session, "print('out')\nlen is not real and sys.modules['this'] + SIX")
-            assert (after["stdout"], after["result"], after["warnings"]) == ("OUT\n", "9", [])
+            after = await manager.execute_code(
+                session, "len is not real, sys.modules['this'] + SIX, sys.stdout.isatty()"
+            )
+            assert (after["result"], after["warnings"]) == ("(True, 9, 'mine')", [])
     assert (done["outcome"], done["warnings"]) == ("ok", [])
 
 
