@@ -18,6 +18,7 @@ from orchestrator.output.events import (
     StreamOutput,
     UpdateDisplayData,
 )
+from orchestrator.output.printable import printable
 
 _LONGEST_ID = 256  # characters of a display's id; IPython's have 32
 _MOST_LINES = 1000  # of a traceback
@@ -52,10 +53,10 @@ class Reply:
 
 
 def _reply_warnings(value: object) -> tuple[str, ...]:
-    """Return a reply's warnings, each on one line."""
+    """Return a reply's warnings, each on one printable line: they are shown in terminals and logs."""
     if not isinstance(value, list):
         return ()
-    lines = (" ".join(text(item)[:_LONGEST_WARNING].split()) for item in value[:_MOST_WARNINGS])
+    lines = (printable(" ".join(text(item)[:_LONGEST_WARNING].split())) for item in value[:_MOST_WARNINGS])
     return tuple(line for line in lines if line)
 
 
