@@ -1,15 +1,15 @@
 """Runs thousands of leases with random faults, and checks that no resource use grows.
 
-Run it with ``make soak``: 2,000 leases of ten cells each under runc, about 15 minutes. Every sixth lease has a fault: a
-kernel that is killed, exits, runs out of memory or ignores its timeout; an interrupt, a cancelled caller, a flood of
-output, or a hibernation.
+Run it with ``make soak``: 2,000 leases of ten cells each under runc, about 15 minutes. Every sixth lease has a fault
+of ``soakfaults``: a kernel that is killed or runs out of memory, a hostile cell, a flood of output, a hibernation, ...
+After each fault, a session that may not lose its variables is asked for one, and the first result after a lost kernel
+has to say so.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import gc
 import itertools
 import json
@@ -20,7 +20,6 @@ import tempfile
 import time
 from array import array
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,12 +30,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.command import run_main
+from benchmarks.soakfaults import KINDS, outcome_of
 from benchmarks.subjects import READY
-from orchestrator import AgentKernelManager, KernelResourceLimits, KernelSession, KernelTimeoutError, Settings
+from orchestrator import AgentKernelManager, KernelResourceLimits, KernelSession, Settings
 from orchestrator.container.engine import connect
 from orchestrator.container.folders import instance_folder
 from orchestrator.container.hostconfig import INSTANCE_LABEL
-from orchestrator.errors import KernelDiedError
 from orchestrator.isolation.measure import quantile
 
 AGENTS = 4  # at once
@@ -45,83 +44,12 @@ FAULTS = 6  # one lease in this many has a fault
 KERNELS, WARM = 6, 2
 THREADS = 6  # of asyncio's thread pool, its maximum on two cores
 LIMITS = KernelResourceLimits(max_cpu_percent=100, max_memory_mb=256, max_execution_time=3, max_output_size_mb=1)
-DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass"
 SHIMS = ("containerd-shim", "runsc-sandbox", "runsc-gofer")
 SETTLE = 4  # counts of the shims, a second apart; the lowest is used
 SLOPE = 1.0  # MiB by which resident memory may grow per 1,000 leases
 SLOWER = 1.5  # maximum p99 of the last tenth of the cells, divided by that of the first tenth
 
 console = Console()
-Fault = Callable[[AgentKernelManager, KernelSession], Awaitable[str]]
-
-
-async def outcome_of(manager: AgentKernelManager, session: KernelSession, code: str) -> str:
-    try:
-        return str((await manager.execute_code(session, code))["outcome"])
-    except KernelTimeoutError as error:
-        return error.result.outcome
-    except KernelDiedError:
-        return "kernel_died"
-
-
-async def killed(manager: AgentKernelManager, session: KernelSession) -> str:
-    running = asyncio.create_task(outcome_of(manager, session, "import time; time.sleep(2.5)"))
-    await asyncio.sleep(0.1)
-    await asyncio.to_thread(_kill, f"cellblock-{session.kernel_id}")
-    return await running
-
-
-def _kill(name: str) -> None:
-    client = connect(30)
-    try:
-        client.containers.get(name).kill()
-    finally:
-        client.close()
-
-
-async def cancelled(manager: AgentKernelManager, session: KernelSession) -> str:
-    running = asyncio.create_task(outcome_of(manager, session, "import time; time.sleep(2.5)"))
-    await asyncio.sleep(0.1)
-    running.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await running
-    return "cancelled"
-
-
-async def interrupted(manager: AgentKernelManager, session: KernelSession) -> str:
-    running = asyncio.create_task(outcome_of(manager, session, "import time; time.sleep(2.5)"))
-    await asyncio.sleep(0.1)
-    manager.interrupt(session)
-    return await running
-
-
-async def slept(manager: AgentKernelManager, session: KernelSession) -> str:
-    assert await outcome_of(manager, session, "kept = list(range(1000))") == "ok"
-    assert await manager.hibernate(session.agent_id)
-    async with manager.acquire_kernel(session.agent_id, timeout=READY) as (_kernel, woken):
-        return await outcome_of(manager, woken, "assert sum(kept) == 499500")
-
-
-def cell(code: str) -> Fault:
-    async def fault(manager: AgentKernelManager, session: KernelSession) -> str:
-        return await outcome_of(manager, session, code)
-
-    return fault
-
-
-# Each fault with the outcomes that it may have.
-KINDS: dict[str, tuple[Fault, set[str]]] = {
-    "killed from outside": (killed, {"kernel_died"}),
-    "exited": (cell("import os; os._exit(3)"), {"kernel_died"}),
-    "out of memory": (cell("x = []\nwhile True: x.append(bytearray(2**24))"), {"oom", "error"}),
-    "ignores its timeout": (cell(DEAF), {"timeout"}),
-    "timeout": (cell("while True: pass"), {"timeout"}),
-    "cancelled": (cancelled, {"cancelled"}),
-    "interrupted": (interrupted, {"interrupted"}),
-    "flood": (cell("print(('x' * 99 + chr(10)) * 50_000)"), {"ok"}),
-    "error": (cell("1 / 0"), {"error"}),
-    "hibernated": (slept, {"ok"}),
-}
 
 
 @dataclass
@@ -150,38 +78,74 @@ class Soak:
     Attributes:
         latencies: seconds of each trivial cell.
         untrue: a line for each wrong result or outcome.
+        lost: a line for each session that lost its variables where it may not, or without a word.
     """
 
     samples: list[Sample] = field(default_factory=list)
     latencies: array[float] = field(default_factory=lambda: array("d"))  # a list would grow by 0.4 MiB in 1,000 leases
     faults: Counter[str] = field(default_factory=Counter)
     untrue: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
 
 
-async def lease(manager: AgentKernelManager, number: int, chance: random.Random, faults: int, soak: Soak) -> None:
-    agent, kind = f"agent-{number}", ""
-    if chance.randrange(faults) == 0:
-        kind = chance.choice(list(KINDS))
+async def lease(manager: AgentKernelManager, number: int, name: str, soak: Soak) -> None:
+    """Run the cells of one lease, and the fault of this name; "" for none."""
+    agent, kind = f"agent-{number}", KINDS.get(name)
     async with manager.acquire_kernel(agent, timeout=READY) as (_kernel, session):
-        for value in range(CELLS - bool(kind)):
+        await manager.execute_code(session, f"mark = {number}")
+        for value in range(CELLS - 1 - bool(kind)):
             begun = time.perf_counter()
             result = await manager.execute_code(session, f"{value} + {number}")
             soak.latencies.append(time.perf_counter() - begun)
             if result["result"] != str(value + number):
                 soak.untrue.append(f"{agent}: {value} + {number} gave {result}")
-        if kind and kind != "hibernated":
-            await _strike(manager, session, kind, soak)
-    if kind == "hibernated":  # needs a session without a lease
-        await _strike(manager, session, kind, soak)
+        if kind is not None and not kind.unleased:
+            await _strike(manager, session, name, soak)
+    if kind is not None and kind.unleased:
+        await _strike(manager, session, name, soak)
+    if kind is not None:
+        await _check_kept(manager, agent, name, number, soak)
     await manager.end_session(agent)
 
 
-async def _strike(manager: AgentKernelManager, session: KernelSession, kind: str, soak: Soak) -> None:
-    fault, true = KINDS[kind]
-    outcome = await fault(manager, session)
-    soak.faults[kind] += 1
-    if outcome not in true:
-        soak.untrue.append(f"{session.agent_id}: {kind} was reported as {outcome}")
+async def _strike(manager: AgentKernelManager, session: KernelSession, name: str, soak: Soak) -> None:
+    soak.faults[name] += 1
+    outcome = await KINDS[name].strike(manager, session)
+    if outcome not in KINDS[name].outcomes:
+        soak.untrue.append(f"{session.agent_id}: {name} was reported as {outcome}")
+
+
+async def _check_kept(manager: AgentKernelManager, agent: str, name: str, number: int, soak: Soak) -> None:
+    """Check that the session still has its variable, or that the first result of its new kernel says what is gone."""
+    async with manager.acquire_kernel(agent, timeout=READY) as (_kernel, session):
+        outcome = await outcome_of(manager, session, "1") if name == "callback spins later" else "ok"
+        result = await manager.execute_code(session, "globals().get('mark')")
+    kept = result["result"] == str(number)
+    said = any("is gone" in warning or "are gone" in warning for warning in result["warnings"])
+    if (
+        outcome not in ("ok", "timeout")
+        or result["outcome"] != "ok"
+        or kept == said
+        or (KINDS[name].keeps and not kept)
+    ):
+        soak.lost.append(
+            f"{agent}: after {name}: {outcome}, {result['outcome']}, {result['result']}, {result['warnings']}"
+        )
+
+
+def faults_of(chance: random.Random, leases: int, every: int) -> list[str]:
+    """Return the name of each lease's fault; "" for none. One lease in ``every`` has one, of each kind in turn."""
+    names: list[str] = []
+    order: list[str] = []
+    for _ in range(leases):
+        if chance.randrange(every):
+            names.append("")
+            continue
+        if not order:
+            order = list(KINDS)
+            chance.shuffle(order)
+        names.append(order.pop())
+    return names
 
 
 async def quiet(manager: AgentKernelManager) -> None:
@@ -228,7 +192,7 @@ async def soak(runtime: str, leases: int, seed: int, folder: Path, *, faults: in
         faults: one lease in this many has a fault.
         parts: the number of samples.
     """
-    seen, chance = Soak(), random.Random(seed)  # noqa: S311 - not a secret
+    seen, kinds = Soak(), faults_of(random.Random(seed), leases, faults)  # noqa: S311 - not a secret
     settings = Settings.load().model_copy(
         update={"runtime": runtime, "warm_kernels": WARM, "data_dir": str(folder / "data"), "audit_log": "off"}
     )
@@ -242,7 +206,7 @@ async def soak(runtime: str, leases: int, seed: int, folder: Path, *, faults: in
 
             async def work(until: int) -> None:
                 for number in numbers:
-                    await lease(manager, number, chance, faults, seen)
+                    await lease(manager, number, kinds[number], seen)
                     shown.advance(task)
                     if number >= until:
                         return
@@ -268,7 +232,7 @@ def growth(seen: Soak) -> list[str]:
 
 def judge(seen: Soak) -> list[str]:
     """Return a line for each wrong result and for each resource that grew."""
-    wrong = seen.untrue + growth(seen)
+    wrong = seen.untrue + seen.lost + growth(seen)
     if (slope := memory_slope(seen.samples)) > SLOPE:
         wrong.append(f"memory grew by {slope:.2f} MiB per 1,000 leases")
     if (slower := slowdown(seen)) > SLOWER:

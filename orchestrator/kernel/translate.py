@@ -53,7 +53,7 @@ class Reply:
 
 
 def _reply_warnings(value: object) -> tuple[str, ...]:
-    """Return a reply's warnings, each as one printable line."""
+    """Return a reply's warnings, each on one printable line: they are shown in terminals and logs."""
     if not isinstance(value, list):
         return ()
     lines = (printable(" ".join(text(item)[:_LONGEST_WARNING].split())) for item in value[:_MOST_WARNINGS])

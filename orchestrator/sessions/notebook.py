@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from nbformat import NotebookNode, v4
+from nbformat import NotebookNode, ValidationError, v4
 
 from orchestrator.output.lastdisplays import with_last_displays
+from orchestrator.output.mimebundle import is_valid
+from orchestrator.output.printable import printable
 from orchestrator.sessions.session import KernelSession
 from orchestrator.store.wholefile import save_whole
 
@@ -68,10 +70,30 @@ def _cell(number: int, code: str, result: dict[str, Any]) -> NotebookNode:
         error = result["error"]
         outputs = [v4.new_output("error", ename=error["ename"], evalue=error["evalue"], traceback=[])]
     count = result.get("execution_count")
-    cell = v4.new_code_cell(code, outputs=outputs, execution_count=number if count is None else count)
+    try:
+        cell = v4.new_code_cell(code, outputs=outputs, execution_count=number if count is None else count)
+    except ValidationError:  # earlier versions kept what no reader takes
+        outputs = [_repaired(output) for output in outputs]
+        cell = v4.new_code_cell(code, outputs=outputs, execution_count=number if count is None else count)
     return NotebookNode(cell)
 
 
 def _output(output: dict[str, Any]) -> NotebookNode:
     fields = {key: value for key, value in output.items() if key not in ("type", "output_type", "display_id")}
     return NotebookNode(nbformat.from_dict(fields | {"output_type": output["output_type"]}))
+
+
+def _repaired(output: NotebookNode) -> NotebookNode:
+    """Return an output that an earlier version kept as a valid one, with a note in place of what no reader takes."""
+    data = output.get("data")
+    if isinstance(data, dict):
+        kept = {mime: item for mime, item in data.items() if is_valid(mime, item)}
+        if len(kept) < len(data):
+            kept.setdefault("text/plain", "[content of an invalid mime type left out]")
+        output["data"] = kept
+    try:
+        nbformat.validate(output, ref="output", version=v4.nbformat, version_minor=v4.nbformat_minor)
+    except ValidationError:
+        kind = printable(str(output.get("output_type")), 40)
+        return NotebookNode(v4.new_output("stream", name="stderr", text=f"[an invalid output left out: {kind}]\n"))
+    return output

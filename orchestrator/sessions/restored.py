@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.outcome import Outcome, kernel_end
+from orchestrator.output.printable import printable
 
 _NAMED = 5  # lost variables, and lost files, that a notice names
 _UNASKED = frozenset({Outcome.RECONFIGURED, Outcome.KILLED, Outcome.ORCHESTRATOR_LOST})
@@ -29,7 +30,7 @@ class Lost:
 
 def names_of(lost: Sequence[Lost]) -> str:
     """Return one line that names the first five losses and counts the others."""
-    named = ", ".join(f"{loss.name} ({loss.kind}: {loss.reason})" for loss in lost[:_NAMED])
+    named = ", ".join(printable(f"{loss.name} ({loss.kind}: {loss.reason})") for loss in lost[:_NAMED])
     more = len(lost) - _NAMED
     return named + (f" and {more} more" if more > 0 else "")
 

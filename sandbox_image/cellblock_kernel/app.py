@@ -29,6 +29,7 @@ from cellblock_kernel.spawning import prepare as prepare_spawning
 from cellblock_kernel.streams import OrderedStream
 
 CONNECTION_FILE = "/run/kernel/connection.json"
+MOST_STUCK = 100  # starts of an event loop that runs nothing
 FONT_CACHE = "/opt/cellblock/matplotlib"
 
 
@@ -53,6 +54,8 @@ class NoShellThread:
 
 class SandboxApp(IPKernelApp):
     """IPKernelApp with sockets that connect, without a debugger and without writing a connection file."""
+
+    stuck = 0  # starts of the event loop since it last ran a callback
 
     blocking_class = None  # replaces a trait whose default would import all of jupyter_client
 
@@ -98,11 +101,18 @@ class SandboxApp(IPKernelApp):
         loop = IOLoop.current()
         self.io_loop = loop
         while self.kernel._shutdown_message is None:
+            self.stuck += 1
             try:
+                loop.add_callback(self._note_progress)
                 loop.start()
                 self.kernel.warn("asyncio: the event loop was stopped between two cells; it was started again")
             except BaseException as error:  # noqa: BLE001
                 self.kernel.warn(f"between two cells, a task or signal handler raised {type(error).__name__}: {error}")
+            if self.stuck > MOST_STUCK:
+                os._exit(1)  # a cell has closed the loop or replaced its methods: the host reports the kernel lost
+
+    def _note_progress(self) -> None:
+        self.stuck = 0
 
     def write_connection_file(self, **kwargs: Any) -> None:
         """Write nothing: the host wrote the file, and its folder is read-only."""

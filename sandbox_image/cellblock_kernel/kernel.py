@@ -2,14 +2,11 @@
 
 import asyncio
 import contextlib
-import linecache
 import signal
 import sys
-import traceback
 from contextvars import copy_context
 from functools import partial
-from os import getpgid, getpid, kill, listdir
-from pathlib import Path
+from os import _exit, getpgid, getpid, kill, listdir
 from threading import main_thread
 from time import monotonic
 from types import FrameType
@@ -17,11 +14,11 @@ from typing import Any
 
 from ipykernel import kernelbase
 from ipykernel.ipkernel import IPythonKernel
-from IPython.core import interactiveshell
 from traitlets import Type
 
+from cellblock_kernel.changes import Changes
+from cellblock_kernel.failures import brief_traceback, failure
 from cellblock_kernel.files import read_file, remove_file, write_file
-from cellblock_kernel.interpreter import Interpreter
 from cellblock_kernel.messages import shorten
 from cellblock_kernel.orphans import Orphans
 from cellblock_kernel.shell import SandboxShell
@@ -40,24 +37,7 @@ PROMPT = 64 * 1024
 MOST_WARNINGS = 8  # of one result
 LONGEST_WARNING = 300  # characters
 
-OWN = Path(__file__).parent
-
-
-def brief_traceback(error: BaseException) -> list[str]:
-    """Return a traceback that shows where a cell was interrupted. IPython calls this instead of its own formatter.
-
-    IPython's formatter takes 0.1 s of CPU and more. A cell with busy threads gets a small share of the CPU and would
-    exceed its grace period. For the same reason this reads no file if it can avoid it: a thread that waits for the
-    system then has to wait for the busy threads.
-    """
-    lines = ["Traceback (most recent call last):"]
-    for frame, number in traceback.walk_tb(error.__traceback__):
-        code = frame.f_code
-        if code.co_filename != interactiveshell.__file__ and Path(code.co_filename).parent != OWN:
-            lines.append(f'  File "{code.co_filename}", line {number}, in {code.co_name}')
-            if source := linecache.getline(code.co_filename, number).strip():
-                lines.append(f"    {source}")
-    return [*lines, type(error).__name__]
+LAST_WORDS = 0.2  # seconds for the reply of the last cell
 
 
 class OwnStreams:
@@ -71,16 +51,6 @@ class OwnStreams:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(sys, name)
-
-
-def failure(error: BaseException, count: int) -> dict[str, Any]:
-    """Return the reply of a cell that ended with an error that IPython did not show."""
-    try:
-        said = str(error)
-    except BaseException:  # noqa: BLE001 - a class of the session
-        said = ""
-    return {"status": "error", "ename": type(error).__name__, "evalue": said[:LONGEST_WARNING], "traceback": [],
-            "execution_count": count, "user_expressions": {}, "payload": []}  # fmt: skip
 
 
 def normalised(code: str) -> str:
@@ -104,6 +74,7 @@ class SandboxKernel(IPythonKernel):
     shell_class = Type(SandboxShell)
     _supports_kernel_subshells = False
     _runs_code = False
+    _answers = False  # the running request's reply is being sent, or was
     _interrupted = 0.0  # the time of the last interrupt, in monotonic seconds
     _switch_interval: float | None = None  # the cell's own switch interval, while HURRIED_SWITCH replaces it
 
@@ -126,20 +97,48 @@ class SandboxKernel(IPythonKernel):
         self.iopub_thread.late_text = lambda name, text: own[name].write(text)
         self.warnings: list[str] = []  # for the next result
         self.orphans = Orphans()
-        self.interpreter = Interpreter()
+        self.changes: Changes
         self._requests: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         super().start()
+        self.changes = Changes(self.shell, self._own_streams, self.warn)
         self._context = copy_context()
         self.shell_stream.on_recv(self._take_request, copy=False)
 
     def _take_request(self, message: Any) -> None:
         """Serve a request in a task that asyncio.all_tasks() does not list: a cell may cancel all that it lists."""
-        task = asyncio.get_running_loop().create_task(self.shell_main(None, message), context=self._context)
+        request = self.shell_main(None, message)  # not create_task: the session may have set a task factory
+        task = asyncio.Task(request, loop=asyncio.get_running_loop(), context=self._context)
         asyncio.tasks._unregister_task(task)
         self._requests.add(task)
-        task.add_done_callback(self._requests.discard)
+        task.add_done_callback(self._end_request)
+
+    def _end_request(self, task: asyncio.Task[None]) -> None:
+        """End the kernel if a request has no end: the host reports it lost at once, not after a time limit."""
+        self._requests.discard(task)
+        if task.cancelled() or task.exception() is not None:
+            _exit(1)
+
+    def finish_metadata(self, parent: Any, metadata: Any, reply_content: Any) -> Any:
+        """Note that a reply is sent now."""
+        self._answers = True
+        return super().finish_metadata(parent, metadata, reply_content)
+
+    async def execute_request(self, stream: Any, ident: Any, parent: Any) -> None:
+        """Answer a request, also where something fails that a cell has changed. Without an answer, end the kernel."""
+        self._answers = False
+        try:
+            await super().execute_request(stream, ident, parent)
+        except BaseException as error:  # noqa: BLE001
+            if self._answers:  # a second reply would be a forged one
+                _exit(1)
+            try:
+                reply = failure(error, self.shell.execution_count)
+                self._show_failure(reply)
+                self.session.send(stream, "execute_reply", reply, parent, ident=ident)
+            except BaseException:  # noqa: BLE001
+                _exit(1)
 
     def warn(self, warning: str) -> None:
         """Say something with the next result."""
@@ -149,13 +148,22 @@ class SandboxKernel(IPythonKernel):
     def pre_handler_hook(self) -> None:
         self.saved_sigint_handler = signal.signal(signal.SIGINT, self._on_interrupt)
 
-    def _on_interrupt(self, _number: int, _frame: FrameType | None) -> None:
-        """Interrupt the code of a cell only. Interrupting a reply on its way would lose the reply.
+    def post_handler_hook(self) -> None:
+        """Keep the handler: a callback that a cell has left on the loop can be interrupted, too."""
+
+    def _is_of_session(self, frame: FrameType | None) -> bool:
+        """Return whether a function of a cell runs, such as a callback that the loop calls between two cells."""
+        while frame is not None and frame.f_globals is not self.shell.user_ns:
+            frame = frame.f_back
+        return frame is not None
+
+    def _on_interrupt(self, _number: int, frame: FrameType | None) -> None:
+        """Interrupt the session's code only. Interrupting a reply on its way would lose the reply.
 
         Ignores a second signal within INTERRUPT_PAUSE: the host interrupts in two ways, and both may arrive.
         """
         now = monotonic()
-        if self._runs_code and now - self._interrupted > INTERRUPT_PAUSE:
+        if (self._runs_code or self._is_of_session(frame)) and now - self._interrupted > INTERRUPT_PAUSE:
             self._interrupted = now
             interrupt: Any = KeyboardInterrupt()
             interrupt._render_traceback_ = partial(brief_traceback, interrupt)
@@ -195,21 +203,26 @@ class SandboxKernel(IPythonKernel):
         try:
             try:
                 self._runs_code = True
-                self.interpreter.put_back()
-                reply: Any = await super().do_execute(code, *args, **kwargs)
+                self.changes.put_back()
+                reply: Any = await IPythonKernel.do_execute(self, code, *args, **kwargs)
             finally:
-                try:
-                    self.interpreter.take_over(self.warnings)
-                except BaseException:  # noqa: BLE001 - a trace function of the cell raised; Python has removed it
-                    self.interpreter.take_over(self.warnings)
+                self.changes.take_over()
                 self._check_streams()
+                self.changes.check()
                 self._runs_code = False
         except BaseException as error:  # noqa: BLE001 - a KeyboardInterrupt just before or after the cell's own code too
             self._runs_code = False
             reply = failure(error, self.shell.execution_count)
             if not isinstance(error, KeyboardInterrupt):
                 self._show_failure(reply)
+                self._end_if_broken()
         return dict(reply)
+
+    def _end_if_broken(self) -> None:
+        """End the kernel after this reply if IPython can run no cell any more: the host then reports it lost."""
+        if not self.shell.runs_cells():
+            self.warn("interpreter: a cell has changed IPython so that no cell can run; the kernel ends")
+            asyncio.get_running_loop().call_later(LAST_WORDS, _exit, 1)
 
     def _show_failure(self, reply: dict[str, Any]) -> None:
         """Publish an error that IPython did not show, as the compiler's RecursionError."""
@@ -300,12 +313,12 @@ class SandboxKernel(IPythonKernel):
         with self.iopub_thread.session_code():
             try:
                 self._runs_code = True
-                self.interpreter.put_back()
+                self.changes.put_back()
                 try:
                     content = self._save_or_load(name, pipe, parent["content"]["options"])
                 finally:
                     self._runs_code = False
-                    self.interpreter.take_over(self.warnings)
+                    self.changes.take_over()
             except KeyboardInterrupt:
                 content = {"status": "error", "reason": "it was interrupted"}
             except Exception as error:  # noqa: BLE001 - code of the session runs here

@@ -3,6 +3,7 @@
 import json
 import struct
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 from jupyter_client.jsonutil import json_default
@@ -63,8 +64,35 @@ def shorten(value: Any, limit: int) -> Any:
     if isinstance(value, dict):
         return {key: shorten(item, limit) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [shorten(item, limit) for item in value]
+        return shorten_list([shorten(item, limit) for item in value], limit)
     return value
+
+
+def shorten_list(items: list[Any], limit: int) -> list[Any]:
+    """Return a list of texts, such as a traceback, without its middle if its halves exceed ``limit`` characters each.
+
+    Returns any other list as it is.
+    """
+    if not all(isinstance(item, str) for item in items) or sum(map(len, items)) <= 2 * limit:
+        return items
+    last = len(items)
+    first = next(at for at, size in enumerate(accumulate(map(len, items))) if size > limit)
+    for size in accumulate(map(len, reversed(items))):
+        if size > limit:
+            break
+        last -= 1
+    return [*items[:first], f"[... {last - first} lines left out ...]", *items[last:]]
+
+
+def without_large(content: dict[str, Any], limit: int) -> dict[str, Any]:
+    """Return a message's content without its lists and objects whose JSON is longer than ``limit`` characters."""
+    kept = {}
+    for key, value in content.items():
+        large = not isinstance(value, str) and len(json.dumps(value, default=str)) > limit
+        kept[key] = type(value)() if large else value
+    if content.get("data") and not kept["data"]:
+        kept["data"] = {"text/plain": "[a display of too many items left out]"}
+    return kept
 
 
 def without_surrogates(value: Any) -> Any:
@@ -163,5 +191,11 @@ class BoundedSession(Session):
         if isinstance(content.get("data"), dict):
             content = {**content, "data": shorten_bundle(content["data"], self.bound // 16)}
         content = shorten(content, self.bound // 16)
-        left_out = size - sum(map(len, super().serialize({**msg, "content": content}, ident)))
+        if (left := self._size({**msg, "content": content}, ident)) > self.bound:
+            content = without_large(content, self.bound // 16)
+            left = self._size({**msg, "content": content}, ident)
+        left_out = size - left
         return super().serialize({**msg, "content": {**content, "left_out": left_out}}, ident)
+
+    def _size(self, msg: dict[str, Any], ident: Any) -> int:
+        return sum(map(len, super().serialize(msg, ident)))

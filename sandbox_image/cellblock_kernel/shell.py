@@ -7,6 +7,7 @@ from typing import Any
 from ipykernel.displayhook import ZMQShellDisplayHook
 from ipykernel.zmqshell import ZMQInteractiveShell
 from IPython.core import page
+from IPython.core.events import EventManager, available_events
 from IPython.utils.text import LSString, SList
 from jupyter_client.session import extract_header
 from traitlets import Type
@@ -31,6 +32,18 @@ class SandboxDisplayHook(ZMQShellDisplayHook):
         return super().compute_format_data(result)
 
 
+class SandboxEvents(EventManager):
+    """Calls the callbacks of an event, also after one that exits: the cell they surround must run and end."""
+
+    def trigger(self, event: str, *args: Any, **kwargs: Any) -> None:
+        for callback in self.callbacks[event][:]:
+            try:
+                callback(*args, **kwargs)
+            except BaseException:  # noqa: BLE001 - SystemExit too
+                print(f"Error in callback {callback} (for {event}), with arguments args {args},kwargs {kwargs}:")
+                self.shell.showtraceback()
+
+
 class SandboxShell(ZMQInteractiveShell):
     """A shell that runs ``!command`` through plain pipes.
 
@@ -42,7 +55,8 @@ class SandboxShell(ZMQInteractiveShell):
     shown_error: BaseException | None = None  # whose traceback the running cell has shown
 
     def init_events(self) -> None:
-        super().init_events()
+        self.events = SandboxEvents(self, available_events)
+        self.events.register("pre_execute", self._clear_warning_registry)
         self.events.register("post_execute", partial(show_silent_figures, self._publish))
 
     def init_hooks(self) -> None:
@@ -100,6 +114,27 @@ class SandboxShell(ZMQInteractiveShell):
         self.user_ns["_exit_code"] = status
         if status:
             self.kernel.warn(f"the command exited with status {status}")
+
+    def runs_cells(self) -> bool:
+        """Return whether a cell that does nothing can run: whether IPython works with what the session changed in it.
+
+        Calls no callbacks, and publishes nothing.
+        """
+        last = self.last_execution_succeeded, self.last_execution_result
+        events, self.events = self.events, EventManager(self, available_events)
+        try:
+            SandboxShell.set_parent(self, self.get_parent())
+            cell = self.run_cell_async("pass", False, True, transformed_cell=self.transform_cell("pass"))
+            try:
+                cell.send(None)
+            except StopIteration as end:
+                return isinstance(events, EventManager) and bool(end.value.success)
+        except BaseException:  # noqa: BLE001 - raised by the session's objects
+            return False
+        finally:
+            self.events = events
+            self.last_execution_succeeded, self.last_execution_result = last
+        return False
 
     def ask_exit(self) -> None:
         """End the cell for ``exit()`` and ``quit()``, as sys.exit does. The kernel keeps its variables."""

@@ -27,6 +27,8 @@ PIECE_COST = 1024
 # Characters that threads, tasks and child processes may write between two cells. The next result has them.
 HELD = 64 * 1024
 
+PIPE = 64 * 1024  # bytes that a pipe holds
+
 
 class Outbox:
     """Text that both streams have accepted and not sent yet, in the order of writing.
@@ -202,7 +204,10 @@ class OrderedStream(OutStream):
 
     def _watch_pipe_fd(self) -> None:
         while self._should_watch:
-            select.select([self._fid], [], [])
+            try:
+                select.select([self._fid], [], [])
+            except (OSError, ValueError):  # the cell closed the descriptor
+                return
             self.drain()
 
     def decode(self, data: bytes) -> str:
@@ -217,12 +222,14 @@ class OrderedStream(OutStream):
         if self._fid is None:
             return
         with self._fd_lock:
-            left = fcntl.fcntl(self._fid, fcntl.F_GETPIPE_SZ)
+            left = PIPE
             while left > 0:
                 try:
                     data = os.read(self._fid, left)
                 except BlockingIOError:
                     return
+                except OSError:
+                    data = b""
                 if not data:  # the cell closed the descriptor
                     self._should_watch = False
                     return

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
-from orchestrator import AgentKernelManager, KernelSession
+import pytest
+
+from orchestrator import AgentKernelManager, KernelResourceLimits, KernelSession
+from orchestrator.errors import KernelDiedError, KernelTimeoutError
 from tests.conftest import one_session
 
 ARMED = ("task-", "alarm-")  # what these cells leave behind goes off between two cells
@@ -56,6 +60,48 @@ HOSTILE = {
     "recursion-limit-is-low": "import sys; sys.setrecursionlimit(60)",
     "modules-cleared": "import sys; sys.modules.clear()",
     "callable-in-place": "import os, json; os.replace = json.dumps = lambda *a, **k: 1 / 0",
+    "len-raises": "import builtins; builtins.len = lambda *a: 1 / 0",
+    "isinstance-raises": "import builtins; builtins.isinstance = lambda *a: 1 / 0",
+    "isinstance-is-false": "import builtins; builtins.isinstance = lambda *a: False",
+    "super-raises": "import builtins; builtins.super = lambda *a: 1 / 0",
+    "getattr-raises": "import builtins; builtins.getattr = lambda *a: 1 / 0",
+    "type-is-int": "import builtins; builtins.type = int",
+    "str-is-int": "import builtins; builtins.str = int; builtins.dict = list",
+    "import-raises": "import builtins; builtins.__import__ = lambda *a, **k: 1 / 0",
+    "import-is-deleted": "import builtins; del builtins.__import__",
+    "compile-raises": "import builtins; builtins.compile = builtins.exec = lambda *a, **k: 1 / 0",
+    "builtins-cleared": "import builtins; vars(builtins).clear()",
+    "modules-are-none": (
+        "import sys\nfor n in list(sys.modules):\n    if n not in ('sys', 'builtins'): sys.modules[n] = None"
+    ),
+    "modules-are-empty": (
+        "import sys, types\n"
+        "for n in ('traceback', 'linecache', 'ast', 're', 'inspect'): sys.modules[n] = types.ModuleType(n)"
+    ),
+    "inspect-is-broken": "import inspect; inspect.isawaitable = lambda *a: 1 / 0",
+    "display-pub-is-none": "get_ipython().display_pub = None",
+    "shell-class-is-broken": "from IPython.core.interactiveshell import InteractiveShell as S; S.run_ast_nodes = None",
+    "factory-of-tasks-raises": "import asyncio; asyncio.get_event_loop().set_task_factory(lambda *a, **k: 1 / 0)",
+    "events-are-none": "get_ipython().events = None",
+    "transform-raises": "def t(l): raise RuntimeError\nget_ipython().input_transformers_post.append(t)",
+    "transform-exits": "def t(l): raise SystemExit\nget_ipython().input_transformers_post.append(t)",
+    "transform-loops": "def t(l):\n    while True: pass\nget_ipython().input_transformers_post.append(t)",
+    "transform-is-none": "def t(l): return None\nget_ipython().input_transformers_cleanup.append(t)",
+    "ast-transform-exits": (
+        "import ast\nclass T(ast.NodeTransformer):\n    def visit(self, n): raise SystemExit\n"
+        "get_ipython().ast_transformers.append(T())"
+    ),
+    "stdout-write-is-none": "import sys; sys.stdout.write = None; sys.stdout.flush = None",
+    "stdout-class-is-broken": "import sys; type(sys.stdout).write = None; type(sys.stdout)._outbox = None",
+    "stdout-is-empty": "import sys; vars(sys.stdout).clear()",
+    "stdout-attributes-are-none": "import sys\nfor n in list(vars(sys.stdout)): setattr(sys.stdout, n, None)",
+    "callback-spins-later": (
+        "import asyncio\ndef spin():\n    while True: pass\n_ = asyncio.get_event_loop().call_soon(spin)"
+    ),
+    "many-notes": "e = ValueError('x'); e.__notes__ = ['n' * 1000] * 10000\nraise e",
+    "many-lines": "class E(Exception):\n    def _render_traceback_(self): return ['\\x1b' * 1000] * 10000\nraise E",
+    "many-mime-types": "display({f'a/{i}': 'x' * 1000 for i in range(10000)}, raw=True)",
+    "much-metadata": "display({'text/plain': 't'}, metadata={f'a/{i}': 'x' * 1000 for i in range(10000)}, raw=True)",
     "deep-plus": "x=" + "+".join(["1"] * 5000),
     "deep-plus-async": "import asyncio; await asyncio.sleep(0)\nx=" + "+".join(["1"] * 5000),
     "deep-minus": "x=" + "-" * 5000 + "1",
@@ -63,14 +109,27 @@ HOSTILE = {
 }
 
 
+STOPPED = ("transform-loops", "callback-spins-later")  # these keep the kernel busy until the time limit
+
+
+async def executed(manager: AgentKernelManager, session: KernelSession, code: str) -> dict[str, Any]:
+    """Return a cell's result, also of one that exceeded its time limit."""
+    try:
+        return await manager.execute_code(session, code)
+    except KernelTimeoutError as error:
+        return error.result.as_dict()
+
+
 async def fault_after(manager: AgentKernelManager, session: KernelSession, name: str) -> str:
     """Run a hostile cell and a plain one. Return what is wrong with the plain one's result; "" for nothing."""
     started = time.monotonic()
     async with asyncio.timeout(20):
-        await manager.execute_code(session, HOSTILE[name])
+        await executed(manager, session, HOSTILE[name])
         took = time.monotonic() - started
         await asyncio.sleep(0.6 if name.startswith(ARMED) else 0)
-        after = await manager.execute_code(session, "print('out')\n6 * 7")
+        after = await executed(manager, session, "print('out')\n6 * 7")
+    if name in STOPPED and after["outcome"] == "timeout" and after["kernel_state"] == "idle":
+        after["status"] = "ok"
     if (after["status"], after["stdout"], after["result"]) != ("ok", "out\n", "42"):
         return str(after)
     if name.startswith(ARMED) and "between two cells" not in str(after["warnings"]):
@@ -80,7 +139,7 @@ async def fault_after(manager: AgentKernelManager, session: KernelSession, name:
 
 async def test_the_next_cell_runs_whatever_one_did_to_the_interpreter(runtime: str) -> None:
     """Each hostile cell ends within its limit; the next one prints and returns its value, in the same kernel."""
-    async with one_session(runtime) as (manager, session):
+    async with one_session(runtime, limits=KernelResourceLimits(max_execution_time=6)) as (manager, session):
         await manager.execute_code(session, "mark = 1")
         faults = {name: await fault_after(manager, session, name) for name in HOSTILE}
         assert {name: fault for name, fault in faults.items() if fault} == {}
@@ -105,3 +164,62 @@ async def test_a_patch_of_the_standard_library_stays_until_it_is_removed(runtime
         await manager.put_file(session, b"content", "file.txt")
         assert (await manager.execute_code(session, "os.replace('a', 'b')"))["result"] == "'patched'"
         assert (await manager.execute_code(session, "open('file.txt').read()"))["result"] == "'content'"
+
+
+@pytest.mark.parametrize(
+    ("name", "undone"),
+    [
+        ("isinstance-raises", "builtins.isinstance"),
+        ("modules-are-empty", "sys.modules['inspect']"),
+        ("events-are-none", "get_ipython().events"),
+        ("transform-exits", "IPython's input_transformers_post"),
+    ],
+)
+async def test_the_result_says_what_was_undone(runtime: str, name: str, undone: str) -> None:
+    """What no cell could run with is undone after the cell that did it, and its warning names it."""
+    async with one_session(runtime) as (manager, session):
+        result = await manager.execute_code(session, HOSTILE[name])
+        after = await manager.execute_code(session, "6 * 7")
+    assert any("no cell could run with" in warning and undone in warning for warning in result["warnings"]), result
+    assert (after["result"], after["warnings"]) == ("42", [])
+
+
+async def test_changes_that_work_stay(runtime: str) -> None:
+    """A patched builtin, a replaced module, a transformer and a stream's own method are there in the next cell."""
+    code = (
+        "import builtins, sys, types\n"
+        "real = len\nbuiltins.len = lambda x: real(x)\nsys.modules['this'] = 3\n"
+        "sys.stdout.isatty = lambda: 'mine'\n"
+        "get_ipython().input_transformers_post.append(lambda lines: [l.replace('SIX', '6') for l in lines])"
+    )
+    async with one_session(runtime) as (manager, session):
+        done = await manager.execute_code(session, code)
+        for _ in range(2):
+            after = await manager.execute_code(
+                session, "len is not real, sys.modules['this'] + SIX, sys.stdout.isatty()"
+            )
+            assert (after["result"], after["warnings"]) == ("(True, 9, 'mine')", [])
+    assert (done["outcome"], done["warnings"]) == ("ok", [])
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "get_ipython().__class__.run_cell_async = None",
+        "l.run_forever = l._run_once = None",
+        "get_ipython().kernel.session.send = None",
+        "get_ipython().kernel.shell = None",
+        "get_ipython().kernel._publish_status = None",
+    ],
+)
+async def test_a_kernel_that_can_run_no_cell_ends_at_once(runtime: str, code: str) -> None:
+    """The host reports it lost. It does not wait for a time limit."""
+    async with one_session(runtime) as (manager, session):
+        started = time.monotonic()
+        first = await manager.execute_code(session, "import asyncio; l = asyncio.get_event_loop(); " + code)
+        assert first["outcome"] in ("ok", "kernel_died")
+        with pytest.raises(KernelDiedError):
+            for _ in range(3):
+                await manager.execute_code(session, "1")
+                await asyncio.sleep(0.5)
+        assert time.monotonic() - started < 5

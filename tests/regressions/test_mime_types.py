@@ -117,3 +117,27 @@ def test_plain_text_that_is_no_text_is_removed() -> None:
         assert isinstance(event, DisplayData)
         assert "text/plain" not in event.data
         assert mimes.removed == ("text/plain",)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        {"output_type": "display_data", "data": {"application/a\nb+json": {"a": 1}, "text/plain": "x"}, "metadata": {}},
+        {"output_type": "display_data", "data": {"model/gltf+json": {"a": 1}}, "metadata": {}},
+        {"output_type": "display_data", "data": {"text/html": ["a", 1]}, "metadata": {}},
+        {"output_type": "execute_result", "data": {"text/plain": "x"}, "metadata": {}, "execution_count": "3"},
+        {"output_type": "error", "ename": "E", "evalue": None, "traceback": [3]},
+        {"output_type": "stream", "name": "\x1b[2J", "text": 5},
+        {"output_type": "\x1b[2J"},
+    ],
+)
+def test_an_export_takes_what_an_earlier_version_kept(output: dict[str, Any]) -> None:
+    """The notebook is valid, has the cell's other outputs, and a note in place of what is left out."""
+    good = {"output_type": "stream", "name": "stdout", "text": "before\n"}
+    entry = {"code": "1", "result": {"outputs": [good, output], "execution_count": 1}}
+    notebook = session_notebook([entry, entry], "title")
+    nbformat.validate(notebook)
+    first, repaired = notebook.cells[1].outputs
+    assert first.text == "before\n"
+    assert "\x1b" not in str(repaired)
+    assert "left out" in str(repaired) or "x" in str(repaired)

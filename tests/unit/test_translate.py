@@ -79,3 +79,9 @@ def test_a_reply_s_warnings_are_few_short_lines() -> None:
     warnings = Reply.of({"status": "ok", "warnings": claimed}).warnings
     assert warnings == ("one", "two lines", "x" * 300, "more", "more", "more")
     assert Reply.of({"status": "ok", "warnings": "text"}).warnings == ()
+
+
+def test_a_reply_s_warnings_are_printable() -> None:
+    """A terminal or a log that shows them obeys nothing in them."""
+    (warning,) = Reply.of({"status": "ok", "warnings": ["a\x1b]0;title\x07\u202eb\x00"]}).warnings
+    assert warning == "a\\x1b]0;title\\x07\\u202eb\\x00"
