@@ -109,12 +109,7 @@ class Instance:
             engine.close()
             raise
         telemetry = telemetry or Telemetry()
-        audit = AuditLog(
-            settings.audit_path,
-            fsync=policy.audit.fsync,
-            rotate_at=settings.audit_rotate_mb * MIB,
-            keep=settings.audit_files,
-        )
+        audit = _audit_log(settings, policy)
         config = KernelConfig(
             engine=engine,
             image=image,
@@ -401,4 +396,13 @@ def _no_folder(folder: Path, error: OSError) -> SettingsError:
     return SettingsError(
         f"the state folder {folder} cannot be created: {error.strerror}.",
         remedy="Set CELLBLOCK_STATE_DIR to a writable folder with a short path and free space.",
+    )
+
+
+def _audit_log(settings: Settings, policy: Policy) -> AuditLog:
+    return AuditLog(
+        settings.audit_path,
+        fsync=policy.audit.fsync,
+        rotate_at=settings.audit_rotate_mb * MIB,
+        keep=settings.audit_files,
     )

@@ -73,13 +73,11 @@ class Acquiring:
         deadline = None if timeout is None else Deadline(timeout)
         async with self._registry.locked(agent_id, timeout):
             await self.elsewhere.continued(agent_id, deadline)
-            if self._registry.closed:
-                raise ManagerClosedError
+            self._refuse_when_closed()
             if (live := self._lease_live(agent_id, group, priority, caller)) is not None:
                 return live
             await self._registry.reaped(agent_id, deadline)
-            if self._registry.closed:
-                raise ManagerClosedError
+            self._refuse_when_closed()
             record = await self.elsewhere.sleeping(agent_id, deadline, handover=handover)
             if (live := self._lease_live(agent_id, group, priority, caller)) is not None:
                 return live  # it was taken over with its kernel
@@ -90,6 +88,10 @@ class Acquiring:
                 await self.elsewhere.sleeping(agent_id, deadline, handover=False)  # names the process that was quicker
                 raise
             return session
+
+    def _refuse_when_closed(self) -> None:
+        if self._registry.closed:
+            raise ManagerClosedError
 
     def _lease_live(self, agent_id: str, group: str | None, priority: int, caller: str) -> KernelSession | None:
         session = self._registry.sessions.get(agent_id)

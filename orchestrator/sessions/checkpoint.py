@@ -86,13 +86,9 @@ async def capture(session: KernelSession, files: CheckpointFiles, *, asked_for: 
     lost = tuple(Lost(**loss) for loss in found)
     record = CheckpointRecord(checkpoint_id, session.session_id, now, session.cell_count, asked_for, size, found)
     await _record(session.store, files, record)
-    session.note(
-        kernel, "checkpoint.made", checkpoint=checkpoint_id, cell=session.cell_count, bytes=size, lost=len(lost)
-    )
-    return Checkpoint(
-        checkpoint_id, session.session_id, session.agent_id, now, session.cell_count, size, lost,
-        files.path(checkpoint_id),
-    )  # fmt: skip
+    cell, path = session.cell_count, files.path(checkpoint_id)
+    session.note(kernel, "checkpoint.made", checkpoint=checkpoint_id, cell=cell, bytes=size, lost=len(lost))
+    return Checkpoint(checkpoint_id, session.session_id, session.agent_id, now, cell, size, lost, path)
 
 
 async def _record(store: History | None, files: CheckpointFiles, record: CheckpointRecord) -> None:
