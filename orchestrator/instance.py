@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import secrets
 import signal
 from collections.abc import Collection
 from dataclasses import replace
@@ -22,6 +21,7 @@ from orchestrator.container.enginewatch import EngineWatch
 from orchestrator.container.folders import instance_folder, kernel_folder, wire_folder
 from orchestrator.container.hostconfig import RESTRICTIONS_LABEL
 from orchestrator.container.lease import InstanceLease, host_identity, instance_lease
+from orchestrator.container.newinstance import visible_instance
 from orchestrator.container.reaper import (
     Leftover,
     clear_folder,
@@ -31,15 +31,12 @@ from orchestrator.container.reaper import (
     sweep_late,
     sweep_orphans,
 )
-from orchestrator.container.visibility import engine_sees
 from orchestrator.errors import (
     CellblockError,
     EngineError,
     EngineUnavailableError,
     ImageMissingError,
     KernelStartError,
-    SettingsError,
-    StoreError,
 )
 from orchestrator.eventfeed import EventFeed
 from orchestrator.image.build import image_name
@@ -104,7 +101,7 @@ class Instance:
             await engine.refuse_unsupported()
             image = await engine.resolve_image(await asyncio.to_thread(image_name, settings))
             runtime = await engine.resolve_runtime(wanted)
-            instance, lease, folder = await _visible_instance(engine, settings)
+            instance, lease, folder = await visible_instance(engine, settings)
         except BaseException:
             engine.close()
             raise
@@ -339,64 +336,6 @@ def _speaks_against_runtime(error: KernelStartError | EngineError) -> bool:
     if isinstance(error, KernelStartError):
         return error.cause == "container"
     return not isinstance(error, EngineUnavailableError | ImageMissingError)
-
-
-def _new_instance(state: Path, data: Path) -> tuple[str, InstanceLease, Path]:
-    """Return a new instance's id, lease and folder. No await, so that nothing can come between lease and folder."""
-    while True:
-        instance = secrets.token_hex(6)
-        folder = instance_folder(state, instance)
-        try:
-            lease = instance_lease(instance, (state, data))
-        except OSError as error:
-            if str(error.filename).startswith(f"{data.resolve()}/"):
-                raise _no_lock(data, error) from error
-            raise _no_folder(folder, error) from error
-        if lease is not None:
-            try:
-                folder.mkdir(parents=True, mode=0o700)
-            except OSError as error:
-                lease.release()
-                raise _no_folder(folder, error) from error
-            return instance, lease, folder
-
-
-async def _visible_instance(engine: Engine, settings: Settings) -> tuple[str, InstanceLease, Path]:
-    """Take a new instance, whose folder the engine sees. On failure nothing of it is left."""
-    instance, lease, folder = _new_instance(settings.state_path, settings.data_path)
-    try:
-        settings.refuse_foreign_folders()  # now that they exist
-        await _refuse_unseen(engine, folder)
-    except BaseException:
-        clear_folder(folder)
-        lease.release()
-        raise
-    return instance, lease, folder
-
-
-async def _refuse_unseen(engine: Engine, folder: Path) -> None:
-    if not await engine.retry(engine_sees, engine.client.api, folder):
-        state = folder.parent
-        raise SettingsError(
-            f"the Docker engine does not see the state folder {state}: it runs outside this process's container, or on "
-            "another machine.",
-            remedy=f"In a container, mount the host's folder at the same path (-v {state}:{state}), or set "
-            "CELLBLOCK_STATE_DIR to a folder that is mounted so.",
-        )
-
-
-def _no_lock(data: Path, error: OSError) -> StoreError:
-    return StoreError(
-        f"this process's lock file cannot be created in the data folder {data}: {error.strerror}. Nothing was started.",
-        remedy="Check that the folder is writable and has room, or set CELLBLOCK_DATA_DIR to another one.",
-    )
-
-
-def _no_folder(folder: Path, error: OSError) -> SettingsError:
-    return SettingsError(
-        f"the state folder {folder} cannot be created: {error.strerror}.",
-        remedy="Set CELLBLOCK_STATE_DIR to a writable folder with a short path and free space.",
-    )
 
 
 def _audit_log(settings: Settings, policy: Policy) -> AuditLog:

@@ -30,7 +30,8 @@ from orchestrator.sessions.recovery import Recovery
 from orchestrator.sessions.restored import Restored
 from orchestrator.sessions.session import KernelSession
 from orchestrator.settings import Settings
-from orchestrator.wiring import Wiring
+from orchestrator.wiring.lifespan import Lifespan
+from orchestrator.wiring.parts import Parts
 
 KERNEL_NAMES = ("python3",)
 
@@ -87,11 +88,12 @@ class AgentKernelManager:
         self.kernel_name = kernel_name
         self.keep_sessions = keep_sessions
         self.resource_limits = resource_limits or self.policy.resource_limits()
-        self._wiring = Wiring(max_kernels, self.settings, self.policy, self.resource_limits)
-        self.telemetry = self._wiring.telemetry
-        self.monitor = self._wiring.monitor
-        self.pool = self._wiring.pool
-        self.sessions = self._wiring.registry.sessions
+        self._parts = Parts(max_kernels, self.settings, self.policy, self.resource_limits)
+        self._life = Lifespan(self._parts, self.settings, self.policy, self.resource_limits)
+        self.telemetry = self._parts.telemetry
+        self.monitor = self._parts.monitor
+        self.pool = self._parts.pool
+        self.sessions = self._parts.registry.sessions
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -115,22 +117,22 @@ class AgentKernelManager:
                 kernels cannot be started here; the message says what to do.
             StoreError: the history cannot be read or written.
         """
-        await self._wiring.start()
+        await self._life.start()
 
     @property
     def runtime(self) -> str:
         """The container runtime of new kernels: "runsc", "runc" or the one in the settings; "" before ``start``."""
-        return self._wiring.runtime
+        return self._parts.runtime
 
     @property
     def instance_id(self) -> str:
         """The label ``org.cellblock.instance`` of this manager's containers; "" before ``start``."""
-        return self._wiring.instance_id
+        return self._parts.instance_id
 
     @property
     def recovery(self) -> Recovery:
         """What this manager took over from dead processes when it started; empty before ``start``."""
-        return self._wiring.recovery
+        return self._life.recovery
 
     @contextlib.asynccontextmanager
     async def acquire_kernel(
@@ -176,10 +178,10 @@ class AgentKernelManager:
             raise InvalidInputError("the timeout must be a number of seconds, 0 or more.")
         asked = time.monotonic()
         deadline = None if timeout is None else Deadline(timeout)
-        await self._wiring.start_in_time(timeout)
+        await self._life.start_in_time(timeout)
         caller = caller or f"uid {os.getuid()}, pid {os.getpid()}"
-        with self.telemetry.span("acquire_kernel"), self._wiring.or_closed(CellblockError):
-            session = await self._wiring.acquiring.session_of(
+        with self.telemetry.span("acquire_kernel"), self._life.or_closed(CellblockError):
+            session = await self._parts.acquiring.session_of(
                 agent_id,
                 None if deadline is None else deadline.remaining(),
                 caller,
@@ -188,7 +190,7 @@ class AgentKernelManager:
                 handover=handover,
             )
         self.telemetry.leased(time.monotonic() - asked)
-        async with self._wiring.in_use(session):
+        async with self._life.in_use(session):
             yield session.live_kernel(), session
 
     async def execute(
@@ -247,7 +249,7 @@ class AgentKernelManager:
         """
         check_code(code)
         finished: CellFinished | None = None
-        async with self._wiring.in_use(session):
+        async with self._life.in_use(session):
             with self.telemetry.span("execute_cell", runtime=self.runtime) as span:
                 try:
                     async with contextlib.aclosing(session.run(code, self.resource_limits, answer)) as events:
@@ -260,7 +262,7 @@ class AgentKernelManager:
                 except KernelTimeoutError:
                     span.set_attribute("cellblock.outcome", "timeout")
                     raise
-            await capture_if_due(session, self._wiring.registry.files, self.policy.sessions.checkpoint_every)
+            await capture_if_due(session, self._parts.registry.files, self.policy.sessions.checkpoint_every)
         assert finished is not None
         yield finished
 
@@ -272,7 +274,7 @@ class AgentKernelManager:
         Returns:
             Whether a cell was running.
         """
-        self._wiring.check_caller()
+        self._life.check_caller()
         return session.interrupt()
 
     async def execute_code_for_notebook(self, session: KernelSession, code: str) -> list[NotebookNode]:
@@ -290,7 +292,7 @@ class AgentKernelManager:
             KernelDiedError, SessionEndedError: there is no kernel.
         """
         host = source if isinstance(source, bytes) else Path(source)
-        async with self._wiring.in_use(session):
+        async with self._life.in_use(session):
             kernel = session.live_kernel()
             sent = await transfer.put_file(kernel, host, destination)
             session.note_file_in(destination)
@@ -310,7 +312,7 @@ class AgentKernelManager:
             FileTransferError: it cannot be read or written, or exceeds the limit; the destination is unchanged.
             KernelDiedError, SessionEndedError: there is no kernel.
         """
-        async with self._wiring.in_use(session):
+        async with self._life.in_use(session):
             kernel = session.live_kernel()
             taken = await transfer.get_file(kernel, source, Path(destination), limit)
             session.note(kernel, "file.out", path=source, bytes=taken.size, sha256=taken.sha256)
@@ -325,8 +327,8 @@ class AgentKernelManager:
         Raises:
             SessionBusyError: another call has been waking the session, or putting it to sleep, for a minute.
         """
-        self._wiring.check_caller()
-        return await self._wiring.acquiring.end(agent_id, reason)
+        self._life.check_caller()
+        return await self._parts.acquiring.end(agent_id, reason)
 
     async def checkpoint(self, session: KernelSession) -> Checkpoint:
         """Save the session's state: variables, functions, classes, imports, files, working directory, random state.
@@ -341,8 +343,8 @@ class AgentKernelManager:
             QuotaExceededError: the agent keeps as much as it may; the session is unchanged.
             KernelDiedError, SessionEndedError: there is no kernel.
         """
-        async with self._wiring.in_use(session):
-            return await capture_between_cells(session, self._wiring.registry.files, asked_for=True)
+        async with self._life.in_use(session):
+            return await capture_between_cells(session, self._parts.registry.files, asked_for=True)
 
     async def restore(
         self, session: KernelSession, checkpoint: Checkpoint | str | Path, timeout: float | None = None
@@ -361,8 +363,8 @@ class AgentKernelManager:
             CheckpointStateError: the fresh kernel could not load it.
             KernelPoolExhaustedError, KernelStartError, EngineError: there is no fresh kernel.
         """
-        async with self._wiring.in_use(session):
-            return await self._wiring.restoring.restore(session, checkpoint, timeout)
+        async with self._life.in_use(session):
+            return await self._parts.restoring.restore(session, checkpoint, timeout)
 
     async def fork(
         self, session: KernelSession, count: int, *, agent_ids: Sequence[str] | None = None
@@ -380,8 +382,8 @@ class AgentKernelManager:
         """
         if count < 1 or (agent_ids is not None and len(agent_ids) != count):
             raise InvalidInputError("count must be 1 or more, and agent_ids must have count entries.")
-        async with self._wiring.in_use(session):
-            return await self._wiring.forking.fork(session, count, agent_ids)
+        async with self._life.in_use(session):
+            return await self._parts.forking.fork(session, count, agent_ids)
 
     async def hibernate(self, agent_id: str) -> bool:
         """Checkpoint the agent's session and give its kernel up.
@@ -390,9 +392,9 @@ class AgentKernelManager:
             Whether the session sleeps now. False if it is in use, or if its checkpoint would lose something and the
             policy forbids that.
         """
-        self._wiring.check_caller()
+        self._life.check_caller()
         session = self.sessions.get(agent_id)
-        return session is not None and await self._wiring.hibernation.hibernate(session, "hibernate")
+        return session is not None and await self._parts.hibernation.hibernate(session, "hibernate")
 
     async def export_history(self, session: KernelSession, file_path: str | Path | None = None) -> dict[str, Any]:
         """Return the session's identity and history; with ``file_path``, also write both to that file, as JSON.
@@ -402,7 +404,7 @@ class AgentKernelManager:
         Raises:
             StoreError: the file cannot be written, or the history cannot be read. An existing file is unchanged.
         """
-        self._wiring.check_loop()
+        self._life.check_loop()
         return await checkpoints.export_history(session, file_path)
 
     async def import_history(
@@ -418,7 +420,7 @@ class AgentKernelManager:
                 unchanged.
             OSError: the file cannot be read.
         """
-        self._wiring.check_loop()
+        self._life.check_loop()
         await checkpoints.import_history(session, checkpoint_data, file_path)
 
     async def export_notebook(self, session: KernelSession, output_path: str | Path, title: str = "") -> None:
@@ -427,7 +429,7 @@ class AgentKernelManager:
         Raises:
             StoreError: the file cannot be written, or the history cannot be read. An existing file is unchanged.
         """
-        self._wiring.check_loop()
+        self._life.check_loop()
         await notebook.export_notebook(session, Path(output_path), title or _title(session))
 
     def save_checkpoint(self, session: KernelSession, file_path: str | Path | None = None) -> dict[str, Any]:
@@ -459,7 +461,7 @@ class AgentKernelManager:
             InvalidInputError: the manager has no such kernel.
             EngineError: the host's cgroups cannot be read, and the engine does not answer.
         """
-        self._wiring.check_caller()
+        self._life.check_caller()
         resource = self.pool.kernels.get(kernel_id)
         if resource is None or resource.kernel is None:
             raise InvalidInputError(f"there is no kernel {kernel_id!r}.")
@@ -474,8 +476,8 @@ class AgentKernelManager:
             See ``start``.
         """
         await self.start()
-        await self._wiring.recovered()
-        return await self._wiring.live_instance().sweep(everywhere=True)
+        await self._life.recovered()
+        return await self._parts.live_instance().sweep(everywhere=True)
 
     async def apply_retention(self) -> int:
         """Delete the sessions that are too old or too many now, not at the next full hour. Return how many.
@@ -485,7 +487,7 @@ class AgentKernelManager:
             See ``start``.
         """
         await self.start()
-        return await asyncio.to_thread(self._wiring.live_retention().sweep)
+        return await asyncio.to_thread(self._life.live_retention().sweep)
 
     async def shutdown(self, *, keep_sessions: bool | None = None) -> None:
         """End all sessions and kernels, and remove their containers and folders. Idempotent.
@@ -501,11 +503,11 @@ class AgentKernelManager:
         Raises:
             EngineError: the engine does not answer; the next start on this host removes what is left.
         """
-        await self._wiring.close(keep_sessions=self.keep_sessions if keep_sessions is None else keep_sessions)
+        await self._life.close(keep_sessions=self.keep_sessions if keep_sessions is None else keep_sessions)
 
     def overview(self) -> dict[str, Any]:
         """Return what `cellblock ps` shows: the instance, its pool, and each kernel with its agent, cell and usage."""
-        return self._wiring.operations.overview()
+        return self._parts.operations.overview()
 
 
 def _title(session: KernelSession) -> str:

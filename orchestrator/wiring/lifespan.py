@@ -1,17 +1,12 @@
-"""Wiring: makes the parts of one manager, starts them, closes them, and runs their background work.
-
-The facade calls it; it never checks what a caller passes, and runs no cells.
-"""
+"""Lifespan: starts the parts of one manager, guards their use, and closes them."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
-from typing import Any
 
 from orchestrator.errors import (
     CellblockError,
@@ -22,70 +17,35 @@ from orchestrator.errors import (
 )
 from orchestrator.homeloop import HomeLoop
 from orchestrator.instance import Instance
-from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import MIB, KernelResourceLimits
-from orchestrator.operator.controlsocket import ControlSocket, control_clients
-from orchestrator.operator.monitor import Monitor
-from orchestrator.operator.operations import Operations
 from orchestrator.policy.policy import Policy
-from orchestrator.pool.hostload import HostLoad
-from orchestrator.pool.kernelpool import KernelPool
-from orchestrator.pool.scheduler import Admission, Scheduler
-from orchestrator.sessions.acquiring import Acquiring
-from orchestrator.sessions.elsewhere import HANDOVER, hand_over
-from orchestrator.sessions.forking import Forking
-from orchestrator.sessions.hibernation import Hibernation
 from orchestrator.sessions.owners import HostOwners
 from orchestrator.sessions.recovery import Recovery, Takeover, take_over
-from orchestrator.sessions.registry import SessionRegistry
-from orchestrator.sessions.restoring import Restoring
 from orchestrator.sessions.retention import Retention
 from orchestrator.sessions.session import KernelSession
 from orchestrator.settings import Settings
 from orchestrator.store.checkpointfiles import CheckpointFiles
 from orchestrator.store.history import History
-from orchestrator.telemetry import Telemetry
-from orchestrator.termination import Termination
+from orchestrator.wiring.parts import Parts
+from orchestrator.wiring.termination import Termination
 
 _log = logging.getLogger(__name__)
 _RECOVERY = 10.0  # seconds that a start waits for the sessions of dead processes; what takes longer continues beside it
 _LONGEST_RECOVERY = 20.0  # seconds that it may take in all, beyond the time for a checkpoint: see ``adoption``
 
 
-class Wiring:
-    """The parts of one manager. Starts once and closes once; both are idempotent."""
+class Lifespan:
+    """The life of one manager's parts. Starts once and closes once; both are idempotent."""
 
-    def __init__(
-        self, max_kernels: int, settings: Settings, policy: Policy, resource_limits: KernelResourceLimits
-    ) -> None:
+    def __init__(self, parts: Parts, settings: Settings, policy: Policy, resource_limits: KernelResourceLimits) -> None:
+        self._parts = parts
         self._settings, self._policy, self._limits = settings, policy, resource_limits
-        self.telemetry = Telemetry()
-        self.monitor = Monitor(self._live_kernels, resource_limits.max_memory_mb, policy.limits.warn_percent)
-        self.pool = self._make_pool(max_kernels)
-        self.registry = SessionRegistry(self.pool, policy, self._spawn)
-        self.hibernation = Hibernation(self.registry, self.pool, resource_limits, policy, self._spawn)
-        self.acquiring = Acquiring(self.registry, self.hibernation, self.pool)
-        self.restoring = Restoring(self.registry, self.acquiring, self.hibernation, self.pool)
-        self.forking = Forking(self.registry)
-        self.telemetry.watch_pool(self.pool.counts)
-        self.operations = Operations(
-            pool=self.pool,
-            sessions=self.registry.sessions,
-            monitor=self.monitor,
-            limits=resource_limits,
-            instance=self._describe,
-            end_session=self.acquiring.end,
-            held_back=self.registry.backoff.waits,
-        )
-        self._control = ControlSocket({**self.operations.commands(), HANDOVER: self._hand_over})
         self._takeovers: list[Takeover] = []
         self._serving = False
         self._home = HomeLoop()
-        self._instance: Instance | None = None
         self._starting = asyncio.Lock()
         self._store: History | None = None
         self._retention: Retention | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
         self._closing: asyncio.Task[None] | None = None
         self._cancel_sigterm: Callable[[], None] = lambda: None
 
@@ -93,21 +53,6 @@ class Wiring:
     def recovery(self) -> Recovery:
         """What the start took over from dead processes; empty before ``start``."""
         return self._takeovers[0].recovery if self._takeovers else Recovery()
-
-    @property
-    def runtime(self) -> str:
-        """The container runtime of new kernels; "" before ``start``."""
-        return "" if self._instance is None else self._instance.runtime
-
-    @property
-    def instance_id(self) -> str:
-        """The id of this manager's instance; "" before ``start``."""
-        return "" if self._instance is None else self._instance.id
-
-    def live_instance(self) -> Instance:
-        """Return the instance. Call it after ``start``."""
-        assert self._instance is not None
-        return self._instance
 
     def check_caller(self) -> None:
         """Refuse a caller after the shutdown has begun, or outside of the event loop in which the manager started.
@@ -165,7 +110,7 @@ class Wiring:
         self._enter_home()
         async with self._starting:
             self.refuse_when_closed()
-            if self._instance is not None:
+            if self._parts.instance is not None:
                 return
             self._enter_home()  # again: a start that failed meanwhile has left it
             try:
@@ -181,14 +126,14 @@ class Wiring:
         self._serving = True
         self._takeovers[0].go_on()
         for work in (
-            self.live_instance().keep_clean(),
-            self.hibernation.sleep_when_idle(),
+            self._parts.live_instance().keep_clean(),
+            self._parts.hibernation.sleep_when_idle(),
             self.live_retention().run(),
-            self.monitor.run(),
-            self.pool.run(),
+            self._parts.monitor.run(),
+            self._parts.pool.run(),
         ):
-            self._spawn(work)
-        self.pool.prewarm()
+            self._parts.background.spawn(work)
+        self._parts.pool.prewarm()
 
     async def _undo(self, takeover: Takeover) -> bool:
         """Close what a failed start has opened; the next start takes over the sessions that this one took over.
@@ -201,8 +146,8 @@ class Wiring:
                 return False
             self._takeovers.remove(takeover)
             await takeover.abandon()
-            instance, store = self.live_instance(), self._store
-            self._instance = self._store = self._retention = None
+            instance, store = self._parts.live_instance(), self._store
+            self._parts.instance = self._store = self._retention = None
             self._cancel_sigterm()
             self._cancel_sigterm = lambda: None
             assert store is not None
@@ -223,7 +168,7 @@ class Wiring:
     async def _open(self) -> None:
         store, files = await asyncio.to_thread(self._open_store)
         try:
-            instance = await Instance.open(self._settings, self._policy, self._limits, self.telemetry)
+            instance = await Instance.open(self._settings, self._policy, self._limits, self._parts.telemetry)
         except BaseException:
             await asyncio.to_thread(store.close)
             raise
@@ -232,7 +177,7 @@ class Wiring:
         except BaseException:
             await self._undo_begin(store, instance)
             raise
-        self._instance, self._store = instance, store
+        self._parts.instance, self._store = instance, store
         self._retention = Retention(store, files, self._settings)
         self._cancel_sigterm = Termination.call_first(partial(self.close, keep_sessions=True))
 
@@ -248,9 +193,7 @@ class Wiring:
         self._enter_home()
         if self._serving:
             return
-        starting = asyncio.create_task(self._connect())
-        self._tasks.add(starting)
-        starting.add_done_callback(self._tasks.discard)
+        starting = self._parts.background.add(asyncio.create_task(self._connect()))
         try:
             await asyncio.wait({starting}, timeout=timeout)
         except asyncio.CancelledError:
@@ -282,13 +225,13 @@ class Wiring:
 
     async def _begin(self, store: History, files: CheckpointFiles, instance: Instance) -> None:
         owners = HostOwners(instance.id, (self._settings.state_path, self._settings.data_path))
-        self.registry.open(store, files, owners.name)
-        await self._control.listen(instance.config.folder)
+        self._parts.registry.open(store, files, owners.name)
+        await self._parts.control.listen(instance.config.folder)
         if self._settings.metrics_port:
-            self.telemetry.serve_if_free(self._settings.metrics_address, self._settings.metrics_port)
-        begin = partial(take_over, self.registry, self.pool, instance, owners)
+            self._parts.telemetry.serve_if_free(self._settings.metrics_address, self._settings.metrics_port)
+        begin = partial(take_over, self._parts.registry, self._parts.pool, instance, owners)
         self._takeovers = [await begin()]  # the last step that can fail
-        self.acquiring.elsewhere.open(owners, partial(self._take_over_more, begin), self._ask)
+        self._parts.acquiring.elsewhere.open(owners, partial(self._take_over_more, begin), self._parts.ask)
 
     async def _take_over_more(self, begin: Callable[[], Awaitable[Takeover]]) -> None:
         """Take over what processes had that died after the start."""
@@ -297,16 +240,6 @@ class Wiring:
         first, *others = self._takeovers
         self._takeovers = [first, *(other for other in others if not other.is_over), takeover]
 
-    async def _ask(self, instance: str, request: dict[str, Any], timeout: float) -> dict[str, Any] | None:
-        """Send a request to the control socket of another instance on this host."""
-        for client in await asyncio.to_thread(control_clients, self._settings.state_path):
-            if client.instance == instance:
-                return await client.ask(request, timeout)
-        return {"error": "its control socket is not in this process's state folder"}
-
-    async def _hand_over(self, request: dict[str, Any]) -> dict[str, Any]:
-        return await hand_over(self.registry, str(request.get("agent")))
-
     async def recovered(self) -> None:
         """Wait until all that was taken over is continued, or for as long as that may take at most."""
         longest = _LONGEST_RECOVERY + self._policy.sessions.checkpoint_time_s
@@ -314,11 +247,11 @@ class Wiring:
 
     async def _undo_begin(self, store: History, instance: Instance) -> None:
         """Close what a failed start has opened; the next start takes over the sessions that this one took over."""
-        for session in list(self.registry.sessions.values()):
-            self.registry.abandon(session)
+        for session in list(self._parts.registry.sessions.values()):
+            self._parts.registry.abandon(session)
         instance.disclaim()
-        await self._control.close()
-        await asyncio.to_thread(self.telemetry.close)
+        await self._parts.control.close()
+        await asyncio.to_thread(self._parts.telemetry.close)
         await instance.close()
         await asyncio.to_thread(store.close)
 
@@ -334,15 +267,15 @@ class Wiring:
         self.check_caller()
         try:
             with session.in_use(), self.or_closed(KernelDiedError, SessionEndedError):
-                await self.registry.reap_if_dead(session)
+                await self._parts.registry.reap_if_dead(session)
                 if session.asleep and session.ended is None:
                     request = session.lease_request
-                    await self.acquiring.session_of(
+                    await self._parts.acquiring.session_of(
                         session.agent_id, None, session.caller, request.group, request.priority
                     )
                 yield
         finally:
-            self.hibernation.make_room()
+            self._parts.hibernation.make_room()
 
     def refuse_when_closed(self) -> None:
         """Raise ManagerClosedError once ``close`` was called."""
@@ -358,46 +291,6 @@ class Wiring:
             if self._closing is not None and not isinstance(error, ManagerClosedError):
                 raise ManagerClosedError from error
             raise
-
-    def _make_pool(self, max_kernels: int) -> KernelPool:
-        policy, warm = self._policy, self._settings.warm_kernels
-        host = HostLoad(self._memory_of_kernels)
-        admission = Admission(self._limits, policy.scheduling)
-        return KernelPool(
-            max_kernels,
-            start=self._start_kernel,
-            warm=policy.pool.warm if warm is None else warm,
-            rules=policy.pool,
-            scheduler=Scheduler(policy.scheduling, policy.groups),
-            room=lambda kernels, starting: admission.room(host.read(), kernels, starting),
-            telemetry=self.telemetry,
-        )
-
-    async def _start_kernel(self) -> Kernel:
-        return await self.live_instance().start_kernel()
-
-    def _memory_of_kernels(self) -> int:
-        """Return the bytes that the pool's kernels used at their last samples."""
-        latest = self.monitor.latest
-        return sum(latest[kernel_id].usage.memory for kernel_id in self.pool.kernels if kernel_id in latest)
-
-    def _live_kernels(self) -> list[Kernel]:
-        kernels = (resource.kernel for resource in self.pool.kernels.values())
-        return [kernel for kernel in kernels if kernel is not None and kernel.is_alive]
-
-    def _describe(self) -> dict[str, Any]:
-        return {
-            "instance": self.instance_id,
-            "pid": os.getpid(),
-            "runtime": self.runtime,
-            "policy": self._settings.policy,
-        }
-
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(_report)
 
     # Closing
 
@@ -424,21 +317,21 @@ class Wiring:
         return self._closing.result()
 
     async def _close(self, keep_sessions: bool) -> None:
-        await self._cancel_tasks()
+        await self._parts.background.cancel()
         async with self._starting:
-            await self._cancel_tasks()
-            self.registry.closed = True
+            await self._parts.background.cancel()
+            self._parts.registry.closed = True
             await self._end_recovery()
-            sessions = list(self.registry.sessions.values())
-            await self.hibernation.close(keep=keep_sessions)
-            await self._control.close()
-            await asyncio.to_thread(self.telemetry.close)
-            await self.pool.close()
+            sessions = list(self._parts.registry.sessions.values())
+            await self._parts.hibernation.close(keep=keep_sessions)
+            await self._parts.control.close()
+            await asyncio.to_thread(self._parts.telemetry.close)
+            await self._parts.pool.close()
             for session in sessions:
                 await session.settled()
             try:
-                if self._instance is not None:
-                    await self._instance.close()
+                if self._parts.instance is not None:
+                    await self._parts.instance.close()
             finally:
                 if self._store is not None:
                     await asyncio.to_thread(self._store.close)
@@ -453,17 +346,7 @@ class Wiring:
         for takeover in self._takeovers:
             await takeover.abandon()
 
-    async def _cancel_tasks(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
 
 def _report_late_start(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         _log.warning("the manager could not start: %s", error)
-
-
-def _report(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log.error("a background task of the manager failed", exc_info=error)
