@@ -1,21 +1,24 @@
-"""How many bytes each agent keeps in one data folder, and the most that it may keep.
+"""How many bytes each agent and all agents keep in one data folder, and the most that one agent may keep.
 
-The total changes in the transaction of the rows that it counts: code and results of cells, large outputs (one that a
-session has twice counts once) and checkpoint files. Reading it costs the same however long the history is.
+The totals change in the transaction of the rows that they count: code and results of cells, large outputs (one that a
+session has twice counts once) and checkpoint files. Reading them costs the same however long the history is.
 """
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Insert, bindparam, delete, select
+from sqlalchemy import BigInteger, Connection, Insert, Table, bindparam, delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 
 from orchestrator.errors import QuotaExceededError
 from orchestrator.limits import MIB
 from orchestrator.store.prepared import Prepared
-from orchestrator.store.schema import agent_usage, sessions
+from orchestrator.store.schema import agent_usage, home_usage, sessions
+
+_SHARDS = 256  # rows of one data folder's total
 
 
 class AgentUsage:
@@ -30,10 +33,17 @@ class AgentUsage:
         self._home = home
         self._quota = quota
         self._add = Prepared(_adding(dialect), dialect)
+        self._add_to_home = Prepared(_adding_to_home(dialect), dialect)
+        self._shard = secrets.randbelow(_SHARDS)
+
+    def total(self, connection: Connection) -> int:
+        """Return how many bytes all agents of the data folder keep."""
+        query = select(func.sum(home_usage.c.bytes)).where(home_usage.c.home == self._home)
+        return int(connection.scalar(query) or 0)
 
     def add(self, connection: Connection, session_id: str, more: int) -> None:
         """Add to the total of a session's agent; less than 0 subtracts. Nothing is refused."""
-        self._add.on(connection, {"of": session_id, "more": more})
+        self._added(connection, session_id, more)
 
     def charge(self, connection: Connection, session_id: str, more: int, refused: str) -> None:
         """Do what ``add`` does, within the quota.
@@ -44,7 +54,7 @@ class AgentUsage:
         Raises:
             QuotaExceededError: the agent would keep more than its quota. The caller's transaction must fail with it.
         """
-        row = self._add.on(connection, {"of": session_id, "more": more})
+        row = self._added(connection, session_id, more)
         if row is not None:  # None: the session was deleted
             self._check(str(row[0]), int(row[1]), int(row[1]) - more, refused)
 
@@ -67,6 +77,12 @@ class AgentUsage:
         left = select(sessions.c.session_id).where(of_agent).exists()
         connection.execute(delete(agent_usage).where(mine & ~left))
 
+    def _added(self, connection: Connection, session_id: str, more: int) -> tuple[Any, ...] | None:
+        row = self._add.on(connection, {"of": session_id, "more": more})
+        if row is not None:
+            self._add_to_home.on(connection, {"home": self._home, "shard": self._shard, "bytes": more})
+        return row
+
     def _check(self, agent_id: str, wanted: int, used: int, refused: str) -> None:
         if self._quota is not None and wanted > self._quota:
             raise QuotaExceededError(
@@ -84,9 +100,21 @@ def _adding(dialect: Dialect) -> Insert:
     """Return the statement that adds ``more`` to the total of the agent of session ``of``, and returns both."""
     more = bindparam("more", type_=BigInteger())
     found = select(sessions.c.home, sessions.c.agent_id, more).where(sessions.c.session_id == bindparam("of"))
-    make: Any = postgresql.insert if dialect.name == "postgresql" else sqlite.insert
-    new = make(agent_usage).from_select(["home", "agent_id", "bytes"], found)
+    new = _insert(dialect, agent_usage).from_select(["home", "agent_id", "bytes"], found)
     adding: Insert = new.on_conflict_do_update(
         index_elements=["home", "agent_id"], set_={"bytes": agent_usage.c.bytes + new.excluded.bytes}
     ).returning(agent_usage.c.agent_id, agent_usage.c.bytes)
     return adding
+
+
+def _adding_to_home(dialect: Dialect) -> Insert:
+    """Return the statement that adds ``bytes`` to a shard of the data folder's total."""
+    new = _insert(dialect, home_usage).values({column.name: bindparam(column.name) for column in home_usage.c})
+    more = {"bytes": home_usage.c.bytes + new.excluded.bytes}
+    adding: Insert = new.on_conflict_do_update(index_elements=["home", "shard"], set_=more)
+    return adding
+
+
+def _insert(dialect: Dialect, table: Table) -> Any:
+    """Return an insert of a dialect that knows ``ON CONFLICT``."""
+    return postgresql.insert(table) if dialect.name == "postgresql" else sqlite.insert(table)

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import Column, Connection, func, insert, inspect, select, text, update
+from sqlalchemy import Column, Connection, func, insert, inspect, literal, select, text, update
 from sqlalchemy.schema import CreateColumn
 
 from orchestrator.errors import StoreError
@@ -17,6 +17,7 @@ from orchestrator.store.schema import (
     agent_usage,
     cells,
     checkpoints,
+    home_usage,
     identity,
     metadata,
     payloads,
@@ -71,6 +72,13 @@ def _fifth(connection: Connection) -> None:
             index.create(connection, checkfirst=True)
 
 
+def _sixth(connection: Connection) -> None:
+    """Keep how much each data folder has."""
+    home_usage.create(connection)
+    used = select(agent_usage.c.home, literal(0), func.sum(agent_usage.c.bytes)).group_by(agent_usage.c.home)
+    connection.execute(insert(home_usage).from_select(["home", "shard", "bytes"], used))
+
+
 def _add_columns(connection: Connection, *columns: Column[Any]) -> None:
     """Add columns to a table that was made without them. A new database has them already."""
     for column in columns:
@@ -79,7 +87,7 @@ def _add_columns(connection: Connection, *columns: Column[Any]) -> None:
             connection.execute(text(f"ALTER TABLE {column.table.name} ADD COLUMN {form}"))
 
 
-STEPS: tuple[Callable[[Connection], None], ...] = (_first, _second, _third, _fourth, _fifth)
+STEPS: tuple[Callable[[Connection], None], ...] = (_first, _second, _third, _fourth, _fifth, _sixth)
 
 
 def migrate(connection: Connection) -> None:

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, select, text, tuple_, update
+from sqlalchemy import Connection, delete, select, text, tuple_, update
 
 from orchestrator.store.agentusage import AgentUsage
 from orchestrator.store.database import Database
 from orchestrator.store.payloads import Payloads
-from orchestrator.store.schema import HAS_OUTPUTS, agent_usage, cells, payloads, sessions
+from orchestrator.store.schema import HAS_OUTPUTS, cells, payloads, sessions
 
 _BATCH = 8  # cells that one transaction changes: a few milliseconds
 
@@ -61,8 +61,7 @@ class OutputSweep:
     def total(self) -> int:
         """Return how many bytes all agents keep in the data folder."""
         with self._database.reading() as connection:
-            query = select(func.sum(agent_usage.c.bytes)).where(agent_usage.c.home == self._home)
-            return int(connection.scalar(query) or 0)
+            return self._usage.total(connection)
 
     def _next(self, started_at: float, cell_id: int) -> Sequence[Any]:
         """Return the oldest cells after this one whose outputs can be deleted."""

@@ -104,6 +104,14 @@ agent_usage = Table(
     Column("bytes", BigInteger, nullable=False),  # of all its sessions' cells and checkpoints
 )
 
+home_usage = Table(
+    "home_usage",
+    metadata,
+    Column("home", String(32), primary_key=True),
+    Column("shard", Integer, primary_key=True),  # processes that write at once add to different rows
+    Column("bytes", BigInteger, nullable=False),  # the sum over the shards is that of the agents' bytes
+)
+
 identity = Table("identity", metadata, Column("database_id", String(32), primary_key=True))  # one row
 
 schema_version = Table("schema_version", metadata, Column("version", Integer, primary_key=True))

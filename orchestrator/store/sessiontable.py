@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, Update, bindparam, delete, func, insert, select, true, update
+from sqlalchemy import Connection, Row, String, Update, bindparam, delete, func, insert, select, true, update
 
 from orchestrator.store.agentusage import AgentUsage
 from orchestrator.store.checkpointtable import row_of
@@ -17,18 +17,19 @@ from orchestrator.store.schema import cells, checkpoints, sessions
 
 _NEWEST = (sessions.c.last_used_at.desc(), sessions.c.session_id)
 _MOST_FOUND = 10  # sessions that one prefix returns
-_BATCH = 200  # cells that one transaction deletes: a few milliseconds
+_BATCH = 50  # cells that one transaction deletes: about a millisecond
 _LONGEST_REASON = 32  # characters, as in the schema
 _COLUMNS = [column for column in sessions.c if column.name != "home"]
 _UNENDED = (sessions.c.state == "live") | (sessions.c.state == "asleep")  # an index serves it, but not a "!="
 _OF_AGENT = (sessions.c.home == bindparam("home")) & (sessions.c.agent_id == bindparam("agent_id"))
-_UNENDED_OF_AGENT = select(*_COLUMNS).where(_OF_AGENT, _UNENDED).order_by(*_NEWEST)
+_UNENDED_OF_AGENT = select(*_COLUMNS).where(_OF_AGENT, _UNENDED)  # with an order, SQLite would read all that ended
 _LAST_END = (
     select(sessions.c.end_reason)
     .where(_OF_AGENT, sessions.c.end_reason.is_distinct_from("never_started"))
     .order_by(sessions.c.last_used_at.desc())
     .limit(1)
 )
+_LOCK = select(func.pg_advisory_xact_lock(func.hashtext(bindparam("key", type_=String()))))
 _TAKEN = (
     select(sessions.c.session_id)
     .where(_OF_AGENT, _UNENDED, sessions.c.owner.is_distinct_from(bindparam("owner")))
@@ -57,6 +58,7 @@ class SessionTable:
         self.home = home
         self._unended_of_agent = Prepared(_UNENDED_OF_AGENT, database.dialect)
         self._last_end = Prepared(_LAST_END, database.dialect)
+        self._lock = Prepared(_LOCK, database.dialect)
         self._taken = Prepared(_TAKEN, database.dialect)
         self._add = Prepared(_ADD, database.dialect)
         self._take = Prepared(_TAKE_OWNERSHIP, database.dialect)
@@ -86,7 +88,7 @@ class SessionTable:
 
         def add(connection: Connection) -> bool:
             if connection.dialect.name == "postgresql":  # SQLite's transaction has a lock already
-                connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(f"{self.home} {agent_id}"))))
+                self._lock.on(connection, {"key": f"{self.home} {agent_id}"})
             if self._taken.on(connection, row) is not None:
                 return False
             self._add.on(connection, row)
@@ -150,7 +152,8 @@ class SessionTable:
         with self._database.reading() as connection:
             names = [column.name for column in _COLUMNS]
             rows = self._unended_of_agent.rows(connection, {"home": self.home, "agent_id": agent_id})
-        return [SessionRecord(**dict(zip(names, row, strict=True))) for row in rows]
+        records = [SessionRecord(**dict(zip(names, row, strict=True))) for row in rows]
+        return sorted(records, key=lambda record: (-record.last_used_at, record.session_id))
 
     def last_end(self, agent_id: str) -> str | None:
         """Return why the session that the agent used last on this host ended; None if it has not, or if there is none.
@@ -239,29 +242,25 @@ class SessionTable:
             most_bytes: of this host's cells, outputs and checkpoints together. Above it only sessions that have ended
                 are returned: what one agent writes must not cost another agent its state.
         """
-        mine = sessions.c.home == self.home
-        here = select(func.sum(sessions.c.bytes)).where(mine)
-        of_mine = select(sessions.c.session_id).where(mine, sessions.c.session_id == checkpoints.c.session_id).exists()
-        saved = select(func.sum(checkpoints.c.bytes)).where(of_mine)
+        saved = select(func.coalesce(func.sum(checkpoints.c.bytes), 0))
+        size = saved.where(checkpoints.c.session_id == sessions.c.session_id).scalar_subquery()
+        unowned = (sessions.c.home == self.home) & sessions.c.owner.is_(None)
+        query = select(sessions.c.session_id, sessions.c.bytes + size).where(unowned).order_by(sessions.c.last_used_at)
+        old = query.where(sessions.c.last_used_at < older_than, sessions.c.state.in_(("live", "asleep", "ended")))
+        young = query.where(sessions.c.last_used_at >= older_than, sessions.c.state == "ended")
         with self._database.reading() as connection:
-            total = int(connection.scalar(here) or 0) + int(connection.scalar(saved) or 0)
-            old = (sessions.c.last_used_at < older_than) & (sessions.c.state.in_(("live", "asleep", "ended")))
-            wanted = old | (sessions.c.state == "ended") if total > most_bytes else old
-            size = (
-                select(func.coalesce(func.sum(checkpoints.c.bytes), 0))
-                .where(checkpoints.c.session_id == sessions.c.session_id)
-                .scalar_subquery()
-            )
-            query = select(sessions.c.session_id, sessions.c.last_used_at, sessions.c.bytes + size)
-            rows = connection.execute(
-                query.where(mine, sessions.c.owner.is_(None), wanted).order_by(sessions.c.last_used_at)
-            )
+            left = self._usage.total(connection)
             excess = []
-            for session_id, used, freed in rows:
-                if used >= older_than and total <= most_bytes:
-                    break
+            for session_id, freed in connection.execute(old):
                 excess.append(session_id)
-                total -= int(freed)
+                left -= int(freed)
+            if left > most_bytes:
+                with connection.execute(young, execution_options={"yield_per": _BATCH}) as rows:
+                    for session_id, freed in rows:
+                        excess.append(session_id)
+                        left -= int(freed)
+                        if left <= most_bytes:
+                            break
         return excess
 
     def _new_row(self, session_id: str, agent_id: str, **fields: str | None) -> dict[str, Any]:
