@@ -161,6 +161,7 @@ def test_an_earlier_database_counts_what_it_has(url: str, tmp_path: Path) -> Non
     engine = create_engine(url)
     with engine.begin() as connection:
         connection.execute(text("DROP TABLE agent_usage"))
+        connection.execute(text("DROP TABLE home_usage"))
         connection.execute(text("DELETE FROM schema_version WHERE version > 3"))
     engine.dispose()
     history = History.open(url, tmp_path, agent_quota=QUOTA)
