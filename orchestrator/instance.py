@@ -107,7 +107,12 @@ class Instance:
             engine.close()
             raise
         telemetry = telemetry or Telemetry()
-        audit = AuditLog(settings.audit_path, fsync=policy.audit.fsync, rotate_at=settings.audit_rotate_mb * MIB)
+        audit = AuditLog(
+            settings.audit_path,
+            fsync=policy.audit.fsync,
+            rotate_at=settings.audit_rotate_mb * MIB,
+            keep=settings.audit_files,
+        )
         config = KernelConfig(
             engine=engine,
             image=image,

@@ -80,6 +80,7 @@ class Settings(BaseSettings):
         audit_log: the file of the audit log; empty: ``/var/log/cellblock/audit.jsonl`` for root, else
             ``cellblock/audit.jsonl`` in ``$XDG_STATE_HOME`` (``~/.local/state``); "off": no audit log.
         audit_rotate_mb: MiB at which the audit log starts a new file.
+        audit_files: how many full files of the audit log are kept; older ones are deleted.
         log_level: the lowest level that the commands log on stderr: debug, info, warning or error.
         log_format: "text" or "json".
         metrics_port: the port of the Prometheus endpoint, on ``metrics_address``; 0: no endpoint.
@@ -103,6 +104,7 @@ class Settings(BaseSettings):
     agent_quota_mb: int = Field(default=4096, ge=1, le=2**30)
     audit_log: str = ""
     audit_rotate_mb: int = Field(default=100, ge=1, le=2**20)
+    audit_files: int = Field(default=20, ge=1, le=100_000)
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     log_format: Literal["text", "json"] = "text"
     metrics_port: int = Field(default=0, ge=0, le=65535)

@@ -181,6 +181,7 @@ def delete(
         for checkpoint_id in removed:
             files.remove(checkpoint_id)
         history.sweep_payloads()
+        history.shrink()
     if as_json:
         typer.echo(json.dumps({"deleted": record.session_id, "agent_id": record.agent_id, "cells": record.cells}))
     else:

@@ -145,7 +145,8 @@ def _spawn(paths: EnginePaths) -> subprocess.Popen[bytes]:
             remedy="Install Docker (on Debian: docker.io).",
         )
     paths.log.parent.mkdir(parents=True, exist_ok=True)
-    with paths.log.open("wb") as log:
+    paths.log.write_bytes(b"")
+    with paths.log.open("ab") as log:  # appends, so that truncating it frees its blocks
         return subprocess.Popen(
             [program],
             stdin=subprocess.DEVNULL,

@@ -61,6 +61,7 @@ class Retention:
             _log.info("old outputs of %d bytes were deleted: the history exceeded CELLBLOCK_HISTORY_MB", swept)
         self._store.sweep_payloads()
         self._files.sweep(self._store.known_checkpoints())
+        self._store.shrink()
         return deleted
 
 

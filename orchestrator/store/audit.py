@@ -29,12 +29,16 @@ class AuditLog:
         path: the file; None: nothing is written.
         fsync: whether entries are synced to the disk; those that wait are synced together.
         rotate_at: bytes; a larger file is renamed, and a new one begun.
+        keep: how many renamed files to keep.
     """
 
-    def __init__(self, path: Path | None, *, fsync: bool = False, rotate_at: int = 100 * 1024 * 1024) -> None:
+    def __init__(
+        self, path: Path | None, *, fsync: bool = False, rotate_at: int = 100 * 1024 * 1024, keep: int = 20
+    ) -> None:
         self._path = path
         self._fsync = fsync
         self._rotate_at = rotate_at
+        self._keep = keep
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue(_WAITING)
         self._dropped = 0
         self._counting = threading.Lock()
@@ -87,7 +91,8 @@ class AuditLog:
         dropped = self._dropped
         first = entries[0] | ({"dropped_before": dropped} if dropped else {})
         try:
-            append(path, [first, *entries[1:]], fsync=self._fsync, rotate_at=self._rotate_at)
+            lines = [first, *entries[1:]]
+            append(path, lines, fsync=self._fsync, rotate_at=self._rotate_at, keep=self._keep)
         except OSError:
             if len(entries) == 1:
                 self._count(1)

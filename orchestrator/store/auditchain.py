@@ -6,7 +6,8 @@ changes, or a line is removed, added or moved, the next line no longer matches. 
 To detect that, copy a head elsewhere (`cellblock audit verify` prints it) and pass it to `verify --head` later.
 
 Every process of this host appends to the same file, under a lock on the head. A full file is renamed to
-``NAME.<number of its last line>``, and the next file continues the chain.
+``NAME.<number of its last line>``, and the next file continues the chain. Its first line names the files that were
+deleted because there were too many.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ RECOVERED, ROTATED = "audit.recovered", "audit.rotated"
 _LINE = re.compile(rb'(\{"seq":(\d{1,18}),.*,"prev":"([0-9a-f]{64})"),"hash":"([0-9a-f]{64})"\}', re.DOTALL)
 _HEAD = re.compile(rb"(\d{1,18}) ([0-9a-f]{64})\n")
 _TAIL = 64 * 1024  # bytes read at once when looking for the last line
+_ALL = 2**31  # files
 _LONGEST_LINE = 64 * 1024 * 1024  # bytes
 
 Kind = Literal["altered", "removed", "reordered", "cut", "torn"]
@@ -81,7 +83,7 @@ class Verdict:
     notes: tuple[str, ...]
 
 
-def append(path: Path, entries: Sequence[dict[str, Any]], *, fsync: bool, rotate_at: int) -> None:
+def append(path: Path, entries: Sequence[dict[str, Any]], *, fsync: bool, rotate_at: int, keep: int = _ALL) -> None:
     """Append entries, all or none. Blocks.
 
     If a killed writer left an incomplete line, it is removed first, and an entry of its own records that.
@@ -89,6 +91,7 @@ def append(path: Path, entries: Sequence[dict[str, Any]], *, fsync: bool, rotate
     Args:
         fsync: whether to sync the file to the disk.
         rotate_at: bytes; a larger file is renamed first, and a new one begun.
+        keep: how many renamed files to keep; older ones are deleted when a new file is begun.
 
     Raises:
         OSError: the log cannot be written; it is unchanged.
@@ -103,7 +106,8 @@ def append(path: Path, entries: Sequence[dict[str, Any]], *, fsync: bool, rotate
                 segment = path.with_name(f"{path.name}.{last.seq:012d}")
                 path.rename(segment)
                 log = stack.enter_context(_opened(path))
-                repair = [{"event": ROTATED, "previous": segment.name}, *repair]
+                deleted = _delete_old(path, keep)
+                repair = [{"event": ROTATED, "previous": segment.name, "deleted": deleted}, *repair]
             time = entries[0].get("time", "")
             lines = bytearray()
             for entry in (*({"time": time} | said for said in repair), *entries):
@@ -143,6 +147,17 @@ def segments(path: Path) -> list[Path]:
     return [*sorted(named), *([path] if path.exists() else [])]
 
 
+def _delete_old(path: Path, keep: int) -> list[str]:
+    """Delete all but the newest ``keep`` renamed files. Returns the names of those that are gone."""
+    renamed = [each for each in segments(path) if each != path]
+    deleted = []
+    for segment in renamed[: max(0, len(renamed) - keep)]:
+        with contextlib.suppress(OSError):  # the log goes on; the next rotation tries again
+            segment.unlink()
+            deleted.append(segment.name)
+    return deleted
+
+
 def read(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the entries of a log, the oldest first. Lines that are not JSON are skipped. Blocks.
 
@@ -175,8 +190,8 @@ class _Snapshot:
     def lines(self) -> Iterator[tuple[Path, int, bytes]]:
         """Yield every line with its file and its number in the file."""
         for segment in self.full:
-            with segment.open("rb") as handle:
-                yield from self._lines_of(segment, handle, segment.stat().st_size)
+            with contextlib.suppress(FileNotFoundError), segment.open("rb") as handle:  # deleted by now: too old
+                yield from self._lines_of(segment, handle, os.fstat(handle.fileno()).st_size)
         if self.current is not None:
             yield from self._lines_of(self.path, *self.current)
 
@@ -252,6 +267,8 @@ class _Check:
             self._fail("altered", f"the head {_head_path(self._path).name} is damaged")
         elif self._head is not None and self._head.seq > self._last.seq:
             self._fail("cut", f"the last {self._head.seq - self._last.seq} entries are missing after it")
+        elif not self._found and self._expected is not None and self._expected.seq < self._first:
+            self._fail("removed", f"the expected head {self._expected} was in a file that no longer exists")
         elif not self._found:
             self._fail("altered", f"no line matches the expected head {self._expected}")
         elif self._head is None and self._entries:

@@ -22,11 +22,13 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_rand
 from orchestrator.errors import StoreError
 from orchestrator.store.migrations import migrate
 from orchestrator.store.schema import identity
+from orchestrator.store.shrinking import make_shrinkable, shrink, use_incremental_vacuum
 from orchestrator.store.storeurl import mask, parse
 
 T = TypeVar("T")
 
 _BUSY = 10_000  # milliseconds that SQLite waits for another process's transaction
+_LARGEST_LOG = 4 * 1024 * 1024  # bytes that the write-ahead log keeps on the disk once it is written back
 _CONNECT = 10  # seconds to reach PostgreSQL
 _CHECKPOINT_EVERY = 200  # transactions after which SQLite's log is moved to its database: about 1,000 pages
 _LONGEST_LOG = 4000  # pages of the log; a transaction that makes it longer moves it itself
@@ -63,7 +65,30 @@ class Database:
         with self.writing() as connection:
             migrate(connection)
             database_id: str = connection.execute(select(identity.c.database_id)).scalar_one()
+        if self.dialect.name == "sqlite":
+            with self._driver() as connection:
+                make_shrinkable(connection)
         return database_id
+
+    def shrink(self) -> int:
+        """Give the space of deleted rows back to the disk, in short transactions, for at most 30 s.
+
+        Returns:
+            How many bytes of a SQLite file are given back. PostgreSQL's autovacuum does this by itself.
+
+        Raises:
+            StoreError: the database cannot be read or written.
+        """
+        if self.dialect.name != "sqlite":
+            return 0
+        with self._driver() as connection:
+            return shrink(connection)
+
+    @contextlib.contextmanager
+    def _driver(self) -> Iterator[Any]:
+        """Yield a connection of the driver's own, outside any transaction."""
+        with self._explained(), contextlib.closing(self._engine.raw_connection()) as connection:
+            yield connection.driver_connection
 
     def close(self) -> None:
         """Close all connections."""
@@ -231,7 +256,9 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     reraise=True,
 )
 def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    use_incremental_vacuum(connection)
     connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute(f"PRAGMA journal_size_limit={_LARGEST_LOG}")
 
 
 def _begin_sqlite(connection: Connection) -> None:

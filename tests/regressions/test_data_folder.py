@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,11 @@ from orchestrator.limits import MIB
 from orchestrator.output.events import ExecutionResult
 from orchestrator.sessions.notebook import session_notebook
 from orchestrator.sessions.retention import without_outputs
+from orchestrator.store import shrinking
+from orchestrator.store.blobs import FolderBlobs
+from orchestrator.store.database import Database
 from orchestrator.store.history import CheckpointRecord, History
+from orchestrator.store.payloads import Payloads
 from tests.conftest import make_manager
 from tests.postgres import postgres_server
 from tests.unit.sessionworld import World
@@ -159,6 +164,7 @@ def test_an_earlier_database_counts_what_it_has(url: str, tmp_path: Path) -> Non
     engine = create_engine(url)
     with engine.begin() as connection:
         connection.execute(text("DROP TABLE agent_usage"))
+        connection.execute(text("DROP TABLE home_usage"))
         connection.execute(text("DELETE FROM schema_version WHERE version > 3"))
     engine.dispose()
     history = History.open(url, tmp_path, agent_quota=QUOTA)
@@ -317,26 +323,34 @@ FAILED: dict[str, Any] = {
 }
 
 
-def test_an_equal_output_that_ends_during_the_sweep_is_whole(history: History) -> None:
-    """Every second cell's output is that of a cell which is being swept."""
+class Interrupted(FolderBlobs):
+    """Blobs that something happens to, once, right after an existing one was found."""
+
+    then: Callable[[], object] | None = None
+
+    def renew(self, name: str) -> bool:
+        found = super().renew(name)
+        then, self.then = self.then, None
+        if then is not None:
+            then()
+        return found
+
+
+def test_an_equal_output_that_ends_during_the_sweep_is_whole(url: str, tmp_path: Path) -> None:
+    """Retention deletes the earlier one between the moment it is found and the moment the cell's row is written."""
+    database, blobs = Database(url), Interrupted(tmp_path)
+    database.migrate()
+    history = History(database, "home", Payloads(blobs))
     begin(history, "s1")
-    begin(history, "s2", "b")
-    for number in range(1, 100):
-        run(history, "s1", number, f"{number % 10}" * 40_000)
-    ended = threading.Event()
-
-    def sweep() -> None:
-        while not ended.is_set():
-            history.sweep_outputs(1, without_outputs)
-
-    sweeping = threading.Thread(target=sweep)
-    sweeping.start()
-    for number in range(100, 160):
-        run(history, "s1", number, f"{number % 10}" * 40_000)
-        newest = history.cells("s1")[-1].result
-        assert newest["outputs"] == [{"text": f"{number % 10}" * 40_000}]
-    ended.set()
-    sweeping.join()
+    run(history, "s1", 1, "x" * 40_000)
+    run(history, "s1", 2)
+    blobs.then = lambda: history.sweep_outputs(1, without_outputs)
+    run(history, "s1", 3, "x" * 40_000)
+    assert blobs.then is None
+    assert swept(history, "s1") == [1]
+    assert history.cells("s1")[2].result["outputs"] == [{"text": "x" * 40_000}]
+    assert history.find("s1")[0].bytes > 40_000
+    history.close()
 
 
 def test_the_oldest_outputs_are_found_by_an_index(tmp_path: Path) -> None:
@@ -386,3 +400,113 @@ async def test_the_history_of_a_live_and_a_sleeping_session_shrinks(runtime: str
                 assert len(history) == 8
                 assert "outputs deleted" in history[1]["result"]["stdout"]
                 assert history[6]["result"]["stdout"] == "5" * 2_000_000 + "\n"
+
+
+# The database's file
+
+
+def fill(history: History, session: str, cells: int = 1500) -> None:
+    """Add cells of 10 KB, which are in the rows themselves."""
+    begin(history, session, session)
+    for number in range(1, cells + 1):
+        run(history, session, number, f"{number:05d}" * 2000)
+
+
+def on_disk(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("history.db*"))
+
+
+def test_the_file_shrinks_after_a_deletion(tmp_path: Path) -> None:
+    """Also while another process has the database open, and its log is bounded."""
+    history, other = (History.open(f"sqlite:///{tmp_path}/history.db", tmp_path) for _ in range(2))
+    fill(history, "s1")
+    fill(history, "s2", 10)
+    before = (tmp_path / "history.db").stat().st_size
+    assert before > 15_000_000
+    history.delete("s1")
+    assert history.shrink() > 0.9 * before
+    run(other, "s2", 11)
+    assert (tmp_path / "history.db").stat().st_size < 0.1 * before
+    assert on_disk(tmp_path) < 7_000_000
+    assert history.shrink() == 0
+    assert len(other.cells("s2")) == 11
+    history.close()
+    other.close()
+
+
+def test_a_cell_waits_for_one_small_step_of_the_shrinking(tmp_path: Path) -> None:
+    """While 15 MB are given back, a neighbour's cells go on."""
+    history, other = (History.open(f"sqlite:///{tmp_path}/history.db", tmp_path) for _ in range(2))
+    fill(history, "s1")
+    begin(other, "s2", "b")
+    history.delete("s1")
+    thread = threading.Thread(target=history.shrink)
+    thread.start()
+    number = 0
+    while thread.is_alive():
+        number += 1
+        other.begin_cell("s2", number, "1", "k")
+    thread.join()
+    assert number > 20
+    assert (tmp_path / "history.db").stat().st_size < 3_000_000
+    history.close()
+    other.close()
+
+
+def test_a_small_file_of_an_earlier_version_can_shrink(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "history.db")
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("CREATE TABLE something (text TEXT)")
+    connection.commit()
+    connection.close()
+    history = History.open(f"sqlite:///{tmp_path}/history.db", tmp_path)
+    fill(history, "s1", 500)
+    before = (tmp_path / "history.db").stat().st_size
+    history.delete("s1")
+    assert history.shrink() > 0.8 * before
+    history.close()
+
+
+def test_a_file_that_cannot_shrink_stays_as_it_is(tmp_path: Path) -> None:
+    """It is not written again while another process writes."""
+    writer, connection = (sqlite3.connect(tmp_path / "old.db", isolation_level=None) for _ in range(2))
+    writer.execute("PRAGMA journal_mode=WAL")
+    writer.execute("CREATE TABLE old (text TEXT)")
+    writer.execute("INSERT INTO old VALUES (?)", ["x" * 1_000_000])
+    writer.execute("DELETE FROM old")
+    assert shrinking.shrink(connection) == 0
+    writer.execute("BEGIN IMMEDIATE")
+    shrinking.make_shrinkable(connection)
+    writer.execute("COMMIT")
+    assert shrinking.shrink(connection) == 0
+    shrinking.make_shrinkable(connection)
+    writer.execute("INSERT INTO old VALUES (?)", ["x" * 1_000_000])
+    writer.execute("DELETE FROM old")
+    assert shrinking.shrink(connection) > 900_000
+    assert connection.execute("PRAGMA synchronous").fetchone() == writer.execute("PRAGMA synchronous").fetchone()
+    writer.close()
+    connection.close()
+
+
+def test_a_new_file_can_shrink_from_the_start(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "new.db", isolation_level=None)
+    shrinking.use_incremental_vacuum(connection)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("CREATE TABLE new (text TEXT)")
+    assert connection.execute("PRAGMA auto_vacuum").fetchone() == (2,)
+    connection.close()
+
+
+def test_two_processes_make_one_database_that_shrinks(tmp_path: Path) -> None:
+    opened: list[History] = []
+    url = f"sqlite:///{tmp_path}/history.db"
+    threads = [threading.Thread(target=lambda: opened.append(History.open(url, tmp_path))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    fill(opened[0], "s1", 100)
+    opened[0].delete("s1")
+    assert opened[1].shrink() > 500_000
+    for history in opened:
+        history.close()
