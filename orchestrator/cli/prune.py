@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from rich.markup import escape
@@ -18,6 +19,8 @@ from orchestrator.manager import AgentKernelManager
 from orchestrator.sessions.owners import HostOwners, lost_sessions
 from orchestrator.settings import Settings
 from orchestrator.store.history import History, SessionRecord
+
+T = TypeVar("T")
 
 
 def prune(
@@ -55,6 +58,7 @@ async def _look(everywhere: bool, as_json: bool) -> None:
 async def _prune(everywhere: bool, as_json: bool) -> None:
     settings = Settings.load().model_copy(update={"warm_kernels": 0})
     containers, folders = await _of_dead_processes(settings, everywhere)
+    had = await _read(settings, History.total_bytes)
     with errors.status("looking for containers and folders of dead processes"):
         async with AgentKernelManager(max_kernels=1, settings=settings) as manager:
             recovery = manager.recovery
@@ -65,16 +69,20 @@ async def _prune(everywhere: bool, as_json: bool) -> None:
     gone, removed = containers - left, {folder for folder in folders if not folder.exists()}
     stay = sorted(str(folder) for folder in folders - removed)
     kept = {record.session_id: record for record in await _unended(settings) if record.session_id in recovery.sessions}
+    freed = had - await _read(settings, History.total_bytes)
     ended = [session for session in recovery.sessions if session not in kept]
     if as_json:
         counts = {"containers": len(gone), "folders": len(removed), "old_sessions": deleted}
         left_over = {"containers": sorted(containers & left), "folders": stay}
         sessions = {record.session_id: record.state for record in kept.values()}
-        show_json({"removed": counts, "left": left_over, "kept_sessions": sessions, "ended_sessions": ended})
+        outcome = {"freed_bytes": freed, "kept_sessions": sessions, "ended_sessions": ended}
+        show_json({"removed": counts, "left": left_over, **outcome})
         return
     console.print(
         f"removed: {len(gone)} containers and {len(removed)} folders of dead processes, {deleted} old sessions"
     )
+    if deleted or freed > 0:
+        console.print(f"freed: {freed / 1e6:.1f} MB of history and checkpoints beyond the retention limits")
     if stay or containers & left:
         console.print(f"left: {len(containers & left)} containers and {len(stay)} folders of dead processes")
         if not everywhere:
@@ -98,10 +106,16 @@ async def _of_dead_processes(settings: Settings, everywhere: bool) -> tuple[set[
 
 
 async def _unended(settings: Settings) -> list[SessionRecord]:
-    def read() -> list[SessionRecord]:
+    return await _read(settings, History.unended)
+
+
+async def _read(settings: Settings, what: Callable[[History], T]) -> T:
+    """Return what a method of the history returns."""
+
+    def read() -> T:
         history = History.open(settings.history_url, settings.data_path)
         try:
-            return history.unended()
+            return what(history)
         finally:
             history.close()
 

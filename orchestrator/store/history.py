@@ -100,6 +100,10 @@ class History(SessionTable, CellTable, CheckpointTable):
         """Delete old outputs until this data folder keeps at most ``most_bytes``. See ``OutputSweep.run``."""
         return self._output_sweep.run(most_bytes, shorten)
 
+    def total_bytes(self) -> int:
+        """Return how many bytes all agents keep in this data folder: cells, large outputs and checkpoints."""
+        return self._output_sweep.total()
+
     def shrink(self) -> int:
         """Give the space of deleted rows back to the disk. See ``Database.shrink``."""
         return self._database.shrink()

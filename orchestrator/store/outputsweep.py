@@ -48,7 +48,7 @@ class OutputSweep:
             OSError: an output cannot be deleted.
         """
         freed, last = 0, (-1.0, 0)
-        excess = self._total() - most_bytes
+        excess = self.total() - most_bytes
         while freed < excess and (found := self._next(*last)):
             batch = _first(found, excess - freed)
             last = batch[-1].started_at, batch[-1].cell_id
@@ -58,7 +58,8 @@ class OutputSweep:
             time.sleep(time.monotonic() - began)  # others write meanwhile
         return freed
 
-    def _total(self) -> int:
+    def total(self) -> int:
+        """Return how many bytes all agents keep in the data folder."""
         with self._database.reading() as connection:
             return self._usage.total(connection)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, Update, bindparam, delete, func, insert, select, true, update
+from sqlalchemy import Connection, Row, String, Update, bindparam, delete, func, insert, select, true, update
 
 from orchestrator.store.agentusage import AgentUsage
 from orchestrator.store.checkpointtable import row_of
@@ -22,13 +22,14 @@ _LONGEST_REASON = 32  # characters, as in the schema
 _COLUMNS = [column for column in sessions.c if column.name != "home"]
 _UNENDED = (sessions.c.state == "live") | (sessions.c.state == "asleep")  # an index serves it, but not a "!="
 _OF_AGENT = (sessions.c.home == bindparam("home")) & (sessions.c.agent_id == bindparam("agent_id"))
-_UNENDED_OF_AGENT = select(*_COLUMNS).where(_OF_AGENT, _UNENDED).order_by(*_NEWEST)
+_UNENDED_OF_AGENT = select(*_COLUMNS).where(_OF_AGENT, _UNENDED)  # with an order, SQLite would read all that ended
 _LAST_END = (
     select(sessions.c.end_reason)
     .where(_OF_AGENT, sessions.c.end_reason.is_distinct_from("never_started"))
     .order_by(sessions.c.last_used_at.desc())
     .limit(1)
 )
+_LOCK = select(func.pg_advisory_xact_lock(func.hashtext(bindparam("key", type_=String()))))
 _TAKEN = (
     select(sessions.c.session_id)
     .where(_OF_AGENT, _UNENDED, sessions.c.owner.is_distinct_from(bindparam("owner")))
@@ -57,6 +58,7 @@ class SessionTable:
         self.home = home
         self._unended_of_agent = Prepared(_UNENDED_OF_AGENT, database.dialect)
         self._last_end = Prepared(_LAST_END, database.dialect)
+        self._lock = Prepared(_LOCK, database.dialect)
         self._taken = Prepared(_TAKEN, database.dialect)
         self._add = Prepared(_ADD, database.dialect)
         self._take = Prepared(_TAKE_OWNERSHIP, database.dialect)
@@ -86,7 +88,7 @@ class SessionTable:
 
         def add(connection: Connection) -> bool:
             if connection.dialect.name == "postgresql":  # SQLite's transaction has a lock already
-                connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(f"{self.home} {agent_id}"))))
+                self._lock.on(connection, {"key": f"{self.home} {agent_id}"})
             if self._taken.on(connection, row) is not None:
                 return False
             self._add.on(connection, row)
@@ -150,7 +152,8 @@ class SessionTable:
         with self._database.reading() as connection:
             names = [column.name for column in _COLUMNS]
             rows = self._unended_of_agent.rows(connection, {"home": self.home, "agent_id": agent_id})
-        return [SessionRecord(**dict(zip(names, row, strict=True))) for row in rows]
+        records = [SessionRecord(**dict(zip(names, row, strict=True))) for row in rows]
+        return sorted(records, key=lambda record: (-record.last_used_at, record.session_id))
 
     def last_end(self, agent_id: str) -> str | None:
         """Return why the session that the agent used last on this host ended; None if it has not, or if there is none.

@@ -6,7 +6,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,10 @@ from orchestrator.output.events import ExecutionResult
 from orchestrator.sessions.notebook import session_notebook
 from orchestrator.sessions.retention import without_outputs
 from orchestrator.store import shrinking
+from orchestrator.store.blobs import FolderBlobs
+from orchestrator.store.database import Database
 from orchestrator.store.history import CheckpointRecord, History
+from orchestrator.store.payloads import Payloads
 from tests.conftest import make_manager
 from tests.postgres import postgres_server
 from tests.unit.sessionworld import World
@@ -161,6 +164,7 @@ def test_an_earlier_database_counts_what_it_has(url: str, tmp_path: Path) -> Non
     engine = create_engine(url)
     with engine.begin() as connection:
         connection.execute(text("DROP TABLE agent_usage"))
+        connection.execute(text("DROP TABLE home_usage"))
         connection.execute(text("DELETE FROM schema_version WHERE version > 3"))
     engine.dispose()
     history = History.open(url, tmp_path, agent_quota=QUOTA)
@@ -319,26 +323,34 @@ FAILED: dict[str, Any] = {
 }
 
 
-def test_an_equal_output_that_ends_during_the_sweep_is_whole(history: History) -> None:
-    """Every second cell's output is that of a cell which is being swept."""
+class Interrupted(FolderBlobs):
+    """Blobs that something happens to, once, right after an existing one was found."""
+
+    then: Callable[[], object] | None = None
+
+    def renew(self, name: str) -> bool:
+        found = super().renew(name)
+        then, self.then = self.then, None
+        if then is not None:
+            then()
+        return found
+
+
+def test_an_equal_output_that_ends_during_the_sweep_is_whole(url: str, tmp_path: Path) -> None:
+    """Retention deletes the earlier one between the moment it is found and the moment the cell's row is written."""
+    database, blobs = Database(url), Interrupted(tmp_path)
+    database.migrate()
+    history = History(database, "home", Payloads(blobs))
     begin(history, "s1")
-    begin(history, "s2", "b")
-    for number in range(1, 100):
-        run(history, "s1", number, f"{number % 10}" * 40_000)
-    ended = threading.Event()
-
-    def sweep() -> None:
-        while not ended.is_set():
-            history.sweep_outputs(1, without_outputs)
-
-    sweeping = threading.Thread(target=sweep)
-    sweeping.start()
-    for number in range(100, 160):
-        run(history, "s1", number, f"{number % 10}" * 40_000)
-        newest = history.cells("s1")[-1].result
-        assert newest["outputs"] == [{"text": f"{number % 10}" * 40_000}]
-    ended.set()
-    sweeping.join()
+    run(history, "s1", 1, "x" * 40_000)
+    run(history, "s1", 2)
+    blobs.then = lambda: history.sweep_outputs(1, without_outputs)
+    run(history, "s1", 3, "x" * 40_000)
+    assert blobs.then is None
+    assert swept(history, "s1") == [1]
+    assert history.cells("s1")[2].result["outputs"] == [{"text": "x" * 40_000}]
+    assert history.find("s1")[0].bytes > 40_000
+    history.close()
 
 
 def test_the_oldest_outputs_are_found_by_an_index(tmp_path: Path) -> None:
@@ -473,6 +485,15 @@ def test_a_file_that_cannot_shrink_stays_as_it_is(tmp_path: Path) -> None:
     assert shrinking.shrink(connection) > 900_000
     assert connection.execute("PRAGMA synchronous").fetchone() == writer.execute("PRAGMA synchronous").fetchone()
     writer.close()
+    connection.close()
+
+
+def test_a_new_file_can_shrink_from_the_start(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "new.db", isolation_level=None)
+    shrinking.use_incremental_vacuum(connection)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("CREATE TABLE new (text TEXT)")
+    assert connection.execute("PRAGMA auto_vacuum").fetchone() == (2,)
     connection.close()
 
 
