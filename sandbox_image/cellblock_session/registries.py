@@ -28,8 +28,10 @@ def color_sequences() -> dict[str, Any] | None:
 
 
 def add_color_sequences(found: dict[str, Any]) -> None:
+    made = import_module("matplotlib").color_sequences
     for name, colors in found.items():
-        import_module("matplotlib").color_sequences.register(name, colors, force=True)
+        made.unregister(name)
+        made.register(name, colors)
 
 
 def projections() -> list[Any] | None:
