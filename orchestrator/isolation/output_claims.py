@@ -93,7 +93,7 @@ CLAIMS = (
         "expensive_output_is_bounded",
         "O1",
         "Output of an expensive kind costs bounded memory and time, and no neighbour is slowed down.",
-        probe_of(wire_attacks.EXPENSIVE, is_reported, fatal=False),
+        probe_of(wire_attacks.EXPENSIVE, is_reported, fatal=False, seconds=3 * _SECONDS),
         attacks=True,
     ),
     Claim(

@@ -107,9 +107,7 @@ BOUNDED = {
 # Each is output that a cell may well make, of a kind that is expensive to keep, name or show.
 EXPENSIVE = {
     "large displays with long ids": (
-        "data = {{'data': {{'text/html': 'x' * 2_000_000}}, 'transient': {{'display_id': '%0255d'}}}}\n"
-        "one, out = json.dumps(data).encode(), wire(2)\n"
-        "for n in range(18): out.sendall(signed('display_data', one % n))"
+        "for n in range(18):\n    display({{'text/html': 'x' * 2_000_000}}, raw=True, display_id='%0255d' % n)"
     ),
     "29,900 mime types in a bundle": (
         "data = {{f'a/{{n:05d}}': '' for n in range(29900)}}\n"

@@ -53,11 +53,12 @@ def _ended(result: ExecutionResult) -> str:
     return f"the cell ended as {result.outcome}, its kernel {result.kernel_state}"
 
 
-def probe_of(attacks: Mapping[str, str], judge: Judge, *, fatal: bool = True) -> Probe:
+def probe_of(attacks: Mapping[str, str], judge: Judge, *, fatal: bool = True, seconds: float = _CELL) -> Probe:
     """Return a probe that runs several attacks.
 
     Args:
         fatal: whether each attack kills its kernel if the promise holds. Otherwise one kernel runs all attacks.
+        seconds: until an attacking cell is interrupted.
     """
 
     async def probe(subject: Subject) -> Verdict:
@@ -72,7 +73,7 @@ def probe_of(attacks: Mapping[str, str], judge: Judge, *, fatal: bool = True) ->
                     attackers.popleft()
                 if not attackers:
                     attackers.extend(await stack.enter_async_context(subject.twins(1)))
-                cost, found = await assault(attackers[0], attack, judge)
+                cost, found = await assault(attackers[0], attack, judge, seconds)
                 faults += [f"{name}: {fault}" for fault in found]
                 total.add(cost)
                 if faults and not subject.whole:
@@ -83,11 +84,11 @@ def probe_of(attacks: Mapping[str, str], judge: Judge, *, fatal: bool = True) ->
     return probe
 
 
-async def assault(attacker: Subject, attack: str, judge: Judge) -> tuple[Cost, list[str]]:
+async def assault(attacker: Subject, attack: str, judge: Judge, seconds: float = _CELL) -> tuple[Cost, list[str]]:
     """Run one attack while a neighbour runs cells; return its cost and the faults."""
     async with watch(attacker.neighbour) as cost:
         try:
-            faults = await judge(attacker, await attacker.run(wire_attacks.cell(attack, _ATTACK), seconds=_CELL))
+            faults = await judge(attacker, await attacker.run(wire_attacks.cell(attack, _ATTACK), seconds=seconds))
         except KernelDiedError as error:
             faults = [f"the attack could not run: {error.message}"]
     most = attacker.policy.resource_limits().max_output_bytes + _ALLOWANCE

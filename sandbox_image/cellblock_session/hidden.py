@@ -16,6 +16,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from cellblock_session import registries
+
 _DIALECT = ("delimiter", "doublequote", "escapechar", "lineterminator", "quotechar", "quoting", "skipinitialspace",
             "strict")  # fmt: skip
 _DIALECTS = {"excel", "excel-tab", "unix"}  # those that csv registers itself
@@ -264,7 +266,16 @@ HIDDEN: dict[str, Hidden] = {
     "matplotlib fonts": Hidden("matplotlib.font_manager", _fonts, _add_fonts),
     "matplotlib.colormaps": Hidden("matplotlib.cm", _color_maps, _add_color_maps),
     "matplotlib styles": Hidden("matplotlib.style", _styles, _add_styles),
+    "matplotlib's defaults": Hidden("matplotlib", registries.rc_defaults, registries.set_rc_defaults),
+    "matplotlib.color_sequences": Hidden(
+        "matplotlib.colors", registries.color_sequences, registries.add_color_sequences
+    ),
+    "matplotlib projections": Hidden("matplotlib.projections", registries.projections, registries.add_projections),
+    "pandas extension types": Hidden("pandas.core.dtypes.base", registries.types, registries.add_types),
+    "pandas.plotting.plot_params": Hidden("pandas.plotting._misc", registries.plot_params, registries.set_plot_params),
     # The interpreter and its process
+    "import finders": Hidden("sys", registries.finders, registries.add_finders),
+    "virtual subclasses": Hidden("abc", registries.virtual_subclasses, registries.register),
     "locale": Hidden(
         "_locale",
         lambda: [_locale.setlocale(category) for category in _LOCALES],

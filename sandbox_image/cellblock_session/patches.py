@@ -99,6 +99,8 @@ class Patches:
             return False
         if own:
             return not name.startswith("_") and not hasattr(type(value), "__get__")
+        if new and name[0] != "_" and _is_added_by_another(kind, value):
+            return self._can_be_set(f"{kind.__qualname__}.{name}", value, new=False)
         if name in self._written and (f"{kind.__name__}.{name}" in self._written or (new and name[0] != "_")):
             return self._can_be_set(f"{kind.__qualname__}.{name}", value, new=new)
         return new and name[0] != "_" and COMPUTED in self._written and _is_plain(value)
@@ -244,6 +246,13 @@ def apply_change(change: Any) -> list[Lost]:
     except Exception as error:
         return [(change.name, "patch", f"{type(error).__name__}: {error}")]
     return []
+
+
+def _is_added_by_another(kind: type, value: Any) -> bool:
+    """Return whether another library made a method for this class when the session asked, as ``tqdm.pandas()`` does."""
+    if type(value) is not types.FunctionType or "<locals>" not in value.__qualname__:
+        return False
+    return str(value.__module__).split(".")[0] != str(kind.__module__).split(".")[0]
 
 
 def _is_class_of_session(kind: type, main_only: bool) -> bool:

@@ -30,6 +30,13 @@ def collect(shell: Any) -> dict[str, tuple[Any, ...]]:
         for kind, printer in formatter.type_printers.items():
             if _is_made(printer, space):
                 found[f"{form} of {kind.__qualname__}"] = "printer", form, kind, printer
+    for stage, functions in _transformers(shell).items():
+        for function in functions:
+            if _is_made(function, space) or _is_own(type(function), space):
+                name = getattr(function, "__name__", type(function).__name__)
+                found[f"{stage} transformer {name}"] = "transformer", stage, function
+    if shell.custom_exceptions and (handler := _exception_handler(shell)) is not None:
+        found["the handler of exceptions"] = "exceptions", shell.custom_exceptions, handler
     found["aliases"] = "aliases", list(shell.alias_manager.aliases)
     for name, part in _parts(shell).items():
         values = {key: getattr(part, key) for key in part.trait_names(config=True) if not key.startswith("_")}
@@ -63,6 +70,22 @@ def _is_made(function: object, space: dict[str, Any]) -> bool:
     return type(function) is types.FunctionType and function.__globals__ is space
 
 
+def _transformers(shell: Any) -> dict[str, list[Any]]:
+    return {
+        "cleanup": shell.input_transformer_manager.cleanup_transforms,
+        "input": shell.input_transformers_post,
+        "syntax tree": shell.ast_transformers,
+    }
+
+
+def _exception_handler(shell: Any) -> Any:
+    """Return what ``set_custom_exc`` was called with; None where it was not."""
+    wrapped = getattr(shell.CustomTB, "__func__", None)
+    cells = getattr(wrapped, "__closure__", None) or ()
+    names = wrapped.__code__.co_freevars if wrapped is not None else ()
+    return next((cell.cell_contents for name, cell in zip(names, cells, strict=False) if name == "handler"), None)
+
+
 def _parts(shell: Any) -> dict[str, Any]:
     return {"the shell": shell, "the plain printer": shell.display_formatter.formatters["text/plain"]}
 
@@ -89,6 +112,8 @@ _SETTERS: dict[str, Callable[..., Any]] = {
     "magics": lambda shell, kind: shell.register_magics(kind),
     "hook": lambda shell, event, hook: shell.events.register(event, hook),
     "printer": lambda shell, form, kind, printer: shell.display_formatter.formatters[form].for_type(kind, printer),
+    "transformer": lambda shell, stage, function: _transformers(shell)[stage].append(function),
+    "exceptions": lambda shell, kinds, handler: shell.set_custom_exc(kinds, handler),
     "aliases": _set_aliases,
     "options": _set_options,
 }

@@ -691,6 +691,16 @@ LIBRARIES = (
         alone=True,
     ),
     StateKind(
+        "matplotlib: color sequences, projections, defaults",
+        "import matplotlib as mpl, matplotlib.axes, matplotlib.projections\nmpl.color_sequences.register('shop', ['r', 'g']); mpl.rcParamsDefault['font.size'] = 9\nclass ShopMap(mpl.axes.Axes): name = 'shopmap'\nmpl.projections.register_projection(ShopMap)",
+        "mpl.color_sequences['shop'] == ['r', 'g'] and mpl.rcParamsDefault['font.size'] == 9 and mpl.projections.get_projection_class('shopmap') is ShopMap",
+    ),
+    StateKind(
+        "pandas extension types, virtual subclasses, import finders",
+        "import collections.abc, pandas as pd, sys\n@pd.api.extensions.register_extension_dtype\nclass Money(pd.api.extensions.ExtensionDtype):\n    name = 'money'\n    type = int\n    @classmethod\n    def construct_array_type(cls): return None\nclass Sizeless: pass\n_sized = collections.abc.Sized.register(Sizeless)\nclass ShopFinder:\n    def find_spec(self, *_): return None\nsys.meta_path.append(ShopFinder())",
+        "type(pd.api.types.pandas_dtype('money')) is Money and issubclass(Sizeless, collections.abc.Sized) and type(sys.meta_path[-1]) is ShopFinder",
+    ),
+    StateKind(
         "matplotlib: added fonts, color maps, styles",
         "import matplotlib, matplotlib.font_manager, matplotlib.style, shutil\nshutil.copy(matplotlib.font_manager.fontManager.ttflist[0].fname, '/work/own.ttf'); matplotlib.font_manager.fontManager.addfont('/work/own.ttf')\nmatplotlib.colormaps.register(matplotlib.colors.ListedColormap(['red', 'blue'], name='shop')); matplotlib.style.library['shop'] = matplotlib.RcParams({'lines.linewidth': 9})",
         "any(font.fname == '/work/own.ttf' for font in matplotlib.font_manager.fontManager.ttflist) and matplotlib.colormaps['shop'].N == 2 and matplotlib.style.library['shop']['lines.linewidth'] == 9",

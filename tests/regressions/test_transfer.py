@@ -127,6 +127,8 @@ def test_printable() -> None:
     assert printable("naïve 日本 \U0001f600") == "naïve 日本 \U0001f600"
     assert printable("a\nb\x1b\u202e") == r"a\nb\x1b\u202e"
     assert printable_lines("a\n\tb\x1b\u202e\r\n") == "a\n\tb\\u001b\\u202e\n"
+    for character in "\x00\x08\x0b\r\x7f\x9b\u061c\u200e\u2028\u202a\u2066\u2069\ud800\ufffe":
+        assert printable_lines(character) == f"\\u{ord(character):04x}"
 
 
 async def test_a_file_arrives_whole_while_a_cell_changes_directory(runtime: str, tmp_path: Path) -> None:
