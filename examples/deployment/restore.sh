@@ -1,5 +1,5 @@
 #!/bin/sh
-# Replace an empty or missing data folder by an archive of backup.sh: restore.sh ARCHIVE.tar.gz DATA_DIR
+# Replace an empty or missing data folder by an archive of backup.py: restore.sh ARCHIVE.tar.gz DATA_DIR
 set -eu
 umask 077
 mkdir -p "$2"

@@ -135,8 +135,11 @@ def _divide(api: Any, home: str | None) -> tuple[list[dict[str, Any]], list[dict
 
 
 def _may_be_adopted_elsewhere(container: dict[str, Any], home: str) -> bool:
-    """Return whether a start with another home may adopt a container: it runs, and the folder of its sockets exists."""
-    there = any(Path(mount["Source"]).exists() for mount in container["Mounts"])
+    """Return whether a start with another home may adopt a container: it runs, and the folder of its sockets exists.
+
+    A folder that this user may not look at counts as existing.
+    """
+    there = any(_exists(Path(mount["Source"]), unseen=True) for mount in container["Mounts"])
     return container["State"] == "running" and there and container["Labels"].get(HOME_LABEL) != home
 
 
@@ -195,5 +198,14 @@ def _state_folder(container: dict[str, Any], instance: str) -> Path | None:
         wire = Path(mount.get("Source") or "/")
         for folder in wire.parents:
             if folder.parent != folder and folder == instance_folder(folder.parent, instance):
-                return folder.parent if wire.exists() or lock_file(folder.parent, instance).exists() else None
+                lock = lock_file(folder.parent, instance)
+                return folder.parent if _exists(wire, unseen=False) or _exists(lock, unseen=False) else None
     return None
+
+
+def _exists(path: Path, *, unseen: bool) -> bool:
+    """Return whether a path exists; ``unseen`` if it is in a folder of another user that this one may not enter."""
+    try:
+        return path.exists()
+    except PermissionError:
+        return unseen

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import AgentKernelManager, SettingsError
+from orchestrator.container.folders import instance_folder
 from orchestrator.container.lease import UserId, instance_lease, is_dead
 from orchestrator.container.reaper import remove_free_locks
 from orchestrator.sessions.owners import HostOwners
@@ -145,3 +146,20 @@ def test_what_we_make_ourselves_is_ours_alone(tmp_path: Path) -> None:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
     refuse_foreign(tmp_path / "state", "CELLBLOCK_STATE_DIR")
+
+
+def test_containers_of_another_user_are_left_alone(state: Path) -> None:
+    """A member of the docker group sees them in the engine's list, and may not look into their folders."""
+    wire = instance_folder(state, "theirs") / "kernel" / "wire"
+    wire.mkdir(parents=True)
+    program = (
+        "import os, sys\nfrom pathlib import Path\nfrom orchestrator.container.lease import host_identity\n"
+        "from orchestrator.container.reaper import orphans\nfrom tests.regressions.test_owners import Engine\n"
+        "engine = Engine('/'.join((*host_identity(), 'theirs')), Path(sys.argv[1]))\n"
+        f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\nprint(len(orphans(engine, 'mine')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(wire)], env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout == "0\n", done.stderr
