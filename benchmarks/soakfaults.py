@@ -164,7 +164,7 @@ CHILDREN = "import subprocess\nfor i in range(5): subprocess.Popen(['sh', '-c', 
 LIBRARY = (
     "import string, threading; string.Template.guard = threading.RLock(); kept = list(range(1000)); g = (i for i in [])"
 )
-CLEARING = "from IPython.display import clear_output\nfor i in range(500): print('x' * 9999); clear_output()"
+CLEARING = "from IPython.display import clear_output\nfor i in range(100): print('x' * 49999); clear_output()"
 EATING = "x = []\nwhile True: x.append(bytearray(2**24))"
 KEPT = "assert sum(kept) == 499500"
 SPIN = "def spin():\n    while True: pass\nimport asyncio; _ = asyncio.get_event_loop().call_soon(spin)"
@@ -193,10 +193,10 @@ KINDS: dict[str, Kind] = {
     "bus error": Kind(cell(BUS), DIED | {"oom"}, keeps=False),
     "full /tmp": Kind(filling("/tmp")),  # noqa: S108 - of the sandbox
     "full /work": Kind(filling("/work"), frozenset({"ok", "oom", "kernel_died"}), keeps=None),
-    "unique display ids": Kind(cell("for i in range(3000): display(i, display_id=f'{i:0255}')")),
+    "unique display ids": Kind(cell("for i in range(300): display(i, display_id=f'{i:0255}')")),
     "many mime types": Kind(cell("display({f'a/{i:05d}': '' for i in range(29900)}, raw=True)")),
     "clears output": Kind(cell(CLEARING)),
-    "updates a display": Kind(cell("h = display(1, display_id=True)\nfor i in range(500): h.update(i)")),
+    "updates a display": Kind(cell("h = display(1, display_id=True)\nfor i in range(100): h.update(i)")),
     "task exits later": Kind(armed(QUIT)),
     "alarm rings later": Kind(armed(ALARM)),
     "callback spins later": Kind(cell(SPIN)),

@@ -14,6 +14,10 @@ DISPLAYS = frozenset({"display_data", UPDATE, "clear_output"})
 OUTPUTS = DISPLAYS | {"stream", "execute_result", "error"}
 MOST_HELD = 32  # displays between two cells; more are left out
 MAX_FRAMES = 64  # the host accepts no message with more frames
+# The host drops a message above 16 KiB whose JSON weighs more: an item 1, a list or object 5.
+MOST_ITEMS = 30_000
+SMALL = 16 * 1024
+MOST_LINES = 1000  # of a traceback that is shortened; the host keeps no more
 
 
 # Bound before the first cell, which may replace json.dumps.
@@ -56,6 +60,23 @@ def pack(frames: Sequence[bytes]) -> bytes:
     return b"".join([struct.pack(f">H{len(frames)}I", len(frames), *map(len, frames)), *frames])
 
 
+def weight(value: Any) -> int:
+    """Return what the structure of a JSON value weighs."""
+    if isinstance(value, dict):
+        return 5 + len(value) + sum(map(weight, value.values()))
+    if isinstance(value, (list, tuple)):
+        return 5 + len(value) + sum(map(weight, value))
+    return 0
+
+
+def is_heavy(frames: Sequence[bytes], content: Any) -> bool:
+    """Return whether a message has more items than the host accepts. Looks first at the marks in its JSON."""
+    if sum(map(len, frames)) <= SMALL:
+        return False
+    marks = sum(frame.count(b",") + 5 * (frame.count(b"[") + frame.count(b"{")) for frame in frames)
+    return marks > MOST_ITEMS and weight(content) > MOST_ITEMS - SMALL // 8
+
+
 def shorten(value: Any, limit: int) -> Any:
     """Return ``value`` with every text in it cut to ``limit`` characters and a note in place of the rest."""
     if isinstance(value, str) and len(value) > limit:
@@ -68,12 +89,22 @@ def shorten(value: Any, limit: int) -> Any:
     return value
 
 
+def is_large(value: Any, limit: int) -> bool:
+    """Return whether a value has more than ``limit`` characters as JSON, or too many items."""
+    return weight(value) > MOST_ITEMS // 4 or len(json.dumps(value, default=str)) > limit
+
+
 def shorten_list(items: list[Any], limit: int) -> list[Any]:
     """Return a list of texts, such as a traceback, without its middle if its halves exceed ``limit`` characters each.
 
-    Returns any other list as it is.
+    Returns any other list as it is. Of more than 1,000 texts, the first and last 500 stay.
     """
-    if not all(isinstance(item, str) for item in items) or sum(map(len, items)) <= 2 * limit:
+    if not all(isinstance(item, str) for item in items):
+        return items
+    if len(items) > MOST_LINES:
+        half = MOST_LINES // 2
+        items = [*items[:half], f"[... {len(items) - MOST_LINES} lines left out ...]", *items[-half:]]
+    if sum(map(len, items)) <= 2 * limit:
         return items
     last = len(items)
     first = next(at for at, size in enumerate(accumulate(map(len, items))) if size > limit)
@@ -85,13 +116,14 @@ def shorten_list(items: list[Any], limit: int) -> list[Any]:
 
 
 def without_large(content: dict[str, Any], limit: int) -> dict[str, Any]:
-    """Return a message's content without its lists and objects whose JSON is longer than ``limit`` characters."""
+    """Return a message's content without its lists and objects that ``is_large`` names."""
     kept = {}
     for key, value in content.items():
-        large = not isinstance(value, str) and len(json.dumps(value, default=str)) > limit
+        large = not isinstance(value, str) and is_large(value, limit)
         kept[key] = type(value)() if large else value
     if content.get("data") and not kept["data"]:
-        kept["data"] = {"text/plain": "[a display of too many items left out]"}
+        text = content["data"].get("text/plain", "") if isinstance(content["data"], dict) else ""
+        kept["data"] = {"text/plain": f"{shorten(str(text), limit)}\n[a display of too many items left out]"}
     return kept
 
 
@@ -118,8 +150,8 @@ def shorten_bundle(data: dict[str, Any], limit: int) -> dict[str, Any]:
     Args:
         limit: characters of an item's JSON.
     """
-    sizes = {mime: len(json.dumps(item, default=str)) for mime, item in data.items() if mime != "text/plain"}
-    large = {mime: size for mime, size in sizes.items() if size > limit}
+    other = {mime: item for mime, item in data.items() if mime != "text/plain"}
+    large = {mime: len(json.dumps(item, default=str)) for mime, item in other.items() if is_large(item, limit)}
     notes = "".join(f"\n[{mime} of {size} bytes left out]" for mime, size in large.items())
     kept = {mime: item for mime, item in data.items() if mime not in large}
     return {**kept, "text/plain": shorten(str(kept.get("text/plain", "")), limit) + notes}
@@ -185,13 +217,15 @@ class BoundedSession(Session):
             msg = {**msg, "content": without_surrogates(msg["content"])}
             frames = super().serialize(msg, ident)
         size = sum(map(len, frames))
-        if size <= self.bound:
+        heavy = msg["msg_type"] != "stream" and is_heavy(frames, msg["content"])
+        if size <= self.bound and not heavy:
             return frames
         content = msg["content"]
         if isinstance(content.get("data"), dict):
             content = {**content, "data": shorten_bundle(content["data"], self.bound // 16)}
         content = shorten(content, self.bound // 16)
-        if (left := self._size({**msg, "content": content}, ident)) > self.bound:
+        left = self._size({**msg, "content": content}, ident)
+        if left > self.bound or (heavy and weight(content) > MOST_ITEMS // 2):
             content = without_large(content, self.bound // 16)
             left = self._size({**msg, "content": content}, ident)
         left_out = size - left

@@ -100,6 +100,7 @@ HOSTILE = {
     ),
     "many-notes": "e = ValueError('x'); e.__notes__ = ['n' * 1000] * 10000\nraise e",
     "many-lines": "class E(Exception):\n    def _render_traceback_(self): return ['\\x1b' * 1000] * 10000\nraise E",
+    "many-short-lines": "class E(Exception):\n    def _render_traceback_(self): return ['y'] * 40000\nraise E",
     "many-mime-types": "display({f'a/{i}': 'x' * 1000 for i in range(10000)}, raw=True)",
     "much-metadata": "display({'text/plain': 't'}, metadata={f'a/{i}': 'x' * 1000 for i in range(10000)}, raw=True)",
     "deep-plus": "x=" + "+".join(["1"] * 5000),

@@ -6,6 +6,8 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
+
 from tests.conftest import one_session
 
 
@@ -127,3 +129,31 @@ async def test_output_between_cells_comes_with_the_next_result(runtime: str) -> 
             if "late words" not in str(after["outputs"]):
                 silent.append((name, after["outputs"]))
     assert silent == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "display({'application/json': [1] * 50000, 'text/plain': 'shown'}, raw=True)",
+        "display({'text/plain': 'shown'}, metadata={'a': [1] * 50000}, raw=True)",
+        "display({'text/plain': 'shown', **{f'a/{i}': 'x' for i in range(40000)}}, raw=True)",
+        "display({'application/json': [[i] for i in range(9000)], 'text/plain': 'shown'}, raw=True)",
+    ],
+)
+async def test_a_display_of_more_items_than_a_message_may_have_is_shortened(runtime: str, code: str) -> None:
+    """Its text is there, and the result says that something is missing."""
+    async with one_session(runtime) as (manager, session):
+        result = await manager.execute_code(session, code)
+    (output,) = result["outputs"]
+    assert output["data"]["text/plain"].startswith("shown")
+    assert result["truncated"]["reason"] == "message_size"
+
+
+async def test_an_error_of_more_lines_than_a_message_may_have_is_shortened(runtime: str) -> None:
+    """Both the output and the reply reach the host."""
+    code = "class E(Exception):\n    def _render_traceback_(self): return ['y'] * 40000\nraise E('x')"
+    async with one_session(runtime) as (manager, session):
+        result = await manager.execute_code(session, code)
+        assert (await manager.execute_code(session, "6 * 7"))["result"] == "42"
+    assert (result["outcome"], result["error"]["ename"]) == ("error", "E")
+    assert any("lines left out" in line for line in result["outputs"][0]["traceback"])
