@@ -141,6 +141,7 @@ class Takeover:
         self._lost: list[_Lost] = []
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._failure: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+        self._failed: list[Exception] = []  # before ``go_on``: one for each session that waits for it
         self._goes_on = asyncio.Event()
         self._closing = asyncio.Event()
         self._work: asyncio.Task[None] | None = None
@@ -161,11 +162,11 @@ class Takeover:
         self._work = asyncio.get_running_loop().create_task(self._continue_all())
 
     async def settled(self) -> bool:
-        """Wait until everything is continued. Return False if it was abandoned instead.
+        """Wait until everything is continued or has failed. Return False if it was abandoned instead.
 
         Raises:
-            StoreError: a cell's end, or the state of a kernel that cannot stay, cannot be written. Raised at once. The
-                others are continued, and that session waits for ``go_on`` or ``abandon``.
+            StoreError: a cell's end, or the state of a kernel that cannot stay, cannot be written. That session waits
+                for ``go_on`` or ``abandon``.
         """
         if self._work is not None:
             either: set[asyncio.Future[Any]] = {self._work, self._failure}
@@ -203,6 +204,7 @@ class Takeover:
         for lost in self._lost:
             if lost.place is not None and lost.place.kernel is None:
                 self._pool.abandon(lost.place)
+        self._lost.clear()
         for agent in list(self._agents):
             self._let_go(agent)
 
@@ -235,6 +237,7 @@ class Takeover:
         for lost in sessions:
             pause = _PAUSE
             while not await self._try_to_continue(lost, wanted):
+                self._note_failed()
                 await self._goes_on.wait()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause):
@@ -243,14 +246,19 @@ class Takeover:
                     return
                 pause = min(2 * pause, _LONGEST_PAUSE)
         self._let_go(agent)
+        self._note_failed()
+
+    def _note_failed(self) -> None:
+        """Complete ``_failure`` once nothing but failed sessions is left."""
+        if self._failed and len(self._failed) >= len(self._agents) and not self._failure.done():
+            self._failure.set_result(self._failed[0])
 
     async def _try_to_continue(self, lost: _Lost, wanted: asyncio.Event) -> bool:
         try:
             async with self._place(wanted):
                 await self._continue(lost)
         except Exception as error:  # noqa: BLE001 - it costs neither the other sessions nor their kernels
-            if not self._failure.done():
-                self._failure.set_result(error)
+            self._failed.append(error)
             if (continuing := self._agents.get(lost.session.agent_id)) is not None:
                 continuing.fail(error)
             _log.warning("the session of agent %s cannot be continued yet: %s", lost.session.agent_id, error)

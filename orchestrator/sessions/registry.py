@@ -74,7 +74,12 @@ class SessionRegistry:
         self._lost_files: dict[str, dict[str, float]] = {}
 
     def open(self, store: History, files: CheckpointFiles, owner: str) -> None:
-        """Set the store and this process's name in it. The manager calls this once, when it starts."""
+        """Set the store and this process's name in it. The manager calls this when it starts.
+
+        Sessions of an earlier start, which was undone, are forgotten: their store is closed.
+        """
+        self.asleep.clear()
+        self.inherited.clear()
         self._store, self._files, self.owner = store, files, owner
 
     @property

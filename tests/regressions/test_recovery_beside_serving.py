@@ -247,3 +247,24 @@ async def test_a_shutdown_during_the_recovery_leaves_nothing_and_loses_nothing(r
         for agent, code, value in (("slow", "slow", "7"), ("well", "name", "'well'")):
             async with manager.acquire_kernel(agent, timeout=60) as (_kernel, session):
                 assert (await manager.execute_code(session, code))["result"] == value
+
+
+async def test_a_start_that_is_cancelled_while_a_state_moves_loses_nothing(runtime: str, lost: Path) -> None:
+    """The next start, of the same manager, has every session."""
+    manager = make_manager(runtime, max_kernels=6)
+    starting = asyncio.create_task(manager.start())
+    async with asyncio.timeout(30):
+        while "slow" not in manager.sessions:
+            await asyncio.sleep(0.05)
+    await asyncio.sleep(0.5)
+    starting.cancel()
+    async with asyncio.timeout(30):
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+    assert not manager.sessions
+    assert not manager.pool.kernels
+    async with asyncio.timeout(120), manager:
+        for agent, code, value in (("slow", "slow", "7"), ("well", "name", "'well'")):
+            async with manager.acquire_kernel(agent, timeout=90) as (_kernel, session):
+                assert (await manager.execute_code(session, code))["result"] == value
+    assert left_in(lost) == []
