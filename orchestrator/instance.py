@@ -87,11 +87,9 @@ class Instance:
         """Connect to the engine, check that kernels can be started, and take a new instance id.
 
         Raises:
-            EngineUnavailableError: the engine does not answer.
-            EnginePermissionError: this user may not use the engine.
+            EngineUnavailableError, EnginePermissionError: the engine does not answer, or not to this user.
             EngineUnsupportedError: the engine is rootless, maps user ids, or is Podman.
-            ImageMissingError: the engine does not have the sandbox image.
-            UnknownRuntimeError: the engine does not have the runtime that was asked for.
+            ImageMissingError, UnknownRuntimeError: the engine has no such sandbox image, or runtime.
             SettingsError: the state folder cannot be created, is not seen by the engine, or another user can write it.
             StoreError: the data folder cannot be written.
         """
