@@ -179,6 +179,7 @@ class SessionRow:
         """
         if self._store is None:
             return []
+        await self._store.run(_after_earlier_writes)
         return await self._store.run_beside(_history_of, self._session_id, self._unwritten)
 
     def read_history_now(self) -> list[dict[str, Any]]:
@@ -195,6 +196,10 @@ class SessionRow:
             yield
         except StoreError as error:
             _log.warning("session %s is not up to date in the history yet: %s", self._session_id, error)
+
+
+def _after_earlier_writes(_store: History) -> None:
+    """Do nothing, in the store's thread, after the writes that wait there."""
 
 
 def _history_of(store: History, session_id: str, unwritten: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:

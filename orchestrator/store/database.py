@@ -11,7 +11,6 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, select
@@ -30,8 +29,6 @@ T = TypeVar("T")
 _BUSY = 10_000  # milliseconds that SQLite waits for another process's transaction
 _LARGEST_LOG = 4 * 1024 * 1024  # bytes that the write-ahead log keeps on the disk once it is written back
 _CONNECT = 10  # seconds to reach PostgreSQL
-_CHECKPOINT_EVERY = 200  # transactions after which SQLite's log is moved to its database: about 1,000 pages
-_LONGEST_LOG = 4000  # pages of the log; a transaction that makes it longer moves it itself
 
 
 class Database:
@@ -49,8 +46,6 @@ class Database:
         self._engine = _make_engine(url)
         self._turn = threading.RLock()
         self._deferred: list[Callable[[Connection], object]] = []  # writes that failed, in order
-        self._transactions = 0
-        self._checkpoints = ThreadPoolExecutor(1, thread_name_prefix="cellblock-wal")
 
     @property
     def dialect(self) -> Dialect:
@@ -92,7 +87,6 @@ class Database:
 
     def close(self) -> None:
         """Close all connections."""
-        self._checkpoints.shutdown(wait=True)
         self._engine.dispose()
 
     def write(self, work: Callable[[Connection], T]) -> T:
@@ -147,7 +141,6 @@ class Database:
             connection.execution_options(durable=durable).begin(),
         ):
             yield connection
-        self._count()
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -158,24 +151,6 @@ class Database:
         """
         with self._explained(), self._engine.connect() as connection:
             yield connection.execution_options(reading=True)
-
-    def _count(self) -> None:
-        self._transactions += 1
-        if self._transactions % _CHECKPOINT_EVERY == 0 and self._engine.dialect.name == "sqlite":
-            with contextlib.suppress(RuntimeError):  # closed
-                self._checkpoints.submit(self._checkpoint)
-
-    def _checkpoint(self) -> None:
-        """Move SQLite's log to its database, in a thread of its own: it waits for the disk, and no writer waits for it.
-
-        A failure is left to the next one.
-        """
-        with (
-            contextlib.suppress(SQLAlchemyError, sqlite3.Error),
-            contextlib.closing(self._engine.raw_connection()) as pooled,
-        ):
-            driver: Any = pooled.driver_connection
-            driver.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def _explained(self) -> contextlib.AbstractContextManager[None]:
         return explained("the history", self._engine.dialect.loaded_dbapi.Error, self._url)
@@ -245,7 +220,6 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # _begin_sqlite begins transactions, not the driver
     _use_write_ahead_log(connection)
     connection.execute("PRAGMA foreign_keys=ON")
-    connection.execute(f"PRAGMA wal_autocheckpoint={_LONGEST_LOG}")
 
 
 # SQLite waits for every lock except this one, which a new database needs once. Seen when four processes opened one.

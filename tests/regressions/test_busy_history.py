@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -262,18 +261,4 @@ def test_retention_deletes_the_old_and_then_the_oldest_that_ended(size: int, tmp
     wanted = 6 if size == 0 else 4
     assert history.excess(2.5, size) == [f"old {number:08d}" for number in range(wanted)]
     assert history.excess(0.0, 600) == []
-    history.close()
-
-
-def test_no_cell_waits_while_the_databases_log_is_moved(tmp_path: Path) -> None:
-    """Another thread moves it, which waits for the disk, long before a cell would have to."""
-    history = opened(tmp_path)
-    begin(history, "s1")
-    for number in range(2, 250):
-        history.begin_cell("s1", number, "x" * 4_000, "k")
-    deadline = time.monotonic() + 20
-    while (tmp_path / "history.db").stat().st_size < 500_000:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    assert (tmp_path / "history.db-wal").stat().st_size < 4_000 * 4_096
     history.close()
