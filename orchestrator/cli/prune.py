@@ -58,18 +58,18 @@ async def _look(everywhere: bool, as_json: bool) -> None:
 async def _prune(everywhere: bool, as_json: bool) -> None:
     settings = Settings.load().model_copy(update={"warm_kernels": 0})
     containers, folders = await _of_dead_processes(settings, everywhere)
-    had = await _read(settings, History.total_bytes)
     with errors.status("looking for containers and folders of dead processes"):
         async with AgentKernelManager(max_kernels=1, settings=settings) as manager:
             recovery = manager.recovery
             if everywhere:
                 await manager.sweep_everywhere()
+            had = await _read(settings, History.total_bytes)
             deleted = await manager.apply_retention()
+            freed = had - await _read(settings, History.total_bytes)
     left, _ = await _of_dead_processes(settings, everywhere)
     gone, removed = containers - left, {folder for folder in folders if not folder.exists()}
     stay = sorted(str(folder) for folder in folders - removed)
     kept = {record.session_id: record for record in await _unended(settings) if record.session_id in recovery.sessions}
-    freed = had - await _read(settings, History.total_bytes)
     ended = [session for session in recovery.sessions if session not in kept]
     if as_json:
         counts = {"containers": len(gone), "folders": len(removed), "old_sessions": deleted}
@@ -81,7 +81,7 @@ async def _prune(everywhere: bool, as_json: bool) -> None:
     console.print(
         f"removed: {len(gone)} containers and {len(removed)} folders of dead processes, {deleted} old sessions"
     )
-    if deleted or freed > 0:
+    if freed:
         console.print(f"freed: {freed / 1e6:.1f} MB of history and checkpoints beyond the retention limits")
     if stay or containers & left:
         console.print(f"left: {len(containers & left)} containers and {len(stay)} folders of dead processes")

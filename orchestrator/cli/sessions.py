@@ -221,9 +221,11 @@ def _exported(record: SessionRecord, cells: list[CellRecord]) -> dict[str, Any]:
 
 def _said(cell: CellRecord) -> str:
     error = cell.result.get("error")
+    shown = str(cell.result.get("stdout") or cell.result.get("result") or "")
     if isinstance(error, dict):
-        return f"{error.get('ename')}: {error.get('evalue')}"
-    return str(cell.result.get("stdout") or cell.result.get("result") or "")
+        mark = f"{shown} " if "outputs_deleted" in cell.result else ""
+        return f"{mark}{error.get('ename')}: {error.get('evalue')}"
+    return shown
 
 
 def _one_line(text: str) -> str:

@@ -14,6 +14,7 @@ import nbformat
 import pytest
 
 from orchestrator.container.lease import host_identity, instance_lease
+from orchestrator.sessions.retention import without_outputs
 from orchestrator.store.checkpointfiles import CheckpointFiles
 from orchestrator.store.history import CheckpointRecord, History
 
@@ -177,3 +178,19 @@ def test_show_takes_an_agent_and_delete_refuses_one_with_several_sessions(histor
     assert (refused.returncode, "has several sessions" in refused.stderr) == (1, True), refused.stderr
     assert sessions(tmp_path, "delete", "ccc", "--yes").returncode == 0
     assert json.loads(sessions(tmp_path, "delete", "ann", "--yes", "--json").stdout)["deleted"] == "a" * 32
+
+
+def test_show_and_export_say_that_outputs_were_deleted(history: History, tmp_path: Path) -> None:
+    error = {"ename": "ValueError", "evalue": "no", "traceback": ["t" * 5000], "traceback_text": ""}
+    history.add_session("c" * 32, "cat", owner=None, kernel_id="k3", runtime="runc")
+    for number in (1, 2):
+        history.begin_cell("c" * 32, number, "raise ValueError('no')", "k3")
+        history.end_cell("c" * 32, number, {"status": "error", "outcome": "error", "outputs": [], "error": error})
+    assert history.sweep_outputs(1, without_outputs) > 100_000
+    assert "[0.1 MB of outputs deleted" in sessions(tmp_path, "show", "aa").stdout
+    shown = sessions(tmp_path, "show", "cat").stdout
+    assert "MB of outputs deleted" in shown
+    assert "ValueError: no" in shown
+    assert "[0.1 MB of outputs deleted" in sessions(tmp_path, "export", "aa").stdout
+    exported = json.loads(sessions(tmp_path, "export", "aa", "--format", "json").stdout)
+    assert exported["cells"][0]["result"]["outputs_deleted"] > 100_000
