@@ -87,11 +87,12 @@ import os
 def size(path):
     try: return len(os.listdir(path)) if os.path.isdir(path) else len(open(path, "rb").read(1))
     except OSError: return 0
-known = {"cpuinfo", "filesystems", "meminfo", "mounts", "net", "self", "stat", "sys", "thread-self", "uptime",
-         "version", "sysvipc"}
+known = {"cpuinfo", "dma", "execdomains", "filesystems", "meminfo", "mounts", "net", "self", "stat", "sys",
+         "thread-self", "uptime", "version", "sysvipc"}
+fine = ("cgroup", "erofs", "tmpfs")  # its own, and features of Linux
 print(sorted(name for name in os.listdir("/proc") if not name.isdigit() and name not in known and size("/proc/" + name))
       + [name for name in os.listdir("/sys") if name not in ("class", "fs") and size("/sys/" + name)]
-      + [name for name in os.listdir("/sys/fs") if name != "cgroup" and size("/sys/fs/" + name)])
+      + [name for name in os.listdir("/sys/fs") if name not in fine and size("/sys/fs/" + name)])
 """
 LIBRARIES = """
 import os, psutil, warnings
