@@ -105,6 +105,7 @@ def test_a_bundle_of_thousands_of_types_costs_little(where: str, mime: str) -> N
     assert kept is not None
     assert kept.data["text/plain"] == "x"
     assert len(kept.data) <= 33
+    assert len(kept.metadata) <= 33
     assert len(removed) <= 20
     assert best < 0.1
 

@@ -166,6 +166,8 @@ def test_tables_are_plain_lines_when_piped(log: Path) -> None:
     header, row = done.stdout.splitlines()
     assert header.startswith("entry  time (UTC)")
     assert row.split() == ["1", "2026-01-01", "10:00:01", "cell.ended", "a" * 300, "outcome=oom"]
+    cell = cellblock(code="from orchestrator.cli.render import shorten; print(shorten('a' * 300, 40))")
+    assert cell.stdout == "a" * 300 + "\n"
     policies = cellblock("policy", "explain", "default", COLUMNS="40").stdout
     assert not set("│┃━─┏") & set(policies)
 
