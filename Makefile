@@ -102,7 +102,7 @@ seccomp-record: image ## record the system calls of a kernel at work, beside wha
 	@$(BIN)/python -m tests.isolation.record_syscalls
 
 # TESTS says which tests, VERIFY=no leaves out the probes
-test-modern: image ## verify and the tests of sessions and outcomes in a virtual machine with systemd and cgroup v2; about an hour
+test-modern: image ## verify and the tests of sessions and outcomes in a virtual machine with systemd and cgroup v2; slow
 	@.ci/modern $(TESTS)
 
 engine: $(STAMP) ## bring up a Docker engine where none answers (as root, on Debian)

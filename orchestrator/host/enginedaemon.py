@@ -22,6 +22,8 @@ from orchestrator.host import hostcommand
 from orchestrator.host.engineconfig import EnginePaths, EngineRecord
 
 _START_SECONDS = 60.0
+_UNIT_SECONDS = 180.0  # for systemctl, which waits for the unit; seen on a loaded virtual machine: over 60
+_LONGEST_LINE = 300  # characters of a line of the journal in a message
 _STOP_SECONDS = 60.0
 _PROBE_SECONDS = 5.0
 _ADMIN_FOLDERS = "/usr/local/sbin:/usr/sbin:/sbin"
@@ -82,9 +84,9 @@ def start_unit(paths: EnginePaths) -> None:
     """
     record = EngineRecord.load(paths.record)
     if record.ours:
-        _systemctl(["enable", "docker.service"], _START_SECONDS)
+        _systemctl(["enable", "docker.service"], _UNIT_SECONDS)
     hostcommand.run(["systemctl", "reset-failed", "docker.service", "docker.socket"], seconds=_PROBE_SECONDS)
-    _systemctl(["start", "docker.service"], _START_SECONDS)
+    _systemctl(["start", "docker.service"], _UNIT_SECONDS)
     replace(record, pid=0, started=0, boot="", systemd=True).save(paths.record)
     _wait(paths, None)
 
@@ -206,9 +208,10 @@ def _systemctl(arguments: Sequence[str], seconds: float) -> None:
 def _journal() -> str:
     """Return the last lines of the unit's journal, or "" where there is none."""
     try:
-        return hostcommand.run(["journalctl", "-u", "docker.service", "-n", "15", "--no-pager"], seconds=10).tail
+        journal = hostcommand.run(["journalctl", "-u", "docker.service", "-n", "15", "--no-pager"], seconds=10)
     except OSError:
         return ""
+    return "\n".join(line[:_LONGEST_LINE] for line in journal.tail.splitlines())
 
 
 def _wait(paths: EnginePaths, process: subprocess.Popen[bytes] | None) -> None:

@@ -73,6 +73,14 @@ async def script(name: str, *arguments: str, **more: str) -> int:
     return await asyncio.wait_for(process.wait(), 120)
 
 
+async def is_healthy(state: Path) -> bool:
+    """Ask as an operator's probe does, which calls a service dead after several failures: a loaded machine is slow."""
+    for _ in range(6):
+        if await script("health.sh", CELLBLOCK_STATE_DIR=str(state)) == 0:
+            return True
+    return False
+
+
 def test_a_member_of_the_docker_group_runs_cells(state: Path) -> None:
     """A user who is not root, with folders of its own. Without the group, the engine's error says what to do."""
     state.chmod(0o755)
@@ -148,7 +156,7 @@ async def test_a_restored_backup_wakes_sessions(runtime: str, tmp_path: Path, st
     ):
         await manager.execute(session, "x = 41\nopen('f.txt', 'w').write('kept')")
         await manager.checkpoint(session)
-        assert await script("health.sh", CELLBLOCK_STATE_DIR=str(state)) == 0
+        assert await is_healthy(state)
         assert await script("backup.py", str(data), str(archive)) == 0
         await manager.execute(session, "x = 'after the backup'")
     assert await script("health.sh", CELLBLOCK_STATE_DIR=str(state)) == 1

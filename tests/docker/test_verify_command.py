@@ -66,9 +66,9 @@ def test_the_cis_items_are_checked() -> None:
 
 
 def test_mistakes_get_one_clear_message() -> None:
-    """An unknown control, runtime or policy gives exit status 1 and a message, without a traceback."""
+    """An unknown control, runtime or policy is wrong usage: exit status 2 and a message, without a traceback."""
     for arguments in (("--control", "nonsense"), ("--runtime", "nonsense"), ("--policy", "nonsense")):
         done = verify(*arguments)
-        assert done.returncode == 1
-        assert done.stderr.strip().startswith("cellblock: ")
+        assert done.returncode == 2
+        assert "nonsense" in done.stderr
         assert "Traceback" not in done.stderr

@@ -95,7 +95,7 @@ def program(runtime: str, state: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 def test_a_state_folder_that_the_engine_does_not_see_is_refused_at_start(runtime: str, state: Path) -> None:
     """A process whose folder is its own, as in a container without the mount."""
-    mounted = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$1" -c "$2"']
+    mounted = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o mode=0700 none "$0" && exec "$1" -c "$2"']
     said = subprocess.run(
         [*mounted, str(state), sys.executable, _START],
         env=os.environ | {"CELLBLOCK_RUNTIME": runtime, "CELLBLOCK_STATE_DIR": str(state)},
