@@ -217,7 +217,7 @@ class BoundedSession(Session):
             msg = {**msg, "content": without_surrogates(msg["content"])}
             frames = super().serialize(msg, ident)
         size = sum(map(len, frames))
-        heavy = msg["msg_type"] != "stream" and is_heavy(frames, msg["content"])
+        heavy = msg.get("msg_type") != "stream" and is_heavy(frames, msg["content"])
         if size <= self.bound and not heavy:
             return frames
         content = msg["content"]

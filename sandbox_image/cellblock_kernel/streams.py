@@ -27,8 +27,6 @@ PIECE_COST = 1024
 # Characters that threads, tasks and child processes may write between two cells. The next result has them.
 HELD = 64 * 1024
 
-PIPE = 64 * 1024  # bytes that a pipe holds
-
 
 class Outbox:
     """Text that both streams have accepted and not sent yet, in the order of writing.
@@ -222,7 +220,11 @@ class OrderedStream(OutStream):
         if self._fid is None:
             return
         with self._fd_lock:
-            left = PIPE
+            try:
+                left = fcntl.fcntl(self._fid, fcntl.F_GETPIPE_SZ)
+            except OSError:  # the cell closed the descriptor
+                self._should_watch = False
+                return
             while left > 0:
                 try:
                     data = os.read(self._fid, left)
