@@ -90,8 +90,7 @@ class Instance:
             EngineUnavailableError, EnginePermissionError: the engine does not answer, or not to this user.
             EngineUnsupportedError: the engine is rootless, maps user ids, or is Podman.
             ImageMissingError, UnknownRuntimeError: the engine has no such sandbox image, or runtime.
-            SettingsError: the state folder cannot be created, is not seen by the engine, or another user can write it.
-            StoreError: the data folder cannot be written.
+            SettingsError, StoreError: the state or data folder cannot be used; see ``visible_instance``.
         """
         wanted = policy.choose_runtime(settings.runtime)
         engine = await Engine.connect(settings.engine_timeout)
