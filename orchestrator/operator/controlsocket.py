@@ -97,7 +97,9 @@ class ControlClient:
                     await writer.drain()
                     reply = json.loads(await reader.readline() or b"null")
                 finally:
-                    writer.close()
+                    writer.transport.abort()  # not closed, which would wait for a peer that does not read
+                    with contextlib.suppress(OSError):
+                        await writer.wait_closed()
         except (OSError, TimeoutError, ValueError, RecursionError):
             return None
         return reply if isinstance(reply, dict) else None

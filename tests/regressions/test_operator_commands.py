@@ -301,6 +301,8 @@ async def _flood(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
     with contextlib.suppress(OSError):  # the reader gives up
         await writer.drain()
     writer.transport.abort()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
 
 
 async def _deep(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
