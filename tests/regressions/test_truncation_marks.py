@@ -40,6 +40,7 @@ CASES: dict[str, tuple[list[OutputEvent], str]] = {
     "stderr, then a display": ([LARGE_ERR, DisplayData({"text/plain": "x"})], "stderr"),
     "stdout and a display": ([LARGE_OUT, DISPLAY], "stdout"),
     "both streams": ([LARGE_OUT, LARGE_ERR], "stdout"),
+    "cleared text": ([StreamOutput("stdout", "x" * 30_000), ClearOutput(True)] * 200, "stdout"),
     "cleared displays": ([DisplayData({"text/plain": "x" * 30_000}), ClearOutput(True)] * 200, "display"),
 }
 
