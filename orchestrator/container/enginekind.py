@@ -34,7 +34,7 @@ def unsupported(info: Mapping[str, Any], version: Mapping[str, Any]) -> EngineUn
         )
     if "name=rootless" in options:
         return EngineUnsupportedError(
-            "the engine is rootless Docker. It maps user ids and has 65,536 of them, but each kernel needs an id of its "
+            "the engine is rootless Docker. It maps user ids and has 65,536 of them, but each kernel needs one of its "
             "own from CELLBLOCK_UID_BASE on, and Cellblock's promise was not verified there. Nothing was started.",
             kind="rootless",
             remedy=_USE_ANOTHER,
