@@ -11,7 +11,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
 
 from orchestrator.errors import StoreError
 from orchestrator.kernel.fakecell import FakeCell, printed
@@ -91,12 +91,14 @@ async def test_a_live_session_keeps_no_outputs_in_memory(tmp_path: Path) -> None
     """Its history is read when it is used, and forgotten with the next cell."""
     world = World(tmp_path)
     session = await world.acquire("a")
-    world.kernel_of(session).cells["print"] = FakeCell([printed("x" * 1_000_000)])
+    cells = world.kernel_of(session).cells
     gc.collect()
     tracemalloc.start()
-    for _ in range(20):
+    for number in range(20):
+        cells["print"] = FakeCell([printed(str(number % 10) * 1_000_000)])
         await world.run(session, "print")
         assert len(session.execution_history) == session.cell_count
+    del cells["print"]
     await world.run(session, "1")
     gc.collect()
     held = tracemalloc.get_traced_memory()[0]
@@ -113,13 +115,17 @@ def test_deleting_is_done_in_batches_and_lets_others_write(tmp_path: Path) -> No
     begin(history, "s2")
     for number in range(1, 3001):
         history.begin_cell("big", number, "x" * 100, "k")
+    commits: list[object] = []
+    event.listen(history._database._engine, "commit", commits.append)
     deleting = threading.Thread(target=history.delete, args=("big",))
     deleting.start()
     numbers = itertools.count(1)
     while deleting.is_alive():
         history.begin_cell("s2", next(numbers), "1", "k")
     deleting.join()
-    assert next(numbers) > 5
+    neighbours = next(numbers)
+    assert neighbours > 5
+    assert len(commits) - neighbours > 30  # each of at most 100 cells
     assert [record.session_id for record in history.sessions()] == ["s2"]
     assert history.cells("big") == []
     history.close()
@@ -152,6 +158,22 @@ SECRET_URLS = [
     "mysql://me:hunter2@host/none",
     "hunter2",
 ]
+
+
+@pytest.mark.parametrize(
+    ("url", "password"),
+    [
+        (SECRET_URLS[0], "hunter2"),
+        (SECRET_URLS[1], "hunt@hunter2"),
+        (SECRET_URLS[2], "x@hunter2"),
+        (SECRET_URLS[5], "hunter2"),
+        (SECRET_URLS[6], "x@hunter2"),
+        (SECRET_URLS[7], "hunter2"),
+    ],
+)
+def test_what_a_driver_says_shows_no_password(url: str, password: str) -> None:
+    """A driver repeats parts of the URL in its own words."""
+    assert "hunter2" not in mask(f"no such role: {password}", url)
 
 
 @pytest.mark.parametrize("url", SECRET_URLS)
