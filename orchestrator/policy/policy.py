@@ -76,6 +76,9 @@ GroupName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 DataName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 
 
+_LEAST_TMP = 64  # MiB of /tmp
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -94,7 +97,10 @@ class Limits(_Section):
 
 
 class Tmpfs(_Section):
-    """``[tmpfs]``: the sizes of all folders that a kernel can write to."""
+    """``[tmpfs]``: the sizes of all folders that a kernel can write to.
+
+    Without ``tmp_mb``, a policy with little memory gets a smaller /tmp: what the other folders leave, at least 64 MiB.
+    """
 
     work_mb: Megabytes = 512
     tmp_mb: Megabytes = 256
@@ -216,6 +222,9 @@ class Policy(_Section):
 
     @model_validator(mode="after")
     def _fit_into_memory(self) -> Self:
+        left = self.limits.memory_mb - self.tmpfs.work_mb - self.tmpfs.shm_mb
+        if "tmp_mb" not in self.tmpfs.model_fields_set and _LEAST_TMP <= left < self.tmpfs.tmp_mb:
+            object.__setattr__(self, "tmpfs", self.tmpfs.model_copy(update={"tmp_mb": left}))  # the model is frozen
         total = self.tmpfs.work_mb + self.tmpfs.tmp_mb + self.tmpfs.shm_mb
         if total > self.limits.memory_mb:
             raise ValueError(

@@ -6,7 +6,6 @@ import io
 import os
 import select
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 from ipykernel.iostream import OutStream
@@ -26,6 +25,9 @@ STREAM_BUFFER = 1024 * 1024
 PIECE_COST = 1024
 # Characters that threads, tasks and child processes may write between two cells. The next result has them.
 HELD = 64 * 1024
+
+
+UNUSUAL = tuple(chr(code) for code in range(32) if chr(code) not in "\n\r\t")
 
 
 class Outbox:
@@ -79,17 +81,10 @@ class Outbox:
             self._taken -= size
 
 
-def pack_pieces(name: str, text: str) -> Iterator[bytes]:
-    """Yield the contents of the stream messages that carry a text: JSON of at most about 512 KiB each."""
-    longest = STREAM_PIECE if text.isascii() else WIDE_PIECE
-    for start in range(0, len(text), longest):
-        piece = text[start : start + longest]
-        packed = pack_text(name, piece)
-        if len(packed) <= 2 * STREAM_PIECE:
-            yield packed
-        else:  # it has many control characters
-            for inner in range(0, len(piece), WIDE_PIECE):
-                yield pack_text(name, piece[inner : inner + WIDE_PIECE])
+def is_plain(text: str) -> bool:
+    """Return whether the text as JSON is at most twice as long."""
+    # Thirty quick searches take a third of the time of one pass that removes the characters.
+    return text.isascii() and all(mark not in text for mark in UNUSUAL)
 
 
 class OrderedStream(OutStream):
@@ -164,7 +159,9 @@ class OrderedStream(OutStream):
             pieces, size = self._outbox.take()
             try:
                 for stream, text in pieces:
-                    for content in pack_pieces(stream.name, text):
+                    longest = STREAM_PIECE if is_plain(text) else WIDE_PIECE
+                    for start in range(0, len(text), longest):
+                        content = pack_text(stream.name, text[start : start + longest])
                         self.session.pid = os.getpid()  # in a forked child Session would refuse to send
                         message = self.session.msg("stream", content)
                         self.session.send(self.pub_thread, message, ident=stream.topic)

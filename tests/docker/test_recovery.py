@@ -183,7 +183,7 @@ async def test_a_start_leaves_alone_what_another_has_just_taken(
 
     def take(_number: int, request: str) -> None:
         if request == "GET /containers/json" and not taken:  # it looks for the kernels of the sessions that it read
-            taken.append(instance_lease(folder.name.removeprefix("i-")))
+            taken.append(instance_lease(folder.name.removeprefix("i-"), (own_state, Settings.load().data_path)))
 
     proxy.before = take
     with monkeypatch.context() as patch:

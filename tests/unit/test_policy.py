@@ -37,6 +37,18 @@ def test_every_shipped_policy_is_valid(name: str) -> None:
     create_request(spec, policy, policy.resource_limits())
 
 
+@pytest.mark.parametrize(("memory", "size"), [(1024, 256), (832, 256), (700, 124), (640, 64)])
+def test_a_policy_with_little_memory_has_a_smaller_tmp(memory: int, size: int, tmp_path: Path) -> None:
+    """A policy that names no sizes stays valid where the largest /tmp does not fit."""
+    assert load(tmp_path, f"[limits]\nmemory_mb = {memory}\n").tmpfs.tmp_mb == size
+
+
+def test_a_size_of_tmp_that_is_written_down_holds(tmp_path: Path) -> None:
+    """It is refused where it does not fit, and not made smaller."""
+    assert "tmpfs" in str(refusal(tmp_path, "[limits]\nmemory_mb = 700\n[tmpfs]\ntmp_mb = 256\n"))
+    assert "tmpfs" in str(refusal(tmp_path, "[limits]\nmemory_mb = 639\n"))
+
+
 FAULTS = [
     ("[limits]\nmemory_gb = 3\n", 2, "limits.memory_gb", "no such key; did you mean limits.memory_mb?"),
     ("runtime = 'auto'\n\n[limits]\n\ncpu_percent = '80'\n", 5, "limits.cpu_percent", "number"),
