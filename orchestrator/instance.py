@@ -20,7 +20,7 @@ from orchestrator.container.engine import FAILURES, Engine
 from orchestrator.container.enginewatch import EngineWatch
 from orchestrator.container.folders import instance_folder, kernel_folder, wire_folder
 from orchestrator.container.hostconfig import RESTRICTIONS_LABEL
-from orchestrator.container.lease import InstanceLease, host_identity, instance_lease
+from orchestrator.container.lease import InstanceLease, UserId, host_identity, instance_lease
 from orchestrator.container.newinstance import visible_instance
 from orchestrator.container.reaper import (
     Leftover,
@@ -308,6 +308,7 @@ class Instance:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         with contextlib.suppress(*FAILURES):
             self._sweep_own()
+        UserId.release_all()
         self._release()
 
     def _release(self) -> None:

@@ -18,7 +18,7 @@ import secrets
 import socket
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 from orchestrator.container.folders import instance_folder, lock_file, user_lock_file
 from orchestrator.container.lockfile import LockFile
@@ -65,9 +65,12 @@ class UserId:
     ``Container.start`` refuses an id that a container with another state folder has.
     """
 
+    _held: ClassVar[set[UserId]] = set()  # of this process
+
     def __init__(self, uid: int, file: LockFile) -> None:
         self.uid = uid
         self._file = file
+        self._held.add(self)
 
     @classmethod
     def take(cls, folder: Path, base: int, count: int, avoid: Collection[int] = ()) -> UserId:
@@ -104,6 +107,13 @@ class UserId:
 
     def release(self) -> None:
         self._file.release()
+        self._held.discard(self)
+
+    @classmethod
+    def release_all(cls) -> None:
+        """Release all ids of this process, at the interpreter's end: a second Ctrl-C leaves some."""
+        while cls._held:
+            cls._held.pop().release()
 
 
 class InstanceLease:

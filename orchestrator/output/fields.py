@@ -59,6 +59,10 @@ class Fields:
         """Return what ``parse`` makes of every item of a list."""
         return tuple(_parsed(f"{key}[{number}]", item, parse) for number, item in enumerate(self._list(key)))
 
+    def each_if_any(self, key: str, parse: Callable[[Any], T]) -> tuple[T, ...]:
+        """Do what ``each`` does; a missing list is empty: earlier versions did not write it."""
+        return self.each(key, parse) if key in self._form else ()
+
     def _required(self, key: str) -> Any:
         if key not in self._form:
             raise ValueError(f"{key!r} is missing")

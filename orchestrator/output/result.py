@@ -225,7 +225,7 @@ class ExecutionResult:
             mime_dropped=fields.texts("mime_dropped"),
             evidence=fields.nested("evidence", Evidence.from_dict),
             warnings=fields.texts("warnings"),
-            updates=fields.each("updates", UpdateDisplayData.from_dict),
+            updates=fields.each_if_any("updates", UpdateDisplayData.from_dict),
         )
 
     def _stream(self, name: StreamName) -> str:
