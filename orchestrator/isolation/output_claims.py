@@ -61,13 +61,14 @@ async def _words(subject: Subject) -> Verdict:
     """Have a kernel refuse to save its state and to send a file, each for a hostile reason."""
     log, heard = logging.getLogger("orchestrator"), _Heard()
     await subject.run(wire_attacks.LYING_HANDLERS)
-    log.addHandler(heard)
+    others, propagates = log.handlers, log.propagate
+    log.handlers, log.propagate = [heard], False  # the control logs the words as they are: not on a terminal
     try:
         said = [await _error(lambda: save_state(subject.kernel, _nowhere, _SECONDS))]
         with tempfile.TemporaryDirectory(prefix="cellblock-words-") as folder:
             said += [await _error(lambda: get_file(subject.kernel, "file", Path(folder) / "file", MIB))]
     finally:
-        log.removeHandler(heard)
+        log.handlers, log.propagate = others, propagates
     faults = [f"{line!r} is not one printable line" for line in (*said, *heard.lines) if not line.isprintable()]
     faults += [f"{line!r} has no reason" for line in said if "x1b" not in line]
     return verdict(faults, f"{len(said)} errors and {len(heard.lines)} log lines, all printable")
