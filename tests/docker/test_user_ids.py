@@ -18,6 +18,7 @@ from orchestrator.image.build import image_name
 from orchestrator.settings import Settings
 from tests.conftest import make_manager
 
+pytestmark = pytest.mark.alone  # both runtimes' tests take the same ids of one engine
 BASE = 310_000  # beyond every other test's range
 
 
