@@ -12,9 +12,11 @@ from typing import Any
 
 import hypothesis
 import pytest
+from sqlalchemy import create_engine, text
 
 from orchestrator import AgentKernelManager, KernelResourceLimits, KernelSession, Settings
 from orchestrator.container.engine import connect, gvisor_fault
+from tests.postgres import postgres_server
 
 # A shell that starts something in the background has it ignore SIGINT, and whatever that starts too: the programs that
 # these tests interrupt would be deaf.
@@ -115,3 +117,23 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is not here: the tests on real workbooks need it")
     return folder
+
+
+@pytest.fixture(scope="module")
+def postgres_url() -> Iterator[str]:
+    with postgres_server() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/history.db"
+    url: str = request.getfixturevalue("postgres_url")
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE"))
+        connection.execute(text("CREATE SCHEMA public"))
+    engine.dispose()
+    return url

@@ -25,31 +25,10 @@ from orchestrator.store.database import Database
 from orchestrator.store.history import CheckpointRecord, History
 from orchestrator.store.payloads import Payloads
 from tests.conftest import make_manager
-from tests.postgres import postgres_server
 from tests.unit.sessionworld import World
 
 QUOTA = 1_000_000  # bytes
 OK = {"status": "ok", "outcome": "ok", "outputs": []}
-
-
-@pytest.fixture(scope="module")
-def postgres_url() -> Iterator[str]:
-    with postgres_server() as url:
-        yield url
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Of an empty database."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/history.db"
-    url: str = request.getfixturevalue("postgres_url")
-    engine = create_engine(url)
-    with engine.begin() as connection:
-        connection.execute(text("DROP SCHEMA public CASCADE"))
-        connection.execute(text("CREATE SCHEMA public"))
-    engine.dispose()
-    return url
 
 
 @pytest.fixture
