@@ -1,7 +1,8 @@
 """How many bytes each agent and all agents keep in one data folder, and the most that one agent may keep.
 
-The totals change in the transaction of the rows that they count: code and results of cells, large outputs (one that a
-session has twice counts once) and checkpoint files. Reading them costs the same however long the history is.
+The totals change in the transaction of the rows that they count: code and results of cells that have ended, large
+outputs (one that a session has twice counts once) and checkpoint files. Reading them costs the same however long the
+history is.
 """
 
 from __future__ import annotations
@@ -19,6 +20,12 @@ from orchestrator.store.prepared import Prepared
 from orchestrator.store.schema import agent_usage, home_usage, sessions
 
 _SHARDS = 256  # rows of one data folder's total
+_MINE = (agent_usage.c.home == sessions.c.home) & (agent_usage.c.agent_id == sessions.c.agent_id)
+_READ = (
+    select(agent_usage.c.agent_id, agent_usage.c.bytes)
+    .join_from(sessions, agent_usage, _MINE)
+    .where(sessions.c.session_id == bindparam("of"))
+)
 
 
 class AgentUsage:
@@ -32,6 +39,7 @@ class AgentUsage:
     def __init__(self, dialect: Dialect, home: str, quota: int | None) -> None:
         self._home = home
         self._quota = quota
+        self._read = Prepared(_READ, dialect)
         self._add = Prepared(_adding(dialect), dialect)
         self._add_to_home = Prepared(_adding_to_home(dialect), dialect)
         self._shard = secrets.randbelow(_SHARDS)
@@ -58,17 +66,18 @@ class AgentUsage:
         if row is not None:  # None: the session was deleted
             self._check(str(row[0]), int(row[1]), int(row[1]) - more, refused)
 
-    def check(self, connection: Connection, session_id: str, refused: str) -> None:
-        """Check that the agent of a session keeps less than its quota.
+    def check(self, connection: Connection, session_id: str, refused: str, more: int = 1) -> None:
+        """Check that the agent of a session may keep ``more`` bytes. Nothing is added.
+
+        Args:
+            refused: what does not happen if the quota would be exceeded, for the message.
 
         Raises:
-            QuotaExceededError: it does not.
+            QuotaExceededError: the agent would keep more than its quota.
         """
-        mine = (agent_usage.c.home == self._home) & (agent_usage.c.agent_id == sessions.c.agent_id)
-        query = select(agent_usage.c.agent_id, agent_usage.c.bytes).join_from(sessions, agent_usage, mine)
-        row = connection.execute(query.where(sessions.c.session_id == session_id)).first()
-        if row is not None:
-            self._check(row.agent_id, row.bytes + 1, row.bytes, refused)
+        if self._quota is not None and (row := self._read.on(connection, {"of": session_id})) is not None:
+            agent_id, used = row
+            self._check(agent_id, used + more, used, refused)
 
     def forget(self, connection: Connection, agent_id: str) -> None:
         """Delete the total of an agent that has no session left."""

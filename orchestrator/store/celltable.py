@@ -7,7 +7,7 @@ import json
 import time
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
 
 from orchestrator.store.agentusage import AgentUsage
 from orchestrator.store.database import Database
@@ -23,7 +23,7 @@ _BEGIN = insert(cells).values(
 _USE_SESSION = (
     update(sessions)
     .where(sessions.c.session_id == bindparam("of"))
-    .values(last_used_at=bindparam("now"), cells=bindparam("cell"), bytes=sessions.c.bytes + bindparam("more"))
+    .values(last_used_at=bindparam("now"), cells=bindparam("cell"))
 )
 _GROW = (
     update(sessions).where(sessions.c.session_id == bindparam("of")).values(bytes=sessions.c.bytes + bindparam("more"))
@@ -41,7 +41,7 @@ _END = (
         ended_at=bindparam("at"),
         bytes=cells.c.bytes + bindparam("more"),
     )
-    .returning(cells.c.cell_id)
+    .returning(cells.c.cell_id, cells.c.bytes)
 )
 
 
@@ -72,12 +72,12 @@ class CellTable:
             "started_at": now,
             "bytes": size,
         }
-        used = {"of": session_id, "now": now, "cell": number, "more": size}
+        used = {"of": session_id, "now": now, "cell": number}
 
         def begin(connection: Connection) -> None:
+            self._usage.check(connection, session_id, "the cell has not run", size)
             self._begin.on(connection, begun)
             self._use_session.on(connection, used)
-            self._usage.charge(connection, session_id, size, "the cell has not run")
 
         self._database.write(begin)
 
@@ -118,7 +118,13 @@ class CellTable:
         """Record a result for the cells that ran when their process ended. A write that fails is made up for."""
         running = (cells.c.session_id == session_id) & (cells.c.outcome == "running")
         closed = update(cells).where(running).values(outcome=result["outcome"], result=json.dumps(result))
-        self._database.write_eventually(lambda connection: connection.execute(closed))
+
+        def close(connection: Connection) -> None:
+            code = connection.scalar(select(func.sum(cells.c.bytes)).where(running)) or 0
+            connection.execute(closed)
+            self._count(connection, session_id, int(code))
+
+        self._database.write_eventually(close)
 
     def cells(self, session_id: str, *, outputs: bool = True) -> list[CellRecord]:
         """Return a session's cells, in the order of their numbers.
@@ -177,18 +183,21 @@ class CellTable:
         closed = self._end.on(connection, ended)
         if closed is None:
             return False
-        for digest in self._kept_before(connection, session_id, sizes):
-            del sizes[digest]
-        more = kept.size + sum(sizes.values())
-        self._grow.on(connection, {"of": session_id, "more": more})
-        self._usage.add(connection, session_id, more)
+        cell_id, size = closed
+        repeated = sum(sizes[digest] for digest in self._kept_before(connection, session_id, sizes))
+        self._count(connection, session_id, size - repeated)
         if kept.places:
             rows = [
-                {"cell_id": closed[0], "path": path, "digest": digest, "bytes": size}
+                {"cell_id": cell_id, "path": path, "digest": digest, "bytes": size}
                 for path, digest, size in kept.places
             ]
             connection.execute(insert(payloads), rows)
         return True
+
+    def _count(self, connection: Connection, session_id: str, more: int) -> None:
+        """Add the bytes of a cell that has ended to the totals. Its code counts only now: one write less per cell."""
+        self._grow.on(connection, {"of": session_id, "more": more})
+        self._usage.add(connection, session_id, more)
 
     def _kept_before(self, connection: Connection, session_id: str, sizes: dict[str, int]) -> list[str]:
         """Return those of the digests that an earlier cell of the session has."""

@@ -46,6 +46,7 @@ class Database:
         self._engine = _make_engine(url)
         self._turn = threading.RLock()
         self._deferred: list[Callable[[Connection], object]] = []  # writes that failed, in order
+        self._writer: Connection | None = None  # of SQLite: opening one takes as long as the writes of a cell
 
     @property
     def dialect(self) -> Dialect:
@@ -87,6 +88,8 @@ class Database:
 
     def close(self) -> None:
         """Close all connections."""
+        with self._turn:
+            self._drop_writer()
         self._engine.dispose()
 
     def write(self, work: Callable[[Connection], T]) -> T:
@@ -134,13 +137,30 @@ class Database:
         Raises:
             StoreError: the database cannot be reached or written; nothing of the transaction is written.
         """
-        with (
-            self._turn,
-            self._explained(),
-            self._engine.connect() as connection,
-            connection.execution_options(durable=durable).begin(),
-        ):
-            yield connection
+        with self._turn, self._explained(), self._connected() as connection:
+            connection.info["durable"] = durable
+            with connection.begin():
+                yield connection
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[Connection]:
+        """Yield a connection for one transaction that writes."""
+        if self.dialect.name != "sqlite":  # a server may have ended a connection since its last use: the pool checks
+            with self._engine.connect() as connection:
+                yield connection
+            return
+        if self._writer is None:
+            self._writer = self._engine.connect()
+        try:
+            yield self._writer
+        except BaseException:
+            self._drop_writer()
+            raise
+
+    def _drop_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -240,10 +260,10 @@ def _begin_sqlite(connection: Connection) -> None:
 
     SQLAlchemy calls it at the beginning of each transaction.
     """
-    options = connection.get_execution_options()
-    wanted = "FULL" if options.get("durable", False) else "NORMAL"
+    info = connection.info
+    wanted = "FULL" if info.get("durable") else "NORMAL"
     driver: Any = connection.connection.driver_connection
-    if connection.info.get("synchronous") != wanted:
+    if info.get("synchronous") != wanted:
         driver.execute(f"PRAGMA synchronous={wanted}")
-        connection.info["synchronous"] = wanted
-    driver.execute("BEGIN" if options.get("reading", False) else "BEGIN IMMEDIATE")
+        info["synchronous"] = wanted
+    driver.execute("BEGIN" if connection.get_execution_options().get("reading", False) else "BEGIN IMMEDIATE")

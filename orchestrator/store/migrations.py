@@ -79,6 +79,11 @@ def _sixth(connection: Connection) -> None:
     connection.execute(insert(home_usage).from_select(["home", "shard", "bytes"], used))
 
 
+def _seventh(connection: Connection) -> None:
+    """Drop an index that nothing reads any more, and that every cell had to change."""
+    connection.execute(text("DROP INDEX IF EXISTS sessions_by_size"))
+
+
 def _add_columns(connection: Connection, *columns: Column[Any]) -> None:
     """Add columns to a table that was made without them. A new database has them already."""
     for column in columns:
@@ -87,7 +92,7 @@ def _add_columns(connection: Connection, *columns: Column[Any]) -> None:
             connection.execute(text(f"ALTER TABLE {column.table.name} ADD COLUMN {form}"))
 
 
-STEPS: tuple[Callable[[Connection], None], ...] = (_first, _second, _third, _fourth, _fifth, _sixth)
+STEPS: tuple[Callable[[Connection], None], ...] = (_first, _second, _third, _fourth, _fifth, _sixth, _seventh)
 
 
 def migrate(connection: Connection) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Delete, Insert, Select, Update
@@ -32,8 +31,11 @@ class Prepared:
         Raises:
             Exception: the driver's own error.
         """
-        with self._executed(connection, values) as cursor:
-            return cursor.fetchone() if cursor.description else None
+        cursor = self._executed(connection, values)
+        if not cursor.description:
+            return None
+        rows = cursor.fetchall()  # all: an unfinished statement would keep its lock
+        return rows[0] if rows else None
 
     def rows(self, connection: Connection, values: Mapping[str, Any]) -> Sequence[tuple[Any, ...]]:
         """Execute a statement that returns rows. Returns them all; each has the columns in the statement's order.
@@ -41,9 +43,8 @@ class Prepared:
         Raises:
             Exception: the driver's own error.
         """
-        with self._executed(connection, values) as cursor:
-            rows: Sequence[tuple[Any, ...]] = cursor.fetchall()
-            return rows
+        rows: Sequence[tuple[Any, ...]] = self._executed(connection, values).fetchall()
+        return rows
 
     def changed(self, connection: Connection, values: Mapping[str, Any]) -> int:
         """Execute a statement that changes rows. Returns how many it has changed.
@@ -51,15 +52,13 @@ class Prepared:
         Raises:
             Exception: the driver's own error.
         """
-        with self._executed(connection, values) as cursor:
-            return int(cursor.rowcount)
+        return int(self._executed(connection, values).rowcount)
 
-    @contextlib.contextmanager
-    def _executed(self, connection: Connection, values: Mapping[str, Any]) -> Iterator[Any]:
+    def _executed(self, connection: Connection, values: Mapping[str, Any]) -> Any:
+        """Execute the statement. Returns the connection's cursor, which its statements share: a new one takes 6 us."""
         given = {**self._constants, **values}
-        cursor = connection.connection.cursor()
-        try:
-            cursor.execute(self._sql, [given[name] for name in self._order] if self._order else given)
-            yield cursor
-        finally:
-            cursor.close()
+        cursor = connection.info.get("cursor")
+        if cursor is None:
+            cursor = connection.info["cursor"] = connection.connection.cursor()
+        cursor.execute(self._sql, [given[name] for name in self._order] if self._order else given)
+        return cursor

@@ -39,7 +39,6 @@ sessions = Table(
     Index("sessions_by_agent", "agent_id", "state"),
     Index("sessions_by_home", "home", "state", "last_used_at"),
     Index("sessions_by_use", "last_used_at"),
-    Index("sessions_by_size", "home", "bytes"),
     Index("sessions_by_agents_use", "agent_id", "last_used_at"),
 )
 

@@ -125,10 +125,19 @@ def test_forks_beyond_a_quota_are_refused_together(history: History) -> None:
 def test_code_counts_in_bytes(history: History) -> None:
     begin(history, "s1")
     history.begin_cell("s1", 1, "\U0001f600" * 1000, "k")
-    assert history.find("s1")[0].bytes == 4000
+    history.end_cell("s1", 1, OK)
+    assert history.find("s1")[0].bytes == history.total_bytes() == 4000 + len(json.dumps(OK))
     history.end_cell("s1", 1, OK)
     assert history.cells("s1")[0].outcome == "ok"
     assert used(history, "s1") == history.find("s1")[0].bytes > 4000
+
+
+def test_code_counts_that_ran_when_its_process_died(history: History) -> None:
+    begin(history, "s1")
+    history.begin_cell("s1", 1, "x" * 1000, "k")
+    history.end_running_cells("s1", OK)
+    history.end_running_cells("s1", OK)
+    assert history.find("s1")[0].bytes == history.total_bytes() == 1000
 
 
 def test_an_earlier_database_counts_what_it_has(url: str, tmp_path: Path) -> None:

@@ -207,6 +207,7 @@ def test_retention_weighs_and_deletes_what_is_this_hosts_alone(history: History,
     other = History.open(url, tmp_path / "other")
     begin(other, "theirs")
     other.begin_cell("theirs", 1, "x" * 100_000, "k1")
+    other.end_cell("theirs", 1, OK)
     other.session_ends("theirs", "idle")
     begin(history, "mine")
     history.begin_cell("mine", 1, "x", "k1")
