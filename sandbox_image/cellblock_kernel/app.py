@@ -16,13 +16,13 @@ from typing import Any
 import cellblock_session.ondemand  # noqa: F401 - before ipykernel
 import zmq
 from cellblock_session.surroundings import Surroundings
-from ipykernel.control import ControlThread
 from ipykernel.heartbeat import Heartbeat
 from ipykernel.kernelapp import IPKernelApp
 from tornado.ioloop import IOLoop
 from traitlets.config import Config
 
 from cellblock_kernel.kernel import SandboxKernel
+from cellblock_kernel.loops import LastingControlThread
 from cellblock_kernel.messages import BoundedSession
 from cellblock_kernel.publisher import IOPUB_HIGH_WATER, Publisher
 from cellblock_kernel.spawning import prepare as prepare_spawning
@@ -82,7 +82,7 @@ class SandboxApp(IPKernelApp):
         self.control_port = self._bind_socket(self.control_socket, self.control_port)
         self.debugpy_socket = context.socket(zmq.STREAM)
         self.debug_shell_socket = context.socket(zmq.DEALER)
-        self.control_thread = ControlThread(daemon=True)
+        self.control_thread = LastingControlThread(daemon=True)
         self.shell_channel_thread = NoShellThread()
 
     def _session_default(self) -> BoundedSession:

@@ -4,9 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 from cellblock_kernel.interpreter import Interpreter
+from cellblock_kernel.originals import BUILTINS
 from cellblock_kernel.shellparts import ShellParts
 from cellblock_kernel.streamrepair import StreamRepair
 from cellblock_kernel.streams import OrderedStream
+
+__builtins__ = BUILTINS
 
 
 class Changes:
@@ -32,17 +35,22 @@ class Changes:
         self._streams.put_back()
         self._interpreter.put_back()
 
-    def take_over(self) -> None:
-        """Restore the originals. Called after code of the session ran."""
+    def take_over(self) -> bool:
+        """Restore the originals. Called after code of the session ran.
+
+        Returns:
+            Whether the cell had changed what the launcher's threads may have needed meanwhile.
+        """
         warnings: list[str] = []
         try:
-            self._interpreter.take_over(warnings)
+            changed = self._interpreter.take_over(warnings)
         except BaseException:  # noqa: BLE001 - a trace function of the cell raised; Python has removed it
-            self._interpreter.take_over(warnings)
+            changed = self._interpreter.take_over(warnings) or True
         for warning in warnings:
             self._warn(warning)
         for name in self._streams.take_over():
             self._warn(f"sys.{name} was repaired, because a cell had changed its attributes")
+        return changed
 
     def check(self) -> None:
         """Undo what the session changed in Python and IPython if no cell could run with it, and say so."""

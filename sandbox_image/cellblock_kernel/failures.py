@@ -7,6 +7,10 @@ from typing import Any
 
 from IPython.core import interactiveshell
 
+from cellblock_kernel.originals import BUILTINS
+
+__builtins__ = BUILTINS
+
 LONGEST_VALUE = 300  # characters of an error's text
 
 OWN = Path(__file__).parent

@@ -10,6 +10,10 @@ from os import open as open_file
 from pathlib import Path
 from typing import Any
 
+from cellblock_kernel.originals import BUILTINS
+
+__builtins__ = BUILTINS
+
 
 def write_file(request: Mapping[str, Any], buffers: Sequence[Any]) -> None:
     """Write one piece of a file.

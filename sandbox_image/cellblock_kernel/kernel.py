@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import signal
 import sys
+from collections import deque
 from contextvars import copy_context
 from functools import partial
 from os import _exit, getpgid, getpid, kill, listdir
@@ -19,10 +20,14 @@ from traitlets import Type
 from cellblock_kernel.changes import Changes
 from cellblock_kernel.failures import brief_traceback, failure
 from cellblock_kernel.files import read_file, remove_file, write_file
+from cellblock_kernel.loops import listen_again
 from cellblock_kernel.messages import shorten
+from cellblock_kernel.originals import BUILTINS
 from cellblock_kernel.orphans import Orphans
 from cellblock_kernel.shell import SandboxShell
 from cellblock_kernel.streams import OrderedStream
+
+__builtins__ = BUILTINS
 
 # Seconds after an interrupt in which another signal counts as the same interrupt.
 INTERRUPT_PAUSE = 0.5
@@ -36,6 +41,8 @@ PROMPT = 64 * 1024
 
 MOST_WARNINGS = 8  # of one result
 LONGEST_WARNING = 300  # characters
+
+MOST_UNSERVED = 16  # control messages; the host has one transfer at a time under way
 
 LAST_WORDS = 0.2  # seconds for the reply of the last cell
 
@@ -70,6 +77,7 @@ class SandboxKernel(IPythonKernel):
     iopub_thread: Any
     io_loop: Any
     shell_stream: Any
+    control_stream: Any
 
     shell_class = Type(SandboxShell)
     _supports_kernel_subshells = False
@@ -80,8 +88,9 @@ class SandboxKernel(IPythonKernel):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for name in ("write", "read", "remove"):
-            self.control_handlers[f"file_{name}_request"] = partial(self._handle_file, name)
+        self._twice = [partial(self._handle_file, name) for name in ("write", "read", "remove")]
+        for name, handler in zip(("write", "read", "remove"), self._twice, strict=True):
+            self.control_handlers[f"file_{name}_request"] = handler
         for name in ("save", "load"):
             self.shell_handlers[f"state_{name}_request"] = partial(self._move_state, name)
         self.control_handlers["state_take_request"] = self._take_state
@@ -99,8 +108,11 @@ class SandboxKernel(IPythonKernel):
         self.orphans = Orphans()
         self.changes: Changes
         self._requests: set[asyncio.Task[None]] = set()
+        self._unserved: deque[Any] = deque(maxlen=MOST_UNSERVED)  # control messages that a cell's changes kept out
+        self._served = False
 
     def start(self) -> None:
+        self.control_handlers = {kind: partial(self._serve, each) for kind, each in self.control_handlers.items()}
         super().start()
         self.changes = Changes(self.shell, self._own_streams, self.warn)
         self._context = copy_context()
@@ -119,6 +131,27 @@ class SandboxKernel(IPythonKernel):
         self._requests.discard(task)
         if task.cancelled() or task.exception() is not None:
             _exit(1)
+
+    async def dispatch_control(self, message: Any) -> None:
+        """Serve a control message. One that what a cell has changed kept out waits for the cell's end."""
+        self._served = False
+        with contextlib.suppress(BaseException):
+            await super().dispatch_control(message)
+        if not self._served:
+            self._unserved.append(message)
+
+    async def _serve(self, handler: Any, stream: Any, ident: Any, parent: Any) -> None:
+        """Call a control handler. Only a request for a file may be served twice."""
+        self._served = handler not in self._twice
+        result = handler(stream, ident, parent)
+        if result is not None:
+            await result
+        self._served = True
+
+    def _serve_again(self) -> None:
+        """Let the control thread serve what waits."""
+        while self._unserved:
+            self.control_stream.io_loop.add_callback(super().dispatch_control, self._unserved.popleft())
 
     def finish_metadata(self, parent: Any, metadata: Any, reply_content: Any) -> Any:
         """Note that a reply is sent now."""
@@ -206,7 +239,7 @@ class SandboxKernel(IPythonKernel):
                 self.changes.put_back()
                 reply: Any = await IPythonKernel.do_execute(self, code, *args, **kwargs)
             finally:
-                self.changes.take_over()
+                self._take_over()
                 self._check_streams()
                 self.changes.check()
                 self._runs_code = False
@@ -217,6 +250,14 @@ class SandboxKernel(IPythonKernel):
                 self._show_failure(reply)
                 self._end_if_broken()
         return dict(reply)
+
+    def _take_over(self) -> None:
+        """Work with the originals of what the session may have changed."""
+        if self.changes.take_over():
+            self.iopub_thread.listen_again()
+            for stream in (self.control_stream, self.shell_stream):
+                listen_again(stream)
+            self._serve_again()
 
     def _end_if_broken(self) -> None:
         """End the kernel after this reply if IPython can run no cell any more: the host then reports it lost."""
@@ -318,7 +359,7 @@ class SandboxKernel(IPythonKernel):
                     content = self._save_or_load(name, pipe, parent["content"]["options"])
                 finally:
                     self._runs_code = False
-                    self.changes.take_over()
+                    self._take_over()
             except KeyboardInterrupt:
                 content = {"status": "error", "reason": "it was interrupted"}
             except Exception as error:  # noqa: BLE001 - code of the session runs here

@@ -17,6 +17,10 @@ from signal import SIGKILL
 from time import sleep
 from typing import Any
 
+from cellblock_kernel.originals import BUILTINS
+
+__builtins__ = BUILTINS
+
 PAUSE = 0.5  # seconds between two looks while processes may be left
 SPAWNS = 32  # processes that a cell starts until the next look
 

@@ -11,8 +11,13 @@ from typing import Any
 import zmq
 from ipykernel.iostream import IOPubThread
 from jupyter_client.session import DELIM
+from zmq.backend import Socket
 
+from cellblock_kernel import loops
 from cellblock_kernel.messages import as_bytes, pack
+from cellblock_kernel.originals import BUILTINS
+
+__builtins__ = BUILTINS
 
 # Frames that may wait for the host. The sender of the next one waits too (XPUB_NODROP).
 IOPUB_HIGH_WATER = 25
@@ -42,6 +47,7 @@ class Publisher(IOPubThread):
     host.
     """
 
+    io_loop: Any
     in_child = False  # this process was forked from the kernel's
     serves = False  # the main thread serves a request and will call ``push`` at its end
     late_text: Callable[[str, str], object]  # writes text to the stream of a name
@@ -65,6 +71,26 @@ class Publisher(IOPubThread):
 
     def _is_master_process(self) -> bool:
         return not self.in_child
+
+    def _thread_main(self) -> None:
+        loops.run(self.io_loop, lambda: self._stopped)
+        self.io_loop.close(all_fds=True)
+
+    def _setup_event_pipe(self) -> None:
+        """Make none: ``schedule`` wakes the loop itself. ipykernel's pipe gives every thread that prints a socket."""
+
+    def schedule(self, f: Callable[[], object]) -> None:
+        """Call ``f`` in this thread. Without the thread, as in a forked child, call it now."""
+        if self.thread.is_alive():
+            self.io_loop.asyncio_loop.call_soon_threadsafe(f)
+        else:
+            f()
+
+    def listen_again(self) -> None:
+        """Look for what was missed while a cell's changes to Python's objects lasted."""
+        loops.listen_again(self._pipe_in)
+        self.schedule(self._take_subscriptions)
+        self.schedule(self.push)
 
     @property
     def called_by_main(self) -> bool:
@@ -125,7 +151,7 @@ class Publisher(IOPubThread):
             self.wait_for(self.push)
 
     def _push_soon(self) -> None:
-        self.io_loop.call_later(PAUSE, self.push)
+        self.io_loop.asyncio_loop.call_later(PAUSE, self.push)
 
     @contextlib.contextmanager
     def session_code(self) -> Iterator[None]:
@@ -187,8 +213,11 @@ class Publisher(IOPubThread):
                 self._send([b"".join(packed)])
 
     def _send(self, frames: list[bytes]) -> None:
+        """Send a message, through the part of pyzmq that is C: a cell can change the rest between two frames."""
         if not self.closed and not self.socket.closed:
-            self.socket.send_multipart(frames)
+            for frame in frames[:-1]:
+                Socket.send(self.socket, frame, zmq.SNDMORE)
+            Socket.send(self.socket, frames[-1])
             if self._has_subscription():
                 self.schedule(self._take_subscriptions)
 

@@ -4,6 +4,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+from cellblock_kernel.originals import BUILTINS
+
+__builtins__ = BUILTINS
+
 PARTS = (
     "builtin_trap",
     "compile",

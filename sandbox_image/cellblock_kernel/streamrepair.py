@@ -2,7 +2,10 @@
 
 from typing import Any
 
+from cellblock_kernel.originals import BUILTINS
 from cellblock_kernel.streams import OrderedStream
+
+__builtins__ = BUILTINS
 
 CHANGING = (bool, dict, type(None))  # types of attributes that the stream itself changes
 _MISSING: Any = object()

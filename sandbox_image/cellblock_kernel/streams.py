@@ -11,7 +11,10 @@ from typing import Any
 from ipykernel.iostream import OutStream
 
 from cellblock_kernel.messages import pack_text
+from cellblock_kernel.originals import BUILTINS
 from cellblock_kernel.publisher import FRAME, Publisher
+
+__builtins__ = BUILTINS
 
 # The most characters of one stream message. A single long print then stays far below the host's message limit, and
 # IOPUB_HIGH_WATER messages, which an interrupted cell still has to send, are sent soon. Text beyond ASCII takes up to
@@ -74,6 +77,12 @@ class Outbox:
             self._pieces, size = [], self.size - self._taken
             self._taken += size
         return pieces, size
+
+    def put_back(self, pieces: "list[tuple[OrderedStream, str]]") -> None:
+        """Let what was taken and could not be sent wait again. The last of ``pieces`` is the first to be sent."""
+        with self._lock:
+            self._pieces[:0] = [(stream, [text]) for stream, text in reversed(pieces)]
+            self.size += sum(PIECE_COST + len(text) for _, text in pieces)
 
     def sent(self, size: int) -> None:
         with self._lock:
@@ -157,16 +166,27 @@ class OrderedStream(OutStream):
             if self._outbox.holds:
                 return
             pieces, size = self._outbox.take()
+            pieces.reverse()
             try:
-                for stream, text in pieces:
+                while pieces:
+                    stream, text = pieces.pop()
                     longest = STREAM_PIECE if is_plain(text) else WIDE_PIECE
-                    for start in range(0, len(text), longest):
-                        content = pack_text(stream.name, text[start : start + longest])
-                        self.session.pid = os.getpid()  # in a forked child Session would refuse to send
-                        message = self.session.msg("stream", content)
-                        self.session.send(self.pub_thread, message, ident=stream.topic)
+                    while text:
+                        pieces.append((stream, text))
+                        stream._publish(text[:longest])
+                        pieces.pop()
+                        text = text[longest:]
+            except BaseException:  # a cell has changed what jupyter_client calls: the end of the cell sends the rest
+                self._outbox.put_back(pieces)
+                if threading.get_ident() != self.pub_thread.thread.ident:
+                    raise
             finally:
                 self._outbox.sent(size)
+
+    def _publish(self, text: str) -> None:
+        content = pack_text(self.name, text)
+        self.session.pid = os.getpid()  # in a forked child Session would refuse to send
+        self.session.send(self.pub_thread, self.session.msg("stream", content), ident=self.topic)
 
     def flush(self) -> None:
         """Send all text written so far before anything that is published next. Return at once if there is none.

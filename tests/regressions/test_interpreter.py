@@ -70,6 +70,7 @@ HOSTILE = {
     "import-raises": "import builtins; builtins.__import__ = lambda *a, **k: 1 / 0",
     "import-is-deleted": "import builtins; del builtins.__import__",
     "compile-raises": "import builtins; builtins.compile = builtins.exec = lambda *a, **k: 1 / 0",
+    "session-class-is-broken": "from jupyter_client.session import Session; Session.send = Session.msg = None",
     "builtins-cleared": "import builtins; vars(builtins).clear()",
     "modules-are-none": (
         "import sys\nfor n in list(sys.modules):\n    if n not in ('sys', 'builtins'): sys.modules[n] = None"
@@ -143,6 +144,61 @@ async def test_the_next_cell_runs_whatever_one_did_to_the_interpreter(runtime: s
     async with one_session(runtime, limits=KernelResourceLimits(max_execution_time=6)) as (manager, session):
         await manager.execute_code(session, "mark = 1")
         faults = {name: await fault_after(manager, session, name) for name in HOSTILE}
+        assert {name: fault for name, fault in faults.items() if fault} == {}
+        assert (await manager.execute_code(session, "mark"))["result"] == "1"
+
+
+# Each changes what the launcher's own threads call, and lets them run meanwhile.
+LASTING = {
+    "getattr-raises": "builtins.getattr = lambda *a: 1 / 0",
+    "isinstance-raises": "builtins.isinstance = lambda *a: 1 / 0",
+    "isinstance-interrupts": "def bad(*a): raise KeyboardInterrupt\nbuiltins.isinstance = bad",
+    "len-is-none": "builtins.len = None",
+    "len-exits": "def bad(*a): raise SystemExit\nbuiltins.len = bad",
+    "sum-is-none": "builtins.sum = builtins.map = builtins.range = builtins.memoryview = None",
+    "exceptions-are-none": "builtins.Exception = None; builtins.BaseException = 3",
+    "builtins-cleared": "vars(builtins).clear()",
+    "select-is-none": "selectors.EpollSelector.select = None",
+    "loop-is-broken": "asyncio.BaseEventLoop._run_once = asyncio.Handle._run = None",
+    "stream-is-deaf": "ZMQStream._handle_recv = ZMQStream._handle_events = None",
+    "session-is-broken": "Session.send = Session.msg = None",
+    "locks-are-none": "threading.Lock = threading.RLock = threading.get_ident = None",
+    "json-is-none": "json.dumps = json.loads = json.JSONEncoder.encode = json.JSONDecoder.decode = None",
+    "os-is-none": "os.pwrite = os.open = os.replace = os.getpid = os.close = None",
+}
+
+
+async def fault_meanwhile(manager: AgentKernelManager, session: KernelSession, change: str) -> str:
+    """Let a change last while output is under way and a file comes. Return what is wrong then; "" for nothing."""
+    code = (
+        "import asyncio, builtins, json, os, selectors, sys, threading, time\n"
+        "from jupyter_client.session import Session\nfrom zmq.eventloop.zmqstream import ZMQStream\n"
+        "write, sleep = sys.stdout.write, time.sleep\nfor i in range(400): _ = write(f'{i}\\n')\n"
+        f"{change}\nsleep(0.5)"
+    )
+    cell = asyncio.create_task(executed(manager, session, code))
+    await asyncio.sleep(0.25)
+    try:
+        async with asyncio.timeout(20):
+            await manager.put_file(session, b"1", "during.txt")
+            result = await cell
+            await manager.put_file(session, b"2", "after.txt")
+            code = "print('out')\nopen('during.txt').read() + open('after.txt').read()"
+            after = await executed(manager, session, code)
+    except TimeoutError:
+        return f"no answer; the cell {'ended' if cell.done() else 'runs'}"
+    if result["stdout"].splitlines()[:400] != [str(number) for number in range(400)]:
+        return f"output was lost: {result['stdout'][:200]!r}"
+    if (after["status"], after["stdout"], after["result"]) != ("ok", "out\n", "'12'"):
+        return str(after)
+    return ""
+
+
+async def test_the_launchers_threads_outlast_a_change(runtime: str) -> None:
+    """No output is lost, files still arrive, and the next cell runs, in the same kernel."""
+    async with one_session(runtime, limits=KernelResourceLimits(max_execution_time=6)) as (manager, session):
+        await manager.execute_code(session, "mark = 1")
+        faults = {name: await fault_meanwhile(manager, session, change) for name, change in LASTING.items()}
         assert {name: fault for name, fault in faults.items() if fault} == {}
         assert (await manager.execute_code(session, "mark"))["result"] == "1"
 
