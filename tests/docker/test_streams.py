@@ -149,18 +149,19 @@ async def test_a_handler_that_raises_while_something_is_published_spoils_no_mess
 
 COLLECTED = """
 import gc, zmq
+from cellblock_kernel import publisher
 from IPython.display import display
 class Ring:
     def __init__(self): self.me = self
     def __del__(self): print('gone', flush=True); display('shown')
-send, left = zmq.Socket.send, 20
+socket_class, send, left = publisher.Socket, publisher.Socket.send, 20
 def collecting(socket, data, *args, **kwargs):
     global left
     sent = send(socket, data, *args, **kwargs)
     if left and socket.type == zmq.XPUB and (data == b'<IDS|MSG>' or zmq.SNDMORE not in args):
         left -= 1; Ring(); gc.collect()
     return sent
-zmq.Socket.send = collecting
+publisher.Socket = type('Collecting', (), {'send': staticmethod(collecting)})
 for n in range(20): display({'text/plain': str(n).zfill(SIZE)}, raw=True)
 import time; time.sleep(0.5)  # until the publisher's thread has sent them
 """
@@ -173,7 +174,7 @@ async def test_a_finalizer_may_print_and_display(manager: AgentKernelManager, si
         result = await manager.execute_code(session, COLLECTED.replace("SIZE", str(size)))
         assert result["outcome"] == "ok", result["error"]
         assert result["duration_s"] < 8
-        assert (await manager.execute_code(session, "zmq.Socket.send = send; left < 20"))["result"] == "True"
+        assert (await manager.execute_code(session, "publisher.Socket = socket_class; left < 20"))["result"] == "True"
         assert isinstance(kernel, ContainerKernel)
         assert kernel.rejected == 0
     shown = [output["data"]["text/plain"] for output in result["outputs"] if output["output_type"] == "display_data"]
