@@ -37,6 +37,7 @@ from orchestrator.container.engine import connect
 from orchestrator.container.folders import instance_folder
 from orchestrator.container.hostconfig import INSTANCE_LABEL
 from orchestrator.isolation.measure import quantile
+from orchestrator.store.history import BESIDE
 
 AGENTS = 4  # at once
 CELLS = 10  # per lease
@@ -200,6 +201,7 @@ async def soak(runtime: str, leases: int, seed: int, folder: Path, *, faults: in
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
     await asyncio.gather(*(asyncio.to_thread(time.sleep, 0.2) for _ in range(THREADS)))
     async with AgentKernelManager(max_kernels=KERNELS, resource_limits=LIMITS, settings=settings) as manager:
+        await _start_threads(manager)
         with Progress(console=console, transient=True) as shown:
             task = shown.add_task(f"leases under {runtime}", total=leases)
             numbers = iter(range(leases))
@@ -221,6 +223,14 @@ async def soak(runtime: str, leases: int, seed: int, folder: Path, *, faults: in
                 sample.tasks = len(asyncio.all_tasks())
                 seen.samples.append(sample)
     return seen
+
+
+async def _start_threads(manager: AgentKernelManager) -> None:
+    """Start the history's threads for large outputs, which also begin when they are needed."""
+    async with manager.acquire_kernel("threads", timeout=READY) as (_kernel, session):
+        assert session.store is not None
+        await asyncio.gather(*(session.store.run_beside(lambda _store: time.sleep(0.2)) for _ in range(BESIDE)))
+    await manager.end_session("threads")
 
 
 def growth(seen: Soak) -> list[str]:

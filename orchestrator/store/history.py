@@ -32,7 +32,7 @@ from orchestrator.store.wholefile import write_once
 __all__ = ["CellRecord", "CheckpointRecord", "History", "SessionRecord", "SessionState"]
 
 _log = logging.getLogger(__name__)
-_BESIDE = 8  # threads for large outputs
+BESIDE = 8  # threads for large outputs, each begun when it is first needed
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ class History(SessionTable, CellTable, CheckpointTable):
         CheckpointTable.__init__(self, database, usage)
         self._output_sweep = OutputSweep(database, outputs, usage, home)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cellblock-history")
-        self._beside = ThreadPoolExecutor(_BESIDE, thread_name_prefix="cellblock-outputs")
+        self._beside = ThreadPoolExecutor(BESIDE, thread_name_prefix="cellblock-outputs")
 
     @classmethod
     def open(cls, url: str, folder: Path, *, agent_quota: int | None = None) -> Self:
