@@ -132,11 +132,11 @@ class SandboxKernel(IPythonKernel):
         if task.cancelled() or task.exception() is not None:
             _exit(1)
 
-    async def dispatch_control(self, message: Any) -> None:
-        """Serve a control message. One that what a cell has changed kept out waits for the cell's end."""
+    async def process_control(self, message: Any) -> None:
+        """Serve one control message. If something that a cell has changed prevents that, it waits for the cell's end."""
         self._served = False
         with contextlib.suppress(BaseException):
-            await super().dispatch_control(message)
+            await super().process_control(message)
         if not self._served:
             self._unserved.append(message)
 
@@ -151,7 +151,7 @@ class SandboxKernel(IPythonKernel):
     def _serve_again(self) -> None:
         """Let the control thread serve what waits."""
         while self._unserved:
-            self.control_stream.io_loop.add_callback(super().dispatch_control, self._unserved.popleft())
+            self.control_stream.io_loop.add_callback(self.dispatch_control, self._unserved.popleft())
 
     def finish_metadata(self, parent: Any, metadata: Any, reply_content: Any) -> Any:
         """Note that a reply is sent now."""

@@ -167,16 +167,18 @@ class OrderedStream(OutStream):
                 return
             pieces, size = self._outbox.take()
             pieces.reverse()
+            start = 0  # of what is not sent yet, in the last of the pieces
             try:
                 while pieces:
-                    stream, text = pieces.pop()
+                    stream, text = pieces[-1]
                     longest = STREAM_PIECE if is_plain(text) else WIDE_PIECE
-                    while text:
-                        pieces.append((stream, text))
-                        stream._publish(text[:longest])
-                        pieces.pop()
-                        text = text[longest:]
+                    for start in range(0, len(text), longest):
+                        stream._publish(text[start : start + longest])
+                    start = 0
+                    pieces.pop()
             except BaseException:  # a cell has changed what jupyter_client calls: the end of the cell sends the rest
+                if pieces:
+                    pieces[-1] = pieces[-1][0], pieces[-1][1][start:]
                 self._outbox.put_back(pieces)
                 if threading.get_ident() != self.pub_thread.thread.ident:
                     raise
