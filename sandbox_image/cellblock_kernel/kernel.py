@@ -133,7 +133,7 @@ class SandboxKernel(IPythonKernel):
             _exit(1)
 
     async def process_control(self, message: Any) -> None:
-        """Serve one control message. If something that a cell has changed prevents that, it waits for the cell's end."""
+        """Serve one control message. If a change of a cell prevents that, it waits for the cell's end."""
         self._served = False
         with contextlib.suppress(BaseException):
             await super().process_control(message)
