@@ -14,15 +14,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import signal as signals
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import TracebackType
 from typing import Concatenate, Generic, Never, ParamSpec, Self, TypeVar
 
 from cellblock.loopthread import LoopThread
-from orchestrator import AgentKernelManager, InputHandler, InputRequest, ManagerClosedError
+from orchestrator import (
+    AgentKernelManager,
+    CommandEvent,
+    CommandResult,
+    InputHandler,
+    InputRequest,
+    ManagerClosedError,
+)
+from orchestrator import RunningCommand as AsyncCommand
 
-__all__ = ["Manager", "answered_by"]
+__all__ = ["Manager", "RunningCommand", "answered_by"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -94,6 +103,74 @@ def _takes(
     return decorate
 
 
+class RunningCommand:
+    """A command that a synchronous manager has started: ``orchestrator.RunningCommand``, whose methods wait here.
+
+    Attributes:
+        number, pid, command, started_at: see ``orchestrator.RunningCommand``.
+    """
+
+    def __init__(self, command: AsyncCommand, thread: LoopThread) -> None:
+        self._command = command
+        self._thread = thread
+        self.number = command.number
+        self.pid = command.pid
+        self.command = command.command
+        self.started_at = command.started_at
+
+    def __repr__(self) -> str:
+        return repr(self._command)
+
+    @property
+    def is_running(self) -> bool:
+        return self._command.is_running
+
+    def wait(self, timeout: float | None = None) -> CommandResult:
+        """See ``orchestrator.RunningCommand.wait``."""
+        return self._thread.run(lambda: self._command.wait(timeout))
+
+    def events(self) -> Generator[CommandEvent, None]:
+        """See ``orchestrator.RunningCommand.events``."""
+        return self._thread.iterate(self._command.events())
+
+    def kill(self, signal: int | str = signals.SIGKILL) -> bool:
+        """See ``orchestrator.RunningCommand.kill``."""
+        return self._thread.call(lambda: self._command.kill(signal))
+
+    def write(self, data: bytes | str) -> bool:
+        """See ``orchestrator.RunningCommand.write``."""
+        return self._thread.run(lambda: self._command.write(data))
+
+    def close_stdin(self) -> None:
+        """See ``orchestrator.RunningCommand.close_stdin``."""
+        self._thread.run(self._command.close_stdin)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """See ``orchestrator.RunningCommand.resize``."""
+        self._thread.call(lambda: self._command.resize(rows, columns))
+
+
+def _starts(
+    method: Callable[Concatenate[AgentKernelManager, P], Coroutine[object, object, AsyncCommand]],
+) -> Callable[Concatenate[Manager, P], RunningCommand]:
+    @functools.wraps(method)
+    def start(self: Manager, /, *args: P.args, **kwargs: P.kwargs) -> RunningCommand:
+        return RunningCommand(self._thread.run(lambda: method(self._manager, *args, **kwargs)), self._thread)
+
+    return start
+
+
+def _lists(
+    method: Callable[Concatenate[AgentKernelManager, P], list[AsyncCommand]],
+) -> Callable[Concatenate[Manager, P], list[RunningCommand]]:
+    @functools.wraps(method)
+    def listed(self: Manager, /, *args: P.args, **kwargs: P.kwargs) -> list[RunningCommand]:
+        found = self._thread.call(lambda: method(self._manager, *args, **kwargs))
+        return [RunningCommand(command, self._thread) for command in found]
+
+    return listed
+
+
 class _Attribute(Generic[R]):
     """An attribute of the wrapped manager, to be read."""
 
@@ -162,6 +239,18 @@ class Manager:
     execute_code_for_notebook = _waits(AgentKernelManager.execute_code_for_notebook)
     put_file = _waits(AgentKernelManager.put_file)
     get_file = _waits(AgentKernelManager.get_file)
+    read_file = _waits(AgentKernelManager.read_file)
+    write_file = _waits(AgentKernelManager.write_file)
+    stat_file = _waits(AgentKernelManager.stat_file)
+    exists = _waits(AgentKernelManager.exists)
+    list_files = _waits(AgentKernelManager.list_files)
+    make_dir = _waits(AgentKernelManager.make_dir)
+    move = _waits(AgentKernelManager.move)
+    remove = _waits(AgentKernelManager.remove)
+    run_command = _waits(AgentKernelManager.run_command)
+    stream_command = _iterates(AgentKernelManager.stream_command)
+    start_command = _starts(AgentKernelManager.start_command)
+    list_commands = _lists(AgentKernelManager.list_commands)
     end_session = _waits(AgentKernelManager.end_session)
     checkpoint = _waits(AgentKernelManager.checkpoint)
     restore = _waits(AgentKernelManager.restore)

@@ -14,12 +14,14 @@ from orchestrator.errors import (
     CheckpointMissingError,
     CheckpointStateError,
     CheckpointTooLargeError,
+    CommandLimitError,
     EngineError,
     EnginePermissionError,
     EngineSetupError,
     EngineTimeoutError,
     EngineUnavailableError,
     EngineUnsupportedError,
+    FileFault,
     FileTransferError,
     ImageBuildError,
     ImageMissingError,
@@ -63,6 +65,11 @@ from orchestrator.operator.monitor import (
 from orchestrator.outcome import (
     Outcome,
 )
+from orchestrator.output.commandresult import (
+    CommandFinished,
+    CommandOutput,
+    CommandResult,
+)
 from orchestrator.output.events import (
     CellFinished,
     ClearOutput,
@@ -84,6 +91,9 @@ from orchestrator.output.events import (
     Truncation,
     UpdateDisplayData,
 )
+from orchestrator.output.fileinfo import (
+    FileInfo,
+)
 from orchestrator.policy.policy import (
     Policy,
 )
@@ -98,6 +108,10 @@ from orchestrator.pool.scheduler import (
 )
 from orchestrator.sessions.checkpoint import (
     Checkpoint,
+)
+from orchestrator.sessions.commandhandle import (
+    CommandEvent,
+    RunningCommand,
 )
 from orchestrator.sessions.recovery import (
     Recovery,
@@ -132,6 +146,11 @@ __all__ = [
     "CheckpointTooLargeError",
     "ClearOutput",
     "CommMessage",
+    "CommandEvent",
+    "CommandFinished",
+    "CommandLimitError",
+    "CommandOutput",
+    "CommandResult",
     "DisplayData",
     "EngineError",
     "EnginePermissionError",
@@ -144,6 +163,8 @@ __all__ = [
     "Evidence",
     "ExecuteResult",
     "ExecutionResult",
+    "FileFault",
+    "FileInfo",
     "FileTransferError",
     "ImageBuildError",
     "ImageMissingError",
@@ -177,6 +198,7 @@ __all__ = [
     "QuotaExceededError",
     "Recovery",
     "Restored",
+    "RunningCommand",
     "Sample",
     "SandboxFloorError",
     "Scarcity",

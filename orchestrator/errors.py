@@ -23,6 +23,7 @@
     │   ├── KernelDiedError                    kernel_died
     │   ├── KernelTimeoutError (TimeoutError)  kernel_timeout           a cell exceeded its time limit
     │   ├── KernelPoolExhaustedError (TimeoutError)   kernel_pool_exhausted
+    │   ├── CommandLimitError                  command_limit            as many commands run as may
     │   ├── SessionBusyError (TimeoutError)    session_busy             another call is using the agent's session
     │   └── SessionElsewhereError              session_elsewhere        another process owns the agent's session
     ├── SessionEndedError (LookupError)        session_ended            acquire the kernel again
@@ -321,6 +322,16 @@ class KernelPoolExhaustedError(KernelError, TimeoutError, code="kernel_pool_exha
     free_bytes: int | None = None
 
 
+class CommandLimitError(KernelError, code="command_limit"):
+    """A session runs as many commands at once as its policy allows. The new one was not started.
+
+    Attributes:
+        limit: how many may run at once.
+    """
+
+    limit: int
+
+
 class SessionBusyError(KernelError, TimeoutError, code="session_busy"):
     """Another call is waking, moving or ending the agent's session, and did not finish in time. Nothing changed.
 
@@ -371,14 +382,30 @@ class WrongEventLoopError(CellblockError, RuntimeError, code="wrong_event_loop")
     """A manager, or a session or kernel of it, was used outside of its event loop. Nothing was done."""
 
 
+FileFault = Literal[
+    "missing",
+    "permission",
+    "exists",
+    "is_folder",
+    "not_a_folder",
+    "not_empty",
+    "full",
+    "too_large",
+    "slow",
+    "other",
+]
+
+
 class FileTransferError(CellblockError, OSError, code="file_transfer"):
-    """A file could not be copied into or out of a sandbox. No partial file remains on either side.
+    """A file could not be copied, read or changed. No partial file remains on either side.
 
     Attributes:
         path: the file, as the caller named it.
+        fault: what is wrong, where that is known.
     """
 
     path: str
+    fault: FileFault = "other"
 
 
 class StoreError(CellblockError, OSError, code="store"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from orchestrator.errors import InvalidAgentIdError, InvalidCodeError, InvalidInputError
 from orchestrator.limits import MIB
 
@@ -9,6 +11,9 @@ LONGEST_AGENT_ID = 200  # characters
 LONGEST_GROUP = 200  # characters
 HIGHEST_PRIORITY = 100
 LONGEST_CODE = MIB  # bytes of UTF-8 in one cell
+LONGEST_COMMAND = 128 * 1024  # bytes of one argument or variable, which is Linux's limit (MAX_ARG_STRLEN)
+LONGEST_COMMANDS = MIB  # bytes of all arguments and variables of one command
+MOST_ARGUMENTS = 10_000
 _FORBIDDEN_IN_AGENT_ID = set("/\\")
 
 
@@ -62,3 +67,44 @@ def check_code(code: str) -> None:
             f"the code has {size} bytes; a cell may have at most {LONGEST_CODE}.",
             remedy="Write large data to a file with `await manager.put_file(session, data, name)`.",
         )
+
+
+def check_command(
+    command: str | Sequence[str], cwd: str, env: Mapping[str, str] | None, timeout: float | None
+) -> tuple[str, ...]:
+    """Check that a command can be sent to a kernel. Returns its arguments; a command line is one.
+
+    Raises:
+        InvalidInputError: the command, its working directory, a variable or the time limit cannot be used.
+    """
+    argv = (command,) if isinstance(command, str) else tuple(command)
+    if not argv or len(argv) > MOST_ARGUMENTS or not argv[0]:
+        raise InvalidInputError(f"a command is a line, or 1 to {MOST_ARGUMENTS} arguments; the first is not empty.")
+    variables = dict(env or {})
+    for name in variables:
+        if not isinstance(name, str) or not name or "=" in name:
+            raise InvalidInputError(f"{name!r} is not the name of a variable.")
+    sizes = [_size_of_text(text) for text in (*argv, cwd, *variables, *variables.values())]
+    if max(sizes) >= LONGEST_COMMAND or sum(sizes) > LONGEST_COMMANDS:
+        raise InvalidInputError(
+            "the command is too long: an argument or a variable may have 128 KiB, and all of them 1 MiB.",
+            remedy="Pass long data as stdin, or in a file.",
+        )
+    if timeout is not None and not timeout > 0:
+        raise InvalidInputError("the timeout must be a number of seconds above 0.")
+    return argv
+
+
+def _size_of_text(value: object) -> int:
+    """Return the bytes of a text of a process. Bytes that are no UTF-8 are written as ``os.fsdecode`` returns them."""
+    if not isinstance(value, str):
+        raise InvalidInputError(
+            f"arguments, folders and variables of a command are strings, not {type(value).__name__}."
+        )
+    try:
+        size = len(value.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        raise InvalidInputError("an argument or a variable of the command has a lone surrogate.") from None
+    if "\0" in value:
+        raise InvalidInputError("an argument or a variable of the command contains NUL.")
+    return size

@@ -16,11 +16,12 @@ from typing import Any, Self
 
 from nbformat import NotebookNode
 
+from orchestrator.commandcalls import CommandCalls
 from orchestrator.errors import CellblockError, InvalidInputError, KernelTimeoutError, UnknownKernelNameError
+from orchestrator.filecalls import FileCalls
 from orchestrator.inputs import check_agent_id, check_code, check_lease_request
-from orchestrator.kernel import transfer
 from orchestrator.kernel.kernel import Kernel
-from orchestrator.limits import MIB, Deadline, KernelResourceLimits
+from orchestrator.limits import Deadline, KernelResourceLimits
 from orchestrator.output.events import CellFinished, Event, ExecutionResult, InputHandler
 from orchestrator.policy.policy import Policy
 from orchestrator.sessions import checkpoint as checkpoints
@@ -36,7 +37,7 @@ from orchestrator.wiring.parts import Parts
 KERNEL_NAMES = ("python3",)
 
 
-class AgentKernelManager:
+class AgentKernelManager(CommandCalls, FileCalls):
     """Gives every agent a kernel of its own, in a locked container of its own.
 
     A manager belongs to the event loop in which it starts. Elsewhere every call raises WrongEventLoopError at once, and
@@ -280,43 +281,6 @@ class AgentKernelManager:
     async def execute_code_for_notebook(self, session: KernelSession, code: str) -> list[NotebookNode]:
         """Run one cell and return its outputs in nbformat's form. Raises what ``execute_code`` raises."""
         return notebook.notebook_outputs(await self.execute_code(session, code))
-
-    async def put_file(self, session: KernelSession, source: str | Path | bytes, destination: str) -> int:
-        """Copy a file of the host, or bytes, into the session's sandbox. Return how many bytes it has.
-
-        Args:
-            destination: path inside; relative to the working directory ``/work``.
-
-        Raises:
-            FileTransferError: the source cannot be read, or it does not fit; the sandbox is unchanged.
-            KernelDiedError, SessionEndedError: there is no kernel.
-        """
-        host = source if isinstance(source, bytes) else Path(source)
-        async with self._life.in_use(session):
-            kernel = session.live_kernel()
-            sent = await transfer.put_file(kernel, host, destination)
-            session.note_file_in(destination)
-            session.note(kernel, "file.in", path=destination, bytes=sent.size, sha256=sent.sha256)
-        return sent.size
-
-    async def get_file(
-        self, session: KernelSession, source: str, destination: str | Path, *, limit: int = 1024 * MIB
-    ) -> int:
-        """Copy a file of the session's sandbox to the host. Return how many bytes it has.
-
-        Args:
-            source: path inside; relative to the working directory ``/work``.
-            limit: the largest number of bytes to copy.
-
-        Raises:
-            FileTransferError: it cannot be read or written, or exceeds the limit; the destination is unchanged.
-            KernelDiedError, SessionEndedError: there is no kernel.
-        """
-        async with self._life.in_use(session):
-            kernel = session.live_kernel()
-            taken = await transfer.get_file(kernel, source, Path(destination), limit)
-            session.note(kernel, "file.out", path=source, bytes=taken.size, sha256=taken.sha256)
-        return taken.size
 
     async def end_session(self, agent_id: str, *, reason: str = "end_session") -> bool:
         """End the agent's session and discard its kernel. A running cell ends with outcome "kernel_died".

@@ -9,7 +9,21 @@ from typing import Annotated
 import typer
 
 from orchestrator import __version__
-from orchestrator.cli import act, auditlog, daemon, doctor, image, policies, prune, ps, run, sessions, top, verify
+from orchestrator.cli import (
+    act,
+    auditlog,
+    daemon,
+    doctor,
+    execute,
+    image,
+    policies,
+    prune,
+    ps,
+    run,
+    sessions,
+    top,
+    verify,
+)
 from orchestrator.cli.render import complain
 from orchestrator.errors import CellblockError, InvalidInputError
 from orchestrator.logs import configure
@@ -44,6 +58,8 @@ app.command(name="ps")(ps.ps)
 app.command(name="top")(top.top)
 app.command(name="interrupt")(act.interrupt)
 app.command(name="kill")(act.kill)
+app.command(name="exec", context_settings={"ignore_unknown_options": True})(execute.execute)
+app.command(name="shell")(execute.shell)
 app.command(name="prune")(prune.prune)
 app.command(name="doctor")(doctor.doctor)
 app.command(name="verify")(verify.verify)

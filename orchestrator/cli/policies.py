@@ -69,6 +69,8 @@ MEANINGS = {
     "limits.open_files": Meaning(("HostConfig.Ulimits.nofile",), "H3", "a descriptor bomb"),
     "limits.execution_time_s": Meaning((), "O2", "an endless cell: interrupted, then its kernel is killed"),
     "limits.output_mb": Meaning((), "O1", "endless output: the rest is dropped and reported"),
+    "limits.commands": Meaning((), "H3", "commands without end beside the cells: one more is refused"),
+    "limits.command_time_s": Meaning((), "O2", "an endless command: killed with all that it has started"),
     "limits.idle_timeout_s": Meaning((), "H3", "idle kernels that were never ended"),
     "limits.warn_percent": Meaning((), "H4", "surprise: results warn beyond this share of memory and time"),
     "tmpfs.work_mb": Meaning(("HostConfig.Tmpfs./work",), "H2", "a full disk: files are in memory, with a size limit"),

@@ -40,7 +40,7 @@ _CHECKED = {"Runtime", "SecurityOpt", "Tmpfs", "Mounts", "Ulimits"}
 _ULIMITS = {"nofile", "nproc", "core", "msgqueue", "sigpending", "memlock"}
 _TMPFS = {"/work", "/tmp", "/dev/mqueue"}  # noqa: S108 - inside the sandbox
 _SIZE = re.compile(r"size=[1-9][0-9]*[km]")
-_TMPFS_OPTION = re.compile(rf"rw|ro|nosuid|nodev|noexec|{_SIZE.pattern}|uid=[0-9]+|gid=[0-9]+|mode=0?[0-7]{{3}}")
+_TMPFS_OPTION = re.compile(rf"rw|ro|nosuid|nodev|exec|noexec|{_SIZE.pattern}|uid=[0-9]+|gid=[0-9]+|mode=0?[0-7]{{3}}")
 _WIRE, _DATA = "/run/kernel", "/data"
 _ENGINES = ("docker.sock", "containerd.sock", "podman.sock", "dockershim.sock", "crio.sock")
 

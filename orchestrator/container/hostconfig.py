@@ -136,9 +136,10 @@ def _host_config(spec: ContainerSpec, policy: Policy, limits: KernelResourceLimi
         "OomScoreAdj": _OOM_SCORE,
         "ShmSize": policy.tmpfs.shm_mb * MIB,
         "Tmpfs": {
-            WORKDIR: f"rw,nosuid,nodev,size={policy.tmpfs.work_mb}m,{owner}",
+            # "exec", since the engine adds "noexec" otherwise: a script that a session writes can be run
+            WORKDIR: f"rw,exec,nosuid,nodev,size={policy.tmpfs.work_mb}m,{owner}",
             # without this, runsc adds a writable /tmp without a size
-            "/tmp": f"rw,nosuid,nodev,size={policy.tmpfs.tmp_mb}m,{owner}",  # noqa: S108
+            "/tmp": f"rw,exec,nosuid,nodev,size={policy.tmpfs.tmp_mb}m,{owner}",  # noqa: S108
             # replaces the writable queue file system that the engine mounts there
             "/dev/mqueue": "ro,nosuid,nodev,noexec,size=4k,mode=0555",
         },

@@ -308,7 +308,7 @@ CONTROLS = (
         "unguarded", "a guard on its wire, and an output limit", _nothing,
         ("wire_excess_disconnects_the_kernel", "wire_floods_are_bounded", "wire_violations_end_the_kernel",
          "wire_forgeries_end_the_kernel", "expensive_output_is_bounded", "cell_output_has_a_total",
-         "kernels_words_are_one_printable_line"), unguarded=True,
+         "kernels_words_are_one_printable_line", "command_output_is_bounded"), unguarded=True,
     ),
     _control(
         "privileged", "every defence that --privileged removes", _privileged,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from orchestrator.errors import CellblockError
 from orchestrator.instance import Instance
-from orchestrator.isolation import bombs, confinement, output_claims, record, wire_claims
+from orchestrator.isolation import bombs, command_claims, confinement, output_claims, record, wire_claims
 from orchestrator.isolation.claims import Claim, Verdict
 from orchestrator.isolation.controls import CONTROLS, Control, Scenery, network_name, scenery
 from orchestrator.isolation.subject import Bait, ProbeError, Subject
@@ -28,6 +28,7 @@ CLAIMS: tuple[Claim, ...] = (
     *bombs.CLAIMS,
     *wire_claims.CLAIMS,
     *output_claims.CLAIMS,
+    *command_claims.CLAIMS,
 )
 _ATTEMPTS = 3  # at an attack claim: noise of the machine can slow a neighbour once, but not every time
 _AT_ONCE = 3  # controls checked at the same time

@@ -160,6 +160,41 @@ kernel.control_handlers["file_read_request"] = answer("file_read_reply")
 """
 
 
+# Each replaces the kernel's handler of commands. ``send`` sends a message about the command.
+_LIE = """
+import threading, time
+kernel = get_ipython().kernel
+def lie(stream, ident, parent):
+    def send(kind, content, *buffers):
+        kernel.session.send(stream, kind, content, parent, ident=ident, buffers=list(buffers))
+    ATTACK
+kernel.control_handlers["command_start_request"] = lie
+"""
+_LIES = {
+    "endless output": """
+    end = time.monotonic() + {seconds}
+    while time.monotonic() < end:
+        send("command_output", {{"stream": "stdout"}}, bytes(400000))""",
+    "empty output": """
+    end = time.monotonic() + {seconds}
+    while time.monotonic() < end:
+        send("command_output", {{"stream": "stdout"}}, b"")""",
+    "two ends": """
+    send("command_end", {{"exit_code": 0}})
+    send("command_end", {{"exit_code": 1}})""",
+    "nonsense": """
+    for content in ({{}}, {{"status": "ok", "pid": "x"}}, {{"status": 7, "errno": [], "reason": {{}}}}):
+        send("command_output", {{"stream": "stdnone"}}, b"x")
+        send("command_output", {{"stream": ["stdout"]}}, b"x")
+        send("command_taken", content)
+    send("command_start_reply", {{"status": "ok", "pid": 2 ** 70}})
+    time.sleep(0.1)""",
+    "silence": """
+    pass""",
+}
+LYING_COMMANDS = {name: _LIE.replace("    ATTACK", lie.strip("\n")) for name, lie in _LIES.items()}
+
+
 def cell(attack: str, seconds: float) -> str:
     """Return the code of a cell that attacks for ``seconds``."""
     return (_TOOLS + attack).format(seconds=seconds)

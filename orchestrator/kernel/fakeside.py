@@ -27,14 +27,14 @@ class FakeFiles:
     def answer(self, kind: str, content: Content, buffers: Sequence[bytes]) -> tuple[Content, list[bytes]]:
         """Return the content and the buffers of the reply to a ``file_…_request``."""
         path = str(content["path"]).removeprefix(_WORK)
-        if self.refusal and kind != "file_remove_request":
+        if self.refusal and kind != "file_discard_request":
             return {"status": "error", "reason": self.refusal}, []
         match kind:
             case "file_write_request":
                 self.contents[path] = self.contents.get(path, b"")[: content["offset"]] + b"".join(map(bytes, buffers))
                 if content["last"]:
                     self.contents[str(content["rename"]).removeprefix(_WORK)] = self.contents.pop(path)
-            case "file_remove_request":
+            case "file_discard_request":
                 self.contents.pop(path, None)
             case _:
                 if path not in self.contents:

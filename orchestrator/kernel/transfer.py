@@ -10,22 +10,21 @@ import asyncio
 import hashlib
 import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from orchestrator.errors import FileTransferError
-from orchestrator.kernel.channel import Message
+from orchestrator.kernel.files import ask, coded, named, resolve, resolve_file
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.kernel.pace import Pace
-from orchestrator.kernel.translate import text
+from orchestrator.limits import MIB
 from orchestrator.output.printable import printable
 
-PIECE = 1024 * 1024  # bytes
-_WORK = PurePosixPath("/work")
-_SIZED = {"/work": "work_mb", "/tmp": "tmp_mb", "/dev/shm": "shm_mb"}  # noqa: S108 - folders of the sandbox
-_LONGEST_PATH = 4096  # bytes
+PIECE = MIB  # bytes
+
+Source = Path | bytes | bytearray | memoryview | AsyncIterable[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +35,10 @@ class Transfer:
     sha256: str
 
 
-async def put_file(kernel: Kernel, source: Path | bytes, destination: str, pace: Pace | None = None) -> Transfer:
+async def put_file(kernel: Kernel, source: Source, destination: str, pace: Pace | None = None) -> Transfer:
     """Copy a file of the host, or bytes, into the sandbox.
+
+    A file that is replaced keeps its mode. Where a link is, what it leads to is replaced.
 
     Args:
         destination: path inside; a relative one starts at /work, also after a cell changed its working directory.
@@ -49,7 +50,7 @@ async def put_file(kernel: Kernel, source: Path | bytes, destination: str, pace:
             slow. Nothing is left there.
         KernelDiedError: the kernel died.
     """
-    path = _inside(destination)
+    path = resolve_file(destination)
     partial = str(PurePosixPath(path).with_name(f".{secrets.token_hex(4)}.part"))
     try:
         return await _send(kernel, source, partial, path, pace or Pace())
@@ -71,7 +72,7 @@ async def get_file(kernel: Kernel, source: str, destination: Path, limit: int, p
             the kernel is too slow.
         KernelDiedError: the kernel died.
     """
-    path = _inside(source)
+    path = resolve(source)
     if not destination.name:
         raise FileTransferError(f"{str(destination)!r} is not the path of a file.", path=str(destination))
     partial = destination.with_name(f".{secrets.token_hex(4)}.part")
@@ -98,83 +99,117 @@ async def get_file(kernel: Kernel, source: str, destination: Path, limit: int, p
     return Transfer(size, digest.hexdigest())
 
 
-async def _send(kernel: Kernel, source: Path | bytes, partial: str, path: str, pace: Pace) -> Transfer:
+async def read_file(
+    kernel: Kernel, source: str, limit: int, *, offset: int = 0, length: int | None = None, pace: Pace | None = None
+) -> bytes:
+    """Return the content of a file of the sandbox.
+
+    Args:
+        limit: bytes that it may have.
+        offset, length: the range of bytes to read; None: to the end.
+
+    Raises:
+        FileTransferError: it cannot be read, or what is to be read is larger than ``limit``.
+        KernelDiedError: the kernel died.
+    """
+    path, found = resolve(source), bytearray()
+    async for piece in _pieces(kernel, path, source, limit, pace or Pace(), offset, length):
+        found += piece
+    return bytes(found)
+
+
+async def _send(kernel: Kernel, source: Source, partial: str, path: str, pace: Pace) -> Transfer:
     digest = hashlib.sha256()
-    async for piece, last in _read(source):
-        content = {"path": partial, "offset": pace.moved, "last": last, "rename": path}
-        await _ask(kernel, "write", content, path, pace, (piece,))
-        await asyncio.to_thread(digest.update, piece)
+    async for piece, last in _with_last(_read(source)):
+        content = {"path": coded(partial), "offset": pace.moved, "last": last, "rename": coded(path)}
+        hashed = asyncio.create_task(asyncio.to_thread(digest.update, piece))
+        try:
+            await ask(kernel, "write", content, path, pace, (piece,))
+        finally:
+            await hashed
         pace.moved += len(piece)
     return Transfer(pace.moved, digest.hexdigest())
 
 
-async def _read(source: Path | bytes) -> AsyncIterator[tuple[bytes, bool]]:
-    """Yield each piece, and whether it is the last. An empty file is one empty piece."""
-    if isinstance(source, bytes):
-        for start in range(0, max(len(source), 1), PIECE):
-            yield source[start : start + PIECE], start + PIECE >= len(source)
-        return
-    try:
-        handle = await asyncio.to_thread(open, source, "rb")
-        with handle:
-            piece = await asyncio.to_thread(handle.read, PIECE)
-            while True:
-                following = await asyncio.to_thread(handle.read, PIECE) if len(piece) == PIECE else b""
-                yield piece, not following
-                if not following:
-                    return
-                piece = following
-    except OSError as error:
-        if isinstance(error, FileTransferError):
-            raise
-        raise _host_error(source, error) from error
-
-
-async def _pieces(kernel: Kernel, path: str, named: str, limit: int, pace: Pace) -> AsyncIterator[bytes]:
+async def _with_last(pieces: AsyncIterator[bytes]) -> AsyncIterator[tuple[bytes, bool]]:
+    """Yield each piece, and whether it is the last. No piece at all is one empty piece."""
+    piece = await anext(pieces, b"")
     while True:
-        reply = await _ask(kernel, "read", {"path": path, "offset": pace.moved, "length": PIECE}, named, pace)
-        piece = bytes(reply.buffers[0]) if reply.buffers else b""
-        if len(piece) > PIECE:
-            raise FileTransferError(f"the sandbox sent more of {named!r} than was asked for.", path=named)
-        if not piece:
+        following = await anext(pieces, None)
+        yield piece, following is None
+        if following is None:
             return
-        pace.moved += len(piece)
-        if pace.moved > limit:
-            raise FileTransferError(
-                f"{named!r} is larger than {limit} bytes.", path=named, remedy="Pass a larger limit to get_file."
-            )
-        yield piece
-        if len(piece) < PIECE:  # the end; a kernel that sends little at a time could go on without end
-            return
+        piece = following
 
 
-async def _ask(
-    kernel: Kernel,
-    operation: str,
-    content: dict[str, Any],
-    named: str,
-    pace: Pace,
-    buffers: tuple[bytes, ...] = (),
-) -> Message:
-    kind, timeout = f"file_{operation}_request", pace.remaining()
+async def _read(source: Source) -> AsyncIterator[bytes]:
+    """Yield a source in pieces of bounded size."""
+    if isinstance(source, Path):
+        try:
+            with await asyncio.to_thread(open, source, "rb") as handle:
+                while piece := await asyncio.to_thread(handle.read, PIECE):
+                    yield piece
+        except OSError as error:
+            if isinstance(error, FileTransferError):
+                raise
+            raise _host_error(source, error) from error
+    elif isinstance(source, bytes | bytearray | memoryview):
+        view = memoryview(source).cast("B")
+        for start in range(0, len(view), PIECE):
+            yield bytes(view[start : start + PIECE])
+    else:
+        async for data in source:
+            for start in range(0, len(data), PIECE):
+                yield bytes(data[start : start + PIECE])
+
+
+async def _pieces(
+    kernel: Kernel, path: str, name: str, limit: int, pace: Pace, offset: int = 0, length: int | None = None
+) -> AsyncIterator[bytes]:
+    """Yield a file in pieces. The next one is asked for while the last one is used."""
+    asked: asyncio.Task[bytes] | None = None
+    most = length
     try:
-        reply = await kernel.request("control", kind, content, timeout=timeout, buffers=buffers)
-    except TimeoutError as error:
-        slow = f"moved {pace.moved} bytes of {named!r} too slowly"
-        silent = f"did not answer within {pace.patience:g} s about {named!r}"
-        raise FileTransferError(f"the kernel {slow if pace.moved else silent}.", path=named) from error
-    if reply.content.get("status") != "ok":
-        reason = printable(text(reply.content.get("reason")), 200) or "no reason given"
-        raise FileTransferError(
-            f"the sandbox could not {operation} {named!r}: {reason}.", path=named, remedy=_remedy(reply.content, named)
-        )
-    return reply
+        while most is None or pace.moved < most:
+            wanted = PIECE if most is None else min(PIECE, most - pace.moved)
+            piece = await (asked or _piece(kernel, path, name, offset + pace.moved, wanted, pace))
+            asked = None
+            if not piece:
+                return
+            pace.moved += len(piece)
+            if pace.moved > limit:
+                raise FileTransferError(
+                    f"{named(name)} is larger than {limit} bytes.",
+                    path=name,
+                    fault="too_large",
+                    remedy="Pass a larger limit.",
+                )
+            ends = len(piece) < wanted  # a kernel that sends little at a time could go on without end
+            left = PIECE if most is None else min(PIECE, most - pace.moved)
+            if not ends and left > 0:
+                asked = asyncio.create_task(_piece(kernel, path, name, offset + pace.moved, left, pace))
+            yield piece
+            if ends:
+                return
+    finally:
+        if asked is not None:
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
+
+
+async def _piece(kernel: Kernel, path: str, name: str, offset: int, length: int, pace: Pace) -> bytes:
+    content = {"path": coded(path), "offset": offset, "length": length}
+    reply = await ask(kernel, "read", content, name, pace)
+    piece = bytes(reply.buffers[0]) if reply.buffers else b""
+    if len(piece) > length:
+        raise FileTransferError(f"the sandbox sent more of {named(name)} than was asked for.", path=name)
+    return piece
 
 
 async def _discard(kernel: Kernel, partial: str) -> None:
     """Remove an unfinished file in the sandbox, unless the kernel is gone, and the file with it."""
     if kernel.is_alive:
-        kernel.forget(kernel.send("control", "file_remove_request", {"path": partial}, lambda _message: None))
+        kernel.forget(kernel.send("control", "file_discard_request", {"path": coded(partial)}, lambda _message: None))
 
 
 async def _write(handle: BinaryIO, piece: bytes, destination: Path) -> None:
@@ -188,32 +223,6 @@ def _settle(partial: Path, destination: Path) -> None:
     with open(partial, "rb") as handle:
         os.fsync(handle.fileno())
     partial.replace(destination)
-
-
-def _inside(path: str) -> str:
-    """Return the absolute path in the sandbox. It may lead anywhere there: the sandbox is the boundary.
-
-    The host resolves a relative path, so that all pieces of a file meet in one place, whatever a cell does meanwhile.
-    """
-    try:
-        size = len(path.encode())
-    except UnicodeEncodeError:
-        size = 0
-    if not size or "\0" in path or size > _LONGEST_PATH or not PurePosixPath(path).name:
-        raise FileTransferError(
-            f"{printable(path, 100)!r} is not the path of a file in the sandbox: it must be UTF-8 text of at most "
-            f"{_LONGEST_PATH} bytes without NUL.",
-            path=path,
-        )
-    return str(_WORK / path)
-
-
-def _remedy(content: dict[str, Any], path: str) -> str:
-    if content.get("errno") == 28:  # ENOSPC
-        absolute = _WORK / path
-        folder, key = next(row for row in (*_SIZED.items(), ("/work", "work_mb")) if absolute.is_relative_to(row[0]))
-        return f"It does not fit: the sandbox's {folder} is full. Raise [tmpfs] {key} in the policy."
-    return ""
 
 
 def _host_error(path: Path, error: OSError) -> FileTransferError:

@@ -18,13 +18,13 @@ import socket
 import stat
 import struct
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from orchestrator.container.folders import instance_folders, instance_of
-from orchestrator.errors import SettingsError
+from orchestrator.errors import CellblockError, SettingsError
 from orchestrator.limits import MIB
 
 _log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ _LISTENING = re.compile(r"[0-9a-f]+: \d+ \d+ 00010000 \d+ 01 +\d+ (/.{1,107}/i-[
 _TIMEOUT = 5.0  # seconds to receive a request, and seconds to send its reply
 
 Command = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+Conversation = Callable[[dict[str, Any], asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,27 @@ class ControlClient:
     instance: str
     path: Path
     uid: int = field(default_factory=os.geteuid)
+
+    @contextlib.asynccontextmanager
+    async def talk(
+        self, request: dict[str, Any], timeout: float
+    ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """Send a request, and yield the connection.
+
+        Raises:
+            OSError, TimeoutError: the manager cannot be reached, or is not one of ``uid``.
+        """
+        async with asyncio.timeout(timeout):
+            reader, writer = await asyncio.open_unix_connection(self.path, limit=_LONGEST_OF_OTHERS)
+        try:
+            if Peer.of(writer.get_extra_info("socket")).uid != self.uid:
+                raise ConnectionRefusedError("the socket is not the manager's")
+            writer.write(json.dumps(request).encode() + b"\n")
+            yield reader, writer
+        finally:
+            writer.transport.abort()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
     async def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any] | None:
         """Send a request and return the reply; None if none comes within ``timeout`` seconds (it ended, or hangs).
@@ -175,10 +197,13 @@ class ControlSocket:
 
     Args:
         commands: the commands by name. If one raises ValueError, the reply is ``{"error": MESSAGE}``.
+        conversations: commands that use the connection for more than one reply; each closes its own waits.
     """
 
-    def __init__(self, commands: dict[str, Command]) -> None:
+    def __init__(self, commands: dict[str, Command], conversations: dict[str, Conversation] | None = None) -> None:
         self._commands = commands
+        self._conversations = conversations or {}
+        self._talking: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
     async def listen(self, folder: Path) -> None:
@@ -198,18 +223,23 @@ class ControlSocket:
         path.chmod(0o600)
 
     async def close(self) -> None:
-        """Stop serving. Idempotent."""
+        """Stop serving, and end the conversations. Idempotent."""
         if self._server is not None:
             self._server.close()
+        for task in self._talking:
+            task.cancel()
+        await asyncio.gather(*self._talking, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(_TIMEOUT):
                 line = await reader.readline()
-            reply = await self._answer(line, Peer.of(writer.get_extra_info("socket")))
-            async with asyncio.timeout(_TIMEOUT):
-                writer.write(json.dumps(reply).encode() + b"\n")
-                await writer.drain()
+            request = self._read(line, Peer.of(writer.get_extra_info("socket")))
+            talk = self._conversations.get(str(request.get("do")))
+            if talk is None or "error" in request:
+                await _reply(writer, await self._answer(request))
+            else:
+                await self._talk(talk, request, reader, writer)
         except (OSError, TimeoutError, ValueError) as error:
             _log.debug("a request to the control socket failed: %s", error)
         finally:
@@ -217,15 +247,48 @@ class ControlSocket:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-    async def _answer(self, line: bytes, peer: Peer) -> dict[str, Any]:
+    async def _talk(
+        self,
+        talk: Conversation,
+        request: dict[str, Any],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        task = asyncio.ensure_future(talk(request, reader, writer))
+        self._talking.add(task)
+        try:
+            await asyncio.wait({task})
+            if not task.cancelled():  # by ``close``
+                task.result()
+        except (ValueError, CellblockError) as error:
+            await _reply(writer, {"error": str(error)})
+        finally:
+            task.cancel()
+            self._talking.discard(task)
+
+    def _read(self, line: bytes, peer: Peer) -> dict[str, Any]:
+        """Return the request of a line, with who asks; or {"error": MESSAGE}."""
         if peer.uid not in (0, os.geteuid()):
             return {"error": f"uid {peer.uid} may not operate the kernels of uid {os.geteuid()}."}
+        names = (*self._commands, *self._conversations)
         try:
             request = json.loads(line)
-            command = self._commands[request["do"]]
-        except (ValueError, RecursionError, KeyError, TypeError):
-            return {"error": f'a request is a line of JSON, {{"do": NAME}}, with one of: {", ".join(self._commands)}'}
+            if request["do"] in names:
+                return {**{key: value for key, value in request.items() if key != "error"}, "operator": peer.as_dict()}
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+            pass
+        return {"error": f'a request is a line of JSON, {{"do": NAME}}, with one of: {", ".join(names)}'}
+
+    async def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        if "error" in request:
+            return request
         try:
-            return await command({**request, "operator": peer.as_dict()})
+            return await self._commands[request["do"]](request)
         except ValueError as error:
             return {"error": str(error)}
+
+
+async def _reply(writer: asyncio.StreamWriter, reply: dict[str, Any]) -> None:
+    async with asyncio.timeout(_TIMEOUT):
+        writer.write(json.dumps(reply).encode() + b"\n")
+        await writer.drain()

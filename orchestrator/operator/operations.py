@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 from orchestrator.errors import InvalidInputError
 from orchestrator.limits import KernelResourceLimits
-from orchestrator.operator.controlsocket import Command
+from orchestrator.operator.commandline import CommandLine, Held
+from orchestrator.operator.controlsocket import Command, Conversation
 from orchestrator.operator.monitor import Monitor
 from orchestrator.pool.kernelpool import KernelPool, KernelResource
 from orchestrator.sessions.session import KernelSession
@@ -28,6 +31,7 @@ class Operations:
         instance: returns the description of the instance. ``overview`` calls it.
         end_session: ends the session whose kernel an operator kills.
         held_back: returns the agents whose next kernel has to wait, each with the seconds.
+        held: keeps a session awake.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class Operations:
         instance: Callable[[], dict[str, Any]],
         end_session: EndSession,
         held_back: Callable[[], dict[str, float]] = dict,
+        held: Held = lambda _session: nullcontext(),
     ) -> None:
         self._pool = pool
         self._sessions = sessions
@@ -48,10 +53,15 @@ class Operations:
         self._instance = instance
         self._end_session = end_session
         self._held_back = held_back
+        self._command_line = CommandLine(limits, held)
 
     def commands(self) -> dict[str, Command]:
         """Return the commands by name."""
         return {"overview": self._overview, "interrupt": self._interrupt, "kill": self._kill}
+
+    def conversations(self) -> dict[str, Conversation]:
+        """Return the commands that use their connection for more than one reply."""
+        return {"exec": self._exec}
 
     def overview(self) -> dict[str, Any]:
         """Return the instance, its pool, and one row per kernel. It never contains code or outputs."""
@@ -98,6 +108,9 @@ class Operations:
         session = self._known(request)
         session.note_operator("kill", request.get("operator"))
         return {"killed": await self._end_session(session.agent_id, reason="killed")}
+
+    async def _exec(self, request: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self._command_line.serve(self._known(request), request, reader, writer)
 
     def _known(self, request: dict[str, Any]) -> KernelSession:
         session = self._session_of(str(request.get("kernel")))

@@ -92,6 +92,8 @@ class Limits(_Section):
     open_files: int = Field(default=1024, ge=64, le=2**20)
     execution_time_s: float = Field(default=30.0, gt=0, le=7 * 86400)
     output_mb: float = Field(default=10.0, gt=0, le=1024)
+    commands: int = Field(default=16, ge=1, le=1000)
+    command_time_s: float = Field(default=600.0, gt=0, le=7 * 86400)
     idle_timeout_s: float = Field(default=300.0, gt=0, le=30 * 86400)
     warn_percent: float = Field(default=80.0, gt=0, le=100)
 

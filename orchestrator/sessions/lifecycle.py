@@ -32,6 +32,7 @@ from typing import Any, Literal, Self
 
 from orchestrator.errors import CheckpointError, ManagerClosedError, SessionBusyError, SessionEndedError
 from orchestrator.homeloop import HomeLoop
+from orchestrator.kernel.commands import stop_all_commands
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.outcome import Outcome, kernel_end
 from orchestrator.policy.policy import Policy
@@ -41,6 +42,13 @@ from orchestrator.sessions.sessionrow import SessionRow
 from orchestrator.store.history import CheckpointRecord, History, SessionRecord, SessionState
 
 _FILES_NOTED = 1000
+_COMMANDS_NAMED = 5
+
+
+def commands_text(commands: Sequence[str]) -> str:
+    """Return how many commands there are, and the first of them, for a notice."""
+    more = f", and {len(commands) - _COMMANDS_NAMED} more" if len(commands) > _COMMANDS_NAMED else ""
+    return f"{len(commands)} commands ({', '.join(commands[:_COMMANDS_NAMED])}{more})"
 
 
 @dataclass(eq=False)
@@ -135,6 +143,10 @@ class Lifecycle:
         session._forget_history()
         return session
 
+    def running_commands(self) -> list[str]:
+        """Return the commands that run in its kernel, each as its number and the beginning of its text."""
+        return []
+
     # Transitions
 
     @property
@@ -224,6 +236,7 @@ class Lifecycle:
             if self.kernel is old:
                 self._row.lives_still(old)
             raise
+        self._notify_ended_commands("the session was restored to a checkpoint")
         self._attach(kernel)
         self.restored = restored
         self.note(kernel, "session.restored", checkpoint=restored.checkpoint_id, lost=len(restored.lost))
@@ -236,12 +249,16 @@ class Lifecycle:
         """
         return await self._row.take_over(owner)
 
-    def adopt(self, kernel: Kernel, *, interrupted: bool) -> None:
+    def adopt(self, kernel: Kernel, *, interrupted: bool, commands: int = 0) -> None:
         """Continue in the kernel of a dead process, once ``take_over`` made this process the owner of the live row.
 
         Args:
             interrupted: whether a cell ran when the process died.
+            commands: how many commands ran when the process died.
         """
+        if commands:
+            stop_all_commands(kernel)
+            self.notify(f"the orchestrator ended while {commands} commands ran: they were killed")
         if interrupted:
             self.notify(
                 f"the orchestrator ended while cell {self.cell_count} ran: the cell was interrupted and not run again; "
@@ -258,7 +275,8 @@ class Lifecycle:
         if self.ended is not None:
             return
         if self.kernel is not None:
-            self.note(self.kernel, "session.asleep", reason=reason, cells=self.cell_count)
+            commands = self._notify_ended_commands("the session went to sleep")
+            self.note(self.kernel, "session.asleep", reason=reason, cells=self.cell_count, commands=commands)
         self.previous_end = reason
         self._detach()
         self._forget_history()
@@ -276,7 +294,8 @@ class Lifecycle:
             return
         self.ended, self.asleep = reason, False
         if self.kernel is not None:
-            self.note(self.kernel, "session.ended", reason=reason, cells=self.cell_count)
+            commands = len(self.running_commands())
+            self.note(self.kernel, "session.ended", reason=reason, cells=self.cell_count, commands=commands)
         self._end_written = await self._row.ends(reason)
 
     async def drop_checkpoints(self) -> list[str]:
@@ -311,9 +330,19 @@ class Lifecycle:
             )
             for agent_id in agent_ids
         ]
+        if running := self.running_commands():
+            for fork in forks:
+                fork.notify(f"{commands_text(running)} ran in the session that was forked, and do not run here")
         records = [(fork.agent_id, await copy(fork)) for fork in forks]
         await self._row.add_forks(records, kernel)
         return forks
+
+    def _notify_ended_commands(self, what: str) -> int:
+        """Say with the next result which commands end with the kernel. Returns how many there are."""
+        running = self.running_commands()
+        if running:
+            self.notify(f"{what} while {commands_text(running)} ran, which ended with the kernel")
+        return len(running)
 
     def note_file_in(self, path: str) -> None:
         """Note that ``put_file`` wrote a file in the kernel. Keeps the last thousand paths."""
@@ -358,6 +387,11 @@ class Lifecycle:
         """Add a warning to the next result that the agent gets, unless it is there already."""
         if notice not in self.notices:
             self.notices.append(notice)
+
+    def take_notices(self) -> tuple[str, ...]:
+        """Return the warnings that are due, once."""
+        notices, self.notices = tuple(self.notices), []
+        return notices
 
     def refuse_cells(self) -> None:
         """Refuse every cell that has not begun: the manager shuts down."""

@@ -117,6 +117,7 @@ class _Lost:
     place: KernelResource | None
     stays: bool
     interrupted: bool = False
+    commands: int = 0
 
 
 class Takeover:
@@ -282,6 +283,7 @@ class Takeover:
         session, left = lost.session, lost.left
         if await session.end_running_cells(_INTERRUPTED):
             lost.interrupted = True
+        lost.commands = await session.end_running_commands(Outcome.INTERRUPTED)
         if left is None or not (session.is_awake or await self._adopt(lost, left)):
             await self._continue_without_kernel(session)
         elif not self._inheritance.would_start_alike(left):  # its state moves to a kernel with today's locks
@@ -294,7 +296,7 @@ class Takeover:
         lost.place = place
         try:
             place.kernel = kernel = await self._inheritance.adopt(left)
-            session.adopt(kernel, interrupted=lost.interrupted)
+            session.adopt(kernel, interrupted=lost.interrupted, commands=lost.commands)
             self._registry.enter(session, place)
         except (KernelStartError, KernelDiedError, EngineError) as error:
             _log.warning("the kernel of agent %s could not be adopted: %s", session.agent_id, error)

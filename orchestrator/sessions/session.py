@@ -9,17 +9,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from orchestrator.errors import ManagerClosedError, StoreError
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import KernelResourceLimits
+from orchestrator.output.commandresult import CommandResult
 from orchestrator.output.events import Event, ExecutionResult, InputHandler
 from orchestrator.sessions.lifecycle import Lifecycle
+from orchestrator.sessions.sessioncommands import SessionCommands
 from orchestrator.sessions.sessionrow import NEVER_RAN
 from orchestrator.sessions.turn import Turn
+from orchestrator.store.history import CommandRecord
 
 
 @dataclass(eq=False)
@@ -30,6 +34,36 @@ class KernelSession(Lifecycle):
     _history_is_own: bool = field(default=False, init=False, repr=False)  # whether it differs from the store's
     _turn: Turn | None = field(default=None, init=False, repr=False)
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock, init=False, repr=False)
+
+    # Commands
+
+    @cached_property
+    def commands(self) -> SessionCommands:
+        """The commands that run beside its cells."""
+        return SessionCommands(self)
+
+    def running_commands(self) -> list[str]:
+        return self.commands.describe()
+
+    async def begin_command(self, command: Sequence[str], kernel: Kernel, *, shell: bool) -> int:
+        """Write that a command is about to run. Returns its number.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        return await self._row.begin_command(command, kernel, shell=shell)
+
+    def end_command(self, number: int, result: CommandResult) -> None:
+        """Write a command's result, in the background."""
+        self._row.end_command(number, result)
+
+    async def command_history(self) -> list[CommandRecord]:
+        """Return all commands of the session, with their results.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        return await self._row.read_commands()
 
     # Cells
 
@@ -69,7 +103,7 @@ class KernelSession(Lifecycle):
         Raises:
             StoreError: the result is not written yet; the error holds it.
         """
-        notices, self.notices = tuple(self.notices), []
+        notices = self.take_notices()
         result = replace(result, warnings=(*result.warnings, *notices)) if notices else result
         try:
             await self._row.end_cell(self.cell_count, result.as_dict())
@@ -88,6 +122,14 @@ class KernelSession(Lifecycle):
             StoreError: the store cannot be read.
         """
         return await self._row.end_running_cells(result)
+
+    async def end_running_commands(self, outcome: str) -> int:
+        """Give the commands that ran when their process died this outcome. Returns how many there were.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        return await self._row.end_running_commands(outcome)
 
     async def keep_partial_result(self, result: ExecutionResult) -> None:
         """Write what is known of a cell that was cancelled or lost."""

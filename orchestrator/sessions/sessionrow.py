@@ -14,7 +14,8 @@ from typing import Any
 from orchestrator.errors import StoreError
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.outcome import Outcome
-from orchestrator.store.history import CheckpointRecord, History
+from orchestrator.output.commandresult import CommandResult
+from orchestrator.store.history import CheckpointRecord, CommandRecord, History
 from orchestrator.store.payloads import is_large
 
 _log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class SessionRow:
         self._session_id = session_id
         self._owner = owner
         self._unwritten: dict[int, dict[str, Any]] = {}  # results that the store may not have yet, by cell
+        self._unkept_commands = 0  # of a session without a store
 
     async def add(self, agent_id: str, kernel: Kernel) -> bool:
         """Add the row of a session that has a kernel. After a failure the row, if it exists, is ended.
@@ -170,6 +172,41 @@ class SessionRow:
         with self._owed():
             await self._store.run(History.end_running_cells, self._session_id, result)
         return True
+
+    async def begin_command(self, command: Sequence[str], kernel: Kernel, *, shell: bool) -> int:
+        """Write that a command is about to run. Returns its number in the session.
+
+        Raises:
+            StoreError: the row cannot be written.
+        """
+        if self._store is None:
+            self._unkept_commands += 1
+            return self._unkept_commands
+        of = self._session_id, kernel.kernel_id, command
+        return await self._store.run(History.begin_command, *of, shell=shell)
+
+    def end_command(self, number: int, result: CommandResult) -> None:
+        """Write a command's result, in the background. The store keeps a write that fails for the next one."""
+        if self._store is not None:
+            self._store.submit(History.end_command, self._session_id, number, result)
+
+    async def end_running_commands(self, outcome: str) -> int:
+        """Give the commands that ran when their process died this outcome. Returns how many there were.
+
+        Raises:
+            StoreError: the rows cannot be read.
+        """
+        if self._store is None:
+            return 0
+        return await self._store.run(History.end_running_commands, self._session_id, outcome)
+
+    async def read_commands(self) -> list[CommandRecord]:
+        """Return the session's commands.
+
+        Raises:
+            StoreError: the rows cannot be read.
+        """
+        return [] if self._store is None else await self._store.run(History.commands, self._session_id)
 
     async def read_history(self) -> list[dict[str, Any]]:
         """Return the cells in the form of ``KernelSession.execution_history``.

@@ -1,4 +1,4 @@
-"""History: every session, cell and checkpoint, kept outside the process, in SQLite or PostgreSQL.
+"""History: every session, cell, command and checkpoint, kept outside the process, in SQLite or PostgreSQL.
 
 A cell's row is committed before the cell runs, and closed before the cell's result is returned. After a crash the
 history shows which cell was running.
@@ -21,15 +21,16 @@ from orchestrator.store.agentusage import AgentUsage
 from orchestrator.store.blobs import FolderBlobs
 from orchestrator.store.celltable import CellTable
 from orchestrator.store.checkpointtable import CheckpointTable
+from orchestrator.store.commandtable import CommandTable
 from orchestrator.store.database import Database, explained
 from orchestrator.store.outputsweep import OutputSweep, Shorten
 from orchestrator.store.payloads import Payloads
-from orchestrator.store.records import CellRecord, CheckpointRecord, SessionRecord, SessionState
+from orchestrator.store.records import CellRecord, CheckpointRecord, CommandRecord, SessionRecord, SessionState
 from orchestrator.store.sessiontable import SessionTable
 from orchestrator.store.storeurl import mask
 from orchestrator.store.wholefile import write_once
 
-__all__ = ["CellRecord", "CheckpointRecord", "History", "SessionRecord", "SessionState"]
+__all__ = ["CellRecord", "CheckpointRecord", "CommandRecord", "History", "SessionRecord", "SessionState"]
 
 _log = logging.getLogger(__name__)
 BESIDE = 8  # threads for large outputs, each begun when it is first needed
@@ -37,12 +38,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class History(SessionTable, CellTable, CheckpointTable):
+class History(SessionTable, CellTable, CheckpointTable, CommandTable):
     """One database, and the large outputs beside it.
 
-    The methods for sessions, cells and checkpoints are in the classes of the tables. They all block: ``run`` and
-    ``submit`` call them in the history's own thread, in the order of the calls; ``run_beside`` calls those that move
-    large outputs, so that no other agent waits for one agent's outputs.
+    The methods for sessions, cells, commands and checkpoints are in the classes of the tables. They all block: ``run``
+    and ``submit`` call them in the history's own thread, in the order of the calls; ``run_beside`` calls those that
+    move large outputs, so that no other agent waits for one agent's outputs.
 
     Args:
         database: at the newest schema; ``close`` closes it.
@@ -56,6 +57,7 @@ class History(SessionTable, CellTable, CheckpointTable):
         SessionTable.__init__(self, database, home, usage)
         CellTable.__init__(self, database, outputs, usage)
         CheckpointTable.__init__(self, database, usage)
+        CommandTable.__init__(self, database, usage)
         self._output_sweep = OutputSweep(database, outputs, usage, home)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cellblock-history")
         self._beside = ThreadPoolExecutor(BESIDE, thread_name_prefix="cellblock-outputs")
@@ -97,8 +99,12 @@ class History(SessionTable, CellTable, CheckpointTable):
         return removed
 
     def sweep_outputs(self, most_bytes: int, shorten: Shorten) -> int:
-        """Delete old outputs until this data folder keeps at most ``most_bytes``. See ``OutputSweep.run``."""
-        return self._output_sweep.run(most_bytes, shorten)
+        """Delete old outputs of cells, then of commands, until this data folder keeps at most ``most_bytes``.
+
+        See ``OutputSweep.run``.
+        """
+        freed = self._output_sweep.run(most_bytes, shorten)
+        return freed + self.sweep_commands(self.home, self.total_bytes() - most_bytes)
 
     def total_bytes(self) -> int:
         """Return how many bytes all agents keep in this data folder: cells, large outputs and checkpoints."""

@@ -17,6 +17,7 @@ from orchestrator.store.schema import (
     agent_usage,
     cells,
     checkpoints,
+    commands,
     home_usage,
     identity,
     metadata,
@@ -84,6 +85,11 @@ def _seventh(connection: Connection) -> None:
     connection.execute(text("DROP INDEX IF EXISTS sessions_by_size"))
 
 
+def _eighth(connection: Connection) -> None:
+    """Keep commands."""
+    commands.create(connection)
+
+
 def _add_columns(connection: Connection, *columns: Column[Any]) -> None:
     """Add columns to a table that was made without them. A new database has them already."""
     for column in columns:
@@ -92,7 +98,7 @@ def _add_columns(connection: Connection, *columns: Column[Any]) -> None:
             connection.execute(text(f"ALTER TABLE {column.table.name} ADD COLUMN {form}"))
 
 
-STEPS: tuple[Callable[[Connection], None], ...] = (_first, _second, _third, _fourth, _fifth, _sixth, _seventh)
+STEPS: tuple[Callable[[Connection], None], ...] = (_first, _second, _third, _fourth, _fifth, _sixth, _seventh, _eighth)
 
 
 def migrate(connection: Connection) -> None:

@@ -57,6 +57,27 @@ class CellRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class CommandRecord:
+    """One command in the history.
+
+    Attributes:
+        command: the arguments; one line if ``shell`` is true.
+        outcome: as in ``CommandResult``; "running" until the outcome is known.
+        started_at, ended_at: seconds since the epoch.
+        result: ``CommandResult.as_dict()``, with at most 64 KiB of each stream; ``{}`` until the outcome is known.
+    """
+
+    number: int
+    kernel_id: str
+    command: tuple[str, ...]
+    shell: bool
+    started_at: float
+    ended_at: float | None
+    outcome: str
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointRecord:
     """One checkpoint file in the history.
 

@@ -95,6 +95,35 @@ checkpoints = Table(
     Column("lost", Text, nullable=False),  # JSON
 )
 
+commands = Table(
+    "commands",
+    metadata,
+    Column("session_id", ForeignKey("sessions.session_id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("kernel_id", String(32), nullable=False),
+    Column("command", Text, nullable=False),  # JSON: the arguments
+    Column("shell", Boolean, nullable=False),
+    Column("started_at", Float, nullable=False),
+    Column("ended_at", Float),
+    Column("outcome", String(16), nullable=False),  # "running" until it is known
+    Column("result", Text, nullable=False),  # JSON
+    Column("bytes", BigInteger, nullable=False),  # of the command and its result
+)
+Index(
+    "commands_running",
+    commands.c.session_id,
+    sqlite_where=commands.c.outcome == "running",
+    postgresql_where=commands.c.outcome == "running",
+)
+
+LARGE_COMMANDS = "commands.bytes > 4096"  # a query that has exactly this text uses the index
+Index(
+    "commands_with_outputs",
+    commands.c.started_at,
+    sqlite_where=text(LARGE_COMMANDS.replace("commands.", "")),
+    postgresql_where=text(LARGE_COMMANDS.replace("commands.", "")),
+)
+
 agent_usage = Table(
     "agent_usage",
     metadata,

@@ -6,18 +6,18 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, String, Update, bindparam, delete, func, insert, select, true, update
+from sqlalchemy import Column, Connection, Row, String, Update, bindparam, delete, func, insert, select, true, update
 
 from orchestrator.store.agentusage import AgentUsage
 from orchestrator.store.checkpointtable import row_of
 from orchestrator.store.database import Database
 from orchestrator.store.prepared import Prepared
 from orchestrator.store.records import CheckpointRecord, SessionRecord, SessionState
-from orchestrator.store.schema import cells, checkpoints, sessions
+from orchestrator.store.schema import cells, checkpoints, commands, sessions
 
 _NEWEST = (sessions.c.last_used_at.desc(), sessions.c.session_id)
 _MOST_FOUND = 10  # sessions that one prefix returns
-_BATCH = 50  # cells that one transaction deletes: about a millisecond
+_BATCH = 50  # cells or commands that one transaction deletes: about a millisecond
 _LONGEST_REASON = 32  # characters, as in the schema
 _COLUMNS = [column for column in sessions.c if column.name != "home"]
 _UNENDED = (sessions.c.state == "live") | (sessions.c.state == "asleep")  # an index serves it, but not a "!="
@@ -204,7 +204,8 @@ class SessionTable:
             ended = update(sessions).where(mine & unchanged).values(state="ended", end_reason="deleted", owner=None)
             if not connection.execute(ended).rowcount:
                 return None
-        self._delete_cells(session_id)
+        for number in (cells.c.number, commands.c.number):
+            self._delete_in_batches(session_id, number)
         with self._database.writing() as connection:
             self._delete_row(connection, session_id)
         return list(files)
@@ -222,14 +223,15 @@ class SessionTable:
             connection.execute(delete(sessions).where(row))
             self._usage.forget(connection, agent_id)
 
-    def _delete_cells(self, session_id: str) -> None:
-        """Delete a session's cells in short transactions, with pauses in which others write."""
-        some = select(cells.c.cell_id).where(cells.c.session_id == session_id).order_by(cells.c.number).limit(_BATCH)
+    def _delete_in_batches(self, session_id: str, number: Column[int]) -> None:
+        """Delete a session's cells or commands in short transactions, with pauses in which others write."""
+        mine = number.table.c.session_id == session_id
+        some = select(number).where(mine).order_by(number).limit(_BATCH)
         deleted = _BATCH
         while deleted == _BATCH:
             began = time.monotonic()
             with self._database.writing() as connection:
-                deleted = connection.execute(delete(cells).where(cells.c.cell_id.in_(some))).rowcount
+                deleted = connection.execute(delete(number.table).where(mine, number.in_(some))).rowcount
             time.sleep((time.monotonic() - began) * (deleted == _BATCH))
 
     def excess(self, older_than: float, most_bytes: int) -> list[str]:

@@ -257,6 +257,10 @@ class Lifespan:
 
     # Running
 
+    def held(self, session: KernelSession) -> contextlib.AbstractContextManager[None]:
+        """See ``Parts.held``."""
+        return self._parts.held(session)
+
     @contextlib.asynccontextmanager
     async def in_use(self, session: KernelSession) -> AsyncIterator[None]:
         """Wake the session if it sleeps, and keep it awake, inside and outside ``acquire_kernel``.

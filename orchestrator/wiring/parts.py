@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from orchestrator.instance import Instance
@@ -22,6 +24,7 @@ from orchestrator.sessions.forking import Forking
 from orchestrator.sessions.hibernation import Hibernation
 from orchestrator.sessions.registry import SessionRegistry
 from orchestrator.sessions.restoring import Restoring
+from orchestrator.sessions.session import KernelSession
 from orchestrator.settings import Settings
 from orchestrator.telemetry import Telemetry
 from orchestrator.wiring.background import Background
@@ -57,8 +60,19 @@ class Parts:
             instance=self._describe,
             end_session=self.acquiring.end,
             held_back=self.registry.backoff.waits,
+            held=self.held,
         )
-        self.control = ControlSocket({**self.operations.commands(), HANDOVER: self._hand_over})
+        commands = {**self.operations.commands(), HANDOVER: self._hand_over}
+        self.control = ControlSocket(commands, self.operations.conversations())
+
+    @contextlib.contextmanager
+    def held(self, session: KernelSession) -> Iterator[None]:
+        """Keep a session awake, if it is."""
+        try:
+            with session.in_use():
+                yield
+        finally:
+            self.hibernation.make_room()
 
     @property
     def runtime(self) -> str:

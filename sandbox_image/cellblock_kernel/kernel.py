@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections import deque
 from contextvars import copy_context
 from functools import partial
 from os import _exit, getpgid, getpid, kill, listdir
@@ -19,7 +18,7 @@ from traitlets import Type
 
 from cellblock_kernel.changes import Changes
 from cellblock_kernel.failures import brief_traceback, failure
-from cellblock_kernel.files import read_file, remove_file, write_file
+from cellblock_kernel.hostrequests import HostRequests
 from cellblock_kernel.loops import listen_again
 from cellblock_kernel.messages import shorten
 from cellblock_kernel.originals import BUILTINS
@@ -41,8 +40,6 @@ PROMPT = 64 * 1024
 
 MOST_WARNINGS = 8  # of one result
 LONGEST_WARNING = 300  # characters
-
-MOST_UNSERVED = 16  # control messages; the host has one transfer at a time under way
 
 LAST_WORDS = 0.2  # seconds for the reply of the last cell
 
@@ -88,14 +85,8 @@ class SandboxKernel(IPythonKernel):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._twice = [partial(self._handle_file, name) for name in ("write", "read", "remove")]
-        for name, handler in zip(("write", "read", "remove"), self._twice, strict=True):
-            self.control_handlers[f"file_{name}_request"] = handler
         for name in ("save", "load"):
             self.shell_handlers[f"state_{name}_request"] = partial(self._move_state, name)
-        self.control_handlers["state_take_request"] = self._take_state
-        self.control_handlers["state_give_request"] = self._give_state
-        self._pipes: dict[str, Any] = {}
         self._state: Any = None
         self.surroundings: Any = None
         own: Any = {"stdout": sys.stdout, "stderr": sys.stderr}
@@ -106,14 +97,17 @@ class SandboxKernel(IPythonKernel):
         self.iopub_thread.late_text = lambda name, text: own[name].write(text)
         self.warnings: list[str] = []  # for the next result
         self.orphans = Orphans()
+        self.host_requests = HostRequests(self)
         self.changes: Changes
         self._requests: set[asyncio.Task[None]] = set()
-        self._unserved: deque[Any] = deque(maxlen=MOST_UNSERVED)  # control messages that a cell's changes kept out
-        self._served = False
 
     def start(self) -> None:
-        self.control_handlers = {kind: partial(self._serve, each) for kind, each in self.control_handlers.items()}
+        noting = self.host_requests.noting
+        self.control_handlers = {kind: noting(handler) for kind, handler in self.control_handlers.items()}
+        self.control_handlers.update(self.host_requests.handlers)
         super().start()
+        # ipykernel ignores SIGINT until the first cell, and a command would inherit that
+        signal.signal(signal.SIGINT, self._on_interrupt)
         self.changes = Changes(self.shell, self._own_streams, self.warn)
         self._context = copy_context()
         self.shell_stream.on_recv(self._take_request, copy=False)
@@ -133,25 +127,7 @@ class SandboxKernel(IPythonKernel):
             _exit(1)
 
     async def process_control(self, message: Any) -> None:
-        """Serve one control message. If a change of a cell prevents that, it waits for the cell's end."""
-        self._served = False
-        with contextlib.suppress(BaseException):
-            await super().process_control(message)
-        if not self._served:
-            self._unserved.append(message)
-
-    async def _serve(self, handler: Any, stream: Any, ident: Any, parent: Any) -> None:
-        """Call a control handler. Only a request for a file may be served twice."""
-        self._served = handler not in self._twice
-        result = handler(stream, ident, parent)
-        if result is not None:
-            await result
-        self._served = True
-
-    def _serve_again(self) -> None:
-        """Let the control thread serve what waits."""
-        while self._unserved:
-            self.control_stream.io_loop.add_callback(self.dispatch_control, self._unserved.popleft())
+        await self.host_requests.process(message, super().process_control)
 
     def finish_metadata(self, parent: Any, metadata: Any, reply_content: Any) -> Any:
         """Note that a reply is sent now."""
@@ -257,7 +233,7 @@ class SandboxKernel(IPythonKernel):
             self.iopub_thread.listen_again()
             for stream in (self.control_stream, self.shell_stream):
                 listen_again(stream)
-            self._serve_again()
+            self.host_requests.serve_again()
 
     def _end_if_broken(self) -> None:
         """End the kernel after this reply if IPython can run no cell any more: the host then reports it lost."""
@@ -338,19 +314,9 @@ class SandboxKernel(IPythonKernel):
         # handler scheduled on the loop would run only after the cell.
         self.io_loop.asyncio_loop.call_soon_threadsafe(int)
 
-    def _pipe(self, parent: Any) -> Any:
-        """Return the pipe of a transfer. The first channel that mentions the transfer creates it.
-
-        The pipe stays until the next transfer: a small state may have arrived completely before this thread looks.
-        """
-        from cellblock_session.stream import Pipe
-
-        return self._pipes.setdefault(parent["content"]["transfer"], Pipe())
-
     async def _move_state(self, name: str, stream: Any, ident: Any, parent: Any) -> None:
         """Save or load the state. This runs code of the session and can be interrupted like a cell."""
-        pipe = self._pipe(parent)
-        self._pipes = {parent["content"]["transfer"]: pipe}
+        pipe = self.host_requests.pipe(parent, only=True)
         with self.iopub_thread.session_code():
             try:
                 self._runs_code = True
@@ -377,34 +343,3 @@ class SandboxKernel(IPythonKernel):
         move = self._state.save if name == "save" else self._state.load
         content: dict[str, Any] = move(pipe, **options)
         return content
-
-    async def _take_state(self, stream: Any, ident: Any, parent: Any) -> None:
-        """Send the host the next piece of a state that is being saved."""
-        pipe = self._pipe(parent)
-        piece, last = pipe.poll()
-        buffers = [] if piece is None else [piece]
-        self.session.send(stream, "state_take_reply", {"last": last}, parent, ident=ident, buffers=buffers)
-
-    async def _give_state(self, stream: Any, ident: Any, parent: Any) -> None:
-        """Accept a piece of a state that is being loaded."""
-        pipe = self._pipe(parent)
-        taken = pipe.offer(bytes(parent["buffers"][0])) if parent["buffers"] else True
-        if parent["content"]["last"] and taken:
-            pipe.end()
-        self.session.send(stream, "state_give_reply", {"taken": taken}, parent, ident=ident)
-
-    async def _handle_file(self, name: str, stream: Any, ident: Any, parent: Any) -> None:
-        """Write, read or remove a file for the host."""
-        content: dict[str, Any] = {"status": "ok"}
-        buffers: list[bytes] = []
-        request = parent["content"]
-        try:
-            if name == "read":
-                buffers = [read_file(request)]
-            elif name == "write":
-                write_file(request, parent["buffers"])
-            else:
-                remove_file(request)
-        except OSError as error:
-            content = {"status": "error", "errno": error.errno, "reason": error.strerror or str(error)}
-        self.session.send(stream, f"file_{name}_reply", content, parent, ident=ident, buffers=buffers)

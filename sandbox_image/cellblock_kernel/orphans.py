@@ -15,7 +15,7 @@ from collections.abc import Callable
 from os import WNOHANG, getpid, kill, listdir, waitpid
 from signal import SIGKILL
 from time import sleep
-from typing import Any
+from typing import Any, NamedTuple
 
 from cellblock_kernel.originals import BUILTINS
 
@@ -30,6 +30,7 @@ class Orphans:
 
     def __init__(self) -> None:
         self._children: set[int] = set()
+        self._sessions: set[int] = set()  # of commands: what they leave behind is not the cell's
         self._lock: Any = threading.RLock()  # held while a child starts: it must be known before it can be reaped
         self._first = 0  # the first process that the running cell started; 0: none
         self._spawned = 0
@@ -87,8 +88,9 @@ class Orphans:
         if not self._first or not self._init:
             return
         for _ in range(10):  # one that forks all the time may escape a single look
-            parents = {pid: parent for pid, parent in map(_parent, listdir("/proc")) if pid}
-            left = [pid for pid in parents if pid >= self._first and not self._is_kept(pid, parents)]
+            found = {each.pid: each for each in processes()}
+            self._sessions &= {each.session for each in found.values()}
+            left = [pid for pid in found if pid >= self._first and not self._is_kept(pid, found)]
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     kill(pid, SIGKILL)
@@ -97,13 +99,19 @@ class Orphans:
             sleep(0.005)
             self.reap()
 
-    def _is_kept(self, pid: int, parents: dict[int, int]) -> bool:
-        for _ in range(len(parents)):
+    def keep_session(self, session: int) -> None:
+        """Do not count the processes of a process session as a cell's."""
+        self._sessions.add(session)
+
+    def _is_kept(self, pid: int, found: dict[int, "Process"]) -> bool:
+        for _ in range(len(found)):
             if pid in self._children:
                 return True
-            if pid <= 1:
+            if pid <= 1 or pid not in found:
                 return False
-            pid = parents.get(pid, 0)
+            if found[pid].session in self._sessions:
+                return True
+            pid = found[pid].parent
         return False
 
     def _watch(self) -> None:
@@ -118,11 +126,23 @@ class Orphans:
                 pass
 
 
-def _parent(name: str) -> tuple[int, int]:
-    """Return (process id, its parent's id) of a folder's name in /proc; (0, 0) for others and for dead processes."""
-    if name.isdecimal():
+class Process(NamedTuple):
+    """A process of the sandbox: its id, and those of its parent, its process group and its process session."""
+
+    pid: int
+    parent: int
+    group: int
+    session: int
+
+
+def processes() -> list[Process]:
+    """Return the processes of the sandbox that have not ended."""
+    found = []
+    for name in listdir("/proc"):
+        if not name.isdecimal():
+            continue
         with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{name}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-            if fields[0] != b"Z":
-                return int(name), int(fields[1])
-    return 0, 0
+            state, parent, group, session = file.read().rpartition(b")")[2].split()[:4]
+            if state != b"Z":
+                found.append(Process(int(name), int(parent), int(group), int(session)))
+    return found

@@ -24,9 +24,9 @@ from tests.conftest import REPOSITORY
 
 ERRORS = {
     "CellblockError", "CheckpointDamagedError", "CheckpointError", "CheckpointForeignError", "CheckpointFormatError",
-    "CheckpointMissingError", "CheckpointStateError", "CheckpointTooLargeError", "EngineError",
+    "CheckpointMissingError", "CheckpointStateError", "CheckpointTooLargeError", "CommandLimitError", "EngineError",
     "EnginePermissionError", "EngineSetupError", "EngineTimeoutError", "EngineUnavailableError",
-    "EngineUnsupportedError", "FileTransferError",
+    "EngineUnsupportedError", "FileFault", "FileTransferError",
     "ImageBuildError", "ImageMissingError", "InvalidAgentIdError", "InvalidCodeError", "InvalidInputError",
     "KernelDiedError", "KernelError", "KernelPoolExhaustedError", "KernelStartError", "KernelTimeoutError",
     "ManagerClosedError", "PolicyError", "PolicyFault", "QuotaExceededError", "SandboxFloorError", "Scarcity",
@@ -40,8 +40,10 @@ EVENTS = {
     "OutputEvent", "Status", "StreamOutput", "Truncation", "UpdateDisplayData",
 }  # fmt: skip
 OTHERS = {
-    "AgentKernelManager", "Checkpoint", "Kernel", "KernelPool", "KernelResource", "KernelResourceLimits",
-    "KernelSession", "LeaseRequest", "Lost", "Monitor", "Policy", "Recovery", "Restored", "Sample", "Settings",
+    "AgentKernelManager", "Checkpoint", "CommandEvent", "CommandFinished", "CommandOutput", "CommandResult", "FileInfo",
+    "Kernel", "KernelPool", "KernelResource", "KernelResourceLimits",
+    "KernelSession", "LeaseRequest", "Lost", "Monitor", "Policy", "Recovery", "Restored", "RunningCommand", "Sample",
+    "Settings",
     "Telemetry", "Usage",
 }  # fmt: skip
 OF_THE_COMMAND_LINE = ("rich", "textual", "typer")

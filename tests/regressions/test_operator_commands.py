@@ -339,5 +339,5 @@ def test_who_asks_is_taken_from_the_kernel() -> None:
     left, right = socket.socketpair()
     with left, right:
         assert Peer.of(left).as_dict() == {"uid": 0, "user": "root", "pid": os.getpid()}
-        refusal = asyncio.run(ControlSocket({})._answer(b"{}", Peer(NOBODY, 1)))
+        refusal = ControlSocket({})._read(b"{}", Peer(NOBODY, 1))
         assert "may not operate" in refusal["error"]

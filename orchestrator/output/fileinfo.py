@@ -1,0 +1,86 @@
+"""What a sandbox says of one of its files. All of it is a claim of hostile code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+FileKind = Literal["file", "dir", "link", "other"]
+_FIELDS = 6  # of an entry, each ended by NUL
+_MOST_DIGITS = 19  # of a number of 64 bits
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """One file of a sandbox.
+
+    Attributes:
+        name: the last part of its path. Bytes that are no UTF-8 are lone surrogates, as ``os.fsdecode`` returns them.
+        path: its absolute path in the sandbox.
+        kind: "file", "dir", "link" or "other" (a device, a socket, a named pipe).
+        size: bytes.
+        mtime: when its content changed last, in seconds since the epoch.
+        mode: its permission bits, such as 0o644.
+        target: what a link leads to; "" for anything else.
+    """
+
+    name: str
+    path: str
+    kind: FileKind
+    size: int
+    mtime: float
+    mode: int
+    target: str = ""
+
+    @property
+    def is_dir(self) -> bool:
+        """Whether it is a folder. A link to a folder is none."""
+        return self.kind == "dir"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**{name: getattr(self, name) for name in self.__slots__}, "is_dir": self.is_dir}
+
+
+def parse_entries(data: bytes, folder: str, most: int) -> list[FileInfo]:
+    """Return the files that a sandbox has listed.
+
+    Args:
+        data: six fields for each: name relative to ``folder`` ("" for the folder itself), kind, size, time of change in
+            ns, mode, target of a link; each field ends with NUL.
+        most: how many there may be.
+
+    Raises:
+        ValueError: it is no such list.
+    """
+    fields = data.split(b"\0")
+    if fields.pop() != b"" or len(fields) % _FIELDS or len(fields) // _FIELDS > most:
+        raise ValueError("the list of files is malformed")
+    return [_entry(fields[start : start + _FIELDS], folder) for start in range(0, len(fields), _FIELDS)]
+
+
+def _entry(fields: Sequence[bytes], folder: str) -> FileInfo:
+    name, kind, *numbers, target = fields
+    size, changed, mode = _numbers(numbers)
+    path = str(PurePosixPath(folder, _text(name))) if name else folder
+    if kind not in _KINDS or name.startswith(b"/") or b".." in name.split(b"/"):
+        raise ValueError("the list of files is malformed")
+    return FileInfo(
+        PurePosixPath(path).name or "/", path, _KINDS[kind], size, changed / 1e9, mode & 0o7777, _text(target)
+    )
+
+
+_KINDS: dict[bytes, FileKind] = {b"file": "file", b"dir": "dir", b"link": "link", b"other": "other"}
+
+
+def _numbers(fields: Sequence[bytes]) -> Iterator[int]:
+    for field in fields:
+        digits = field.removeprefix(b"-")
+        if not digits.isdigit() or len(digits) > _MOST_DIGITS:
+            raise ValueError("the list of files is malformed")
+        yield int(field)
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
