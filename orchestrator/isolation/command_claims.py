@@ -38,7 +38,7 @@ _ATTACKS: Mapping[str, _Attack] = {
     "a kernel that ignores its window": _Attack("true", wire_attacks.LYING_COMMANDS["endless output"]),
     "a kernel that sends empty output": _Attack("true", wire_attacks.LYING_COMMANDS["empty output"]),
     "a kernel that reports two ends": _Attack("true", wire_attacks.LYING_COMMANDS["two ends"], ("ok",)),
-    "a kernel that reports nonsense": _Attack("true", wire_attacks.LYING_COMMANDS["nonsense"]),
+    "a kernel that reports nonsense": _Attack("true", wire_attacks.LYING_COMMANDS["nonsense"], ("error",)),
     "a kernel that never answers": _Attack("true", wire_attacks.LYING_COMMANDS["silence"]),
 }
 

@@ -18,7 +18,7 @@ from orchestrator.policy.policy import Policy, keys
 from orchestrator.settings import Settings
 
 ROWS = {
-    *(f"O{number}" for number in range(1, 7)), *(f"H{number}" for number in range(1, 7)),
+    *(f"O{number}" for number in range(1, 8)), *(f"H{number}" for number in range(1, 7)),
     "T1", "T2", "T3", "D1", "D2", "D3", "X1", "X2",
 }  # fmt: skip
 
