@@ -87,7 +87,7 @@ class Command:
         self._kernel = kernel
         self._spec = spec
         self._limits = limits
-        self._process = RemoteProcess(kernel, self._take, self._end)
+        self._process = RemoteProcess(kernel, self._note_start, self._take, self._end)
         self._collector = ByteCollector(limits.output_bytes)
         self._attached = attached
         self._consumed = False
@@ -96,6 +96,7 @@ class Command:
         self._dropped = self._dropped_messages = 0
         self._muted = False
         self._over = asyncio.Event()
+        self._ready = asyncio.Event()  # it has started, or is over
         self._wake = asyncio.Event()
         self._begun = time.monotonic()
         self._duration: float | None = None
@@ -121,39 +122,35 @@ class Command:
         self.was_sent = True
         self._undo = self._kernel.on_lost(self._lose)
         self._later(self._limits.time_s, self.stop, Outcome.TIMEOUT)
-        started = asyncio.ensure_future(self._process.started())
-        over = asyncio.ensure_future(self._over.wait())
         try:
-            await asyncio.wait({started, over}, return_when=asyncio.FIRST_COMPLETED)
+            await self._ready.wait()
         except asyncio.CancelledError:
             self.stop(Outcome.CANCELLED)
             raise
-        finally:
-            over.cancel()
-            started.cancel()
-            await asyncio.gather(over, started, return_exceptions=True)
-        found = None if started.cancelled() or started.exception() is not None else started.result()
-        if isinstance(found, StartRefused):
-            self._refuse(found)
-        elif found is not None:
-            self.pid = found
-            if len(self._spec.input) > INPUT_PIECE:
-                self._feeding = self._loop.create_task(self._feed())
+        if self._refused is not None and self._refused.folder:
+            raise InvalidInputError(
+                f"the command's working directory {printable(self._spec.cwd, 100)!r} cannot be used: "
+                f"{self._refused.reason}."
+            )
+
+    def _note_start(self, started: int | StartRefused) -> None:
+        if self.is_over:
+            return
+        if isinstance(started, StartRefused):
+            self._refused = started
+            if not started.folder:
+                self._take("stderr", f"cellblock: {printable(self.command[0], 100)}: {started.reason}\n".encode())
+            self._finish()
+            return
+        self.pid = started
+        self._ready.set()
+        if len(self._spec.input) > INPUT_PIECE:
+            self._feeding = self._loop.create_task(self._feed())
 
     async def _feed(self) -> None:
         """Write what did not fit into the request. The command's end cancels it."""
         with contextlib.suppress(KernelDiedError):
             await self._process.write(self._spec.input[INPUT_PIECE:], last=not self._spec.keeps_stdin)
-
-    def _refuse(self, refused: StartRefused) -> None:
-        self._refused = refused
-        if not refused.folder:
-            self._take("stderr", f"cellblock: {printable(self.command[0], 100)}: {refused.reason}\n".encode())
-        self._finish()
-        if refused.folder:
-            raise InvalidInputError(
-                f"the command's working directory {printable(self._spec.cwd, 100)!r} cannot be used: {refused.reason}."
-            )
 
     @property
     def is_over(self) -> bool:
@@ -306,6 +303,7 @@ class Command:
         if self._confirmed or not self._kernel.is_alive or self._refused is not None:
             self._process.forget()
         self._over.set()
+        self._ready.set()
         self._wake.set()
 
     def _kill_kernel(self, why: Stop) -> None:

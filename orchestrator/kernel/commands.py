@@ -5,7 +5,6 @@ Output travels on the control channel, at most ``WINDOW`` bytes ahead of what th
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,6 @@ from typing import Any
 
 from orchestrator.kernel.channel import Message
 from orchestrator.kernel.kernel import Kernel
-from orchestrator.kernel.lost import failing_when_lost
 from orchestrator.kernel.translate import text
 from orchestrator.output.outputs import StreamName
 from orchestrator.output.printable import printable
@@ -64,6 +62,7 @@ class RemoteProcess:
     """One process. Used once.
 
     Args:
+        on_start: called once, with its process id in the sandbox, or with why it could not be started.
         on_output: called with each piece of output. Call ``take`` once it is used.
         on_end: called once, with the exit code (negative for a signal), or None if the kernel does not know it.
     """
@@ -71,18 +70,19 @@ class RemoteProcess:
     def __init__(
         self,
         kernel: Kernel,
+        on_start: Callable[[int | StartRefused], None],
         on_output: Callable[[StreamName, bytes], None],
         on_end: Callable[[int | None], None],
     ) -> None:
         self._kernel = kernel
+        self._on_start = on_start
         self._on_output = on_output
         self._on_end = on_end
         self._token = secrets.token_hex(8)
         self._message_id = ""
         self._room = WINDOW  # bytes that the kernel may still send
         self._owed = 0  # bytes that are taken, and that the kernel does not know of
-        self._ended = False
-        self._started: asyncio.Future[int | StartRefused] = asyncio.get_running_loop().create_future()
+        self._started = self._ended = False
 
     def send(self, spec: CommandSpec) -> None:
         """Ask the kernel to start the process.
@@ -102,15 +102,6 @@ class RemoteProcess:
         }
         first = (spec.input[:INPUT_PIECE],) if spec.input else ()
         self._message_id = self._kernel.send("control", "command_start_request", content, self._receive, first)
-
-    async def started(self) -> int | StartRefused:
-        """Return its process id in the sandbox, or why it could not be started. The caller bounds the wait.
-
-        Raises:
-            KernelDiedError: the kernel died.
-        """
-        with failing_when_lost(self._kernel, self._started):
-            return await asyncio.shield(self._started)
 
     def take(self, size: int) -> None:
         """Let the kernel send ``size`` more bytes. It is told once half of the window is taken."""
@@ -151,7 +142,6 @@ class RemoteProcess:
         """Listen to nothing more of it."""
         self._ended = True
         self._kernel.forget(self._message_id)
-        self._started.cancel()
 
     def _say(self, kind: str, content: dict[str, Any]) -> None:
         if self._kernel.is_alive:
@@ -170,17 +160,16 @@ class RemoteProcess:
             self._on_end(_exit_code(message.content.get("exit_code")))
 
     def _note_start(self, content: dict[str, Any]) -> None:
-        if self._started.done():
+        if self._started:
             return
+        self._started = True
         number = content.get("pid")
         if content.get("status") == "ok" and isinstance(number, int):
-            self._started.set_result(number)
+            self._on_start(number)
             return
         errno = content.get("errno")
         reason = printable(text(content.get("reason")), _LONGEST_REASON) or "no reason given"
-        self._started.set_result(
-            StartRefused(errno if isinstance(errno, int) else 0, content.get("folder") is True, reason)
-        )
+        self._on_start(StartRefused(errno if isinstance(errno, int) else 0, content.get("folder") is True, reason))
 
     def _note_output(self, message: Message) -> None:
         """Take a piece of output. What a kernel sends beyond its window is dropped: an honest one waits."""

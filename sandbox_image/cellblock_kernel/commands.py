@@ -17,7 +17,19 @@ import sys
 import termios
 from collections import deque
 from collections.abc import Callable, Sequence
-from os import WNOHANG, close, kill, killpg, pipe, read, set_blocking, waitpid, waitstatus_to_exitcode, write
+from os import (
+    WNOHANG,
+    close,
+    kill,
+    killpg,
+    pidfd_open,
+    pipe,
+    read,
+    set_blocking,
+    waitpid,
+    waitstatus_to_exitcode,
+    write,
+)
 from signal import SIGKILL
 from time import monotonic
 from typing import Any
@@ -142,6 +154,7 @@ class Command:
         self._paused = False
         self._pause = PAUSES[0]
         self._look_timer: asyncio.TimerHandle | None = None
+        self._handle = -1  # becomes readable when the process ends
         self._ended_at: float | None = None
         self._exit_code: int | None = None
         self._over = False
@@ -170,7 +183,11 @@ class Command:
             self._loop.add_reader(self._outputs[name], self._read, name)
         if self._stdin >= 0:
             self.feed(first, not request["stdin"], lambda **_: None)
-        self._look_timer = self._loop.call_later(self._pause, self._look)
+        try:
+            self._handle = pidfd_open(self.pid)
+            self._loop.add_reader(self._handle, self._look)
+        except OSError:  # gVisor has no such call
+            self._look_timer = self._loop.call_later(self._pause, self._look)
 
     def _pipes(self, request: dict[str, Any], ends: list[int]) -> dict[str, Any]:
         given: dict[str, Any] = {"stdin": subprocess.DEVNULL}
@@ -311,6 +328,8 @@ class Command:
         if self._ended_at is not None and (not self._outputs or self._is_quiet()):
             self._finish()
             return
+        if self._handle >= 0 and self._ended_at is None:
+            return  # it will be called again
         self._look_timer = self._loop.call_later(self._pause, self._look)
         self._pause = min(2 * self._pause, PAUSES[1])
 
@@ -320,9 +339,16 @@ class Command:
         except ChildProcessError:  # a cell has waited for any child, and has its status
             ended, status = self.pid, None
         if ended:
+            self._close_handle()
             self._ended_at = monotonic()
             self._exit_code = None if status is None else waitstatus_to_exitcode(status)
             self._owed = {name: _waiting(output) for name, output in self._outputs.items()}
+
+    def _close_handle(self) -> None:
+        if self._handle >= 0:
+            self._loop.remove_reader(self._handle)
+            close(self._handle)
+            self._handle = -1
 
     def _is_quiet(self) -> bool:
         """Return whether only processes that it has left behind may still write."""
