@@ -92,7 +92,11 @@ from orchestrator.output.events import (
     UpdateDisplayData,
 )
 from orchestrator.output.fileinfo import (
+    ChangedFile,
     FileInfo,
+)
+from orchestrator.output.variableinfo import (
+    VariableInfo,
 )
 from orchestrator.policy.policy import (
     Policy,
@@ -136,6 +140,7 @@ __all__ = [
     "AgentKernelManager",
     "CellFinished",
     "CellblockError",
+    "ChangedFile",
     "Checkpoint",
     "CheckpointDamagedError",
     "CheckpointError",
@@ -217,5 +222,6 @@ __all__ = [
     "UpdateDisplayData",
     "Usage",
     "UserIdTakenError",
+    "VariableInfo",
     "WrongEventLoopError",
 ]

@@ -22,6 +22,7 @@ from orchestrator.outcome import Exit, Outcome, Stop
 from orchestrator.output.bytecollector import ByteCollector
 from orchestrator.output.commandresult import CommandOutput, CommandResult
 from orchestrator.output.events import Evidence, OutputDropped
+from orchestrator.output.fileinfo import ChangedFile
 from orchestrator.output.outputs import StreamName
 from orchestrator.output.printable import printable
 from orchestrator.output.sizes import EVENT
@@ -105,6 +106,8 @@ class Command:
         self._stopped: Stop | None = None
         self._signal: int | None = None
         self._confirmed = False
+        self._changed: tuple[ChangedFile, ...] = ()
+        self._changed_more = 0  # files that are not named
         self._timers: list[asyncio.TimerHandle] = []
         self._undo: Callable[[], None] = lambda: None
         self._loop = asyncio.get_running_loop()
@@ -283,8 +286,9 @@ class Command:
 
     # Its end
 
-    def _end(self, exit_code: int | None) -> None:
+    def _end(self, exit_code: int | None, changed: tuple[ChangedFile, ...], more: int) -> None:
         self._confirmed = True
+        self._changed, self._changed_more = changed, more
         self._exit_code = 128 - exit_code if exit_code is not None and exit_code < 0 else exit_code
         self._finish()
 
@@ -323,6 +327,8 @@ class Command:
             )
         elif self._confirmed and exit_code is None:
             warnings.append("a cell has taken the command's exit status, as os.wait() does")
+        if self._changed_more:
+            warnings.append(f"{self._changed_more} more files of /work changed")
         return CommandResult(
             number=self.number,
             command=self.command,
@@ -337,6 +343,7 @@ class Command:
             runtime=self._kernel.runtime,
             evidence=self._evidence(outcome, end),
             warnings=tuple(warnings),
+            changed_files=self._changed,
         )
 
     def _outcome(self, end: Exit | None) -> Outcome:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from functools import partial
 
 from orchestrator.container.usage import Usage
@@ -52,6 +52,7 @@ class Cell:
         limits: the time that it may take, and the size of its output.
         policy: what else its output may be, and whether it may ask for input.
         answer: answers its ``input()``, where the policy has ``channels.stdin``. Without it, ``input()`` fails.
+        environment: variables that it has beside those of the kernel.
     """
 
     _doubt: asyncio.TimerHandle | None = None  # set while the end may be forged
@@ -66,7 +67,9 @@ class Cell:
         limits: KernelResourceLimits,
         policy: Policy,
         answer: InputHandler | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
+        self._environment = dict(environment or {})
         self._kernel = kernel
         self._code = code
         self._limits = limits
@@ -199,7 +202,9 @@ class Cell:
         return make_result(self._facts(), self._stopped or Outcome.CANCELLED, self._error)
 
     def _request(self) -> dict[str, object]:
+        environment = {"environment": self._environment} if self._environment else {}
         return {
+            **environment,
             "code": self._code,
             "silent": False,
             "store_history": True,
@@ -396,5 +401,6 @@ class Cell:
             output_bytes=collector.bytes_seen,
             output_messages=collector.messages_seen,
             kernel_warnings=() if reply is None else reply.warnings,
+            changed_files=() if reply is None else reply.changed_files,
             mime_dropped=self._mimes.removed,
         )

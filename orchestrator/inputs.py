@@ -80,31 +80,47 @@ def check_command(
     argv = (command,) if isinstance(command, str) else tuple(command)
     if not argv or len(argv) > MOST_ARGUMENTS or not argv[0]:
         raise InvalidInputError(f"a command is a line, or 1 to {MOST_ARGUMENTS} arguments; the first is not empty.")
-    variables = dict(env or {})
-    for name in variables:
-        if not isinstance(name, str) or not name or "=" in name:
-            raise InvalidInputError(f"{name!r} is not the name of a variable.")
-    sizes = [_size_of_text(text) for text in (*argv, cwd, *variables, *variables.values())]
-    if max(sizes) >= LONGEST_COMMAND or sum(sizes) > LONGEST_COMMANDS:
-        raise InvalidInputError(
-            "the command is too long: an argument or a variable may have 128 KiB, and all of them 1 MiB.",
-            remedy="Pass long data as stdin, or in a file.",
-        )
+    _check_sizes((*argv, cwd, *_variables(env)))
     if timeout is not None and not timeout > 0:
         raise InvalidInputError("the timeout must be a number of seconds above 0.")
     return argv
 
 
+def check_environment(environment: Mapping[str, str] | None) -> None:
+    """Check that variables can be given to a process.
+
+    Raises:
+        InvalidInputError: a name or a value cannot be used, or they are too long.
+    """
+    if environment:
+        _check_sizes(_variables(environment))
+
+
+def _variables(environment: Mapping[str, str] | None) -> list[str]:
+    variables = dict(environment or {})
+    for name in variables:
+        if not isinstance(name, str) or not name or "=" in name:
+            raise InvalidInputError(f"{name!r} is not the name of a variable.")
+    return [*variables, *variables.values()]
+
+
+def _check_sizes(texts: Sequence[str]) -> None:
+    sizes = [_size_of_text(text) for text in texts]
+    if max(sizes) >= LONGEST_COMMAND or sum(sizes) > LONGEST_COMMANDS:
+        raise InvalidInputError(
+            "it is too long: an argument or a variable may have 128 KiB, and all of them 1 MiB.",
+            remedy="Pass long data as stdin, or in a file.",
+        )
+
+
 def _size_of_text(value: object) -> int:
     """Return the bytes of a text of a process. Bytes that are no UTF-8 are written as ``os.fsdecode`` returns them."""
     if not isinstance(value, str):
-        raise InvalidInputError(
-            f"arguments, folders and variables of a command are strings, not {type(value).__name__}."
-        )
+        raise InvalidInputError(f"arguments, folders and variables are strings, not {type(value).__name__}.")
     try:
         size = len(value.encode("utf-8", "surrogateescape"))
     except UnicodeEncodeError:
-        raise InvalidInputError("an argument or a variable of the command has a lone surrogate.") from None
+        raise InvalidInputError("an argument or a variable has a lone surrogate.") from None
     if "\0" in value:
-        raise InvalidInputError("an argument or a variable of the command contains NUL.")
+        raise InvalidInputError("an argument or a variable contains NUL.")
     return size

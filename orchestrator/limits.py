@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MIB = 1024 * 1024
 
@@ -47,6 +47,25 @@ class KernelResourceLimits:
                 raise ValueError(f"{name} must be finite")
         if self.max_cpu_percent > 100:
             raise ValueError("CPU percent cannot exceed 100")
+
+    def within(self, timeout: float | None, output_limit: int | None) -> KernelResourceLimits:
+        """Return the limits of one call: its own where they are lower.
+
+        Args:
+            timeout: seconds; None: these limits' own.
+            output_limit: bytes; None: these limits' own.
+
+        Raises:
+            ValueError: one is not above 0.
+        """
+        for value, name in ((timeout, "timeout"), (output_limit, "output_limit")):
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0.")
+        if timeout is None and output_limit is None:
+            return self
+        size = self.max_output_size_mb if output_limit is None else min(output_limit / MIB, self.max_output_size_mb)
+        time_s = self.max_execution_time if timeout is None else min(timeout, self.max_execution_time)
+        return replace(self, max_execution_time=time_s, max_output_size_mb=size)
 
     @property
     def max_output_bytes(self) -> int:

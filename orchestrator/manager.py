@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,10 +19,12 @@ from nbformat import NotebookNode
 from orchestrator.commandcalls import CommandCalls
 from orchestrator.errors import CellblockError, InvalidInputError, KernelTimeoutError, UnknownKernelNameError
 from orchestrator.filecalls import FileCalls
-from orchestrator.inputs import check_agent_id, check_code, check_lease_request
+from orchestrator.inputs import check_agent_id, check_code, check_environment, check_lease_request
+from orchestrator.kernel import variables
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import Deadline, KernelResourceLimits
 from orchestrator.output.events import CellFinished, Event, ExecutionResult, InputHandler
+from orchestrator.output.variableinfo import VariableInfo
 from orchestrator.policy.policy import Policy
 from orchestrator.sessions import checkpoint as checkpoints
 from orchestrator.sessions import notebook
@@ -195,22 +197,42 @@ class AgentKernelManager(CommandCalls, FileCalls):
             yield session.live_kernel(), session
 
     async def execute(
-        self, session: KernelSession, code: str, *, answer: InputHandler | None = None
+        self,
+        session: KernelSession,
+        code: str,
+        *,
+        answer: InputHandler | None = None,
+        timeout: float | None = None,
+        output_limit: int | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> ExecutionResult:
         """Run one cell and return its result, however the cell ended: a timeout is a result with outcome "timeout".
 
         Args:
             answer: answers the cell's ``input()``, if the policy has ``channels.stdin``. The cell's time limit does
                 not pause. Without a handler, or under another policy, ``input()`` fails at once.
+            timeout: seconds that the cell may take; the manager's ``max_execution_time`` at most, and if None.
+            output_limit: bytes that the cell may output; the manager's ``max_output_size_mb`` at most, and if None.
+            environment: variables of ``os.environ`` while the cell runs; afterwards they are as before.
 
         Raises:
             InvalidCodeError: see ``check_code``. No cell ran.
+            InvalidInputError: a limit is not above 0, or a variable cannot be used. No cell ran.
             KernelDiedError, SessionEndedError: there is no kernel to run the cell.
             StoreError: the result could not be kept; the error has it.
             QuotaExceededError: the agent keeps as much as it may. No cell ran.
         """
         try:
-            async with contextlib.aclosing(self.stream_code(session, code, answer=answer)) as events:
+            async with contextlib.aclosing(
+                self.stream_code(
+                    session,
+                    code,
+                    answer=answer,
+                    timeout=timeout,
+                    output_limit=output_limit,
+                    environment=environment,
+                )
+            ) as events:
                 async for event in events:
                     if isinstance(event, CellFinished):
                         return event.result
@@ -219,41 +241,67 @@ class AgentKernelManager(CommandCalls, FileCalls):
         raise AssertionError("unreachable: a stream ends with CellFinished or an error")
 
     async def execute_code(
-        self, session: KernelSession, code: str, *, answer: InputHandler | None = None
+        self,
+        session: KernelSession,
+        code: str,
+        *,
+        answer: InputHandler | None = None,
+        timeout: float | None = None,
+        output_limit: int | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         """Run one cell and return its result as a dict: the reference's keys, and all of ``ExecutionResult``.
 
         An error of the code is a result with status "error"; so is a kernel that its own cell has ended.
 
         Args:
-            answer: see ``execute``.
+            answer, timeout, output_limit, environment: see ``execute``.
 
         Raises:
-            KernelTimeoutError: the cell ran past ``max_execution_time``; the error has the result so far.
-            InvalidCodeError, KernelDiedError, SessionEndedError, StoreError: see ``execute``.
+            KernelTimeoutError: the cell ran past its time limit; the error has the result so far.
+            InvalidCodeError, InvalidInputError, KernelDiedError, SessionEndedError, StoreError: see ``execute``.
         """
-        async with contextlib.aclosing(self.stream_code(session, code, answer=answer)) as events:
+        async with contextlib.aclosing(
+            self.stream_code(
+                session, code, answer=answer, timeout=timeout, output_limit=output_limit, environment=environment
+            )
+        ) as events:
             async for event in events:
                 if isinstance(event, CellFinished):
                     return event.result.as_dict()
         raise AssertionError("unreachable: a stream ends with CellFinished or an error")
 
     async def stream_code(
-        self, session: KernelSession, code: str, *, answer: InputHandler | None = None
+        self,
+        session: KernelSession,
+        code: str,
+        *,
+        answer: InputHandler | None = None,
+        timeout: float | None = None,
+        output_limit: int | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Run one cell and yield its outputs as they come; the last event is ``CellFinished`` with the result.
 
         To stop early, close the generator (``contextlib.aclosing``) or cancel the task: both interrupt the cell.
 
+        Args:
+            answer, timeout, output_limit, environment: see ``execute``.
+
         Raises:
             See ``execute_code``.
         """
         check_code(code)
+        check_environment(environment)
+        try:
+            limits = self.resource_limits.within(timeout, output_limit)
+        except ValueError as error:
+            raise InvalidInputError(str(error)) from None
         finished: CellFinished | None = None
         async with self._life.in_use(session):
             with self.telemetry.span("execute_cell", runtime=self.runtime) as span:
                 try:
-                    async with contextlib.aclosing(session.run(code, self.resource_limits, answer)) as events:
+                    async with contextlib.aclosing(session.run(code, limits, answer, environment)) as events:
                         async for event in events:
                             if isinstance(event, CellFinished):
                                 finished = event
@@ -266,6 +314,18 @@ class AgentKernelManager(CommandCalls, FileCalls):
             await capture_if_due(session, self._parts.registry.files, self.policy.sessions.checkpoint_every)
         assert finished is not None
         yield finished
+
+    async def list_variables(self, session: KernelSession) -> tuple[VariableInfo, ...]:
+        """Return the session's variables, 1,000 at most: name, type, size, shape and a short preview.
+
+        It works also while a cell runs. No code of the session is called for it.
+
+        Raises:
+            TimeoutError: the kernel does not answer within 30 s, as while C code in a cell keeps Python's lock.
+            KernelDiedError, SessionEndedError: there is no kernel.
+        """
+        async with self._life.in_use(session):
+            return await variables.list_variables(session.live_kernel())
 
     def interrupt(self, session: KernelSession) -> bool:
         """Raise KeyboardInterrupt in the session's running cell, as Ctrl-C does. The cell may catch it.

@@ -60,6 +60,8 @@ EXECUTABLE = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
 
 # Debian's maintainer scripts make these, but do not run.
 LINKS = {"usr/bin/awk": "mawk", "usr/bin/which": "which.debianutils"}
+# Where models and other sandboxes' users put files. They lead to the working folder.
+OTHER_WORK_FOLDERS = ("home/user", "workspace", "mnt/data")
 # The host writes both files for each kernel, because each kernel has a user id of its own.
 ACCOUNTS = {"etc/passwd": "/run/kernel/passwd", "etc/group": "/run/kernel/group"}
 # Added to these modules of matplotlib.
@@ -148,6 +150,9 @@ def lay_out() -> None:
         (ROOT / folder).mkdir(parents=True, exist_ok=True)
     for folder in ("work", "tmp"):  # runc gives a tmpfs the mode of the folder below it
         (ROOT / folder).chmod(0o1777)
+    for name in OTHER_WORK_FOLDERS:
+        (ROOT / name).parent.mkdir(parents=True, exist_ok=True)
+        (ROOT / name).symlink_to("/work")
     for name, target in LINKS.items():
         if (ROOT / name).parent.joinpath(target).exists() and not os.path.lexists(ROOT / name):
             (ROOT / name).symlink_to(target)

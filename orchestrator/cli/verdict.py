@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.cli.render import plain
+from orchestrator.output.amounts import amount
 from orchestrator.output.events import ExecutionResult, OutputDropped, Truncation
-from orchestrator.output.sizes import amount
 
 _LONGEST = 500  # characters of an error's message
 

@@ -13,6 +13,7 @@ from typing import Any
 from orchestrator.kernel.channel import Message
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.kernel.translate import text
+from orchestrator.output.fileinfo import ChangedFile, parse_changes
 from orchestrator.output.outputs import StreamName
 from orchestrator.output.printable import printable
 
@@ -64,7 +65,8 @@ class RemoteProcess:
     Args:
         on_start: called once, with its process id in the sandbox, or with why it could not be started.
         on_output: called with each piece of output. Call ``take`` once it is used.
-        on_end: called once, with the exit code (negative for a signal), or None if the kernel does not know it.
+        on_end: called once, with the exit code (negative for a signal), or None if the kernel does not know it; with
+            the changed files; and with how many more there are.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class RemoteProcess:
         kernel: Kernel,
         on_start: Callable[[int | StartRefused], None],
         on_output: Callable[[StreamName, bytes], None],
-        on_end: Callable[[int | None], None],
+        on_end: Callable[[int | None, tuple[ChangedFile, ...], int], None],
     ) -> None:
         self._kernel = kernel
         self._on_start = on_start
@@ -157,7 +159,9 @@ class RemoteProcess:
             self._note_output(message)
         elif message.kind == "command_end":
             self.forget()
-            self._on_end(_exit_code(message.content.get("exit_code")))
+            self._on_end(
+                _exit_code(message.content.get("exit_code")), *parse_changes(message.content.get("changed_files"))
+            )
 
     def _note_start(self, content: dict[str, Any]) -> None:
         if self._started:

@@ -18,6 +18,7 @@ from orchestrator.output.events import (
     StreamOutput,
     UpdateDisplayData,
 )
+from orchestrator.output.fileinfo import ChangedFile, parse_changes
 from orchestrator.output.printable import printable
 
 _LONGEST_ID = 256  # characters of a display's id; IPython's have 32
@@ -36,11 +37,12 @@ _LONGEST_ERROR = 64 * 1024  # characters that are kept of each text of an error 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What is kept of an ``execute_reply``: its execution count, its error if it has one, and the kernel's warnings."""
+    """What is kept of an ``execute_reply``: its count, its error if it has one, its warnings, and the changed files."""
 
     count: int | None
     error: ErrorOutput | None
     warnings: tuple[str, ...] = ()
+    changed_files: tuple[ChangedFile, ...] = ()
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Self:
@@ -49,7 +51,11 @@ class Reply:
         if error is not None:  # mostly a copy of an error message that has come and was counted
             lines = tuple(line[:_LONGEST_ERROR] for line in error.traceback[-_REPLY_LINES:])
             error = ErrorOutput(error.ename[:_LONGEST_ERROR], error.evalue[:_LONGEST_ERROR], lines)
-        return cls(count(content.get("execution_count")), error, _reply_warnings(content.get("warnings")))
+        changed, more = parse_changes(content.get("changed_files"))
+        warnings = _reply_warnings(content.get("warnings"))
+        if more:
+            warnings += (f"{more} more files of /work changed",)
+        return cls(count(content.get("execution_count")), error, warnings, changed)
 
 
 def _reply_warnings(value: object) -> tuple[str, ...]:

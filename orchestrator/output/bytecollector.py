@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from orchestrator.output.amounts import amount
 from orchestrator.output.outputs import StreamName
 from orchestrator.output.result import Truncation
-from orchestrator.output.sizes import amount
 
 _BLOCK = 64 * 1024  # bytes up to which small pieces of the end are joined
 _NAMES: tuple[StreamName, ...] = ("stdout", "stderr")

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.outcome import Exit, Stop
+from orchestrator.output.fileinfo import ChangedFile
 from orchestrator.output.outputs import ErrorOutput, Output, UpdateDisplayData
 from orchestrator.output.result import Truncation
 
@@ -56,7 +57,7 @@ class CellFacts:
         before, after: what the kernel used when the cell began and ended; None where the host cannot read it.
         killed_before: processes that were killed for want of memory since the last cell ended.
         kernel_warnings: what the kernel's reply warns of. Claims.
-        outputs, updates, truncated, mime_dropped: see ``ExecutionResult``.
+        changed_files, outputs, updates, truncated, mime_dropped: see ``ExecutionResult``.
         output_bytes, output_messages: see ``Evidence``.
     """
 
@@ -81,6 +82,7 @@ class CellFacts:
     after: Measured | None = None
     killed_before: int = 0
     kernel_warnings: tuple[str, ...] = ()
+    changed_files: tuple[ChangedFile, ...] = ()
     outputs: tuple[Output, ...] = ()
     updates: tuple[UpdateDisplayData, ...] = ()
     truncated: Truncation | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from orchestrator.limits import OutputLimits
+from orchestrator.output.amounts import amount
 from orchestrator.output.displayupdates import DisplayUpdates
 from orchestrator.output.events import (
     ClearOutput,
@@ -26,7 +27,7 @@ from orchestrator.output.events import (
 from orchestrator.output.outputs import StreamName
 from orchestrator.output.share import Share, StreamCost
 from orchestrator.output.shown import Run, Shown, drain
-from orchestrator.output.sizes import EVENT, amount, content_size, cost, width
+from orchestrator.output.sizes import EVENT, content_size, cost, width
 from orchestrator.output.tail import Tail, Waiting
 
 _LARGEST_PIECE = 1024 * 1024  # bytes of one event after the split; larger ones are left out unread

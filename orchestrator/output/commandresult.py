@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Self, get_args
 
 from orchestrator.outcome import CellOutcome, Outcome
+from orchestrator.output import formodels
+from orchestrator.output.amounts import amount
 from orchestrator.output.fields import Fields
+from orchestrator.output.fileinfo import ChangedFile
 from orchestrator.output.outputs import StreamName
 from orchestrator.output.result import Evidence, KernelState, Truncation
-from orchestrator.output.sizes import amount
 
 _OUTCOMES: tuple[Outcome, ...] = get_args(CellOutcome)
 
@@ -68,6 +70,7 @@ class CommandResult:
         runtime: the container runtime that the command ran under.
         evidence: what the host saw.
         warnings: what else the caller should know.
+        changed_files: see ``ExecutionResult``.
     """
 
     number: int
@@ -83,6 +86,7 @@ class CommandResult:
     runtime: str
     evidence: Evidence
     warnings: tuple[str, ...] = ()
+    changed_files: tuple[ChangedFile, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -104,6 +108,14 @@ class CommandResult:
         """``stderr`` as UTF-8, with a replacement character for what is not valid."""
         return self.stderr.decode("utf-8", "replace")
 
+    def as_text(self, limit: int = formodels.LIMIT) -> str:
+        """Return the result as one text for a language model: stdout, stderr, and in brackets what else it must know.
+
+        Args:
+            limit: characters, 200 at least. Beyond it the middle of the output is left out.
+        """
+        return formodels.command_text(self, limit)
+
     def as_dict(self) -> dict[str, Any]:
         """Return all fields, for JSON. Output that is no valid UTF-8 is in "stdout_base64" or "stderr_base64" too."""
         return {
@@ -121,6 +133,7 @@ class CommandResult:
             "runtime": self.runtime,
             "evidence": self.evidence.as_dict(),
             "warnings": list(self.warnings),
+            "changed_files": [file.as_dict() for file in self.changed_files],
         }
 
     @classmethod
@@ -145,6 +158,7 @@ class CommandResult:
             runtime=fields.value("runtime", str),
             evidence=fields.nested("evidence", Evidence.from_dict),
             warnings=fields.texts("warnings"),
+            changed_files=fields.each_if_any("changed_files", ChangedFile.from_dict),
         )
 
 

@@ -51,6 +51,7 @@ def make_result(facts: CellFacts, outcome: Outcome, error: ErrorOutput | None) -
         evidence=_evidence(facts),
         warnings=tuple(_warnings(facts)),
         updates=facts.updates,
+        changed_files=facts.changed_files,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from orchestrator.limits import MIB
-from orchestrator.output.sizes import memory_of
+from orchestrator.output.amounts import memory_of
 
 # By how many bytes a session may grow: a large update of many displays of one id would make a notebook of gigabytes.
 # After that, the older displays keep the content that their own cells gave them.

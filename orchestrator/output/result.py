@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
 from orchestrator.outcome import CellOutcome, Outcome
+from orchestrator.output import formodels
 from orchestrator.output.fields import Fields
+from orchestrator.output.fileinfo import ChangedFile
 from orchestrator.output.outputs import (
     ErrorOutput,
     ExecuteResult,
@@ -132,6 +134,8 @@ class ExecutionResult:
         runtime: the container runtime that the cell ran under.
         evidence: what the host saw.
         warnings: limits that the cell came close to, such as memory.
+        changed_files: the files of ``/work`` that the cell made, changed or removed, 100 at most, by path. Changes by
+            commands that ran meanwhile are among them. A warning says if there are more.
         updates: the last content that the cell gave to each display that it did not make itself. An exported notebook
             shows it in the cell that made the display.
     """
@@ -150,6 +154,7 @@ class ExecutionResult:
     evidence: Evidence = Evidence()
     warnings: tuple[str, ...] = ()
     updates: tuple[UpdateDisplayData, ...] = ()
+    changed_files: tuple[ChangedFile, ...] = ()
 
     @property
     def stdout(self) -> str:
@@ -171,6 +176,18 @@ class ExecutionResult:
     def interrupted(self) -> bool:
         """Whether the host stopped the cell."""
         return self.outcome in (Outcome.TIMEOUT, Outcome.INTERRUPTED, Outcome.CANCELLED)
+
+    def as_text(self, limit: int = formodels.LIMIT) -> str:
+        """Return the result as one text for a language model.
+
+        It has the output in its order, the traceback with the frames of the user's own code, pictures and rich output
+        by name, and in brackets what was truncated, how the cell ended if not well, warnings, and changed files. It has
+        no control characters, but may say anything: it is the sandbox's.
+
+        Args:
+            limit: characters, 200 at least. Beyond it the middle of the output is left out.
+        """
+        return formodels.cell_text(self, limit)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the reference's dict form, and the other fields beside it."""
@@ -201,6 +218,7 @@ class ExecutionResult:
             "evidence": self.evidence.as_dict(),
             "warnings": list(self.warnings),
             "updates": [update.as_dict() for update in self.updates],
+            "changed_files": [file.as_dict() for file in self.changed_files],
         }
 
     @classmethod
@@ -226,6 +244,7 @@ class ExecutionResult:
             evidence=fields.nested("evidence", Evidence.from_dict),
             warnings=fields.texts("warnings"),
             updates=fields.each_if_any("updates", UpdateDisplayData.from_dict),
+            changed_files=fields.each_if_any("changed_files", ChangedFile.from_dict),
         )
 
     def _stream(self, name: StreamName) -> str:

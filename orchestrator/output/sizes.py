@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from typing import Any
 
+from orchestrator.output.amounts import memory_of
 from orchestrator.output.events import (
     CommMessage,
     DisplayData,
@@ -18,16 +17,6 @@ from orchestrator.output.events import (
 
 EVENT = 200  # bytes that an event takes beside its content
 _SHORT = 100  # characters; above, the memory of a text shows how wide its characters are
-
-
-def memory_of(value: Any) -> int:
-    """Return the bytes that a JSON value takes in memory."""
-    size = sys.getsizeof(value)
-    if isinstance(value, Mapping):
-        return size + sum(sys.getsizeof(key) + memory_of(item) for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return size + sum(map(memory_of, value))
-    return size
 
 
 def cost(event: OutputEvent) -> int:
@@ -66,11 +55,3 @@ def width(text: str) -> int:
         return 1 if widest < 0x100 else 2 if widest < 0x10000 else 4
     ratio = sys.getsizeof(text) / len(text)
     return 4 if ratio > 3.9 else 2 if ratio > 1.9 else 1
-
-
-def amount(size: int) -> str:
-    """Return a number of bytes for people, such as "1.5 MiB"."""
-    for unit, factor in (("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size} bytes"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -68,7 +68,11 @@ class KernelSession(Lifecycle):
     # Cells
 
     async def run(
-        self, code: str, limits: KernelResourceLimits, answer: InputHandler | None = None
+        self,
+        code: str,
+        limits: KernelResourceLimits,
+        answer: InputHandler | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Run one cell when its turn comes, and keep it in the history, however it ends.
 
@@ -76,7 +80,7 @@ class KernelSession(Lifecycle):
         interrupt ends with the grace period; until then the session's next cell waits.
 
         Args:
-            answer: see ``Cell``.
+            answer, environment: see ``Cell``.
 
         Raises:
             SessionEndedError, KernelDiedError, KernelTimeoutError: see ``live_kernel``, ``Cell.send`` and ``Cell.run``.
@@ -89,7 +93,7 @@ class KernelSession(Lifecycle):
             if self.closing:
                 raise ManagerClosedError("the manager shuts down; the cell has not run.")
             await self._begin_cell(code, kernel)
-            self._turn = turn = Turn(self, kernel, code, limits, answer)
+            self._turn = turn = Turn(self, kernel, code, limits, answer, environment)
         except BaseException:
             self._lock.release()
             raise

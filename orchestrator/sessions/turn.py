@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.execution import Cell
@@ -32,8 +32,9 @@ class Turn:
         code: str,
         limits: KernelResourceLimits,
         answer: InputHandler | None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
-        self.cell = Cell(kernel, code, limits, session.policy, answer)
+        self.cell = Cell(kernel, code, limits, session.policy, answer, environment)
         self._session = session
         self._kernel = kernel
         self._code = code

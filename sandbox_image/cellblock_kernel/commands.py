@@ -34,6 +34,7 @@ from signal import SIGKILL
 from time import monotonic
 from typing import Any
 
+from cellblock_kernel.changedfiles import ChangedFiles
 from cellblock_kernel.files import decoded
 from cellblock_kernel.originals import BUILTINS
 from cellblock_kernel.orphans import Orphans, processes
@@ -59,9 +60,10 @@ class Commands:
             buffers.
     """
 
-    def __init__(self, send: Callable[..., None], orphans: Orphans) -> None:
+    def __init__(self, send: Callable[..., None], orphans: Orphans, changed_files: ChangedFiles) -> None:
         self._send = send
         self._orphans = orphans
+        self._changed_files = changed_files
         self._running: dict[str, Command] = {}
         self.handlers = {
             "command_start_request": self._start,
@@ -83,7 +85,13 @@ class Commands:
         def say(kind: str, content: dict[str, Any], buffers: Sequence[bytes] = ()) -> None:
             self._send(kind, content, parent, ident, buffers)
 
-        command = Command(say, request["window"], lambda: self._running.pop(request["id"], None))
+        before = self._changed_files.begin()
+
+        def end(exit_code: int | None) -> None:
+            self._running.pop(request["id"], None)
+            say("command_end", {"exit_code": exit_code, "changed_files": self._changed_files.end(before)})
+
+        command = Command(say, request["window"], end)
         try:
             command.start(request, bytes(parent["buffers"][0]) if parent["buffers"] else b"", self._orphans)
         except OSError as error:
@@ -133,13 +141,13 @@ class Command:
     Args:
         say: sends the host a message about it.
         window: bytes of output that the host takes at once.
-        on_end: called once it is over.
+        on_end: called once it is over, with its exit code, if that is known.
     """
 
     pid = 0
     _master = -1  # the host's side of a terminal
 
-    def __init__(self, say: Say, window: int, on_end: Callable[[], object]) -> None:
+    def __init__(self, say: Say, window: int, on_end: Callable[[int | None], object]) -> None:
         self.argv: list[bytes] = []
         self.folder = b""
         self._say = say
@@ -361,8 +369,7 @@ class Command:
             self._loop.add_reader(output, _drain, self._loop, output)
         self._outputs.clear()
         self._close_input()
-        self._on_end()
-        self._say("command_end", {"exit_code": self._exit_code}, ())
+        self._on_end(self._exit_code)
 
     def release(self) -> None:
         """Close its file descriptors. Called when it could not be started."""

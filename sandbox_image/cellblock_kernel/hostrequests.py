@@ -5,6 +5,7 @@ They publish no status: nobody waits for it, and it would take two messages each
 
 import asyncio
 import contextlib
+import json
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -36,7 +37,7 @@ class HostRequests:
         self._pipes: dict[str, Any] = {}
         self._lists: dict[str, bytes] = {}  # the list that the host is reading
         self._tasks: set[asyncio.Task[None]] = set()
-        self._commands = Commands(self._send, kernel.orphans)
+        self._commands = Commands(self._send, kernel.orphans, kernel.changed_files)
         twice = {
             "file_write_request": self._write,
             "file_read_request": self._read,
@@ -50,6 +51,7 @@ class HostRequests:
             "file_folder_request": partial(self._beside, self._make_folder),
             "file_move_request": partial(self._beside, self._move),
             "file_remove_request": partial(self._beside, self._remove),
+            "variables_request": partial(self._beside, self._variables),
             "state_take_request": self._take_state,
             "state_give_request": self._give_state,
             **self._commands.handlers,
@@ -146,6 +148,8 @@ class HostRequests:
     def _write(self, ident: Any, parent: Any) -> None:
         def work() -> tuple[dict[str, Any], Sequence[bytes]]:
             files.write_file(parent["content"], parent["buffers"])
+            if parent["content"]["last"]:
+                self._kernel.changed_files.forget()
             return {}, ()
 
         self._answer(ident, parent, work)
@@ -178,11 +182,19 @@ class HostRequests:
 
     def _move(self, request: dict[str, Any]) -> tuple[dict[str, Any], Sequence[bytes]]:
         files.move_file(request)
+        self._kernel.changed_files.forget()
         return {}, ()
 
     def _remove(self, request: dict[str, Any]) -> tuple[dict[str, Any], Sequence[bytes]]:
         files.remove_file(request)
+        self._kernel.changed_files.forget()
         return {}, ()
+
+    def _variables(self, _request: dict[str, Any]) -> tuple[dict[str, Any], Sequence[bytes]]:
+        from cellblock_kernel.variables import describe
+
+        shell = self._kernel.shell
+        return {}, (json.dumps(describe(shell.user_ns, shell.user_ns_hidden)).encode(),)
 
     # State
 

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
+from collections.abc import Iterator
 from contextvars import copy_context
 from functools import partial
 from os import _exit, getpgid, getpid, kill, listdir
@@ -16,6 +18,7 @@ from ipykernel import kernelbase
 from ipykernel.ipkernel import IPythonKernel
 from traitlets import Type
 
+from cellblock_kernel.changedfiles import ChangedFiles
 from cellblock_kernel.changes import Changes
 from cellblock_kernel.failures import brief_traceback, failure
 from cellblock_kernel.hostrequests import HostRequests
@@ -97,6 +100,7 @@ class SandboxKernel(IPythonKernel):
         self.iopub_thread.late_text = lambda name, text: own[name].write(text)
         self.warnings: list[str] = []  # for the next result
         self.orphans = Orphans()
+        self.changed_files = ChangedFiles()
         self.host_requests = HostRequests(self)
         self.changes: Changes
         self._requests: set[asyncio.Task[None]] = set()
@@ -192,7 +196,8 @@ class SandboxKernel(IPythonKernel):
         if left_out := self.session.release():
             self.warn(f"{left_out} displays between two cells were left out")
         OrderedStream.release()
-        with self.iopub_thread.session_code():
+        before = self.changed_files.begin()
+        with self.iopub_thread.session_code(), self._environment():
             reply = await self._run_cell(normalised(code), *args, **kwargs)
         await self._absorb_cancellation()
         shown = self.shell.shown_error
@@ -205,7 +210,23 @@ class SandboxKernel(IPythonKernel):
             sys.setswitchinterval(self._switch_interval)
             self._switch_interval = None
         reply["warnings"], self.warnings = self.warnings, []
+        reply["changed_files"] = self.changed_files.end(before)
         return reply
+
+    @contextlib.contextmanager
+    def _environment(self) -> Iterator[None]:
+        """Set the variables that the request brings, and put them back when the cell is over."""
+        given = self.get_parent("shell")["content"].get("environment") or {}
+        before = {name: os.environ.get(name) for name in given}
+        os.environ.update(given)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
 
     async def _run_cell(self, code: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Run a cell and return its reply, whatever it raises."""
@@ -331,6 +352,7 @@ class SandboxKernel(IPythonKernel):
             except Exception as error:  # noqa: BLE001 - code of the session runs here
                 content = {"status": "error", "reason": f"{type(error).__name__}: {error}"[:500]}
         pipe.end()
+        self.changed_files.forget()
         if name == "load":
             self.shell.displayhook.has_lost = content.pop("has_lost", False)
         self.session.send(stream, f"state_{name}_reply", content, parent, ident=ident)

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from orchestrator.limits import OutputLimits
+from orchestrator.output.amounts import memory_of
 from orchestrator.output.collector import OutputCollector
 from orchestrator.output.events import (
     ClearOutput,
@@ -19,7 +20,6 @@ from orchestrator.output.events import (
     StreamOutput,
     UpdateDisplayData,
 )
-from orchestrator.output.sizes import memory_of
 
 KIB = 1024
 
