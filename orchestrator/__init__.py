@@ -133,6 +133,9 @@ from orchestrator.settings import (
 from orchestrator.telemetry import (
     Telemetry,
 )
+from orchestrator.tool import (
+    Tool,
+)
 
 __version__ = version("cellblock")
 
@@ -216,6 +219,7 @@ __all__ = [
     "StoreError",
     "StreamOutput",
     "Telemetry",
+    "Tool",
     "Truncation",
     "UnknownKernelNameError",
     "UnknownRuntimeError",

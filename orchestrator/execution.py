@@ -36,7 +36,9 @@ from orchestrator.output.judgement import judge, make_result, timeout_error
 from orchestrator.output.mimefilter import MimeFilter
 from orchestrator.output.sizes import cost
 from orchestrator.policy.policy import Policy
+from orchestrator.toolcalls import ToolCalls
 
+TOOL_KINDS = frozenset(("tool_request", "tool_cancel"))
 _LONGEST_STATUS = 4096  # bytes; an honest one has thirty
 _END_OF_FILE = "\x04"  # what a kernel takes for the end of its input
 _NOT_BEGUN = 0.25  # seconds after which a cell that had not begun is interrupted again: the first did not reach it
@@ -53,6 +55,7 @@ class Cell:
         policy: what else its output may be, and whether it may ask for input.
         answer: answers its ``input()``, where the policy has ``channels.stdin``. Without it, ``input()`` fails.
         environment: variables that it has beside those of the kernel.
+        tools: the tools of the host that it may call; None where the kernel knows of none.
     """
 
     _doubt: asyncio.TimerHandle | None = None  # set while the end may be forged
@@ -68,8 +71,12 @@ class Cell:
         policy: Policy,
         answer: InputHandler | None = None,
         environment: Mapping[str, str] | None = None,
+        tools: ToolCalls | None = None,
     ) -> None:
         self._environment = dict(environment or {})
+        self._tools = tools
+        self._tool_timer: asyncio.TimerHandle | None = None
+        self._time_left = limits.max_execution_time  # seconds, when the timer is paused
         self._kernel = kernel
         self._code = code
         self._limits = limits
@@ -111,6 +118,31 @@ class Cell:
         self._id = self._kernel.send("shell", "execute_request", self._request(), self._receive, accept=self._accept)
         self._undo = self._kernel.on_lost(self._lost)
         self._timer = self._loop.call_later(self._limits.max_execution_time, self._stop, Outcome.TIMEOUT)
+        if self._tools is not None:
+            self._tools.on_busy = self._pause_timer
+
+    def _pause_timer(self, busy: bool) -> None:
+        """Stop the cell's clock while a tool of the host runs, at most for the time that tools may take in all."""
+        assert self._tools is not None
+        if self._stopped is not None or self._has_ended:
+            return
+        if busy:
+            self._time_left = max(0.0, self._timer.when() - self._loop.time())
+            self._timer.cancel()
+            left = max(0.0, self._policy.tools.time_s - self._tools.seconds)
+            self._tool_timer = self._loop.call_later(left, self._stop, Outcome.TIMEOUT)
+        else:
+            self._cancel_tool_timer()
+            self._timer = self._loop.call_later(self._time_left, self._stop, Outcome.TIMEOUT)
+
+    def _cancel_tool_timer(self) -> None:
+        if self._tool_timer is not None:
+            self._tool_timer.cancel()
+
+    def _close_tools(self) -> None:
+        if self._tools is not None:
+            self._tools.close()
+            self._cancel_tool_timer()
 
     async def run(self) -> AsyncGenerator[Event, None]:
         """Yield the outputs of a cell that was sent, as they come, and ``CellFinished`` as the last event.
@@ -175,6 +207,7 @@ class Cell:
             self._answering.cancel()
         if self._doubt is not None:
             self._doubt.cancel()
+        self._close_tools()
         self._interruption.cancel()
         self._timer.cancel()
         self._undo()
@@ -203,8 +236,10 @@ class Cell:
 
     def _request(self) -> dict[str, object]:
         environment = {"environment": self._environment} if self._environment else {}
+        tools = {} if self._tools is None else {"tools": self._tools.definitions()}
         return {
             **environment,
+            **tools,
             "code": self._code,
             "silent": False,
             "store_history": True,
@@ -221,6 +256,8 @@ class Cell:
             self._collector.refuse(size, text=kind == "stream")
             self._check_output()
             return False
+        if kind in TOOL_KINDS:
+            return self._tools is not None
         if kind == "input_request":
             return self._answer is not None and self._answering is None
         if kind == "status":
@@ -233,7 +270,10 @@ class Cell:
                 self._reply = Reply.of(message.content)
                 self._weigh_end()
         elif message.channel == "stdin":
-            if self._answer is not None and message.kind == "input_request":
+            if message.kind in TOOL_KINDS:
+                if self._tools is not None:
+                    self._tools.take(message)
+            elif self._answer is not None and message.kind == "input_request":
                 self._answering = self._loop.create_task(self._ask(self._answer, to_input_request(message.content)))
         elif message.channel != "iopub":
             return  # an honest kernel sends nothing about a cell there
@@ -246,6 +286,7 @@ class Cell:
             if missing := left_out(message.content):
                 self._collector.miss(missing)
         if self._has_ended:
+            self._close_tools()
             self._note_end()
             self._interruption.settle()
         self._awake()
@@ -319,6 +360,7 @@ class Cell:
         if not self._runs or self._stopped is not None:
             return
         self._stopped = why
+        self._close_tools()
         self._count_interrupt()
         self._release()
         self._timer.cancel()
@@ -340,6 +382,7 @@ class Cell:
 
     def _lost(self) -> None:
         """Called once the kernel is disconnected. Measures at once: its cgroup may be gone a moment later."""
+        self._close_tools()
         self._measure()
         self._note_end()
         self._awake()
@@ -398,6 +441,8 @@ class Cell:
             outputs=collector.outputs(),
             updates=collector.updates,
             truncated=collector.truncation,
+            tool_calls=0 if self._tools is None else self._tools.count,
+            tool_s=0.0 if self._tools is None else self._tools.seconds,
             output_bytes=collector.bytes_seen,
             output_messages=collector.messages_seen,
             kernel_warnings=() if reply is None else reply.warnings,

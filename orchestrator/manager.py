@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -33,6 +33,7 @@ from orchestrator.sessions.recovery import Recovery
 from orchestrator.sessions.restored import Restored
 from orchestrator.sessions.session import KernelSession
 from orchestrator.settings import Settings
+from orchestrator.tool import Tool, ToolFunction, tools_by_name
 from orchestrator.wiring.lifespan import Lifespan
 from orchestrator.wiring.parts import Parts
 
@@ -147,6 +148,7 @@ class AgentKernelManager(CommandCalls, FileCalls):
         group: str | None = None,
         priority: int = 0,
         handover: bool = False,
+        tools: Iterable[Tool | ToolFunction] | None = None,
     ) -> AsyncIterator[tuple[Kernel, KernelSession]]:
         """Yield the agent's kernel and session: those that it has, with its variables, or new ones.
 
@@ -163,9 +165,13 @@ class AgentKernelManager(CommandCalls, FileCalls):
             priority: the place in the queue of the group; one step is worth ``scheduling.aging_s`` seconds of waiting.
             handover: if another live process owns the agent's session and no call uses it there, have that process
                 checkpoint it and hand it over.
+            tools: functions of this program that the session's cells may call while the context is open: plain or
+                asynchronous functions, described by their signature and docstring, or ``Tool`` objects. In a cell:
+                ``import tools; tools.NAME(…)``, or ``await tools.NAME.async_(…)``. None: those that are offered
+                already.
 
         Raises:
-            InvalidInputError: see ``check_agent_id`` and ``check_lease_request``.
+            InvalidInputError: see ``check_agent_id``, ``check_lease_request`` and ``Tool``.
             KernelPoolExhaustedError: no kernel became free within ``timeout``, or the policy refuses callers that would
                 wait. The error says what is scarce, and estimates the wait.
             KernelStartError, EngineError: no kernel could be started.
@@ -177,6 +183,7 @@ class AgentKernelManager(CommandCalls, FileCalls):
         """
         check_agent_id(agent_id)
         check_lease_request(group, priority)
+        offered = None if tools is None else tools_by_name(tools)
         if timeout is not None and not timeout >= 0:
             raise InvalidInputError("the timeout must be a number of seconds, 0 or more.")
         asked = time.monotonic()
@@ -194,7 +201,8 @@ class AgentKernelManager(CommandCalls, FileCalls):
             )
         self.telemetry.leased(time.monotonic() - asked)
         async with self._life.in_use(session):
-            yield session.live_kernel(), session
+            with session.offering(offered):
+                yield session.live_kernel(), session
 
     async def execute(
         self,
@@ -205,6 +213,7 @@ class AgentKernelManager(CommandCalls, FileCalls):
         timeout: float | None = None,
         output_limit: int | None = None,
         environment: Mapping[str, str] | None = None,
+        tools: Iterable[Tool | ToolFunction] = (),
     ) -> ExecutionResult:
         """Run one cell and return its result, however the cell ended: a timeout is a result with outcome "timeout".
 
@@ -214,6 +223,7 @@ class AgentKernelManager(CommandCalls, FileCalls):
             timeout: seconds that the cell may take; the manager's ``max_execution_time`` at most, and if None.
             output_limit: bytes that the cell may output; the manager's ``max_output_size_mb`` at most, and if None.
             environment: variables of ``os.environ`` while the cell runs; afterwards they are as before.
+            tools: functions of this program that the cell may call, beside those of ``acquire_kernel``.
 
         Raises:
             InvalidCodeError: see ``check_code``. No cell ran.
@@ -231,6 +241,7 @@ class AgentKernelManager(CommandCalls, FileCalls):
                     timeout=timeout,
                     output_limit=output_limit,
                     environment=environment,
+                    tools=tools,
                 )
             ) as events:
                 async for event in events:
@@ -249,13 +260,14 @@ class AgentKernelManager(CommandCalls, FileCalls):
         timeout: float | None = None,
         output_limit: int | None = None,
         environment: Mapping[str, str] | None = None,
+        tools: Iterable[Tool | ToolFunction] = (),
     ) -> dict[str, Any]:
         """Run one cell and return its result as a dict: the reference's keys, and all of ``ExecutionResult``.
 
         An error of the code is a result with status "error"; so is a kernel that its own cell has ended.
 
         Args:
-            answer, timeout, output_limit, environment: see ``execute``.
+            answer, timeout, output_limit, environment, tools: see ``execute``.
 
         Raises:
             KernelTimeoutError: the cell ran past its time limit; the error has the result so far.
@@ -263,7 +275,13 @@ class AgentKernelManager(CommandCalls, FileCalls):
         """
         async with contextlib.aclosing(
             self.stream_code(
-                session, code, answer=answer, timeout=timeout, output_limit=output_limit, environment=environment
+                session,
+                code,
+                answer=answer,
+                timeout=timeout,
+                output_limit=output_limit,
+                environment=environment,
+                tools=tools,
             )
         ) as events:
             async for event in events:
@@ -280,19 +298,21 @@ class AgentKernelManager(CommandCalls, FileCalls):
         timeout: float | None = None,
         output_limit: int | None = None,
         environment: Mapping[str, str] | None = None,
+        tools: Iterable[Tool | ToolFunction] = (),
     ) -> AsyncGenerator[Event, None]:
         """Run one cell and yield its outputs as they come; the last event is ``CellFinished`` with the result.
 
         To stop early, close the generator (``contextlib.aclosing``) or cancel the task: both interrupt the cell.
 
         Args:
-            answer, timeout, output_limit, environment: see ``execute``.
+            answer, timeout, output_limit, environment, tools: see ``execute``.
 
         Raises:
             See ``execute_code``.
         """
         check_code(code)
         check_environment(environment)
+        offered = tools_by_name(tools)
         try:
             limits = self.resource_limits.within(timeout, output_limit)
         except ValueError as error:
@@ -301,7 +321,7 @@ class AgentKernelManager(CommandCalls, FileCalls):
         async with self._life.in_use(session):
             with self.telemetry.span("execute_cell", runtime=self.runtime) as span:
                 try:
-                    async with contextlib.aclosing(session.run(code, limits, answer, environment)) as events:
+                    async with contextlib.aclosing(session.run(code, limits, answer, environment, offered)) as events:
                         async for event in events:
                             if isinstance(event, CellFinished):
                                 finished = event

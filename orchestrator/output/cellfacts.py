@@ -58,7 +58,7 @@ class CellFacts:
         killed_before: processes that were killed for want of memory since the last cell ended.
         kernel_warnings: what the kernel's reply warns of. Claims.
         changed_files, outputs, updates, truncated, mime_dropped: see ``ExecutionResult``.
-        output_bytes, output_messages: see ``Evidence``.
+        output_bytes, output_messages, tool_calls, tool_s: see ``Evidence``.
     """
 
     msg_id: str = ""
@@ -82,6 +82,8 @@ class CellFacts:
     after: Measured | None = None
     killed_before: int = 0
     kernel_warnings: tuple[str, ...] = ()
+    tool_calls: int = 0
+    tool_s: float = 0.0
     changed_files: tuple[ChangedFile, ...] = ()
     outputs: tuple[Output, ...] = ()
     updates: tuple[UpdateDisplayData, ...] = ()

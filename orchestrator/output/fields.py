@@ -34,6 +34,10 @@ class Fields:
         value = self._form.get(key)
         return None if value is None else self._checked(key, value, kind)
 
+    def value_if_any(self, key: str, kind: type[T], default: T) -> T:
+        """Do what ``value`` does; where the field is missing, return ``default``: earlier versions did not write it."""
+        return self.value(key, kind) if key in self._form else default
+
     def texts(self, key: str) -> tuple[str, ...]:
         """Return a list of strings."""
         return tuple(self._checked(key, item, str) for item in self._list(key))

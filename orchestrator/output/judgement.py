@@ -101,6 +101,8 @@ def _evidence(facts: CellFacts) -> Evidence:
         stopped_after_s=facts.stopped_after_s,
         output_bytes=facts.output_bytes,
         output_messages=facts.output_messages,
+        tool_calls=facts.tool_calls,
+        tool_s=facts.tool_s,
         cpu_s=max(0.0, after.cpu_s - before.cpu_s) if before and after else None,
         peak_memory_mb=max(after.peak, after.memory, before.memory) / MIB if before and after else None,
     )

@@ -73,6 +73,8 @@ class Evidence:
         interrupts: how often the host interrupted the cell.
         stopped_after_s: seconds from the cell's start to its first interrupt.
         output_bytes, output_messages: everything that the cell put out, including what was left out.
+        tool_calls: how many calls of host tools the cell made, refused ones included.
+        tool_s: seconds in which at least one of them ran. They do not count against the cell's time limit.
         cpu_s: CPU seconds that the sandbox used; None where the host cannot read the container's cgroup.
         peak_memory_mb: MiB that the sandbox held at most, without page cache; None as for ``cpu_s``. Where the cgroup's
             high-water mark cannot be reset (cgroup v2), the peak of the kernel's life so far.
@@ -87,6 +89,8 @@ class Evidence:
     output_messages: int = 0
     cpu_s: float | None = None
     peak_memory_mb: float | None = None
+    tool_calls: int = 0
+    tool_s: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
@@ -109,6 +113,8 @@ class Evidence:
             output_messages=fields.value("output_messages", int),
             cpu_s=fields.optional("cpu_s", float),
             peak_memory_mb=fields.optional("peak_memory_mb", float),
+            tool_calls=fields.value_if_any("tool_calls", int, 0),
+            tool_s=fields.value_if_any("tool_s", float, 0.0),
         )
 
 

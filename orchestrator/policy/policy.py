@@ -178,6 +178,16 @@ class Group(_Section):
         return f"weight {self.weight:g}" + ("" if self.quota is None else f", quota {self.quota}")
 
 
+class Tools(_Section):
+    """``[tools]``: limits of the calls of host tools by one cell."""
+
+    calls: int = Field(default=1000, ge=1, le=10**6)
+    concurrent: int = Field(default=64, ge=1, le=10**4)
+    argument_kb: int = Field(default=256, ge=1, le=900)
+    result_kb: int = Field(default=1024, ge=1, le=3 * 1024)
+    time_s: float = Field(default=300.0, gt=0, le=7 * 86400)
+
+
 class Audit(_Section):
     """``[audit]``: what the audit log contains of a cell, and whether each entry is synced to disk."""
 
@@ -209,6 +219,7 @@ class Policy(_Section):
     sessions: Sessions = Sessions()
     pool: Pool = Pool()
     scheduling: Scheduling = Scheduling()
+    tools: Tools = Tools()
     audit: Audit = Audit()
     groups: dict[GroupName, Group] = Field(default_factory=dict, max_length=1000)
     environment: dict[VariableName, Variable] = Field(default_factory=dict, max_length=_MOST_VARIABLES)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from orchestrator.errors import ManagerClosedError, StoreError
+from orchestrator.errors import ManagerClosedError, SessionBusyError, StoreError
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.output.commandresult import CommandResult
@@ -24,6 +24,8 @@ from orchestrator.sessions.sessioncommands import SessionCommands
 from orchestrator.sessions.sessionrow import NEVER_RAN
 from orchestrator.sessions.turn import Turn
 from orchestrator.store.history import CommandRecord
+from orchestrator.tool import Tool
+from orchestrator.toolcalls import calling
 
 
 @dataclass(eq=False)
@@ -33,6 +35,8 @@ class KernelSession(Lifecycle):
     _history_changes: int = field(default=0, init=False, repr=False)  # how often a cell's entry was written
     _history_is_own: bool = field(default=False, init=False, repr=False)  # whether it differs from the store's
     _turn: Turn | None = field(default=None, init=False, repr=False)
+    _tools: Mapping[str, Tool] = field(default_factory=dict, init=False, repr=False)
+    _had_tools: bool = field(default=False, init=False, repr=False)  # then a cell without tools is told so
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock, init=False, repr=False)
 
     # Commands
@@ -73,6 +77,7 @@ class KernelSession(Lifecycle):
         limits: KernelResourceLimits,
         answer: InputHandler | None = None,
         environment: Mapping[str, str] | None = None,
+        tools: Mapping[str, Tool] | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Run one cell when its turn comes, and keep it in the history, however it ends.
 
@@ -81,25 +86,50 @@ class KernelSession(Lifecycle):
 
         Args:
             answer, environment: see ``Cell``.
+            tools: what it may call beside the session's own tools.
 
         Raises:
             SessionEndedError, KernelDiedError, KernelTimeoutError: see ``live_kernel``, ``Cell.send`` and ``Cell.run``.
             WrongEventLoopError: see ``HomeLoop.check``.
         """
         self._home.check()
+        if calling.get() is self:
+            raise SessionBusyError(
+                "a tool cannot run a cell of the session whose cell calls it: it would wait for itself.",
+                agent_id=self.agent_id,
+                waited=0.0,
+                remedy="Use another session for it.",
+            )
         await self._lock.acquire()
         try:
             kernel = self.live_kernel()
             if self.closing:
                 raise ManagerClosedError("the manager shuts down; the cell has not run.")
             await self._begin_cell(code, kernel)
-            self._turn = turn = Turn(self, kernel, code, limits, answer, environment)
+            self._turn = turn = Turn(self, kernel, code, limits, answer, environment, self._offered(tools))
         except BaseException:
             self._lock.release()
             raise
         async with contextlib.aclosing(turn.run()) as events:
             async for event in events:
                 yield event
+
+    @contextlib.contextmanager
+    def offering(self, tools: Mapping[str, Tool] | None) -> Iterator[None]:
+        """Offer tools to every cell while the context is open; None: those that are offered already."""
+        before = self._tools
+        if tools is not None:
+            self._tools = tools
+        try:
+            yield
+        finally:
+            self._tools = before
+
+    def _offered(self, tools: Mapping[str, Tool] | None) -> Mapping[str, Tool] | None:
+        """Return the tools of a cell; None in a session that never had any."""
+        offered = {**self._tools, **(tools or {})}
+        self._had_tools = self._had_tools or bool(offered)
+        return offered if self._had_tools else None
 
     async def keep_result(self, result: ExecutionResult) -> ExecutionResult:
         """Write the running cell's result to the store. Returns it with the notices that are due.

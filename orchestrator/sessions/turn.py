@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.execution import Cell
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.output.events import CellFinished, Event, ExecutionResult, InputHandler
+from orchestrator.tool import Tool
+from orchestrator.toolcalls import ToolCalls
 
 if TYPE_CHECKING:
     from orchestrator.sessions.session import KernelSession
@@ -33,8 +36,11 @@ class Turn:
         limits: KernelResourceLimits,
         answer: InputHandler | None,
         environment: Mapping[str, str] | None = None,
+        tools: Mapping[str, Tool] | None = None,
     ) -> None:
-        self.cell = Cell(kernel, code, limits, session.policy, answer, environment)
+        note = partial(session.note, kernel)
+        calls = None if tools is None else ToolCalls(kernel, tools, session.policy.tools, note, session)
+        self.cell = Cell(kernel, code, limits, session.policy, answer, environment, calls)
         self._session = session
         self._kernel = kernel
         self._code = code

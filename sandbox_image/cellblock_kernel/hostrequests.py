@@ -51,6 +51,7 @@ class HostRequests:
             "file_folder_request": partial(self._beside, self._make_folder),
             "file_move_request": partial(self._beside, self._move),
             "file_remove_request": partial(self._beside, self._remove),
+            "tool_answer_request": self._answer_tool,
             "variables_request": partial(self._beside, self._variables),
             "state_take_request": self._take_state,
             "state_give_request": self._give_state,
@@ -189,6 +190,9 @@ class HostRequests:
         files.remove_file(request)
         self._kernel.changed_files.forget()
         return {}, ()
+
+    def _answer_tool(self, _ident: Any, parent: Any) -> None:
+        self._kernel.tools.answer(parent["content"], bytes(parent["buffers"][0]) if parent["buffers"] else b"")
 
     def _variables(self, _request: dict[str, Any]) -> tuple[dict[str, Any], Sequence[bytes]]:
         from cellblock_kernel.variables import describe

@@ -28,6 +28,7 @@ from cellblock_kernel.originals import BUILTINS
 from cellblock_kernel.orphans import Orphans
 from cellblock_kernel.shell import SandboxShell
 from cellblock_kernel.streams import OrderedStream
+from cellblock_kernel.tools import Tools
 
 __builtins__ = BUILTINS
 
@@ -101,6 +102,7 @@ class SandboxKernel(IPythonKernel):
         self.warnings: list[str] = []  # for the next result
         self.orphans = Orphans()
         self.changed_files = ChangedFiles()
+        self.tools = Tools(self)
         self.host_requests = HostRequests(self)
         self.changes: Changes
         self._requests: set[asyncio.Task[None]] = set()
@@ -185,7 +187,8 @@ class SandboxKernel(IPythonKernel):
     def _input_request(self, prompt: str, *args: Any, **kwargs: Any) -> Any:
         """Send a prompt after all earlier output. A prompt above 1 MiB would cost the kernel its life."""
         self.iopub_thread.wait_for(self.iopub_thread.push)
-        return super()._input_request(shorten(prompt, PROMPT), *args, **kwargs)
+        with self.tools.lock:  # calls of tools in other threads wait until the question is answered
+            return super()._input_request(shorten(prompt, PROMPT), *args, **kwargs)
 
     async def do_execute(self, code: str, *args: Any, **kwargs: Any) -> Any:
         self._interrupted = 0.0  # an interrupt of the last cell does not count for this one
@@ -196,9 +199,12 @@ class SandboxKernel(IPythonKernel):
         if left_out := self.session.release():
             self.warn(f"{left_out} displays between two cells were left out")
         OrderedStream.release()
+        parent = self.get_parent("shell")
+        self.tools.begin(parent["content"].get("tools"), parent, self._parent_ident["shell"])
         before = self.changed_files.begin()
         with self.iopub_thread.session_code(), self._environment():
             reply = await self._run_cell(normalised(code), *args, **kwargs)
+        self.tools.end()
         await self._absorb_cancellation()
         shown = self.shell.shown_error
         if reply["status"] == "ok" and shown is not None:

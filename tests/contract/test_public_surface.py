@@ -40,11 +40,10 @@ EVENTS = {
     "OutputEvent", "Status", "StreamOutput", "Truncation", "UpdateDisplayData",
 }  # fmt: skip
 OTHERS = {
-    "AgentKernelManager", "Checkpoint", "CommandEvent", "CommandFinished", "CommandOutput", "CommandResult", "FileInfo",
-    "Kernel", "KernelPool", "KernelResource", "KernelResourceLimits",
-    "KernelSession", "LeaseRequest", "Lost", "Monitor", "Policy", "Recovery", "Restored", "RunningCommand", "Sample",
-    "Settings",
-    "Telemetry", "Usage",
+    "AgentKernelManager", "ChangedFile", "Checkpoint", "CommandEvent", "CommandFinished", "CommandOutput",
+    "CommandResult", "FileInfo", "Kernel", "KernelPool", "KernelResource", "KernelResourceLimits", "KernelSession",
+    "LeaseRequest", "Lost", "Monitor", "Policy", "Recovery", "Restored", "RunningCommand", "Sample", "Settings",
+    "Telemetry", "Tool", "Usage", "VariableInfo",
 }  # fmt: skip
 OF_THE_COMMAND_LINE = ("rich", "textual", "typer")
 
@@ -123,7 +122,7 @@ def test_a_users_file_with_every_public_call_is_typed(repository: Path, tmp_path
 MISTAKES = """
 def mistakes(manager: Manager, session: KernelSession) -> None:
     manager.execute(session, 1)  # wrong: not a string
-    manager.execute(session, "1", timeout=3)  # wrong: no such parameter
+    manager.execute(session, "1", tries=3)  # wrong: no such parameter
     manager.put_file(session, b"")  # wrong: a parameter is missing
     number: int = manager.execute(session, "1").stdout  # wrong: a string
     with manager.acquire_kernel(1) as (kernel, _):  # wrong: not a string

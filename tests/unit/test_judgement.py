@@ -127,6 +127,7 @@ def test_evidence_is_what_the_host_saw(stopped: Stop | None) -> None:
     assert evidence.as_dict() == {
         "exit_code": 137, "signal": "SIGKILL", "oom_kills": 1, "interrupts": 2, "stopped_after_s": 1.5,
         "output_bytes": 7, "output_messages": 3, "cpu_s": 2.5, "peak_memory_mb": 30,
+        "tool_calls": 0, "tool_s": 0.0,
     }  # fmt: skip
 
 
