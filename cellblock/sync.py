@@ -235,6 +235,7 @@ class Manager:
     execute = _waits(AgentKernelManager.execute)
     execute_code = _waits(AgentKernelManager.execute_code)
     stream_code = _iterates(AgentKernelManager.stream_code)
+    install = _waits(AgentKernelManager.install)
     list_variables = _waits(AgentKernelManager.list_variables)
     interrupt = _calls(AgentKernelManager.interrupt)
     execute_code_for_notebook = _waits(AgentKernelManager.execute_code_for_notebook)

@@ -30,6 +30,7 @@
     │   └── ManagerClosedError (RuntimeError)  manager_closed           and so all of its sessions; make a new manager
     ├── WrongEventLoopError (RuntimeError)     wrong_event_loop
     ├── FileTransferError (OSError)            file_transfer
+    ├── PackageError                           package                  packages cannot be installed
     ├── StoreError (OSError)                   store                    the history or a checkpoint file
     │   └── QuotaExceededError                 quota_exceeded           the agent keeps as much as it may
     └── CheckpointError                        checkpoint               the running session is unharmed
@@ -406,6 +407,23 @@ class FileTransferError(CellblockError, OSError, code="file_transfer"):
 
     path: str
     fault: FileFault = "other"
+
+
+PackageFault = Literal[
+    "malformed", "not_allowed", "too_large", "wrong_hash", "no_wheel", "index", "unreachable", "sandbox"
+]
+
+
+class PackageError(CellblockError, code="package"):
+    """Packages cannot be installed in a session. Nothing was installed, unless ``reason`` is "sandbox".
+
+    Attributes:
+        reason: "malformed": no requirement; "not_allowed": the policy does not allow it; "too_large"; "wrong_hash";
+            "no_wheel": the index has none that fits; "index": the index's answer cannot be used; "unreachable": the
+            index does not answer, and the cache does not have it; "sandbox": the sandbox could not take a wheel.
+    """
+
+    reason: PackageFault
 
 
 class StoreError(CellblockError, OSError, code="store"):

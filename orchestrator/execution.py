@@ -55,7 +55,7 @@ class Cell:
         policy: what else its output may be, and whether it may ask for input.
         answer: answers its ``input()``, where the policy has ``channels.stdin``. Without it, ``input()`` fails.
         environment: variables that it has beside those of the kernel.
-        tools: the tools of the host that it may call; None where the kernel knows of none.
+        tools: the tools of the host that it may call.
     """
 
     _doubt: asyncio.TimerHandle | None = None  # set while the end may be forged
@@ -236,7 +236,8 @@ class Cell:
 
     def _request(self) -> dict[str, object]:
         environment = {"environment": self._environment} if self._environment else {}
-        tools = {} if self._tools is None else {"tools": self._tools.definitions()}
+        definitions = None if self._tools is None else self._tools.definitions()
+        tools = {} if definitions is None else {"tools": definitions}
         return {
             **environment,
             **tools,

@@ -29,6 +29,7 @@ from orchestrator.policy.policy import Policy
 from orchestrator.sessions import checkpoint as checkpoints
 from orchestrator.sessions import notebook
 from orchestrator.sessions.checkpoint import Checkpoint, capture_between_cells, capture_if_due
+from orchestrator.sessions.installing import install
 from orchestrator.sessions.recovery import Recovery
 from orchestrator.sessions.restored import Restored
 from orchestrator.sessions.session import KernelSession
@@ -346,6 +347,28 @@ class AgentKernelManager(CommandCalls, FileCalls):
         """
         async with self._life.in_use(session):
             return await variables.list_variables(session.live_kernel())
+
+    async def install(self, session: KernelSession, requirements: Sequence[str]) -> list[str]:
+        """Install packages that the policy allows, while the session runs. Cells import them at once.
+
+        The host's pip resolves wheels, checks their hashes and keeps them; the sandbox unpacks them. They are there
+        again after hibernation, a restore and in forks. ``%pip install`` and ``!pip install`` in a cell do the same.
+
+        Args:
+            requirements: such as "emoji", "emoji==2.14", or "emoji==2.14 --hash=sha256:…".
+
+        Returns:
+            The names and versions of what was installed; packages of the image are not among them.
+
+        Raises:
+            PackageError: one is not allowed, has no wheel, ...; see its ``reason``. Nothing was installed.
+            KernelDiedError, SessionEndedError: there is no kernel.
+        """
+        async with self._life.in_use(session):
+            source = session.package_source
+            assert source is not None
+            resolved = await install(session, session.live_kernel(), source, requirements)
+        return [wheel.title for wheel in resolved.wheels]
 
     def interrupt(self, session: KernelSession) -> bool:
         """Raise KeyboardInterrupt in the session's running cell, as Ctrl-C does. The cell may catch it.

@@ -59,6 +59,13 @@ class Tool:
         self._validator = None if schema is None else _validator_of(name, self.schema)
 
     @classmethod
+    def internal(cls, name: str, schema: Mapping[str, Any], function: ToolFunction) -> Tool:
+        """Return a tool of Cellblock's own, whose name no caller's tool can have."""
+        tool = cls("internal", schema, function)
+        tool.name = name
+        return tool
+
+    @classmethod
     def of(cls, tool: Tool | ToolFunction) -> Tool:
         """Return a tool: itself, or that of a function, with the function's name.
 

@@ -11,7 +11,9 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar, copy_context
+from functools import partial
 from typing import Any
 
 import pydantic_core
@@ -38,7 +40,8 @@ class ToolCalls:
     """The tools that one cell may call, and its calls.
 
     Args:
-        tools: by name.
+        tools: by name; None in a session that never had any: the sandbox is told nothing then.
+        internal: tools of Cellblock's own, which the sandbox is not told of.
         limits: of the policy.
         note: publishes an event of the session.
         caller: the session.
@@ -52,13 +55,15 @@ class ToolCalls:
     def __init__(
         self,
         kernel: Kernel,
-        tools: Mapping[str, Tool],
+        tools: Mapping[str, Tool] | None,
+        internal: Mapping[str, Tool],
         limits: ToolLimits,
         note: Callable[..., None],
         caller: object,
     ) -> None:
         self._kernel = kernel
-        self._tools = tools
+        self._offered = tools
+        self._tools = {**(tools or {}), **internal}
         self._limits = limits
         self._note = note
         self._caller = caller
@@ -70,10 +75,11 @@ class ToolCalls:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._places = asyncio.Semaphore(limits.concurrent)
         self._closed = False
+        self._threads: ThreadPoolExecutor | None = None
 
-    def definitions(self) -> list[dict[str, Any]]:
-        """Return what the sandbox is told."""
-        return [tool.definition() for tool in self._tools.values()]
+    def definitions(self) -> list[dict[str, Any]] | None:
+        """Return what the sandbox is told; None for nothing."""
+        return None if self._offered is None else [tool.definition() for tool in self._offered.values()]
 
     @property
     def seconds(self) -> float:
@@ -111,6 +117,8 @@ class ToolCalls:
         self._closed = True
         for task in list(self._running.values()):
             task.cancel()
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _done(self, token: str) -> None:
         self._running.pop(token, None)
@@ -126,7 +134,9 @@ class ToolCalls:
         shown = printable(name, _LONGEST_NAME) if isinstance(name, str) else "?"
         try:
             if tool is None:
-                self._refuse(token, shown, f"there is no tool {shown!r}; there are: {', '.join(self._tools) or 'none'}")
+                self._refuse(
+                    token, shown, f"there is no tool {shown!r}; there are: {', '.join(self._offered or ()) or 'none'}"
+                )
                 outcome = "refused"
                 return
             try:
@@ -172,7 +182,7 @@ class ToolCalls:
             if tool.is_async:
                 value = await tool.function(**arguments)
             else:
-                value = await asyncio.to_thread(tool.function, **arguments)
+                value = await self._in_thread(partial(tool.function, **arguments))
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - the tool's own; it is raised again in the sandbox
@@ -191,6 +201,13 @@ class ToolCalls:
             return "error", result
         self._answer(token, {"status": "ok"}, result)
         return "ok", result
+
+    async def _in_thread(self, function: Callable[[], Any]) -> Any:
+        """Call a plain function in a thread of this cell's own: asyncio's few threads are everybody's."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self._limits.concurrent, thread_name_prefix="cellblock-tools")
+        call = partial(copy_context().run, function)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     def _refuse(self, token: str, tool: str, message: str, kind: str = "") -> None:
         self._answer(token, {"status": "error", "tool": tool, "kind": kind, "message": message[:_LONGEST_MESSAGE]})

@@ -55,6 +55,11 @@ def ensure_base_image(
     return name
 
 
+def host_architecture() -> str:
+    """Return this host's architecture in Docker's words."""
+    return _ARCHITECTURES.get(platform.machine(), platform.machine())
+
+
 def can_make(suite: Suite, architecture: str) -> bool:
     """Return whether this host can make a base image of Debian packages for this architecture.
 

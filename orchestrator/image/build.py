@@ -22,8 +22,10 @@ from typing import IO, Any
 from orchestrator.container.engineimages import EngineImages
 from orchestrator.errors import EngineError, ImageBuildError
 from orchestrator.image import suite, wheels
-from orchestrator.image.baseimage import ensure_base_image
+from orchestrator.image.baseimage import ensure_base_image, host_architecture
+from orchestrator.image.packages import PackageSource
 from orchestrator.image.suite import Suite
+from orchestrator.policy.policy import Policy
 from orchestrator.settings import Settings, data_folder
 
 LABEL = "org.cellblock.inputs"
@@ -101,6 +103,13 @@ def input_digest(folder: Path, base_image: str = "", of: Suite | None = None) ->
 def image_name(settings: Settings) -> str:
     """Return the name of the sandbox image: the operator's, or one whose tag is the digest of its inputs."""
     return settings.image or f"{REPOSITORY}:{input_digest(data_folder(_SOURCES), settings.base_image)[:12]}"
+
+
+def package_source(settings: Settings, policy: Policy) -> PackageSource:
+    """Return where the packages of running sessions come from, for the sandbox image of these settings."""
+    pinned = data_folder(_SOURCES) / "requirements.txt"
+    made_of = suite.choose(settings.base_image)
+    return PackageSource(policy.packages, made_of, host_architecture(), pinned, wheels.cache_folder())
 
 
 def find_image(images: EngineImages, name: str) -> BuiltImage | None:

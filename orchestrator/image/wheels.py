@@ -50,7 +50,7 @@ def fetch(
     folder = cache / "wheels" / f"{hashlib.sha256(pinned).hexdigest()[:16]}-{suite.codename}-{architecture}"
     total = len(_PIN.findall(pinned.decode()))
     if not complete(folder, pinned.decode()):
-        _download(requirements, _target(suite, architecture), folder, total, report)
+        _download(requirements, target_options(suite, architecture), folder, total, report)
     report(total, total, "all downloaded")
     return sorted(folder.glob("*.whl"))
 
@@ -107,7 +107,12 @@ def _download(
         wheels.rename(folder)
 
 
-def _target(suite: Suite, architecture: str) -> list[str]:
+def target_options(suite: Suite, architecture: str) -> list[str]:
+    """Return pip's options for wheels that run in the image.
+
+    Raises:
+        ImageBuildError: see ``platforms``.
+    """
     tags = [f"--platform={tag}" for tag in platforms(architecture, suite)]
     abis = [f"--abi={abi}" for abi in (f"cp{suite.python.replace('.', '')}", "abi3", "none")]
     return [f"--python-version={suite.python}", "--implementation=cp", *abis, *tags]

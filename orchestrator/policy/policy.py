@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+from packaging.requirements import InvalidRequirement, Requirement
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -178,6 +179,27 @@ class Group(_Section):
         return f"weight {self.weight:g}" + ("" if self.quota is None else f", quota {self.quota}")
 
 
+def _requirement(text: str) -> str:
+    try:
+        found = Requirement(text)
+    except InvalidRequirement as error:
+        raise ValueError(f"this is no requirement, such as emoji or emoji==2.*: {error}") from None
+    if found.url is not None:
+        raise ValueError("a URL is not allowed here")
+    return text
+
+
+AllowedPackage = Annotated[str, StringConstraints(min_length=1, max_length=500), AfterValidator(_requirement)]
+
+
+class Packages(_Section):
+    """``[packages]``: what sessions may install while they run. The host fetches wheels, and never builds any."""
+
+    allow: tuple[AllowedPackage, ...] = Field(default=(), strict=False, max_length=1000)
+    index: str = Field(default="", pattern=r"^(https?://\S+)?$", max_length=2000)
+    max_mb: int = Field(default=200, ge=1, le=2**16)
+
+
 class Tools(_Section):
     """``[tools]``: limits of the calls of host tools by one cell."""
 
@@ -219,6 +241,7 @@ class Policy(_Section):
     sessions: Sessions = Sessions()
     pool: Pool = Pool()
     scheduling: Scheduling = Scheduling()
+    packages: Packages = Packages()
     tools: Tools = Tools()
     audit: Audit = Audit()
     groups: dict[GroupName, Group] = Field(default_factory=dict, max_length=1000)

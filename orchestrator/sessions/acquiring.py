@@ -195,7 +195,8 @@ class Acquiring:
             resource.served = True  # whatever happens now, no other agent gets this kernel
             try:
                 seconds = session.policy.sessions.checkpoint_time_s
-                return await load(kernel, stored, stored.path(made[0].checkpoint_id), record.agent_id, seconds)
+                path = stored.path(made[0].checkpoint_id)
+                return await load(kernel, stored, path, record.agent_id, seconds, session.package_source)
             except CheckpointError as error:
                 error.remedy = f"{error.remedy} {_START_ANEW}".strip()
                 raise

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.errors import CellblockError, CheckpointForeignError, InvalidInputError, StoreError
+from orchestrator.image.packages import PackageSource
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.kernel.statetransfer import load_state, save_state
 from orchestrator.limits import MIB
+from orchestrator.sessions.installing import hand_in_again
 from orchestrator.sessions.restored import Lost, Restored
 from orchestrator.sessions.session import KernelSession
 from orchestrator.store.checkpointfiles import CheckpointFiles, CheckpointReader, CheckpointWriter
@@ -78,6 +80,7 @@ async def capture(session: KernelSession, files: CheckpointFiles, *, asked_for: 
         "created_at": now,
         "cell": session.cell_count,
         "image": kernel.description()["image"],
+        "packages": [wheel.as_dict() for wheel in session.packages.values()],
     }
     async with _in_thread(files.writing(checkpoint_id, header, policy.checkpoint_mb * MIB)) as writer:
         found = await save_state(kernel, _begin(writer), policy.checkpoint_time_s)
@@ -119,10 +122,18 @@ async def capture_if_due(session: KernelSession, files: CheckpointFiles, every: 
             session.notify(f"no checkpoint could be made after cell {session.cell_count}: {error.message}")
 
 
-async def load(kernel: Kernel, files: CheckpointFiles, path: Path, agent_id: str, timeout: float) -> Restored:
-    """Load a checkpoint into a fresh kernel.
+async def load(
+    kernel: Kernel,
+    files: CheckpointFiles,
+    path: Path,
+    agent_id: str,
+    timeout: float,
+    packages: PackageSource | None = None,
+) -> Restored:
+    """Load a checkpoint into a fresh kernel, after the packages that its session had.
 
     Args:
+        packages: where they come from.
         timeout: seconds that loading may take.
 
     Raises:
@@ -134,13 +145,15 @@ async def load(kernel: Kernel, files: CheckpointFiles, path: Path, agent_id: str
     begun = time.monotonic()
     async with _in_thread(files.reading(path)) as reader:
         _refuse_foreign(reader, path, agent_id)
+        wheels, missing = await hand_in_again(kernel, packages, reader.header.get("packages"))
         lost = await load_state(kernel, lambda: _pieces(reader), timeout)
         found = [*reader.footer["lost"], *lost]
         return Restored(
             reader.header["checkpoint_id"],
             reader.header["cell"],
-            tuple(Lost(**loss) for loss in found),
+            (*missing, *(Lost(**loss) for loss in found)),
             time.monotonic() - begun,
+            tuple(wheels),
         )
 
 

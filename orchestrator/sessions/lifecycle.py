@@ -32,6 +32,7 @@ from typing import Any, Literal, Self
 
 from orchestrator.errors import CheckpointError, ManagerClosedError, SessionBusyError, SessionEndedError
 from orchestrator.homeloop import HomeLoop
+from orchestrator.image.packages import PackageSource, Wheel
 from orchestrator.kernel.commands import stop_all_commands
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.outcome import Outcome, kernel_end
@@ -75,6 +76,8 @@ class Lifecycle:
         parent_id: the session that it was forked from.
         owner: this process's name in the store.
         policy: what its cells may do.
+        packages: the wheels that were handed into its kernel, by SHA-256.
+        package_source: where packages come from; None: there are none.
     """
 
     session_id: str
@@ -97,6 +100,8 @@ class Lifecycle:
     store: History | None = field(default=None, repr=False)
     owner: str = field(default="", repr=False)
     policy: Policy = field(default_factory=Policy, repr=False)
+    packages: dict[str, Wheel] = field(default_factory=dict, repr=False)
+    package_source: PackageSource | None = field(default=None, repr=False)
     notices: list[str] = field(default_factory=list, repr=False)
     files_in: dict[str, float] = field(default_factory=dict, repr=False)
     users: int = field(default=0, repr=False)
@@ -114,9 +119,19 @@ class Lifecycle:
         return cls(uuid.uuid4().hex, kernel.kernel_id, agent_id, kernel=kernel, policy=policy)
 
     @classmethod
-    def new(cls, agent_id: str, *, store: History, owner: str, policy: Policy) -> Self:
+    def new(
+        cls,
+        agent_id: str,
+        *,
+        store: History,
+        owner: str,
+        policy: Policy,
+        package_source: PackageSource | None = None,
+    ) -> Self:
         """Return a session that has no kernel and no row yet: ``begin`` gives it both."""
-        return cls(uuid.uuid4().hex, "", agent_id, store=store, owner=owner, policy=policy)
+        return cls(
+            uuid.uuid4().hex, "", agent_id, store=store, owner=owner, policy=policy, package_source=package_source
+        )
 
     @classmethod
     def of_record(
@@ -126,6 +141,7 @@ class Lifecycle:
         store: History,
         owner: str,
         policy: Policy,
+        package_source: PackageSource | None = None,
     ) -> Self:
         """Return the session of a row, without its kernel: ``wake`` or ``adopt`` gives it one."""
         session = cls(
@@ -139,6 +155,7 @@ class Lifecycle:
             store=store,
             owner=owner,
             policy=policy,
+            package_source=package_source,
         )
         session._forget_history()
         return session
@@ -215,6 +232,7 @@ class Lifecycle:
         self._forget_history()
         self._attach(kernel)
         self.restored = restored
+        self.packages = {wheel.sha256: wheel for wheel in restored.packages}
         self.previous_end = last_end or self.previous_end
         self.notices += restored.notices(cells, self.previous_end, lost_files)
         self.note(kernel, "session.woken", checkpoint=restored.checkpoint_id, lost=len(restored.lost))
@@ -239,6 +257,7 @@ class Lifecycle:
         self._notify_ended_commands("the session was restored to a checkpoint")
         self._attach(kernel)
         self.restored = restored
+        self.packages = {wheel.sha256: wheel for wheel in restored.packages}
         self.note(kernel, "session.restored", checkpoint=restored.checkpoint_id, lost=len(restored.lost))
 
     async def take_over(self, owner: str | None) -> bool:
@@ -327,6 +346,7 @@ class Lifecycle:
                 store=self.store,
                 owner=self.owner,
                 policy=self.policy,
+                package_source=self.package_source,
             )
             for agent_id in agent_ids
         ]
@@ -344,6 +364,10 @@ class Lifecycle:
             self.notify(f"{what} while {commands_text(running)} ran, which ended with the kernel")
         return len(running)
 
+    def note_package(self, wheel: Wheel) -> None:
+        """Note that a wheel was handed into the kernel."""
+        self.packages[wheel.sha256] = wheel
+
     def note_file_in(self, path: str) -> None:
         """Note that ``put_file`` wrote a file in the kernel. Keeps the last thousand paths."""
         self.files_in.pop(path, None)
@@ -356,7 +380,7 @@ class Lifecycle:
         self.touch()
 
     def _detach(self) -> None:
-        self.kernel, self.asleep, self.files_in = None, True, {}
+        self.kernel, self.asleep, self.files_in, self.packages = None, True, {}, {}
 
     def _forget_history(self) -> None:
         """Read the history from the store when it is next used."""

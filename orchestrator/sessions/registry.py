@@ -17,6 +17,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from orchestrator.errors import EngineError, SessionBusyError, StoreError
+from orchestrator.image.packages import PackageSource
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import Deadline
 from orchestrator.outcome import Outcome
@@ -37,6 +38,7 @@ class SessionRegistry:
 
     Args:
         spawn: runs background work of the manager.
+        packages: where packages for sessions come from.
 
     Attributes:
         sessions: the sessions that have a kernel, by agent id.
@@ -54,8 +56,10 @@ class SessionRegistry:
         pool: KernelPool,
         policy: Policy,
         spawn: Callable[[Coroutine[Any, Any, None]], None],
+        packages: PackageSource | None = None,
     ) -> None:
         self.policy = policy
+        self._packages = packages
         self.sessions: dict[str, KernelSession] = {}
         self.asleep: WeakValueDictionary[str, KernelSession] = WeakValueDictionary()
         self.inherited: set[str] = set()
@@ -125,11 +129,15 @@ class SessionRegistry:
         held = self.asleep.get(record.session_id)
         if held is not None:
             return held
-        return KernelSession.of_record(record, store=self.store, owner=self.owner, policy=self.policy)
+        return KernelSession.of_record(
+            record, store=self.store, owner=self.owner, policy=self.policy, package_source=self._packages
+        )
 
     def make(self, agent_id: str) -> KernelSession:
         """Return a new session, which has no kernel yet."""
-        return KernelSession.new(agent_id, store=self.store, owner=self.owner, policy=self.policy)
+        return KernelSession.new(
+            agent_id, store=self.store, owner=self.owner, policy=self.policy, package_source=self._packages
+        )
 
     def enter(self, session: KernelSession, resource: KernelResource) -> None:
         """Add a session that has a kernel, and watch that kernel for its end.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from orchestrator.image.packages import Wheel
 from orchestrator.outcome import Outcome, kernel_end
 from orchestrator.output.printable import printable
 
@@ -73,12 +74,14 @@ class Restored:
         cell: the last cell whose effects the checkpoint has. The effects of later cells are lost.
         lost: what could not be captured or loaded.
         seconds: how long loading took.
+        packages: the wheels that were handed in again.
     """
 
     checkpoint_id: str
     cell: int
     lost: tuple[Lost, ...]
     seconds: float
+    packages: tuple[Wheel, ...] = ()
 
     def notices(self, cells: int, reason: str | None, files: Sequence[str] = ()) -> list[str]:
         """Return what the agent has to know about the woken session; an empty list if nothing was lost.

@@ -53,7 +53,9 @@ class Restoring:
             old_id = session.kernel_id
             try:
                 seconds = session.policy.sessions.checkpoint_time_s
-                restored = await load(kernel, self._registry.files, path, session.agent_id, seconds)
+                restored = await load(
+                    kernel, self._registry.files, path, session.agent_id, seconds, session.package_source
+                )
                 await session.move(kernel, restored)
                 old = self._registry.take_lease(old_id)
                 self._registry.enter(session, resource)

@@ -19,6 +19,7 @@ from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.output.commandresult import CommandResult
 from orchestrator.output.events import Event, ExecutionResult, InputHandler
+from orchestrator.sessions.installing import install_tool
 from orchestrator.sessions.lifecycle import Lifecycle
 from orchestrator.sessions.sessioncommands import SessionCommands
 from orchestrator.sessions.sessionrow import NEVER_RAN
@@ -35,6 +36,7 @@ class KernelSession(Lifecycle):
     _history_changes: int = field(default=0, init=False, repr=False)  # how often a cell's entry was written
     _history_is_own: bool = field(default=False, init=False, repr=False)  # whether it differs from the store's
     _turn: Turn | None = field(default=None, init=False, repr=False)
+    installing: asyncio.Lock = field(default_factory=asyncio.Lock, init=False, repr=False)
     _tools: Mapping[str, Tool] = field(default_factory=dict, init=False, repr=False)
     _had_tools: bool = field(default=False, init=False, repr=False)  # then a cell without tools is told so
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock, init=False, repr=False)
@@ -113,6 +115,13 @@ class KernelSession(Lifecycle):
         async with contextlib.aclosing(turn.run()) as events:
             async for event in events:
                 yield event
+
+    def internal_tools(self, kernel: Kernel) -> dict[str, Tool]:
+        """Return the tools of Cellblock's own that a cell may call."""
+        if self.package_source is None:
+            return {}
+        tool = install_tool(self, kernel, self.package_source)
+        return {tool.name: tool}
 
     @contextlib.contextmanager
     def offering(self, tools: Mapping[str, Tool] | None) -> Iterator[None]:

@@ -39,7 +39,8 @@ class Turn:
         tools: Mapping[str, Tool] | None = None,
     ) -> None:
         note = partial(session.note, kernel)
-        calls = None if tools is None else ToolCalls(kernel, tools, session.policy.tools, note, session)
+        internal = session.internal_tools(kernel)
+        calls = ToolCalls(kernel, tools, internal, session.policy.tools, note, session)
         self.cell = Cell(kernel, code, limits, session.policy, answer, environment, calls)
         self._session = session
         self._kernel = kernel

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from orchestrator.image.build import package_source
 from orchestrator.instance import Instance
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import KernelResourceLimits
@@ -46,7 +47,7 @@ class Parts:
         self.telemetry = Telemetry()
         self.monitor = Monitor(self._live_kernels, resource_limits.max_memory_mb, policy.limits.warn_percent)
         self.pool = self._make_pool(max_kernels)
-        self.registry = SessionRegistry(self.pool, policy, self.background.spawn)
+        self.registry = SessionRegistry(self.pool, policy, self.background.spawn, package_source(settings, policy))
         self.hibernation = Hibernation(self.registry, self.pool, resource_limits, policy, self.background.spawn)
         self.acquiring = Acquiring(self.registry, self.hibernation, self.pool)
         self.restoring = Restoring(self.registry, self.acquiring, self.hibernation, self.pool)

@@ -16,6 +16,7 @@ from typing import Any
 import cellblock_session.ondemand  # noqa: F401 - before ipykernel
 import zmq
 from cellblock_session.surroundings import Surroundings
+from cellblock_site.machine import PACKAGES
 from ipykernel.heartbeat import Heartbeat
 from ipykernel.kernelapp import IPKernelApp
 from tornado.ioloop import IOLoop
@@ -155,6 +156,7 @@ def main() -> None:
     app = SandboxApp.instance(config=configuration())
     silence_own_output()
     app.initialize([])
+    os.makedirs(PACKAGES, exist_ok=True)  # before the surroundings are noted: it is not the session's
     sys.path.insert(0, "")  # only now: the agent's files become importable but cannot replace modules of this start
     prepare_spawning()
     app.kernel.surroundings = Surroundings()

@@ -6,6 +6,7 @@ They publish no status: nobody waits for it, and it would take two messages each
 import asyncio
 import contextlib
 import json
+import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -36,7 +37,6 @@ class HostRequests:
         self._served = False
         self._pipes: dict[str, Any] = {}
         self._lists: dict[str, bytes] = {}  # the list that the host is reading
-        self._tasks: set[asyncio.Task[None]] = set()
         self._commands = Commands(self._send, kernel.orphans, kernel.changed_files)
         twice = {
             "file_write_request": self._write,
@@ -52,6 +52,7 @@ class HostRequests:
             "file_move_request": partial(self._beside, self._move),
             "file_remove_request": partial(self._beside, self._remove),
             "tool_answer_request": self._answer_tool,
+            "packages_add_request": partial(self._beside, self._add_package),
             "variables_request": partial(self._beside, self._variables),
             "state_take_request": self._take_state,
             "state_give_request": self._give_state,
@@ -133,16 +134,16 @@ class HostRequests:
     def _beside(self, work: Callable[[Any], tuple[dict[str, Any], Sequence[bytes]]], ident: Any, parent: Any) -> None:
         """Do what may take long in another thread, and reply then: an interrupt does not wait for it."""
 
-        async def answer() -> None:
+        loop = asyncio.get_running_loop()
+
+        def answer() -> None:
             try:
-                content, buffers = await asyncio.get_running_loop().run_in_executor(None, work, parent["content"])
+                content, buffers = work(parent["content"])
             except OSError as error:
                 content, buffers = refusal(error), ()
-            self._reply(ident, parent, {"status": "ok", **content}, buffers)
+            loop.call_soon_threadsafe(self._reply, ident, parent, {"status": "ok", **content}, buffers)
 
-        task = asyncio.Task(answer(), loop=asyncio.get_running_loop())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        threading.Thread(target=answer, daemon=True).start()  # of its own: a pool's would count as the session's
 
     # Files
 
@@ -190,6 +191,11 @@ class HostRequests:
         files.remove_file(request)
         self._kernel.changed_files.forget()
         return {}, ()
+
+    def _add_package(self, request: dict[str, Any]) -> tuple[dict[str, Any], Sequence[bytes]]:
+        from cellblock_kernel.packages import add_wheel
+
+        return {"modules": add_wheel(request["path"])}, ()
 
     def _answer_tool(self, _ident: Any, parent: Any) -> None:
         self._kernel.tools.answer(parent["content"], bytes(parent["buffers"][0]) if parent["buffers"] else b"")

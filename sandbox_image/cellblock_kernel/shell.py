@@ -1,6 +1,7 @@
 """The IPython shell in which cells run."""
 
 import subprocess
+import sys
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from traitlets import Type
 
 from cellblock_kernel.figures import show_silent_figures
 from cellblock_kernel.messages import BoundedSession
+from cellblock_kernel.packages import arguments_of, pip_install
 from cellblock_kernel.streams import OrderedStream
 
 
@@ -59,6 +61,20 @@ class SandboxShell(ZMQInteractiveShell):
         self.events.register("pre_execute", self._clear_warning_registry)
         self.events.register("post_execute", partial(show_silent_figures, self._publish))
 
+    def init_magics(self) -> None:
+        super().init_magics()
+        register: Any = self.register_magic_function
+        register(self._pip, magic_name="pip")
+
+    def _pip(self, line: str) -> None:
+        """Install packages that the policy allows: ``%pip install NAME``. The host resolves and checks them."""
+        arguments = arguments_of(f"pip {line}")
+        if arguments is None:
+            print("ERROR: in a sandbox, %pip knows `install NAME ...` alone.", file=sys.stderr)
+            self._exited(1)
+        else:
+            self._exited(pip_install(self.kernel.tools, arguments))
+
     def init_hooks(self) -> None:
         super().init_hooks()
         self.set_hook("show_in_pager", page.as_hook(self._show_page), 0)
@@ -93,6 +109,9 @@ class SandboxShell(ZMQInteractiveShell):
         """Run a command of ``!``, and say with the result that it failed."""
         if cmd.rstrip().endswith("&"):
             raise OSError("Background processes not supported.")
+        if (arguments := arguments_of(self.var_expand(cmd, depth=1))) is not None:
+            self._exited(pip_install(self.kernel.tools, arguments))
+            return
         self._exited(subprocess.call(self.var_expand(cmd, depth=1), shell=True))
         for stream in OrderedStream.both:
             stream.drain()

@@ -25,12 +25,14 @@ class ToolError(Exception):
     """A tool failed, or was not called.
 
     Attributes:
+        message: of the exception on the host, or why the tool was not called.
         tool: the tool's name.
         kind: the name of the exception's class on the host; "" if the tool was not called.
     """
 
     def __init__(self, message: str, tool: str = "", kind: str = "") -> None:
         super().__init__(f"{kind}: {message}" if kind else message)
+        self.message = message
         self.tool = tool
         self.kind = kind
 

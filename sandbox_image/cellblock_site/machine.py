@@ -6,6 +6,7 @@ the launcher does. No other module is imported here: typing alone would double t
 """
 
 import os
+import sys
 
 _said = os.environ.get("PYTHON_CPU_COUNT", "")
 CORES = int(_said) if _said.isdecimal() and int(_said) > 0 else 1
@@ -42,3 +43,6 @@ def install() -> None:
 
 
 install()
+
+PACKAGES = "/tmp/.packages"  # what the host hands in while the session runs
+sys.path.append(PACKAGES)  # also of programs that cells and commands start

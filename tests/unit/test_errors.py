@@ -56,6 +56,7 @@ ERRORS: dict[str, tuple[str, dict[str, Any]]] = {
         {**SAYS, "max_kernels": 2, "waited": 1.5, "reason": "memory", "expected_wait": 3.0, "needed_bytes": 9,
          "free_bytes": 4},
     ),
+    "PackageError": ("package", {**SAYS, "reason": "not_allowed"}),
     "CommandLimitError": ("command_limit", {**SAYS, "limit": 16}),
     "SessionBusyError": ("session_busy", {**SAYS, "agent_id": "a", "waited": 1.5}),
     "SessionElsewhereError": (

@@ -176,7 +176,7 @@ def test_a_wrong_or_missing_field_is_named(example: Any, key: str) -> None:
 def test_a_result_of_an_earlier_version_can_be_read() -> None:
     """It lacks the fields that came later; they are empty."""
     form = next(example.as_dict() for example, _ in FIELDS if isinstance(example, ExecutionResult))
-    assert ExecutionResult.from_dict(without(form, *LATER)).updates == ()
+    assert ExecutionResult.from_dict(without(without(form, "updates"), "changed_files")).updates == ()
 
 
 @pytest.mark.parametrize(
