@@ -25,13 +25,15 @@ from orchestrator import (
     AgentKernelManager,
     CommandEvent,
     CommandResult,
+    ExecutionResult,
     InputHandler,
     InputRequest,
     ManagerClosedError,
 )
+from orchestrator import RunningCell as AsyncCell
 from orchestrator import RunningCommand as AsyncCommand
 
-__all__ = ["Manager", "RunningCommand", "answered_by"]
+__all__ = ["Manager", "RunningCell", "RunningCommand", "answered_by"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -150,6 +152,56 @@ class RunningCommand:
         self._thread.call(lambda: self._command.resize(rows, columns))
 
 
+class RunningCell:
+    """A cell that a synchronous manager has started: ``orchestrator.RunningCell``, whose methods wait here.
+
+    Attributes:
+        id, code, started_at: see ``orchestrator.RunningCell``.
+    """
+
+    def __init__(self, cell: AsyncCell, thread: LoopThread) -> None:
+        self._cell = cell
+        self._thread = thread
+        self.id = cell.id
+        self.code = cell.code
+        self.started_at = cell.started_at
+
+    def __repr__(self) -> str:
+        return repr(self._cell)
+
+    @property
+    def is_running(self) -> bool:
+        return self._cell.is_running
+
+    def wait(self, timeout: float | None = None) -> ExecutionResult:
+        """See ``orchestrator.RunningCell.wait``."""
+        return self._thread.run(lambda: self._cell.wait(timeout))
+
+    def interrupt(self) -> bool:
+        """See ``orchestrator.RunningCell.interrupt``."""
+        return self._thread.call(self._cell.interrupt)
+
+
+def _begins(
+    method: Callable[Concatenate[AgentKernelManager, P], Coroutine[object, object, AsyncCell]],
+) -> Callable[Concatenate[Manager, P], RunningCell]:
+    @functools.wraps(method)
+    def begin(self: Manager, /, *args: P.args, **kwargs: P.kwargs) -> RunningCell:
+        return RunningCell(self._thread.run(lambda: method(self._manager, *args, **kwargs)), self._thread)
+
+    return begin
+
+
+def _finds(
+    method: Callable[Concatenate[AgentKernelManager, P], AsyncCell],
+) -> Callable[Concatenate[Manager, P], RunningCell]:
+    @functools.wraps(method)
+    def find(self: Manager, /, *args: P.args, **kwargs: P.kwargs) -> RunningCell:
+        return RunningCell(self._thread.call(lambda: method(self._manager, *args, **kwargs)), self._thread)
+
+    return find
+
+
 def _starts(
     method: Callable[Concatenate[AgentKernelManager, P], Coroutine[object, object, AsyncCommand]],
 ) -> Callable[Concatenate[Manager, P], RunningCommand]:
@@ -235,6 +287,11 @@ class Manager:
     execute = _waits(AgentKernelManager.execute)
     execute_code = _waits(AgentKernelManager.execute_code)
     stream_code = _iterates(AgentKernelManager.stream_code)
+    read_folder = _iterates(AgentKernelManager.read_folder)
+    write_folder = _waits(AgentKernelManager.write_folder)
+    start_code = _begins(AgentKernelManager.start_code)
+    find_cell = _finds(AgentKernelManager.find_cell)
+    restart_kernel = _waits(AgentKernelManager.restart_kernel)
     install = _waits(AgentKernelManager.install)
     list_variables = _waits(AgentKernelManager.list_variables)
     interrupt = _calls(AgentKernelManager.interrupt)

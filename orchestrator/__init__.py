@@ -111,6 +111,9 @@ from orchestrator.pool.kernelresource import (
 from orchestrator.pool.scheduler import (
     LeaseRequest,
 )
+from orchestrator.sessions.cellhandle import (
+    RunningCell,
+)
 from orchestrator.sessions.checkpoint import (
     Checkpoint,
 )
@@ -208,6 +211,7 @@ __all__ = [
     "QuotaExceededError",
     "Recovery",
     "Restored",
+    "RunningCell",
     "RunningCommand",
     "Sample",
     "SandboxFloorError",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterable
 from pathlib import Path
 
 from orchestrator.errors import FileTransferError, InvalidInputError
+from orchestrator.foldertransfer import pack, unpack
 from orchestrator.kernel import files, transfer
 from orchestrator.limits import MIB
 from orchestrator.output.fileinfo import FileInfo
@@ -189,6 +191,35 @@ class FileCalls:
             await files.remove(kernel, path, recursive=recursive)
             session.note(kernel, "file.removed", path=path)
 
+    async def read_folder(self, session: KernelSession, path: str = ".") -> AsyncGenerator[bytes, None]:
+        """Yield a folder with all that it has as a tar, in pieces.
+
+        The tar comes from the sandbox, so it may say anything: extract it with ``tarfile``'s filter "data", or not at
+        all.
+
+        Raises:
+            FileTransferError: it cannot be read ("missing", "not_a_folder"), or takes longer than 10 minutes.
+        """
+        async with self._life.in_use(session):
+            kernel, size = session.live_kernel(), 0
+            async with contextlib.aclosing(pack(kernel, path)) as pieces:
+                async for piece in pieces:
+                    size += len(piece)
+                    yield piece
+            session.note(kernel, "folder.out", path=path, bytes=size)
+
+    async def write_folder(self, session: KernelSession, path: str, tar: bytes | AsyncIterable[bytes]) -> int:
+        """Extract a tar into a folder, which is made if it is missing. Return the bytes of the tar.
+
+        Raises:
+            FileTransferError: it cannot be written, or is no tar; a part of it may be there.
+        """
+        async with self._life.in_use(session):
+            kernel = session.live_kernel()
+            size = await unpack(kernel, path, _one(tar) if isinstance(tar, bytes) else tar)
+            session.note(kernel, "folder.in", path=path, bytes=size)
+        return size
+
     async def _put(self, session: KernelSession, source: transfer.Source, destination: str) -> int:
         async with self._life.in_use(session):
             kernel = session.live_kernel()
@@ -196,3 +227,7 @@ class FileCalls:
             session.note_file_in(destination)
             session.note(kernel, "file.in", path=destination, bytes=sent.size, sha256=sent.sha256)
         return sent.size
+
+
+async def _one(data: bytes) -> AsyncGenerator[bytes, None]:
+    yield data

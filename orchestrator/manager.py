@@ -9,26 +9,22 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from nbformat import NotebookNode
-
+from orchestrator.cellcalls import CellCalls
 from orchestrator.commandcalls import CommandCalls
-from orchestrator.errors import CellblockError, InvalidInputError, KernelTimeoutError, UnknownKernelNameError
+from orchestrator.errors import CellblockError, InvalidInputError, UnknownKernelNameError
 from orchestrator.filecalls import FileCalls
-from orchestrator.inputs import check_agent_id, check_code, check_environment, check_lease_request
-from orchestrator.kernel import variables
+from orchestrator.inputs import check_agent_id, check_lease_request
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import Deadline, KernelResourceLimits
-from orchestrator.output.events import CellFinished, Event, ExecutionResult, InputHandler
-from orchestrator.output.variableinfo import VariableInfo
 from orchestrator.policy.policy import Policy
 from orchestrator.sessions import checkpoint as checkpoints
 from orchestrator.sessions import notebook
-from orchestrator.sessions.checkpoint import Checkpoint, capture_between_cells, capture_if_due
+from orchestrator.sessions.checkpoint import Checkpoint, capture_between_cells
 from orchestrator.sessions.installing import install
 from orchestrator.sessions.recovery import Recovery
 from orchestrator.sessions.restored import Restored
@@ -41,7 +37,7 @@ from orchestrator.wiring.parts import Parts
 KERNEL_NAMES = ("python3",)
 
 
-class AgentKernelManager(CommandCalls, FileCalls):
+class AgentKernelManager(CellCalls, CommandCalls, FileCalls):
     """Gives every agent a kernel of its own, in a locked container of its own.
 
     A manager belongs to the event loop in which it starts. Elsewhere every call raises WrongEventLoopError at once, and
@@ -99,6 +95,7 @@ class AgentKernelManager(CommandCalls, FileCalls):
         self.monitor = self._parts.monitor
         self.pool = self._parts.pool
         self.sessions = self._parts.registry.sessions
+        self._cells = {}
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -123,11 +120,6 @@ class AgentKernelManager(CommandCalls, FileCalls):
             StoreError: the history cannot be read or written.
         """
         await self._life.start()
-
-    @property
-    def runtime(self) -> str:
-        """The container runtime of new kernels: "runsc", "runc" or the one in the settings; "" before ``start``."""
-        return self._parts.runtime
 
     @property
     def instance_id(self) -> str:
@@ -205,148 +197,23 @@ class AgentKernelManager(CommandCalls, FileCalls):
             with session.offering(offered):
                 yield session.live_kernel(), session
 
-    async def execute(
-        self,
-        session: KernelSession,
-        code: str,
-        *,
-        answer: InputHandler | None = None,
-        timeout: float | None = None,
-        output_limit: int | None = None,
-        environment: Mapping[str, str] | None = None,
-        tools: Iterable[Tool | ToolFunction] = (),
-    ) -> ExecutionResult:
-        """Run one cell and return its result, however the cell ended: a timeout is a result with outcome "timeout".
+    async def restart_kernel(
+        self, session: KernelSession, *, keep_files: bool = True, timeout: float | None = None
+    ) -> None:
+        """Give the session a fresh kernel, without its variables. A running cell and commands end.
 
         Args:
-            answer: answers the cell's ``input()``, if the policy has ``channels.stdin``. The cell's time limit does
-                not pause. Without a handler, or under another policy, ``input()`` fails at once.
-            timeout: seconds that the cell may take; the manager's ``max_execution_time`` at most, and if None.
-            output_limit: bytes that the cell may output; the manager's ``max_output_size_mb`` at most, and if None.
-            environment: variables of ``os.environ`` while the cell runs; afterwards they are as before.
-            tools: functions of this program that the cell may call, beside those of ``acquire_kernel``.
+            keep_files: whether the files of ``/work`` move to the fresh kernel.
+            timeout: seconds to wait for a free kernel; None: 60.
 
         Raises:
-            InvalidCodeError: see ``check_code``. No cell ran.
-            InvalidInputError: a limit is not above 0, or a variable cannot be used. No cell ran.
-            KernelDiedError, SessionEndedError: there is no kernel to run the cell.
-            StoreError: the result could not be kept; the error has it.
-            QuotaExceededError: the agent keeps as much as it may. No cell ran.
-        """
-        try:
-            async with contextlib.aclosing(
-                self.stream_code(
-                    session,
-                    code,
-                    answer=answer,
-                    timeout=timeout,
-                    output_limit=output_limit,
-                    environment=environment,
-                    tools=tools,
-                )
-            ) as events:
-                async for event in events:
-                    if isinstance(event, CellFinished):
-                        return event.result
-        except KernelTimeoutError as error:
-            return error.result
-        raise AssertionError("unreachable: a stream ends with CellFinished or an error")
-
-    async def execute_code(
-        self,
-        session: KernelSession,
-        code: str,
-        *,
-        answer: InputHandler | None = None,
-        timeout: float | None = None,
-        output_limit: int | None = None,
-        environment: Mapping[str, str] | None = None,
-        tools: Iterable[Tool | ToolFunction] = (),
-    ) -> dict[str, Any]:
-        """Run one cell and return its result as a dict: the reference's keys, and all of ``ExecutionResult``.
-
-        An error of the code is a result with status "error"; so is a kernel that its own cell has ended.
-
-        Args:
-            answer, timeout, output_limit, environment, tools: see ``execute``.
-
-        Raises:
-            KernelTimeoutError: the cell ran past its time limit; the error has the result so far.
-            InvalidCodeError, InvalidInputError, KernelDiedError, SessionEndedError, StoreError: see ``execute``.
-        """
-        async with contextlib.aclosing(
-            self.stream_code(
-                session,
-                code,
-                answer=answer,
-                timeout=timeout,
-                output_limit=output_limit,
-                environment=environment,
-                tools=tools,
-            )
-        ) as events:
-            async for event in events:
-                if isinstance(event, CellFinished):
-                    return event.result.as_dict()
-        raise AssertionError("unreachable: a stream ends with CellFinished or an error")
-
-    async def stream_code(
-        self,
-        session: KernelSession,
-        code: str,
-        *,
-        answer: InputHandler | None = None,
-        timeout: float | None = None,
-        output_limit: int | None = None,
-        environment: Mapping[str, str] | None = None,
-        tools: Iterable[Tool | ToolFunction] = (),
-    ) -> AsyncGenerator[Event, None]:
-        """Run one cell and yield its outputs as they come; the last event is ``CellFinished`` with the result.
-
-        To stop early, close the generator (``contextlib.aclosing``) or cancel the task: both interrupt the cell.
-
-        Args:
-            answer, timeout, output_limit, environment, tools: see ``execute``.
-
-        Raises:
-            See ``execute_code``.
-        """
-        check_code(code)
-        check_environment(environment)
-        offered = tools_by_name(tools)
-        try:
-            limits = self.resource_limits.within(timeout, output_limit)
-        except ValueError as error:
-            raise InvalidInputError(str(error)) from None
-        finished: CellFinished | None = None
-        async with self._life.in_use(session):
-            with self.telemetry.span("execute_cell", runtime=self.runtime) as span:
-                try:
-                    async with contextlib.aclosing(session.run(code, limits, answer, environment, offered)) as events:
-                        async for event in events:
-                            if isinstance(event, CellFinished):
-                                finished = event
-                                span.set_attribute("cellblock.outcome", event.result.outcome)
-                            else:
-                                yield event
-                except KernelTimeoutError:
-                    span.set_attribute("cellblock.outcome", "timeout")
-                    raise
-            await capture_if_due(session, self._parts.registry.files, self.policy.sessions.checkpoint_every)
-        assert finished is not None
-        yield finished
-
-    async def list_variables(self, session: KernelSession) -> tuple[VariableInfo, ...]:
-        """Return the session's variables, 1,000 at most: name, type, size, shape and a short preview.
-
-        It works also while a cell runs. No code of the session is called for it.
-
-        Raises:
-            TimeoutError: the kernel does not answer within 30 s, as while C code in a cell keeps Python's lock.
+            FileTransferError: the files could not be read. The session keeps its kernel.
+            KernelPoolExhaustedError, KernelStartError, EngineError: there is no fresh kernel. The session has ended, or
+                sleeps with its last checkpoint.
             KernelDiedError, SessionEndedError: there is no kernel.
         """
         async with self._life.in_use(session):
-            return await variables.list_variables(session.live_kernel())
+            await self._parts.restoring.restart(session, keep_files=keep_files, timeout=timeout)
 
     async def install(self, session: KernelSession, requirements: Sequence[str]) -> list[str]:
         """Install packages that the policy allows, while the session runs. Cells import them at once.
@@ -369,21 +236,6 @@ class AgentKernelManager(CommandCalls, FileCalls):
             assert source is not None
             resolved = await install(session, session.live_kernel(), source, requirements)
         return [wheel.title for wheel in resolved.wheels]
-
-    def interrupt(self, session: KernelSession) -> bool:
-        """Raise KeyboardInterrupt in the session's running cell, as Ctrl-C does. The cell may catch it.
-
-        A cell that ends with an error after that has the outcome "interrupted". Its kernel and variables stay.
-
-        Returns:
-            Whether a cell was running.
-        """
-        self._life.check_caller()
-        return session.interrupt()
-
-    async def execute_code_for_notebook(self, session: KernelSession, code: str) -> list[NotebookNode]:
-        """Run one cell and return its outputs in nbformat's form. Raises what ``execute_code`` raises."""
-        return notebook.notebook_outputs(await self.execute_code(session, code))
 
     async def end_session(self, agent_id: str, *, reason: str = "end_session") -> bool:
         """End the agent's session and discard its kernel. A running cell ends with outcome "kernel_died".

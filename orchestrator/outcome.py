@@ -64,6 +64,7 @@ class Outcome(StrEnum):
     # Of sessions: each ended, or sleeps until its agent's kernel is acquired again
     IDLE = "idle", Ends.SESSION, False  # unused for ``idle_timeout_seconds``
     EVICTED = "evicted", Ends.SESSION, False  # another agent needed the kernel
+    RESTART = "restart", Ends.SESSION, False  # by ``manager.restart_kernel``
     HIBERNATE = "hibernate", Ends.SESSION, False  # by ``manager.hibernate``
     RECONFIGURED = "reconfigured", Ends.SESSION, False  # the policy, limits or image changed between two starts
     SHUTDOWN = "shutdown", Ends.SESSION, False

@@ -6,7 +6,7 @@ stateDiagram-v2
     new --> live: begin
     new --> ended: begin (its row cannot be written)
     [*] --> asleep: fork, of_record
-    asleep --> live: wake (from a checkpoint), adopt (the kernel of a dead process)
+    asleep --> live: wake (from a checkpoint), restart (empty), adopt (the kernel of a dead process)
     live --> live: move (to another kernel)
     live --> asleep: sleep, abandon
     asleep --> asleep: take_over (of a dead process)
@@ -259,6 +259,25 @@ class Lifecycle:
         self.restored = restored
         self.packages = {wheel.sha256: wheel for wheel in restored.packages}
         self.note(kernel, "session.restored", checkpoint=restored.checkpoint_id, lost=len(restored.lost))
+
+    async def restart(self, kernel: Kernel) -> None:
+        """Continue a sleeping session in a fresh kernel, without its variables. On any failure it sleeps as before.
+
+        Raises:
+            SessionBusyError: another process was quicker to wake it.
+            StoreError: the row cannot be written.
+        """
+        if not await self.take_over(None):
+            message = f"another process has just woken the session of agent {self.agent_id!r}."
+            raise SessionBusyError(message, agent_id=self.agent_id, waited=0.0)
+        try:
+            await self._row.lives(kernel)
+        except BaseException:
+            self._row.sleeps_still()
+            raise
+        self._attach(kernel)
+        self.restored = None
+        self.note(kernel, "session.restarted")
 
     async def take_over(self, owner: str | None) -> bool:
         """Make this process the session's owner in place of ``owner``: None for a session that nobody owns.

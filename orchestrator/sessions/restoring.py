@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
+import tempfile
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import IO
 
 from orchestrator.errors import CellblockError, CheckpointError, KernelDiedError
-from orchestrator.limits import Deadline
+from orchestrator.foldertransfer import pack, unpack
+from orchestrator.limits import MIB, Deadline
+from orchestrator.outcome import Outcome
 from orchestrator.pool.kernelpool import KernelPool
 from orchestrator.sessions.acquiring import Acquiring
 from orchestrator.sessions.checkpoint import Checkpoint, capture, load
@@ -16,6 +23,7 @@ from orchestrator.sessions.restored import Restored
 from orchestrator.sessions.session import KernelSession
 from orchestrator.store.checkpointfiles import CheckpointFiles
 
+_WORK = "/work"
 _KERNEL_WAIT = 60.0  # seconds of a wait that the caller did not bound: the session keeps its own kernel meanwhile
 _CHECKPOINT_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -73,6 +81,51 @@ class Restoring:
                 if old is not None:
                     await self._pool.discard(old)
         return restored
+
+    async def restart(self, session: KernelSession, *, keep_files: bool, timeout: float | None) -> None:
+        """Give a session a fresh kernel, without its variables. Its running cell and commands end.
+
+        Args:
+            keep_files: whether the files of /work move to it.
+            timeout: seconds to wait for a free kernel; None waits a minute.
+
+        Raises:
+            FileTransferError: the files could not be read; the session keeps its kernel.
+            KernelPoolExhaustedError, KernelStartError, EngineError: there is no fresh kernel.
+        """
+        async with self._registry.locked(session.agent_id, timeout):
+            old, deadline = session.live_kernel(), Deadline(_KERNEL_WAIT if timeout is None else timeout)
+            with tempfile.TemporaryFile() as files:
+                if keep_files:
+                    async with contextlib.aclosing(pack(old, _WORK)) as pieces:
+                        async for piece in pieces:
+                            await asyncio.to_thread(files.write, piece)
+                await self._registry.put_to_sleep(session, Outcome.RESTART)
+                await session.settled()
+                try:
+                    await self._start_anew(session, files if keep_files else None, deadline)
+                except BaseException:
+                    if not await self._registry.has_checkpoint(session.session_id):
+                        await session.end(Outcome.RESTART)
+                    raise
+
+    async def _start_anew(self, session: KernelSession, files: IO[bytes] | None, deadline: Deadline) -> None:
+        kernel, resource = await self._acquiring.lease(deadline, session.lease_request, room_for=session)
+        resource.served = True  # whatever happens now, no other agent gets this kernel
+        try:
+            if files is not None:
+                await asyncio.to_thread(files.seek, 0)
+                await unpack(kernel, _WORK, _pieces(files))
+            await session.restart(kernel)
+            self._registry.enter(session, resource)
+        except BaseException:
+            self._pool.release(resource)
+            raise
+
+
+async def _pieces(file: IO[bytes]) -> AsyncIterator[bytes]:
+    while piece := await asyncio.to_thread(file.read, MIB):
+        yield piece
 
 
 def _path_of(checkpoint: Checkpoint | str | Path, files: CheckpointFiles) -> Path:

@@ -225,6 +225,10 @@ class KernelSession(Lifecycle):
         self._turn.cell.interrupt()
         return True
 
+    def interrupt_of(self, task: asyncio.Task[Any]) -> bool:
+        """Interrupt the running cell if this task consumes it. Returns whether it does."""
+        return self._turn is not None and self._turn.task is task and self.interrupt()
+
     @contextlib.asynccontextmanager
     async def between_cells(self) -> AsyncIterator[None]:
         """Wait until no cell runs, and keep others from starting."""

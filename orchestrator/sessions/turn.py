@@ -26,6 +26,7 @@ class Turn:
 
     Attributes:
         cell: the cell that runs.
+        task: the task that consumes it.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Turn:
         internal = session.internal_tools(kernel)
         calls = ToolCalls(kernel, tools, internal, session.policy.tools, note, session)
         self.cell = Cell(kernel, code, limits, session.policy, answer, environment, calls)
+        self.task = asyncio.current_task()
         self._session = session
         self._kernel = kernel
         self._code = code

@@ -43,7 +43,8 @@ EVENTS = {
 OTHERS = {
     "AgentKernelManager", "ChangedFile", "Checkpoint", "CommandEvent", "CommandFinished", "CommandOutput",
     "CommandResult", "FileInfo", "Kernel", "KernelPool", "KernelResource", "KernelResourceLimits", "KernelSession",
-    "LeaseRequest", "Lost", "Monitor", "Policy", "Recovery", "Restored", "RunningCommand", "Sample", "Settings",
+    "LeaseRequest", "Lost", "Monitor", "Policy", "Recovery", "Restored", "RunningCell", "RunningCommand", "Sample",
+    "Settings",
     "Telemetry", "Tool", "Usage", "VariableInfo",
 }  # fmt: skip
 OF_THE_COMMAND_LINE = ("rich", "textual", "typer")

@@ -1,0 +1,60 @@
+"""RunningCell: a cell that was started, and that somebody may wait for later."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+
+from orchestrator.output.events import ExecutionResult
+from orchestrator.sessions.session import KernelSession
+
+
+class RunningCell:
+    """A cell that runs, or waits for its turn, on its own. It ends like any cell, whether or not somebody waits.
+
+    Attributes:
+        id: a name that no other cell has.
+        session: the session that it belongs to.
+        code: its code.
+        started_at: seconds since the epoch.
+    """
+
+    def __init__(self, session: KernelSession, code: str, running: asyncio.Task[ExecutionResult]) -> None:
+        self.id = secrets.token_hex(8)
+        self.session = session
+        self.code = code
+        self.started_at = time.time()
+        self._running = running
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it runs, or waits for its turn."""
+        return not self._running.done()
+
+    def __repr__(self) -> str:
+        return f"<RunningCell {self.id} {'running' if self.is_running else 'over'}>"
+
+    async def wait(self, timeout: float | None = None) -> ExecutionResult:
+        """Wait until it is over, and return its result. A caller that is cancelled leaves it running.
+
+        Args:
+            timeout: seconds to wait; None: until its end.
+
+        Raises:
+            TimeoutError: it still runs.
+            KernelDiedError, SessionEndedError, StoreError: see ``AgentKernelManager.execute``.
+        """
+        async with asyncio.timeout(timeout):
+            return await asyncio.shield(self._running)
+
+    def interrupt(self) -> bool:
+        """Interrupt it as ``AgentKernelManager.interrupt`` does. A cell that waits for its turn never runs.
+
+        Returns:
+            Whether it was running or waiting.
+        """
+        if self.is_running and not self.session.interrupt_of(self._running):
+            self._running.cancel()
+            return True
+        return self.is_running
