@@ -20,7 +20,7 @@ endef
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help demo test test-modern check lint bench bench-peers soak reactions usage schedule service-times history crashes sessions screenshots state-table docs verify fuzz seccomp-record engine engine-stop image venv lock clean FORCE
+.PHONY: help demo test test-modern conformance check lint bench bench-peers soak reactions usage schedule service-times history crashes sessions screenshots state-table docs verify fuzz seccomp-record engine engine-stop image venv lock clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -91,6 +91,10 @@ $(DOCS_STAMP): docs/requirements.txt $(STAMP)
 
 verify: image ## probe every promise on this host, and every probe on containers that must fail it
 	@$(BIN)/cellblock verify --self-test
+
+# SUITES says which: make conformance SUITES="inspect fastmcp"
+conformance: image ## run the suites of inspect_ai, pydantic_ai and FastMCP over sandboxes, each in an environment of its own
+	@$(BIN)/python -m tests.conformance $(SUITES)
 
 # CASES and SEED say how many, and which: make fuzz CASES=500000 SEED=7
 fuzz: image ## send seeded nonsense from hostile kernels, 200,000 cases under each runtime

@@ -12,7 +12,7 @@ LONGEST_GROUP = 200  # characters
 HIGHEST_PRIORITY = 100
 LONGEST_CODE = MIB  # bytes of UTF-8 in one cell
 LONGEST_COMMAND = 128 * 1024  # bytes of one argument or variable, which is Linux's limit (MAX_ARG_STRLEN)
-LONGEST_COMMANDS = MIB  # bytes of all arguments and variables of one command
+LONGEST_COMMANDS = 2 * MIB - 64 * 1024  # bytes of all arguments and variables of one command: Linux's limit
 MOST_ARGUMENTS = 10_000
 _FORBIDDEN_IN_AGENT_ID = set("/\\")
 
@@ -108,7 +108,7 @@ def _check_sizes(texts: Sequence[str]) -> None:
     sizes = [_size_of_text(text) for text in texts]
     if max(sizes) >= LONGEST_COMMAND or sum(sizes) > LONGEST_COMMANDS:
         raise InvalidInputError(
-            "it is too long: an argument or a variable may have 128 KiB, and all of them 1 MiB.",
+            "it is too long: an argument or a variable may have 128 KiB, and all of them 1.9 MiB.",
             remedy="Pass long data as stdin, or in a file.",
         )
 

@@ -60,12 +60,6 @@ EXECUTABLE = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
 
 # Debian's maintainer scripts make these, but do not run.
 LINKS = {"usr/bin/awk": "mawk", "usr/bin/which": "which.debianutils"}
-# What a program finds that calls pip by itself.
-PIP = """\
-#!/bin/sh
-echo "In a sandbox, packages come from the host: %pip install NAME in a cell, or manager.install(session, [NAME])." >&2
-exit 1
-"""
 # Where models and other sandboxes' users put files. They lead to the working folder.
 OTHER_WORK_FOLDERS = ("home/user", "workspace", "mnt/data")
 # The host writes both files for each kernel, because each kernel has a user id of its own.
@@ -156,10 +150,6 @@ def lay_out() -> None:
         (ROOT / folder).mkdir(parents=True, exist_ok=True)
     for folder in ("work", "tmp"):  # runc gives a tmpfs the mode of the folder below it
         (ROOT / folder).chmod(0o1777)
-    for name in ("pip", "pip3"):
-        (ROOT / "usr/local/bin" / name).parent.mkdir(parents=True, exist_ok=True)
-        (ROOT / "usr/local/bin" / name).write_text(PIP)
-        (ROOT / "usr/local/bin" / name).chmod(0o755)
     for name in OTHER_WORK_FOLDERS:
         (ROOT / name).parent.mkdir(parents=True, exist_ok=True)
         (ROOT / name).symlink_to("/work")

@@ -306,16 +306,20 @@ class Command:
 
     def signal(self, number: int) -> None:
         """Send a signal to its process group. SIGKILL goes to every process that it has started."""
-        with contextlib.suppress(ProcessLookupError):
-            if self._ended_at is None:
-                killpg(self.pid, number)
         if number == SIGKILL:
-            for _ in range(MOST_ROUNDS):
-                killed = [_killed(pid) for pid in self._members()]
-                if not any(killed):
-                    break
+            self._kill_all()
+        elif self._ended_at is None:
+            with contextlib.suppress(ProcessLookupError):
+                killpg(self.pid, number)
         self._pause = PAUSES[0]
         self._look()
+
+    def _kill_all(self) -> None:
+        """Kill its processes. A look comes before each kill: without its parent, one of another session is not found."""
+        for _ in range(MOST_ROUNDS):
+            killed = [_killed(pid) for pid in self._members()]
+            if not any(killed):
+                break
 
     def _members(self) -> set[int]:
         """Return the process, those of its group and of its session, and all their descendants."""

@@ -38,7 +38,10 @@ def write_file(request: Mapping[str, Any], buffers: Sequence[Any]) -> None:
     """
     path = decoded(request["path"])
     if request["offset"] == 0:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        _make_parents(path)
+        target = decoded(request["rename"])
+        if target and os.path.exists(target):
+            _refuse_unwritable(target)
     begins = O_CREAT | O_TRUNC if request["offset"] == 0 else 0  # a file that was moved away is not begun anew
     handle = open_file(path, O_WRONLY | begins, 0o644)
     try:
@@ -50,6 +53,22 @@ def write_file(request: Mapping[str, Any], buffers: Sequence[Any]) -> None:
         close(handle)
     if request["last"] and request["rename"]:
         _put_in_place(path, decoded(request["rename"]))
+
+
+def _make_parents(path: bytes) -> None:
+    """Make the folders above a path."""
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+    except FileExistsError:
+        raise _error(errno.ENOTDIR) from None
+
+
+def _refuse_unwritable(target: bytes) -> None:
+    """Refuse to replace what could not be written in place: a folder, or a file whose mode forbids it."""
+    if os.path.isdir(target):
+        raise _error(errno.EISDIR)
+    if not os.access(target, os.W_OK):
+        raise _error(errno.EACCES)
 
 
 def _put_in_place(path: bytes, target: bytes) -> None:
@@ -183,7 +202,7 @@ def move_file(request: Mapping[str, Any]) -> None:
     """
     source, target = decoded(request["path"]), decoded(request["to"])
     os.lstat(source)
-    os.makedirs(os.path.dirname(target), exist_ok=True)
+    _make_parents(target)
     try:
         os.rename(source, target)
     except OSError as error:

@@ -61,7 +61,7 @@ CASES = [
     Case("the working directory", "pwd", 0, b"/work\n"),
     Case("another directory", "pwd", 0, b"/tmp\n", arguments={"cwd": "/tmp"}),
     Case("a relative directory", "mkdir -p sub && cd sub && pwd", 0, b"/work/sub\n"),
-    Case("the user", "id -un; id -u | grep -c 0$ >/dev/null; test $(id -u) -ne 0", 0, b"sandbox\n"),
+    Case("the user", "id -un; test $(id -u) -ne 0", 0, b"sandbox\n"),
     Case("the home folder", "echo $HOME", 0, b"/work\n"),
     Case("a variable", "echo $A", 0, b"one two\n", arguments={"env": {"A": "one two"}}),
     Case("a variable of bytes", "printf %s \"$A\"", 0, b"\xff\xfe", arguments={"env": {"A": "\udcff\udcfe"}}),
@@ -93,7 +93,7 @@ CASES = [
     Case("a child in the background", "sleep 60 & echo started", 0, b"started\n"),
     Case("a child that goes on writing", "(sleep 0.05; echo late; sleep 60) & echo now", 0, b"now\nlate\n"),
     Case("a child that was waited for", "sleep 0.1 & wait; echo done", 0, b"done\n"),
-    Case("a daemon", "setsid sleep 60 >/dev/null 2>&1 & echo up", 0, b"up\n"),
+    Case("a daemon", "nohup sleep 60 >/dev/null 2>&1 & echo up", 0, b"up\n"),
     Case("orphans are reaped", "for i in 1 2 3; do (true &); done; echo ok", 0, b"ok\n"),
     # Timeouts
     Case("a timeout", "echo before; sleep 60", 137, b"before\n", b"", "timeout", {"timeout": 0.7}),

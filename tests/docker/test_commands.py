@@ -390,7 +390,8 @@ async def test_a_fork_says_which_commands_it_lacks(runtime: str) -> None:
 async def test_sigkill_reaches_everything_that_a_command_has_started(
     manager: AgentKernelManager, session: KernelSession
 ) -> None:
-    running = await manager.start_command(session, "setsid sleep 1237 & (sleep 1237 &) ; sleep 1237")
+    leader = 'python3 -c \'import os; os.setsid(); os.execvp("sleep", ["sleep", "1237"])\''
+    running = await manager.start_command(session, f"{leader} & (sleep 1237 &) ; sleep 1237")
     await asyncio.sleep(0.5)
     running.kill(signal.SIGKILL)
     await running.wait(20)

@@ -217,6 +217,9 @@ async def test_what_the_system_refuses(manager: AgentKernelManager, session: Ker
     await shell(manager, session, "mkfifo f; touch t")
     assert await fault_of(manager.read_file(session, "f")) == "other"
     assert await fault_of(manager.read_file(session, "t/x")) == "not_a_folder"
+    assert await fault_of(manager.write_file(session, "t/x", b"")) == "not_a_folder"
+    await shell(manager, session, "touch closed; chmod 400 closed")
+    assert await fault_of(manager.write_file(session, "closed", b"x")) == "permission"
     assert not await manager.exists(session, "t/x")
     assert await fault_of(manager.read_file(session, "/dev/zero", limit=3 * MIB)) == "too_large"
     assert await manager.read_file(session, "/dev/zero", length=10) == bytes(10)

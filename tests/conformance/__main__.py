@@ -1,0 +1,50 @@
+"""Run the suites of other projects: ``python -m tests.conformance [NAME ...]``. ``make conformance`` does it.
+
+Makes an environment for each suite in ``.venv-conformance/``, installs this project and the other one, and runs pytest.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SUITES = {
+    "fastmcp": ("fastmcp==4.2.3",),
+    "inspect": ("inspect-ai==0.3.285",),
+    "pydantic": ("pydantic-ai-slim==2.68.0", "anyio"),
+}
+OPTIONS = ["-q", "-rxXs", "-p", "no:cacheprovider", "--noconftest", "-c", "/dev/null", "-o", "asyncio_mode=auto"]
+TOOLS = ("pytest==9.0.2", "pytest-asyncio==1.3.0")
+
+
+def environment(name: str) -> Path:
+    """Return the Python of a suite's environment, which is made if it is missing."""
+    folder = REPOSITORY / ".venv-conformance" / name
+    python, stamp = folder / "bin" / "python", folder / ".complete"
+    wanted = "\n".join((*SUITES[name], *TOOLS))
+    if not stamp.exists() or stamp.read_text() != wanted:
+        print(f"conformance: installing {', '.join(SUITES[name])}", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+        subprocess.run([*pip, *SUITES[name], *TOOLS, "-e", str(REPOSITORY)], check=True)
+        stamp.write_text(wanted)
+    return python
+
+
+def main(names: list[str]) -> int:
+    """Run the suites of these names, or all. Returns 1 if one failed."""
+    failed = 0
+    for name in names or list(SUITES):
+        plugin = ["-p", "no:asyncio"] if name == "pydantic" else ["-o", "asyncio_mode=auto"]  # that suite uses anyio's
+        suite = REPOSITORY / "tests" / "conformance" / f"suite_{name}.py"
+        print(f"conformance: {name}", flush=True)
+        pytest = [str(environment(name)), "-m", "pytest", *OPTIONS, *plugin]
+        command = [*pytest, f"--rootdir={REPOSITORY}", str(suite)]
+        failed |= subprocess.run(command, cwd=REPOSITORY, check=False).returncode != 0
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
