@@ -87,7 +87,7 @@ def _seventh(connection: Connection) -> None:
 
 def _eighth(connection: Connection) -> None:
     """Keep commands."""
-    commands.create(connection)
+    commands.create(connection, checkfirst=True)
 
 
 def _add_columns(connection: Connection, *columns: Column[Any]) -> None:

@@ -315,7 +315,7 @@ class Command:
         self._look()
 
     def _kill_all(self) -> None:
-        """Kill its processes. A look comes before each kill: without its parent, one of another session is not found."""
+        """Kill its processes. First look, then kill: without its parent, one of another session is not found."""
         for _ in range(MOST_ROUNDS):
             killed = [_killed(pid) for pid in self._members()]
             if not any(killed):

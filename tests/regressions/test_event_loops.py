@@ -50,6 +50,25 @@ def arguments(session: KernelSession, folder: Path) -> dict[str, tuple[Any, ...]
         "apply_retention": (),
         "shutdown": (),
         "interrupt": (session,),
+        "list_commands": (session,),
+        "run_command": (session, "true"),
+        "stream_command": (session, "true"),
+        "start_command": (session, "true"),
+        "read_file": (session, "a"),
+        "write_file": (session, "a", b"1"),
+        "read_folder": (session,),
+        "write_folder": (session, "a", b""),
+        "stat_file": (session, "a"),
+        "exists": (session, "a"),
+        "list_files": (session,),
+        "make_dir": (session, "a"),
+        "move": (session, "a", "b"),
+        "remove": (session, "a"),
+        "list_variables": (session,),
+        "install": (session, ["numpy"]),
+        "start_code": (session, "1"),
+        "find_cell": ("0",),
+        "restart_kernel": (session,),
     }
 
 
@@ -91,8 +110,9 @@ async def refusals(
 
 def test_every_call_of_a_manager_is_tried() -> None:
     """A new public method that works in the event loop belongs into the table of these tests."""
-    public = {name: method for name, method in vars(AgentKernelManager).items() if not name.startswith("_")}
-    expected = {name for name, method in public.items() if works_in_a_loop(method)} | {"interrupt"}
+    public = {name: getattr(AgentKernelManager, name) for name in dir(AgentKernelManager) if not name.startswith("_")}
+    expected = {name for name, method in public.items() if works_in_a_loop(method)}
+    expected |= {"interrupt", "list_commands", "find_cell"}
     assert expected == set(arguments(KernelSession("s", "k", "a"), Path()))
 
 
