@@ -258,7 +258,7 @@ class Cell:
             self._check_output()
             return False
         if kind in TOOL_KINDS:
-            return self._tools is not None
+            return self._tools is not None and size <= _LONGEST_STATUS  # the arguments are a buffer
         if kind == "input_request":
             return self._answer is not None and self._answering is None
         if kind == "status":

@@ -21,6 +21,8 @@ WINDOW = 1024 * 1024  # bytes of output that the kernel may send before the host
 INPUT_PIECE = 256 * 1024  # bytes
 _LARGEST_PIECE = 512 * 1024  # bytes of output in one message; an honest kernel sends half of that
 _LONGEST_REASON = 200  # characters
+_LONGEST_MESSAGE = 16 * 1024  # bytes of a message's JSON in memory
+_LONGEST_END = 2 * 1024 * 1024  # bytes of the JSON in memory of a message that names changed files
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,8 @@ class RemoteProcess:
             "window": WINDOW,
         }
         first = (spec.input[:INPUT_PIECE],) if spec.input else ()
-        self._message_id = self._kernel.send("control", "command_start_request", content, self._receive, first)
+        kind = "command_start_request"
+        self._message_id = self._kernel.send("control", kind, content, self._receive, first, accept=_accept)
 
     def take(self, size: int) -> None:
         """Let the kernel send ``size`` more bytes. It is told once half of the window is taken."""
@@ -183,6 +186,11 @@ class RemoteProcess:
             return
         self._room -= len(piece)
         self._on_output(name, piece)
+
+
+def _accept(kind: str, size: int) -> bool:
+    """Return whether to parse a message. Output is a buffer; only changed files may take many bytes."""
+    return size <= (_LONGEST_END if kind == "command_end" else _LONGEST_MESSAGE)
 
 
 def stop_all_commands(kernel: Kernel) -> None:

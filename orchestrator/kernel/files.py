@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Sequence
 from pathlib import PurePosixPath
@@ -17,7 +18,8 @@ from orchestrator.output.fileinfo import FileInfo, parse_entries
 from orchestrator.output.printable import printable
 
 MOST_LISTED = 100_000
-_LONGEST_LIST = 64 * MIB  # bytes
+_LONGEST_LIST = 16 * MIB  # bytes
+_SMALL_LIST = 64 * 1024  # bytes
 _WORK = PurePosixPath("/work")
 _SIZED = {"/work": "work_mb", "/tmp": "tmp_mb", "/dev/shm": "shm_mb"}  # noqa: S108 - folders of the sandbox
 _LONGEST_PATH = 4096  # bytes
@@ -48,7 +50,7 @@ async def stat(kernel: Kernel, path: str, *, follow: bool) -> FileInfo:
     """
     inside = resolve(path)
     reply = await ask(kernel, "stat", {"path": coded(inside), "follow": follow}, path)
-    return _parsed(_buffer(reply), inside, 1, path)[0]
+    return (await _parsed(_buffer(reply), inside, 1, path))[0]
 
 
 async def list_folder(kernel: Kernel, path: str, *, recursive: bool, pattern: str, most: int) -> list[FileInfo]:
@@ -84,7 +86,7 @@ async def list_folder(kernel: Kernel, path: str, *, recursive: bool, pattern: st
             fault="too_large",
             remedy="Pass a pattern, or a larger limit.",
         )
-    return _parsed(bytes(found), folder, most, path)
+    return await _parsed(bytes(found), folder, most, path)
 
 
 async def make_folder(kernel: Kernel, path: str, *, parents: bool) -> bool:
@@ -198,9 +200,12 @@ def _buffer(reply: Message) -> bytes:
     return bytes(reply.buffers[0]) if reply.buffers else b""
 
 
-def _parsed(data: bytes, folder: str, most: int, path: str) -> list[FileInfo]:
+async def _parsed(data: bytes, folder: str, most: int, path: str) -> list[FileInfo]:
     try:
-        found = parse_entries(data, folder, most)
+        if len(data) > _SMALL_LIST:  # a hundred thousand files take half a second
+            found = await asyncio.to_thread(parse_entries, data, folder, most)
+        else:
+            found = parse_entries(data, folder, most)
     except ValueError as error:
         raise FileTransferError(f"the sandbox sent no list of {named(path)}.", path=path) from error
     if most == 1 and not found:

@@ -266,6 +266,7 @@ HOSTILE = {
     "a path outside": r"b'../../etc/passwd\0file\0001\0001\0001\0\0'",
     "an absolute path": r"b'/etc/passwd\0file\0001\0001\0001\0\0'",
     "too many": r"b'a\0file\0001\0001\0001\0\0' * 20000",
+    "nothing but ends": r"b'\0' * (12 << 20)",
 }
 
 
