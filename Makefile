@@ -20,7 +20,7 @@ endef
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help demo test test-modern conformance check lint bench bench-peers soak reactions usage schedule service-times history crashes sessions screenshots state-table docs verify fuzz seccomp-record engine engine-stop image venv lock clean FORCE
+.PHONY: help demo test test-modern conformance jobs check lint bench bench-peers soak reactions usage schedule service-times history crashes sessions screenshots state-table docs verify fuzz seccomp-record engine engine-stop image venv lock clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -65,6 +65,9 @@ sessions: image ## 200 sessions over four kernels: does each find its own state,
 
 schedule: $(STAMP) ## simulate 10,000 agents over 1,000 kernels: who waits how long, beside first come first served
 	@$(BIN)/python -m benchmarks.scheduling
+
+jobs: image ## measure commands, files and tools beside a local process, cat and a trivial cell; about two minutes
+	@$(BIN)/python -m benchmarks.jobs
 
 history: $(STAMP) ## measure the history beside 10,000 and 10 million cells; about five minutes
 	@$(BIN)/python -m benchmarks.history
