@@ -1,10 +1,10 @@
 """Measures what stands beside cells: commands, files and tools, each in turn with what a user would compare it with.
 
-Run it with ``make jobs``: about two minutes. Ratios are medians of rounds, with the range of the middle half.
+Run it with ``make jobs``: about five minutes. Ratios are medians of rounds, with the range of the middle half.
 
 - ``run_command(["true"])`` beside ``subprocess.run(["true"], capture_output=True)`` in a cell of the same kernel.
 - A call of a tool, measured inside, beside a trivial ``execute``.
-- A file of 512 MB in and out beside ``cat`` through ``docker exec`` into and out of a container of the same runtime.
+- A file of 1 GB in and out beside ``cat`` through ``docker exec`` into and out of a container of the same runtime.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from orchestrator import AgentKernelManager, KernelResourceLimits, KernelSession
 from orchestrator.limits import MIB
 
 ROUNDS = 200
-FILE_MB = 512
+FILE_MB = 1024
 POLICY = f"""
 [limits]
-memory_mb = {3 * FILE_MB}
+memory_mb = {4 * FILE_MB}
 [tmpfs]
-work_mb = {FILE_MB + 64}
+work_mb = {2 * FILE_MB + 64}
 tmp_mb = 64
 [tools]
 calls = 100000
@@ -95,7 +95,7 @@ async def measure_latency(runtime: str, manager: AgentKernelManager, session: Ke
 
 
 async def measure_throughput(runtime: str, manager: AgentKernelManager, session: KernelSession, rounds: int) -> None:
-    """Print the two throughputs, in MB/s."""
+    """Print how long a transfer takes each way."""
     container = session.live_kernel().container_name
     with tempfile.TemporaryDirectory() as folder:
         source, back = Path(folder, "source"), Path(folder, "back")
@@ -113,8 +113,7 @@ async def measure_throughput(runtime: str, manager: AgentKernelManager, session:
             for _ in range(rounds):
                 took[0].append(await timed(ours))
                 took[1].append(await timed(partial(asyncio.to_thread, _cat, container, theirs, name, source)))
-            line = said(f"{runtime}: {FILE_MB} MB {name} beside cat through docker exec", took[1], took[0])
-            print(line.replace("ratio", "of its throughput"), flush=True)
+            print(said(f"{runtime}: {FILE_MB} MB {name} beside cat through docker exec", *took), flush=True)
 
 
 def _fill(path: Path) -> None:
@@ -137,7 +136,7 @@ async def _manager(runtime: str, policy: str) -> AsyncIterator[tuple[AgentKernel
     with tempfile.TemporaryDirectory(prefix="cellblock-jobs-") as folder:
         changes = {"runtime": runtime, "policy": policy, "data_dir": folder, "audit_log": f"{folder}/audit.jsonl"}
         settings = Settings.load().model_copy(update=changes)
-        limits = KernelResourceLimits(max_cpu_percent=100, max_memory_mb=3 * FILE_MB)
+        limits = KernelResourceLimits(max_cpu_percent=100, max_memory_mb=4 * FILE_MB)
         async with (
             AgentKernelManager(max_kernels=1, settings=settings, resource_limits=limits) as manager,
             manager.acquire_kernel("jobs", timeout=READY) as (_, session),
@@ -160,7 +159,7 @@ def main() -> None:
     """Parse the arguments, and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runtime", action="append", help="a runtime; repeatable; default: those of the engine")
-    parser.add_argument("--rounds", type=int, default=5, help="transfers of each kind")
+    parser.add_argument("--rounds", type=int, default=3, help="transfers of each kind")
     arguments = parser.parse_args()
     asyncio.run(measure(arguments.runtime or engine_runtimes(), arguments.rounds))
 

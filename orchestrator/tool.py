@@ -180,14 +180,20 @@ def _schema_of(model: type[pydantic.BaseModel] | None) -> dict[str, Any]:
 
 
 def _validator_of(name: str, schema: Mapping[str, Any]) -> Any:
-    kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     try:
-        json.dumps(schema)
-        kind.check_schema(schema)
+        return _validator_class(json.dumps(schema))(schema)
     except (jsonschema.SchemaError, TypeError, ValueError) as error:
         said = getattr(error, "message", str(error))
         raise InvalidInputError(f"the schema of tool {name!r} is no JSON schema: {said}") from None
-    return kind(schema)
+
+
+@functools.lru_cache(maxsize=256)
+def _validator_class(text: str) -> Any:
+    """Check a schema, and return the class for it. Kept: a check takes 2 ms, and tools may be passed with each cell."""
+    schema = json.loads(text)
+    found = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+    found.check_schema(schema)
+    return found
 
 
 def _fault(fault: Any) -> str:
