@@ -66,7 +66,7 @@ sessions: image ## 200 sessions over four kernels: does each find its own state,
 schedule: $(STAMP) ## simulate 10,000 agents over 1,000 kernels: who waits how long, beside first come first served
 	@$(BIN)/python -m benchmarks.scheduling
 
-jobs: image ## measure commands, files and tools beside a local process, cat and a trivial cell; about two minutes
+jobs: image ## measure commands, files and tools beside a local process, cat and a trivial cell; about five minutes
 	@$(BIN)/python -m benchmarks.jobs
 
 history: $(STAMP) ## measure the history beside 10,000 and 10 million cells; about five minutes

@@ -50,6 +50,8 @@ class Tool:
             raise InvalidInputError(f"{name!r} is not the name of a tool: letters, digits and _.-/ are allowed.")
         if not callable(function):
             raise InvalidInputError(f"the tool {name!r} has no function.")
+        if schema is not None and not isinstance(schema, Mapping):
+            raise InvalidInputError(f"the schema of tool {name!r} is no JSON schema: it is no mapping.")
         self.name = name
         self.function = function
         described = inspect.getdoc(function) if description is None else description

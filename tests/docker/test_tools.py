@@ -400,6 +400,8 @@ async def test_schemas_that_cannot_be_used() -> None:
 
     for arguments, match in (
         (("x", {"type": "nonsense"}, add), "no JSON schema"),
+        (("x", 1, add), "no mapping"),
+        (("x", [], add), "no mapping"),
         (("x", None, spread), "cannot be named"),
         (("x", None, unknown), "cannot be described"),
         (("1x", {}, add), "not the name"),
