@@ -71,24 +71,19 @@ class CellCalls:
             StoreError: the result could not be kept; the error has it.
             QuotaExceededError: the agent keeps as much as it may. No cell ran.
         """
+        events = self.stream_code(
+            session,
+            code,
+            answer=answer,
+            timeout=timeout,
+            output_limit=output_limit,
+            environment=environment,
+            tools=tools,
+        )
         try:
-            async with contextlib.aclosing(
-                self.stream_code(
-                    session,
-                    code,
-                    answer=answer,
-                    timeout=timeout,
-                    output_limit=output_limit,
-                    environment=environment,
-                    tools=tools,
-                )
-            ) as events:
-                async for event in events:
-                    if isinstance(event, CellFinished):
-                        return event.result
+            return await _result_of(events)
         except KernelTimeoutError as error:
             return error.result
-        raise AssertionError("unreachable: a stream ends with CellFinished or an error")
 
     async def execute_code(
         self,
@@ -112,21 +107,16 @@ class CellCalls:
             KernelTimeoutError: the cell ran past its time limit; the error has the result so far.
             InvalidCodeError, InvalidInputError, KernelDiedError, SessionEndedError, StoreError: see ``execute``.
         """
-        async with contextlib.aclosing(
-            self.stream_code(
-                session,
-                code,
-                answer=answer,
-                timeout=timeout,
-                output_limit=output_limit,
-                environment=environment,
-                tools=tools,
-            )
-        ) as events:
-            async for event in events:
-                if isinstance(event, CellFinished):
-                    return event.result.as_dict()
-        raise AssertionError("unreachable: a stream ends with CellFinished or an error")
+        events = self.stream_code(
+            session,
+            code,
+            answer=answer,
+            timeout=timeout,
+            output_limit=output_limit,
+            environment=environment,
+            tools=tools,
+        )
+        return (await _result_of(events)).as_dict()
 
     async def stream_code(
         self,
@@ -152,10 +142,7 @@ class CellCalls:
         check_code(code)
         check_environment(environment)
         offered = tools_by_name(tools)
-        try:
-            limits = self.resource_limits.within(timeout, output_limit)
-        except ValueError as error:
-            raise InvalidInputError(str(error)) from None
+        limits = self._limits(timeout, output_limit)
         finished: CellFinished | None = None
         async with self._life.in_use(session):
             with self.telemetry.span("execute_cell", runtime=self.runtime) as span:
@@ -173,6 +160,12 @@ class CellCalls:
             await capture_if_due(session, self._parts.registry.files, self.policy.sessions.checkpoint_every)
         assert finished is not None
         yield finished
+
+    def _limits(self, timeout: float | None, output_limit: int | None) -> KernelResourceLimits:
+        try:
+            return self.resource_limits.within(timeout, output_limit)
+        except ValueError as error:
+            raise InvalidInputError(str(error)) from None
 
     async def start_code(
         self,
@@ -198,6 +191,7 @@ class CellCalls:
         check_code(code)
         check_environment(environment)
         offered = list(tools_by_name(tools).values())
+        self._limits(timeout, output_limit)
         self._life.check_caller()
         running = asyncio.create_task(
             self.execute(
@@ -213,8 +207,9 @@ class CellCalls:
         cell = RunningCell(session, code, self._parts.background.add(running))
         running.add_done_callback(_retrieve)
         self._cells[cell.id] = cell
-        while len(self._cells) > _CELLS_KNOWN and not (oldest := next(iter(self._cells.values()))).is_running:
-            del self._cells[oldest.id]
+        ended = [each.id for each in self._cells.values() if not each.is_running]
+        for cell_id in ended[: max(0, len(ended) - _CELLS_KNOWN)]:
+            del self._cells[cell_id]
         await asyncio.sleep(0)  # it takes its place in the queue of the session
         return cell
 
@@ -255,6 +250,14 @@ class CellCalls:
         """
         async with self._life.in_use(session):
             return await variables.list_variables(session.live_kernel())
+
+
+async def _result_of(events: AsyncGenerator[Event, None]) -> ExecutionResult:
+    async with contextlib.aclosing(events):
+        async for event in events:
+            if isinstance(event, CellFinished):
+                return event.result
+    raise AssertionError("unreachable: a stream ends with CellFinished or an error")
 
 
 def _retrieve(task: asyncio.Task[ExecutionResult]) -> None:

@@ -54,7 +54,7 @@ async def put_file(kernel: Kernel, source: Source, destination: str, pace: Pace 
     partial = str(PurePosixPath(path).with_name(f".{secrets.token_hex(4)}.part"))
     try:
         return await _send(kernel, source, partial, path, pace or Pace())
-    except BaseException:
+    except BaseException:  # a cancellation too leaves nothing
         await _discard(kernel, partial)
         raise
 
@@ -88,13 +88,10 @@ async def get_file(kernel: Kernel, source: str, destination: Path, limit: int, p
                 await asyncio.to_thread(digest.update, piece)
                 size += len(piece)
         await asyncio.to_thread(_settle, partial, destination)
-    except OSError as error:
+    except BaseException as error:  # a cancellation too leaves nothing
         partial.unlink(missing_ok=True)
-        if isinstance(error, FileTransferError):
-            raise
-        raise _host_error(destination, error) from error
-    except BaseException:
-        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not isinstance(error, FileTransferError):
+            raise _host_error(destination, error) from error
         raise
     return Transfer(size, digest.hexdigest())
 

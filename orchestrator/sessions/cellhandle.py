@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import time
 
+from orchestrator.errors import KernelError
 from orchestrator.output.events import ExecutionResult
 from orchestrator.sessions.session import KernelSession
 
@@ -43,10 +44,17 @@ class RunningCell:
 
         Raises:
             TimeoutError: it still runs.
+            KernelError: it was interrupted while it waited for its turn and never ran, or the manager was shut down.
             KernelDiedError, SessionEndedError, StoreError: see ``AgentKernelManager.execute``.
         """
         async with asyncio.timeout(timeout):
-            return await asyncio.shield(self._running)
+            await asyncio.wait({self._running})
+        if self._running.cancelled():
+            raise KernelError(
+                f"the cell {self.id} was cancelled: it was interrupted before its turn, or the manager was shut down.",
+                remedy="Start it again.",
+            )
+        return self._running.result()
 
     def interrupt(self) -> bool:
         """Interrupt it as ``AgentKernelManager.interrupt`` does. A cell that waits for its turn never runs.
