@@ -20,7 +20,7 @@ endef
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help demo test test-modern conformance jobs check lint bench bench-peers soak reactions usage schedule service-times history crashes sessions screenshots state-table docs verify fuzz seccomp-record engine engine-stop image venv lock clean FORCE
+.PHONY: help demo test test-modern conformance jobs full-image check lint bench bench-peers soak reactions usage schedule service-times history crashes sessions screenshots state-table docs verify fuzz seccomp-record engine engine-stop image venv lock clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -68,6 +68,10 @@ schedule: $(STAMP) ## simulate 10,000 agents over 1,000 kernels: who waits how l
 
 jobs: image ## measure commands, files and tools beside a local process, cat and a trivial cell; about five minutes
 	@$(BIN)/python -m benchmarks.jobs
+
+full-image: image ## build the full image, and run a notebook of 40 cells over it under each runtime; about four minutes
+	@$(BIN)/cellblock image build --requirements full
+	@$(BIN)/python -m tests.fullnotebook
 
 history: $(STAMP) ## measure the history beside 10,000 and 10 million cells; about five minutes
 	@$(BIN)/python -m benchmarks.history
@@ -139,6 +143,8 @@ $(STAMP): requirements-dev.txt pyproject.toml $(if $(shell $(BIN)/python --versi
 
 lock: $(STAMP) ## renew every lock file to the newest versions
 	@$(UV_COMPILE) --python-platform linux --no-emit-package debugpy -o sandbox_image/requirements.txt sandbox_image/requirements.in
+	@$(UV_COMPILE) --python-platform linux --constraint sandbox_image/requirements.txt \
+		-o sandbox_image/full.txt sandbox_image/full.in
 	@$(UV_COMPILE) --universal --extra cli --group dev -o requirements-dev.txt pyproject.toml
 	@$(UV_COMPILE) --python-platform linux --constraint sandbox_image/requirements.txt --no-emit-package debugpy \
 		-o benchmarks/peers/image/requirements.txt benchmarks/peers/image/requirements.in

@@ -16,6 +16,7 @@
     │   ├── EngineUnsupportedError             engine_unsupported       rootless, with userns-remap, or Podman
     │   ├── ImageMissingError (LookupError)    image_missing
     │   ├── ImageBuildError                    image_build
+    │   ├── ImageInUseError                    image_in_use
     │   └── UnknownRuntimeError (LookupError)  unknown_runtime
     ├── KernelError                            kernel                   one kernel, or the pool of kernels
     │   ├── KernelStartError                   kernel_start
@@ -206,6 +207,16 @@ class EngineUnsupportedError(EngineError, code="engine_unsupported"):
 
 class ImageMissingError(EngineError, LookupError, code="image_missing"):
     """The engine has no sandbox image of this name, or none that matches its sources.
+
+    Attributes:
+        image: the image's name.
+    """
+
+    image: str
+
+
+class ImageInUseError(EngineError, code="image_in_use"):
+    """An image was not removed: a container is made of it, or another image is built on it.
 
     Attributes:
         image: the image's name.

@@ -39,7 +39,7 @@ from orchestrator.errors import (
     KernelStartError,
 )
 from orchestrator.eventfeed import EventFeed
-from orchestrator.image.build import image_name
+from orchestrator.image.recipe import Recipe
 from orchestrator.kernel import adoption, startup
 from orchestrator.kernel.containerkernel import ContainerKernel
 from orchestrator.kernel.kernelconfig import KernelConfig
@@ -96,7 +96,7 @@ class Instance:
         engine = await Engine.connect(settings.engine_timeout)
         try:
             await engine.refuse_unsupported()
-            image = await engine.resolve_image(await asyncio.to_thread(image_name, settings))
+            image = await engine.resolve_image(await asyncio.to_thread(_image_name, settings, policy))
             runtime = await engine.resolve_runtime(wanted)
             instance, lease, folder = await visible_instance(engine, settings)
         except BaseException:
@@ -334,6 +334,10 @@ def _speaks_against_runtime(error: KernelStartError | EngineError) -> bool:
     if isinstance(error, KernelStartError):
         return error.cause == "container"
     return not isinstance(error, EngineUnavailableError | ImageMissingError)
+
+
+def _image_name(settings: Settings, policy: Policy) -> str:
+    return Recipe.of(settings, policy.image).name
 
 
 def _audit_log(settings: Settings, policy: Policy) -> AuditLog:

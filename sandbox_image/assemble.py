@@ -49,8 +49,8 @@ PACKAGES = """
     pip pip-* setuptools* wheel* pkg_resources _distutils_hack distutils-precedence.pth *.dist-info/RECORD
     numpy/_core/include numpy/_core/lib numpy/random/lib matplotlib/mpl-data/sample_data
     jedi/third_party/django-stubs jedi/third_party/typeshed/stubs
-    **/*.h **/*.hpp **/*.c **/*.cpp **/*.pyx **/*.pxd **/*.pxi **/*.a
 """
+SOURCES_OF_EXTENSIONS = "**/*.h **/*.hpp **/*.c **/*.cpp **/*.pyx **/*.pxd **/*.pxi **/*.a"
 # numpy.testing imports modules of the first folder; jedi reads the .pyi files in the second.
 KEPT_TESTS = SITE / "numpy/_core/tests"
 KEPT_STUBS = SITE / "jedi/third_party"
@@ -87,7 +87,7 @@ def main(build: Path, version: str) -> None:
         raise SystemExit(f"the base image has Python {platform.python_version()}; the wheels are for Python {version}")
     for wheel in sorted((build / "wheels").glob("*.whl")):
         print("unpacking", *wheel.name.split("-")[:2], flush=True)
-        unpack(wheel)
+        unpack(wheel, SITE)
     for package in ("cellblock_kernel", "cellblock_session", "cellblock_site"):
         shutil.copytree(build / package, SITE / package)
     (SITE / "cellblock_site.pth").write_text("import cellblock_site.machine\n")  # run by every Python at its start
@@ -104,8 +104,8 @@ def main(build: Path, version: str) -> None:
     open_to_all_users()
 
 
-def unpack(wheel: Path) -> None:
-    """Extract a wheel's modules into SITE, without its scripts, headers and other data."""
+def unpack(wheel: Path, target: Path) -> None:
+    """Extract a wheel's modules into a folder, without its scripts, headers and other data."""
     with zipfile.ZipFile(wheel) as archive:
         for member in archive.infolist():
             folder, _, rest = member.filename.partition("/")
@@ -115,7 +115,9 @@ def unpack(wheel: Path) -> None:
                     continue
                 member.filename = inside
             if member.filename and not member.is_dir():
-                archive.extract(member, SITE)
+                extracted = Path(archive.extract(member, target))
+                if member.external_attr >> 16 & EXECUTABLE:  # zipfile drops the mode
+                    extracted.chmod(0o644 | EXECUTABLE)
 
 
 def trim() -> None:
@@ -126,7 +128,7 @@ def trim() -> None:
         remove_all(ROOT.glob(pattern))
     for pattern in STANDARD_LIBRARY.split():
         remove_all(STDLIB.glob(pattern))
-    for pattern in PACKAGES.split():
+    for pattern in (PACKAGES + SOURCES_OF_EXTENSIONS).split():
         remove_all(SITE.glob(pattern))
     remove_all(folder for name in ("tests", "test") for folder in SITE.rglob(name) if folder != KEPT_TESTS)
     remove_all(path for path in KEPT_TESTS.glob("*") if path.name not in ("__init__.py", "_natype.py"))

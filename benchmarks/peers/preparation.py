@@ -24,8 +24,12 @@ from orchestrator.container.engine import connect
 from orchestrator.container.engineimages import EngineImages
 from orchestrator.errors import ImageMissingError
 from orchestrator.host import hostcommand
-from orchestrator.image import suite, wheels
-from orchestrator.image.build import find_current_image, image_name
+from orchestrator.image import wheels
+from orchestrator.image.build import find_current_image
+from orchestrator.image.recipe import Recipe
+from orchestrator.image.suite import Target
+from orchestrator.policy.packagelock import Lock
+from orchestrator.policy.policy import Image
 from orchestrator.settings import Settings
 
 REPOSITORY = Path(__file__).parents[2]
@@ -98,12 +102,12 @@ def place(report: Report) -> Iterator[Place]:
 
 def _image(client: docker.DockerClient, report: Report) -> str:
     """Return the peers' image. Build it on the sandbox image if necessary."""
-    settings = Settings.load()
-    sandbox = find_current_image(EngineImages(client), settings)
+    recipe = Recipe.of(Settings.load(), Image())
+    sandbox = find_current_image(EngineImages(client), recipe)
     if sandbox is None:
         raise ImageMissingError(
             "the engine has no sandbox image of this checkout.",
-            image=image_name(settings),
+            image=recipe.name,
             remedy="`make image` builds it.",
         )
     lock = IMAGE / "requirements.txt"
@@ -112,8 +116,9 @@ def _image(client: docker.DockerClient, report: Report) -> str:
         client.images.get(name)
     except ImageNotFound:
         report("building the peers' image")
-        made_of = suite.choose(settings.base_image)
-        fetched = wheels.fetch(lock, made_of, client.version()["Arch"], CACHE, lambda done, total, _name: None)
+        target = Target(recipe.suite, client.version()["Arch"])
+        pinned = Lock.read(lock, target.environment())
+        fetched = wheels.fetch(pinned, target, CACHE, lambda done, total, _name: None)
         with tempfile.TemporaryDirectory() as context:
             shutil.copytree(fetched[0].parent, Path(context, "wheels"))
             shutil.copy(IMAGE / "Dockerfile", context)

@@ -18,7 +18,7 @@ from orchestrator.container.engine import Engine, gvisor_fault
 from orchestrator.container.enginekind import unsupported
 from orchestrator.errors import CellblockError, ImageMissingError
 from orchestrator.host.weakness import look, weaknesses
-from orchestrator.image.build import image_name
+from orchestrator.image.recipe import Recipe
 from orchestrator.limits import MIB
 from orchestrator.manager import AgentKernelManager
 from orchestrator.policy.policy import Policy
@@ -113,12 +113,13 @@ def _engine(info: dict[str, Any], version: dict[str, Any]) -> Iterator[Diagnosis
 
 
 async def _image(engine: Engine, settings: Settings) -> Diagnosis:
-    name = await asyncio.to_thread(image_name, settings)
+    image = Policy.load(settings.policy).image
+    name = await asyncio.to_thread(lambda: Recipe.of(settings, image).name)
     try:
-        image = await engine.resolve_image(name)
+        found = await engine.resolve_image(name)
     except ImageMissingError as error:
         return Diagnosis("image", "broken", error.message, error.remedy)
-    details = await engine.retry(engine.client.api.inspect_image, image)
+    details = await engine.retry(engine.client.api.inspect_image, found)
     return Diagnosis("image", "good", f"{name}, {details['Size'] // 10**6} MB")
 
 

@@ -88,6 +88,8 @@ MEANINGS = {
     "sessions.incomplete": Meaning((), "H4", "kernels held for ever because their state cannot be checkpointed"),
     "sessions.checkpoint_every": Meaning((), "H4", "work lost when a kernel dies"),
     "sessions.checkpoint_mb": Meaning((), "H2", "a full disk: the maximum size of one checkpoint"),
+    "image.requirements": Meaning((), "O7", "packages that nobody has looked at: the image has those of a lock file"),
+    "image.python": Meaning((), "O7", "another Python than the code was written for"),
     "packages.allow": Meaning((), "O7", "packages that nobody has looked at: none is installed unless it is listed"),
     "packages.index": Meaning((), "O7", "packages of another index than the operator's"),
     "packages.max_mb": Meaning((), "O7", "packages that fill the host's cache"),

@@ -197,7 +197,7 @@ def clock(api: Any) -> float:
 
 def image_missing(image: str) -> ImageMissingError:
     """Return the error for a sandbox image that the engine does not have."""
-    remedy = "Run `cellblock image build`."
+    remedy = "Run `cellblock image build`, with --policy if kernels have another policy than CELLBLOCK_POLICY names."
     if not image.startswith(_MADE_HERE):
         remedy = (
             f"CELLBLOCK_IMAGE names it: correct the name, or fetch the image (`docker pull {image}`). Without "

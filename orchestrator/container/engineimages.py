@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
+from http.client import CONFLICT
 from pathlib import Path
 from typing import IO, Any
 
 import docker
-from docker.errors import ImageNotFound
+from docker.errors import APIError, ImageNotFound
 
 from orchestrator.container.engine import FAILURES, translate
+from orchestrator.errors import ImageInUseError
 
+_NO_TAG = "<none>:<none>"
 _BUILD_SECONDS = 1800  # the longest silence between two lines of a build
 
 
@@ -21,13 +26,17 @@ class EngineImage:
     """An image as the engine describes it.
 
     Attributes:
+        name: its tag; of an image without one, its identifier.
         image_id: the engine's identifier, with its ``sha256:`` prefix.
         size: bytes, uncompressed.
+        created: seconds since the epoch, on the engine's clock.
     """
 
+    name: str
     image_id: str
     labels: Mapping[str, str]
     size: int
+    created: float
 
 
 class EngineImages:
@@ -55,7 +64,57 @@ class EngineImages:
         except FAILURES as error:
             raise translate(error) from error
         labels = (details.get("Config") or {}).get("Labels") or {}
-        return EngineImage(str(details["Id"]), labels, int(details["Size"]))
+        created = datetime.fromisoformat(str(details["Created"])[:19] + "+00:00").timestamp()  # without nanoseconds
+        return EngineImage(name, str(details["Id"]), labels, int(details["Size"]), created)
+
+    def listed(self) -> list[EngineImage]:
+        """Return all images, one for each tag."""
+        try:
+            found: list[dict[str, Any]] = self._client.api.images()
+        except FAILURES as error:
+            raise translate(error) from error
+        return [
+            EngineImage(name, str(each["Id"]), each.get("Labels") or {}, int(each["Size"]), float(each["Created"]))
+            for each in found
+            for name in [tag for tag in each.get("RepoTags") or () if tag != _NO_TAG] or [str(each["Id"])]
+        ]
+
+    def used(self) -> dict[str, int]:
+        """Return how many containers there are of each image, by its identifier."""
+        try:
+            return dict(Counter(str(each["ImageID"]) for each in self._client.api.containers(all=True)))
+        except FAILURES as error:
+            raise translate(error) from error
+
+    def remove(self, name: str) -> None:
+        """Remove a tag and, with the last one, its image.
+
+        Raises:
+            ImageInUseError: a container is made of it, or another image is built on it.
+        """
+        try:
+            self._client.api.remove_image(name)
+        except APIError as error:
+            if error.status_code == CONFLICT:
+                raise ImageInUseError(
+                    f"{name} was not removed: {error.explanation}.",
+                    image=name,
+                    remedy="End the kernels that run from it (`cellblock ps`), and first remove images built on it.",
+                ) from error
+            raise translate(error) from error
+        except FAILURES as error:
+            raise translate(error) from error
+
+    def remove_untagged(self, label: str) -> None:
+        """Remove the images without a tag that have a label, such as the stages of a build.
+
+        Args:
+            label: ``NAME=VALUE``.
+        """
+        try:
+            self._client.api.prune_images({"label": [label], "dangling": True})
+        except FAILURES as error:
+            raise translate(error) from error
 
     def pull(self, name: str) -> None:
         """Pull an image from its registry. A name without a tag means ``latest``."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 APT = Path("/etc/apt")
@@ -68,6 +68,14 @@ def of_debian(sources: Iterable[AptSource], codename: str) -> list[AptSource]:
     homes = {uri for source in candidates if f"{codename}-updates" in source.suites for uri in source.uris}
     own = [source for source in candidates if homes.intersection(source.uris) or wanted[2] in source.suites]
     return own or candidates
+
+
+def of_release(sources: Iterable[AptSource], codename: str, other: str) -> list[AptSource]:
+    """Return a release's sources with another release in its place, from the same mirrors and with the same keys."""
+    return [
+        replace(source, suites=tuple(suite.replace(codename, other, 1) for suite in source.suites))
+        for source in sources
+    ]
 
 
 def backports(sources: Sequence[AptSource], codename: str) -> AptSource | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -14,17 +13,17 @@ from pathlib import Path
 from orchestrator.container.engineimages import EngineImages
 from orchestrator.errors import EngineError, ImageBuildError
 from orchestrator.host import aptsources, hostcommand
-from orchestrator.image.suite import Suite, host_codename
+from orchestrator.image.suite import SUITES, Suite, host_architecture, host_codename
 
-_REPOSITORY = "cellblock-base"
+BASE_REPOSITORY = "cellblock-base"
 _SECONDS = 1200.0
 # Files that mmdebstrap copies from this host, and documentation.
 _EXCLUDED = ("/etc/hostname", "/etc/resolv.conf", "/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _CHANGES = ["ENV PATH=/usr/local/bin:/usr/bin:/bin", "LABEL org.cellblock.role=base"]
 _REMEDY = (
-    "Set CELLBLOCK_BASE_IMAGE to an image with Python 3.11 that this engine has or can pull. On Debian 12 and 13 you "
-    "can instead install mmdebstrap and run this command as root; it then makes the base image from Debian packages."
+    "Set CELLBLOCK_BASE_IMAGE to an image that this engine has or can pull, with the Python that you want (3.11 unless "
+    "you say --python). On Debian 12 and 13 you can instead install mmdebstrap and run this command as root; it then "
+    "makes the base image from Debian packages, which have Python 3.11 and 3.13."
 )
 
 Report = Callable[[str], None]
@@ -48,28 +47,30 @@ def ensure_base_image(
     """
     if wanted or not can_make(suite, architecture):
         return _pull(images, wanted or suite.slim_image, report)
-    names = package_names(packages, suite)
-    name = f"{_REPOSITORY}:{_fingerprint(names, suite)}"
+    name = base_name(packages, suite)
     if force or images.find(name) is None:
-        _make(images, name, names, suite, report)
+        _make(images, name, package_names(packages, suite), suite, report)
     return name
 
 
-def host_architecture() -> str:
-    """Return this host's architecture in Docker's words."""
-    return _ARCHITECTURES.get(platform.machine(), platform.machine())
+def base_name(packages: Path, suite: Suite) -> str:
+    """Return the name of a base image that is made of Debian packages."""
+    inputs = (suite.codename, *package_names(packages, suite), *_EXCLUDED)
+    return f"{BASE_REPOSITORY}:{hashlib.sha256(chr(10).join(inputs).encode()).hexdigest()[:12]}"
 
 
 def can_make(suite: Suite, architecture: str) -> bool:
     """Return whether this host can make a base image of Debian packages for this architecture.
 
-    That takes root, the same Debian release and mmdebstrap.
+    That takes root, Debian 12 or 13, mmdebstrap, and a suite with the Python of the image. The suite may be another
+    than the host's: its packages come from the same mirror.
     """
     return (
         os.geteuid() == 0
         and shutil.which("mmdebstrap") is not None
-        and host_codename() == suite.codename
-        and _ARCHITECTURES.get(platform.machine()) == architecture
+        and host_codename() in SUITES
+        and SUITES.get(suite.codename) == suite
+        and host_architecture() == architecture
     )
 
 
@@ -79,13 +80,9 @@ def package_names(packages: Path, suite: Suite) -> list[str]:
     return [*(line for line in lines if line), f"python{suite.python}"]
 
 
-def _fingerprint(packages: list[str], suite: Suite) -> str:
-    inputs = (suite.codename, *packages, *_EXCLUDED)
-    return hashlib.sha256("\n".join(inputs).encode()).hexdigest()[:12]
-
-
 def _make(images: EngineImages, name: str, packages: list[str], suite: Suite, report: Report) -> None:
-    sources = aptsources.of_debian(aptsources.read(), suite.codename)
+    own = aptsources.of_debian(aptsources.read(), host_codename())
+    sources = aptsources.of_release(own, host_codename(), suite.codename)
     if not sources:
         raise ImageBuildError(
             "the base image was not made: the apt sources of this host name no Debian mirror.", remedy=_REMEDY

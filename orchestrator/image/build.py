@@ -8,29 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import io
 import re
+import secrets
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 from orchestrator.container.engineimages import EngineImages
 from orchestrator.errors import EngineError, ImageBuildError
-from orchestrator.image import suite, wheels
-from orchestrator.image.baseimage import ensure_base_image, host_architecture
+from orchestrator.image import wheels
+from orchestrator.image.baseimage import ensure_base_image
 from orchestrator.image.packages import PackageSource
-from orchestrator.image.suite import Suite
+from orchestrator.image.recipe import Recipe, input_files
+from orchestrator.image.suite import Target
+from orchestrator.policy.packagelock import Lock
 from orchestrator.policy.policy import Policy
-from orchestrator.settings import Settings, data_folder
+from orchestrator.settings import Settings
 
 LABEL = "org.cellblock.inputs"
-REPOSITORY = "cellblock-sandbox"
-_SOURCES = "sandbox_image"
+PYTHON_LABEL = "org.cellblock.python"
+STAGE_LABEL = "org.cellblock.stage"  # in the Dockerfiles: of the first stage, which nothing needs after the build
+PACKAGES_LABEL = "org.cellblock.packages"
 _STEP = re.compile(r"^Step (\d+)/(\d+) : (.*)")
 
 
@@ -72,44 +75,14 @@ class BuiltImage:
 Report = Callable[[BuildStep], None]
 
 
-def input_files(folder: Path) -> list[Path]:
-    """Return the files that an image is made from, sorted. Leaves out what editors and interpreters create."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file()
-        and not any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(folder).parts)
-        and path.suffix not in (".pyc", ".swp", ".orig")
-        and not path.name.endswith("~")
-    )
-
-
-def input_digest(folder: Path, base_image: str = "", of: Suite | None = None) -> str:
-    """Return the SHA-256 of the names and contents of all input files, the operator's base image and the Python.
-
-    Args:
-        folder: the folder of the input files.
-        base_image: the image that the operator names, or "".
-        of: the Debian release of the image; None: the one that this host makes its image of.
-    """
-    made_of = of or suite.choose(base_image)
-    total = hashlib.sha256(f"{base_image}\n{made_of.codename} {made_of.python}\n".encode())
-    for path in input_files(folder):
-        total.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
-        total.update(path.read_bytes())
-    return total.hexdigest()
-
-
-def image_name(settings: Settings) -> str:
-    """Return the name of the sandbox image: the operator's, or one whose tag is the digest of its inputs."""
-    return settings.image or f"{REPOSITORY}:{input_digest(data_folder(_SOURCES), settings.base_image)[:12]}"
-
-
 def package_source(settings: Settings, policy: Policy) -> PackageSource:
-    """Return where the packages of running sessions come from, for the sandbox image of these settings."""
-    pinned = data_folder(_SOURCES) / "requirements.txt"
-    made_of = suite.choose(settings.base_image)
-    return PackageSource(policy.packages, made_of, host_architecture(), pinned, wheels.cache_folder())
+    """Return where the packages of running sessions come from, for the sandbox image of a policy.
+
+    Raises:
+        ImageBuildError: the policy's lock file cannot be used.
+    """
+    recipe = Recipe.of(settings, policy.image)
+    return PackageSource(policy.packages, recipe.target, recipe.versions, wheels.cache_folder())
 
 
 def find_image(images: EngineImages, name: str) -> BuiltImage | None:
@@ -122,38 +95,39 @@ def find_image(images: EngineImages, name: str) -> BuiltImage | None:
     return None if image is None else BuiltImage(name, image.image_id, image.labels.get(LABEL, ""), image.size)
 
 
-def find_current_image(images: EngineImages, settings: Settings) -> BuiltImage | None:
-    """Return the sandbox image if the engine has it and it matches its sources, else None.
+def find_current_image(images: EngineImages, recipe: Recipe) -> BuiltImage | None:
+    """Return the image of a recipe if the engine has it and it matches its inputs, else None.
 
     Raises:
         EngineError: the engine failed.
+        ImageBuildError: the recipe's lock file cannot be used.
     """
-    image = find_image(images, image_name(settings))
-    return image if image and image.inputs == input_digest(data_folder(_SOURCES), settings.base_image) else None
+    image = find_image(images, recipe.name)
+    return image if image and image.inputs == recipe.inputs else None
 
 
-def build_image(images: EngineImages, settings: Settings, report: Report, force: bool = False) -> BuiltImage:
-    """Return the sandbox image that matches its sources, after building it if the engine does not have it.
+def build_image(images: EngineImages, recipe: Recipe, report: Report, force: bool = False) -> BuiltImage:
+    """Return the image of a recipe, after building it if the engine does not have it.
 
     An image with the same name and other inputs loses the name. Containers that run from it continue.
 
     Args:
         report: called in this thread with each step.
-        force: build the image, and a base image of Debian packages, even if they exist.
+        force: build the image even if it exists. Of an image without further packages, the base of Debian packages too.
 
     Raises:
         ImageBuildError: the build failed. An earlier image with this name is unchanged.
         EngineError: the engine failed.
     """
-    present = None if force else find_current_image(images, settings)
+    present = None if force else find_current_image(images, recipe)
     if present is not None:
         return present
     try:
         cache = wheels.cache_folder()
         cache.mkdir(parents=True, exist_ok=True)
         with _exclusive(cache / "build.lock", report):
-            present = None if force else find_current_image(images, settings)
-            return present or _build(images, settings, cache, report, force)
+            present = None if force else find_current_image(images, recipe)
+            return present or _Build(images, cache, report).image(recipe, force)
     except EngineError:
         raise
     except OSError as error:
@@ -163,49 +137,79 @@ def build_image(images: EngineImages, settings: Settings, report: Report, force:
         ) from error
 
 
-def _build(images: EngineImages, settings: Settings, cache: Path, report: Report, force: bool) -> BuiltImage:
-    folder = data_folder(_SOURCES)
-    inputs = input_digest(folder, settings.base_image)
-    name = image_name(settings)
-    architecture, made_of = images.architecture(), suite.choose(settings.base_image)
-    packages = wheels.fetch(
-        folder / "requirements.txt",
-        made_of,
-        architecture,
-        cache,
-        lambda *progress: report(BuildStep("packages", *progress)),
-    )
-    base = ensure_base_image(
-        images,
-        settings.base_image,
-        made_of,
-        folder / "packages.txt",
-        architecture,
-        lambda line: report(BuildStep("base image", 0, 0, line)),
-        force,
-    )
-    arguments = {"BASE_IMAGE": base, "PYTHON": made_of.python}
-    with (
-        _context(folder, packages) as context,
-        images.build(context, name=name, arguments=arguments, labels={LABEL: inputs}) as events,
-    ):
-        _follow(events, report)
-    image = find_image(images, name)
-    if image is None or image.inputs != inputs:
-        raise ImageBuildError(
-            "the engine built the sandbox image and no longer has it.",
-            remedy="Check whether something on this host prunes images.",
+class _Build:
+    """One build, of one or two images."""
+
+    def __init__(self, images: EngineImages, cache: Path, report: Report) -> None:
+        self._images = images
+        self._cache = cache
+        self._report = report
+
+    def image(self, recipe: Recipe, force: bool) -> BuiltImage:
+        return self._plain(recipe, force) if recipe.lock is None else self._layer(recipe, recipe.lock)
+
+    def _plain(self, recipe: Recipe, force: bool) -> BuiltImage:
+        packages = self._fetch(recipe, recipe.pinned)
+        base = ensure_base_image(
+            self._images,
+            recipe.base_image,
+            recipe.suite,
+            recipe.sources / "packages.txt",
+            self._images.architecture(),
+            lambda line: self._report(BuildStep("base image", 0, 0, line)),
+            force,
         )
-    return BuiltImage(image.name, image.image_id, image.inputs, image.size, built=True)
+        files = {path.relative_to(recipe.sources).as_posix(): path for path in input_files(recipe.sources)}
+        return self._make(recipe, files, packages, {"BASE_IMAGE": base, "PYTHON": recipe.suite.python})
+
+    def _layer(self, recipe: Recipe, lock: Lock) -> BuiltImage:
+        plain = find_current_image(self._images, recipe.plain) or self._own(recipe) or self._plain(recipe.plain, False)
+        packages = self._fetch(recipe, lock.without(recipe.pinned.versions))
+        files = {name: recipe.sources / name for name in ("assemble.py", "layer.py")}
+        files["Dockerfile"] = recipe.sources / "layer.Dockerfile"
+        return self._make(recipe, files, packages, {"SANDBOX": plain.name})
+
+    def _own(self, recipe: Recipe) -> BuiltImage | None:
+        """Return the image that the operator names, whatever it was made of."""
+        return find_image(self._images, recipe.named) if recipe.named else None
+
+    def _fetch(self, recipe: Recipe, lock: Lock) -> list[Path]:
+        target = Target(recipe.suite, self._images.architecture())
+        return wheels.fetch(lock, target, self._cache, lambda *progress: self._report(BuildStep("packages", *progress)))
+
+    def _make(
+        self, recipe: Recipe, files: Mapping[str, Path], packages: list[Path], arguments: Mapping[str, str]
+    ) -> BuiltImage:
+        members = {**files, **{f"wheels/{wheel.name}": wheel for wheel in packages}}
+        labels = {LABEL: recipe.inputs, PYTHON_LABEL: recipe.suite.python, PACKAGES_LABEL: str(len(recipe.versions))}
+        build = secrets.token_hex(8)
+        try:
+            with (
+                _context(members) as context,
+                self._images.build(
+                    context, name=recipe.name, arguments={**arguments, "BUILD": build}, labels=labels
+                ) as events,
+            ):
+                _follow(events, self._report)
+        finally:
+            self._images.remove_untagged(f"{STAGE_LABEL}={build}")
+        image = find_image(self._images, recipe.name)
+        if image is None or image.inputs != recipe.inputs:
+            raise ImageBuildError(
+                "the engine built the sandbox image and no longer has it.",
+                remedy="Check whether something on this host prunes images.",
+            )
+        return replace(image, built=True)
 
 
 @contextlib.contextmanager
-def _context(folder: Path, packages: list[Path]) -> Iterator[IO[bytes]]:
+def _context(members: Mapping[str, Path]) -> Iterator[IO[bytes]]:
     """Yield the build context as a tar file. Same inputs, same bytes: owners and times are left out."""
-    members = {path.relative_to(folder).as_posix(): path for path in input_files(folder)}
-    members |= {f"wheels/{wheel.name}": wheel for wheel in packages}
     with tempfile.TemporaryFile() as file:
         with tarfile.open(fileobj=file, mode="w") as archive:
+            wheels_folder = tarfile.TarInfo("wheels")  # it may stay empty
+            wheels_folder.type = tarfile.DIRTYPE
+            archive.addfile(wheels_folder)
             for name, path in members.items():
                 entry = tarfile.TarInfo(name)
                 entry.size = path.stat().st_size
@@ -223,7 +227,7 @@ def _follow(events: Iterator[dict[str, Any]], report: Report) -> None:
             log = "\n".join(printed[-15:])
             raise ImageBuildError(
                 f"the engine could not build the sandbox image: {event['error']}\n{log}\n",
-                remedy="Run `cellblock image build --force`, which also makes the base image again.",
+                remedy="If no package is at fault, `cellblock image build --force` makes the base image again too.",
             )
         for line in str(event.get("stream", "")).splitlines():
             step = _STEP.match(line)

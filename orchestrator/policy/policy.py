@@ -32,7 +32,7 @@ from pydantic import (
 
 from orchestrator.errors import PolicyError, PolicyFault
 from orchestrator.limits import KernelResourceLimits
-from orchestrator.policy import datafolder, seccomp
+from orchestrator.policy import datafolder, packagelock, seccomp
 from orchestrator.settings import data_folder
 
 _LARGEST = 64 * 1024  # the most bytes of a policy file
@@ -200,6 +200,28 @@ class Packages(_Section):
     max_mb: int = Field(default=200, ge=1, le=2**16)
 
 
+class Image(_Section):
+    """``[image]``: what the sandbox image has beside the packages that every image has.
+
+    Attributes:
+        requirements: the path of a lock file, "full" for the one that comes with Cellblock, or "" for none.
+        python: its Python; "": that of the host's Debian release.
+    """
+
+    requirements: str = Field(default="", max_length=4096)
+    python: Literal["", "3.11", "3.12", "3.13"] = ""
+
+    @field_validator("requirements")
+    @classmethod
+    def _find_lock(cls, name: str, info: ValidationInfo) -> str:
+        """Refuse a file that is no lock file, and make its path absolute."""
+        if name in ("", packagelock.SHIPPED):
+            return name
+        path = packagelock.find(name, _folder(info)).absolute()
+        packagelock.check(path)
+        return str(path)
+
+
 class Tools(_Section):
     """``[tools]``: limits of the calls of host tools by one cell."""
 
@@ -241,6 +263,7 @@ class Policy(_Section):
     sessions: Sessions = Sessions()
     pool: Pool = Pool()
     scheduling: Scheduling = Scheduling()
+    image: Image = Image()
     packages: Packages = Packages()
     tools: Tools = Tools()
     audit: Audit = Audit()

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import FileTransferError, PackageError
-from orchestrator.image.packages import PackageSource, Resolved, Wheel
+from orchestrator.image.packages import PackageSource, Resolved
+from orchestrator.image.resolver import Wheel
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.kernel.pace import Pace
 from orchestrator.kernel.transfer import put_file

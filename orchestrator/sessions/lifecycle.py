@@ -32,7 +32,8 @@ from typing import Any, Literal, Self
 
 from orchestrator.errors import CheckpointError, ManagerClosedError, SessionBusyError, SessionEndedError
 from orchestrator.homeloop import HomeLoop
-from orchestrator.image.packages import PackageSource, Wheel
+from orchestrator.image.packages import PackageSource
+from orchestrator.image.resolver import Wheel
 from orchestrator.kernel.commands import stop_all_commands
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.outcome import Outcome, kernel_end

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.image.packages import Wheel
+from orchestrator.image.resolver import Wheel
 from orchestrator.outcome import Outcome, kernel_end
 from orchestrator.output.printable import printable
 

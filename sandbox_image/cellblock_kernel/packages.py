@@ -42,7 +42,9 @@ def add_wheel(path: str) -> list[str]:
                     if scheme not in ("purelib", "platlib"):
                         continue
                 if member.filename and not member.is_dir():
-                    archive.extract(member, PACKAGES)
+                    extracted = archive.extract(member, PACKAGES)
+                    if member.external_attr >> 16 & 0o111:  # zipfile drops the mode
+                        os.chmod(extracted, 0o700)
                     names.add(member.filename.partition("/")[0].partition(".")[0])
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
         raise OSError(f"the wheel cannot be unpacked: {error}") from None

@@ -20,6 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cellblock_site.machine import LAYER, SITE
+
 from cellblock_session import libraries
 from cellblock_session import shell as shell_state
 from cellblock_session.capture import Capture
@@ -253,13 +255,21 @@ class SessionState:
         self._shell.push(last, interactive=False)  # as IPython does, which does not update a `_` that a cell changed
         return lost
 
+    def _own_layer(self, path: list[str]) -> list[str]:
+        """Return a search path with the layer of this image, which may have another one than the state's."""
+        rest = [entry for entry in path if entry != LAYER]
+        if LAYER not in self._surroundings.path:
+            return rest
+        place = path.index(LAYER) if LAYER in path else rest.index(SITE) if SITE in rest else len(rest)
+        return [*rest[:place], LAYER, *rest[place:]]
+
     def _apply_surroundings(self, saved: Mapping[str, Any]) -> list[Lost]:
         lost = []
         os.environ.update(saved["environment"])
         time.tzset()
         for key in saved["unset"]:
             os.environ.pop(key, None)
-        sys.path[:] = saved["path"]
+        sys.path[:] = self._own_layer(saved["path"])
         sys.setrecursionlimit(max(saved["recursion_limit"], self._surroundings.recursion_limit))
         if saved["directory"]:
             try:

@@ -44,5 +44,10 @@ def install() -> None:
 
 install()
 
+LAYER = "/opt/cellblock/layer"  # what the policy's image has beside the packages of every image
+SITE = os.path.dirname(os.path.dirname(__file__))
+if os.path.isdir(LAYER):
+    sys.path.insert(sys.path.index(SITE), LAYER)
+
 PACKAGES = "/tmp/.packages"  # what the host hands in while the session runs
 sys.path.append(PACKAGES)  # also of programs that cells and commands start

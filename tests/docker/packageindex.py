@@ -24,7 +24,14 @@ class PackageIndex:
         self.url = ""
 
     def add_wheel(
-        self, name: str, version: str, *, size: int = 0, requires: tuple[str, ...] = (), hidden: str = ""
+        self,
+        name: str,
+        version: str,
+        *,
+        size: int = 0,
+        requires: tuple[str, ...] = (),
+        hidden: str = "",
+        program: str = "",
     ) -> str:
         """Add a wheel with one module, whose ``version`` is the version. Returns its SHA-256.
 
@@ -32,6 +39,7 @@ class PackageIndex:
             size: bytes of data beside the module.
             requires: its dependencies.
             hidden: a path in the wheel that leads elsewhere.
+            program: the name of a program, as an entry point and as a script in the module's folder. Each prints it.
         """
         file = self._page(name) / f"{name}-{version}-py3-none-any.whl"
         info = f"{name}-{version}.dist-info"
@@ -44,6 +52,12 @@ class PackageIndex:
                 f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
             )
             archive.writestr(f"{info}/RECORD", "")
+            if program:
+                archive.writestr(f"{name}/programs.py", f"def main():\n    print({program!r})\n")
+                archive.writestr(f"{info}/entry_points.txt", f"[console_scripts]\n{program} = {name}.programs:main\n")
+                script = zipfile.ZipInfo(f"{name}/{program}.sh")
+                script.external_attr = 0o755 << 16
+                archive.writestr(script, f"#!/bin/sh\necho {program}\n")
             if hidden:
                 archive.writestr(hidden, "evil")
         return hashlib.sha256(file.read_bytes()).hexdigest()

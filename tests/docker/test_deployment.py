@@ -23,7 +23,8 @@ from typing import Any
 import docker
 import pytest
 
-from orchestrator.image.build import image_name
+from orchestrator.image.recipe import Recipe
+from orchestrator.policy.policy import Image
 from orchestrator.settings import Settings
 from tests.conftest import REPOSITORY, make_manager
 
@@ -87,7 +88,7 @@ def test_a_member_of_the_docker_group_runs_cells(state: Path) -> None:
     (state / "theirs").mkdir()
     os.chown(state / "theirs", SERVICE, SERVICE)
     more = {"STATE": str(state / "theirs"), "CELLBLOCK_STATE_DIR": str(state / "s")}
-    more |= {"CELLBLOCK_DATA_DIR": str(state / "d"), "CELLBLOCK_IMAGE": image_name(Settings())}
+    more |= {"CELLBLOCK_DATA_DIR": str(state / "d"), "CELLBLOCK_IMAGE": Recipe.of(Settings(), Image()).name}
     group = str(grp.getgrnam("docker").gr_gid)
     said = [
         subprocess.run(
@@ -116,7 +117,7 @@ def in_a_container(runtime: str, state: Path, data: Path) -> Iterator[str]:
     command = ["docker", "run", "--rm", "--name", name, "--network=none", "--user=0", f"--workdir={REPOSITORY}"]
     command += [*mounts, *variables, f"--env=PYTHONPATH={REPOSITORY}", f"--entrypoint={sys.executable}"]
     process = subprocess.Popen(
-        [*command, image_name(Settings()), "-c", IN_A_CONTAINER],
+        [*command, Recipe.of(Settings(), Image()).name, "-c", IN_A_CONTAINER],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     assert process.stdout is not None
@@ -177,7 +178,7 @@ async def test_sessions_outlive_an_upgrade_of_the_image(tmp_path: Path, state: P
     """The next start has another image: the session wakes in a kernel of it, with its state."""
     client = docker.from_env()
     settings: dict[str, Any] = {"data_dir": str(tmp_path), "state_dir": str(state)}
-    container = client.containers.create(image_name(Settings()), network_mode="none")
+    container = client.containers.create(Recipe.of(Settings(), Image()).name, network_mode="none")
     newer = container.commit("cellblock-sandbox-test", str(os.getpid()), changes='LABEL newer="1"')
     container.remove()
     try:

@@ -11,6 +11,8 @@ import pytest
 from orchestrator.container import engine
 from orchestrator.container.engineimages import EngineImages
 from orchestrator.image.build import BuiltImage, build_image, find_current_image, find_image
+from orchestrator.image.recipe import Recipe
+from orchestrator.policy.policy import Image
 from orchestrator.settings import Settings
 
 PYTHON = ["/opt/cellblock/bin/python", "-I"]
@@ -29,7 +31,7 @@ def client() -> Iterator[docker.DockerClient]:
 
 @pytest.fixture(scope="module")
 def image(client: docker.DockerClient) -> BuiltImage:
-    return build_image(EngineImages(client), Settings.load(), lambda step: None)
+    return build_image(EngineImages(client), Recipe.of(Settings.load(), Image()), lambda step: None)
 
 
 def run(client: docker.DockerClient, image: BuiltImage, command: list[str], user: str = "200123:200123") -> str:
@@ -101,17 +103,19 @@ def test_nothing_of_this_host_is_in_the_image(client: docker.DockerClient, image
 
 def test_label_is_the_digest_of_the_sources(client: docker.DockerClient, image: BuiltImage) -> None:
     """An image whose label matches the sources is found without a build."""
-    again = build_image(EngineImages(client), Settings.load(), lambda step: pytest.fail(f"was built again: {step}"))
+    again = build_image(
+        EngineImages(client), Recipe.of(Settings.load(), Image()), lambda step: pytest.fail(f"was built again: {step}")
+    )
     assert again.image_id == image.image_id
     assert not again.built
 
 
 def test_image_that_no_longer_matches_is_noticed(client: docker.DockerClient, image: BuiltImage) -> None:
     """An image with the right name and other inputs does not count as current."""
-    stale = Settings(image="cellblock-test:stale", base_image="made-from-something-else")
+    stale = Recipe.of(Settings(image="cellblock-test:stale", base_image="made-from-something-else"), Image())
     client.api.tag(image.image_id, "cellblock-test", "stale")
     try:
-        assert find_image(EngineImages(client), stale.image) is not None
+        assert find_image(EngineImages(client), stale.name) is not None
         assert find_current_image(EngineImages(client), stale) is None
     finally:
         client.api.remove_image("cellblock-test:stale", noprune=True)

@@ -14,7 +14,8 @@ import pytest
 from orchestrator.container.hostconfig import USER_LABEL
 from orchestrator.container.lease import UserId
 from orchestrator.errors import KernelStartError, UserIdTakenError
-from orchestrator.image.build import image_name
+from orchestrator.image.recipe import Recipe
+from orchestrator.policy.policy import Image
 from orchestrator.settings import Settings
 from tests.conftest import make_manager
 
@@ -27,7 +28,9 @@ def strangers() -> Iterator[list[str]]:
     """A container that somebody else created with the first id; this process knows nothing of it."""
     client = docker.from_env()
     labels = {USER_LABEL: str(BASE)}
-    container = client.containers.create(image_name(Settings.load()), ["true"], labels=labels, network_mode="none")
+    container = client.containers.create(
+        Recipe.of(Settings.load(), Image()).name, ["true"], labels=labels, network_mode="none"
+    )
     try:
         yield [str(container.name)]
     finally:

@@ -19,7 +19,8 @@ import pytest
 
 from orchestrator.container.engine import connect
 from orchestrator.host.enginedaemon import find_program, pid_in
-from orchestrator.image.build import image_name
+from orchestrator.image.recipe import Recipe
+from orchestrator.policy.policy import Image
 from orchestrator.settings import Settings
 
 _START = 60.0  # seconds until the engine must answer
@@ -183,7 +184,7 @@ def private_engine(folder: Path) -> Iterator[PrivateEngine]:
     engine = PrivateEngine(folder)
     try:
         engine.start()
-        engine.take_image(image_name(Settings.load()))
+        engine.take_image(Recipe.of(Settings.load(), Image()).name)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("DOCKER_HOST", engine.url)
             yield engine

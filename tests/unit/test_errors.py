@@ -45,6 +45,7 @@ ERRORS: dict[str, tuple[str, dict[str, Any]]] = {
     "EngineUnsupportedError": ("engine_unsupported", {**SAYS, "kind": "podman"}),
     "ImageMissingError": ("image_missing", {**SAYS, "image": "cellblock-sandbox:1"}),
     "ImageBuildError": ("image_build", SAYS),
+    "ImageInUseError": ("image_in_use", {**SAYS, "image": "cellblock-sandbox:1"}),
     "UnknownRuntimeError": ("unknown_runtime", {"runtime": "runsc", "available": ("runc",), "remedy": "Install it."}),
     "KernelError": ("kernel", SAYS),
     "KernelStartError": ("kernel_start", {**SAYS, "cause": "container", "log": "no space left"}),

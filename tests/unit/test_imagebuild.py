@@ -11,8 +11,10 @@ import pytest
 from orchestrator.errors import ImageBuildError
 from orchestrator.image import baseimage, wheels
 from orchestrator.image import suite as suites
-from orchestrator.image.build import image_name, input_digest
-from orchestrator.image.suite import BOOKWORM, TRIXIE
+from orchestrator.image.recipe import Recipe, input_digest
+from orchestrator.image.suite import BOOKWORM, TRIXIE, Target
+from orchestrator.policy.packagelock import Lock, Pin
+from orchestrator.policy.policy import Image
 from orchestrator.settings import Settings, data_folder
 
 
@@ -25,15 +27,15 @@ def sources(tmp_path: Path) -> Path:
 
 def test_digest_stays_while_nothing_changes(sources: Path) -> None:
     """The digest depends on names and contents, not on times or the order of directory entries."""
-    before = input_digest(sources)
+    before = input_digest(sources, BOOKWORM)
     (sources / "kernel.py").touch()
-    assert input_digest(sources) == before
+    assert input_digest(sources, BOOKWORM) == before
 
 
 @pytest.mark.parametrize("change", ["content", "new file", "name", "base"])
 def test_digest_changes_with_every_input(sources: Path, change: str) -> None:
     """A changed, added or renamed input and another base image each change the digest."""
-    before = input_digest(sources)
+    before = input_digest(sources, BOOKWORM)
     base = ""
     match change:
         case "content":
@@ -44,7 +46,7 @@ def test_digest_changes_with_every_input(sources: Path, change: str) -> None:
             (sources / "kernel.py").rename(sources / "launcher.py")
         case "base":
             base = "python:3.11"
-    assert input_digest(sources, base) != before
+    assert input_digest(sources, BOOKWORM, base) != before
 
 
 def test_image_is_made_of_the_hosts_own_release(sources: Path) -> None:
@@ -53,8 +55,8 @@ def test_image_is_made_of_the_hosts_own_release(sources: Path) -> None:
     assert TRIXIE.slim_image == "python:3.13-slim-trixie"
     assert {suites.choose(codename=name) for name in ("bookworm", "noble", "")} == {BOOKWORM}
     assert suites.choose("team/base:1", codename="trixie") == BOOKWORM
-    assert input_digest(sources, of=BOOKWORM) != input_digest(sources, of=TRIXIE)
-    assert wheels.platforms("amd64", TRIXIE)[0] == "manylinux_2_41_x86_64"
+    assert input_digest(sources, BOOKWORM) != input_digest(sources, TRIXIE)
+    assert Target(TRIXIE, "amd64").platforms()[0] == "manylinux_2_41_x86_64"
 
 
 def test_digest_cannot_be_shifted_between_files(tmp_path: Path) -> None:
@@ -64,23 +66,23 @@ def test_digest_cannot_be_shifted_between_files(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / "a").write_text(first)
         (folder / "b").write_text(second)
-    assert input_digest(one) != input_digest(two)
+    assert input_digest(one, BOOKWORM) != input_digest(two, BOOKWORM)
 
 
 @pytest.mark.parametrize("leftover", ["__pycache__/kernel.cpython-311.pyc", ".kernel.py.swp", "kernel.py~"])
 def test_files_of_tools_are_no_inputs(sources: Path, leftover: str) -> None:
     """Files that editors and interpreters create do not change the digest."""
-    before = input_digest(sources)
+    before = input_digest(sources, BOOKWORM)
     (sources / leftover).parent.mkdir(exist_ok=True)
     (sources / leftover).write_text("x")
-    assert input_digest(sources) == before
+    assert input_digest(sources, BOOKWORM) == before
 
 
 def test_image_name_is_the_operators_or_the_digest() -> None:
     """CELLBLOCK_IMAGE sets the name; otherwise the tag is the digest of the inputs."""
-    assert image_name(Settings(image="team/sandbox:7")) == "team/sandbox:7"
-    digest = input_digest(data_folder("sandbox_image"))
-    assert image_name(Settings(image="", base_image="")) == f"cellblock-sandbox:{digest[:12]}"
+    assert Recipe.of(Settings(image="team/sandbox:7"), Image()).name == "team/sandbox:7"
+    digest = input_digest(data_folder("sandbox_image"), suites.choose())
+    assert Recipe.of(Settings(image="", base_image=""), Image()).name == f"cellblock-sandbox:{digest[:12]}"
 
 
 def test_lock_file_pins_every_package_with_hashes_and_names_no_index() -> None:
@@ -99,18 +101,18 @@ def test_wheel_cache_is_complete_only_with_every_pinned_wheel(tmp_path: Path) ->
     """A missing wheel and a wheel with another hash are both noticed."""
     wheel = tmp_path / "one-1.0-py3-none-any.whl"
     wheel.write_bytes(b"wheel")
-    lock = f"one==1.0 \\\n    --hash=sha256:{hashlib.sha256(b'wheel').hexdigest()}\n"
-    assert wheels.complete(tmp_path, lock)
-    assert not wheels.complete(tmp_path, lock + "two==1.0 \\\n    --hash=sha256:00\n")
+    pin = Pin("one", "1.0", (hashlib.sha256(b"wheel").hexdigest(),))
+    assert wheels.complete(tmp_path, Lock((pin,)))
+    assert not wheels.complete(tmp_path, Lock((pin, Pin("two", "1.0", ("00",)))))
     wheel.write_bytes(b"other")
-    assert not wheels.complete(tmp_path, lock)
+    assert not wheels.complete(tmp_path, Lock((pin,)))
 
 
-def test_wheels_are_chosen_for_the_engines_architecture() -> None:
+def test_wheels_are_chosen_for_the_engines_architecture(tmp_path: Path) -> None:
     """An engine on ARM gets ARM's wheels, and one on an architecture without wheels gets an error."""
-    assert wheels.platforms("arm64", BOOKWORM)[0].endswith("_aarch64")
+    assert Target(BOOKWORM, "arm64").platforms()[0].endswith("_aarch64")
     with pytest.raises(ImageBuildError, match="riscv64"):
-        wheels.platforms("riscv64", BOOKWORM)
+        wheels.fetch(Lock(()), Target(BOOKWORM, "riscv64"), tmp_path, lambda *progress: None)
 
 
 def test_package_list_is_read_without_its_comments(tmp_path: Path) -> None:

@@ -1,0 +1,128 @@
+"""The images of Cellblock in an engine: which there are, which are in use, and removing them. Every call blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from orchestrator.container.engineimages import EngineImage, EngineImages
+from orchestrator.errors import ImageInUseError, ImageMissingError
+from orchestrator.image.baseimage import BASE_REPOSITORY, base_name
+from orchestrator.image.build import LABEL, PACKAGES_LABEL, PYTHON_LABEL
+from orchestrator.image.recipe import REPOSITORY, Recipe
+from orchestrator.policy.policy import Image
+from orchestrator.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class ListedImage:
+    """An image of Cellblock.
+
+    Attributes:
+        name: its tag, or the engine's identifier if it has none.
+        kind: "sandbox", "layer" (a sandbox with the packages of a lock file) or "base".
+        python: its Python's version; "" if that is unknown.
+        packages: the number of its Python packages; 0 if that is unknown.
+        size: bytes, uncompressed, those of the image that it is built on included.
+        created: seconds since the epoch.
+        containers: how many containers are made of it.
+        is_current: this version of Cellblock would use it.
+    """
+
+    name: str
+    image_id: str
+    kind: str
+    python: str
+    packages: int
+    size: int
+    created: float
+    containers: int
+    is_current: bool
+
+
+def list_images(images: EngineImages, settings: Settings) -> list[ListedImage]:
+    """Return all images of Cellblock, the newest first.
+
+    Raises:
+        EngineError: the engine failed.
+    """
+    used = images.used()
+    recipes = [Recipe.of(settings, Image(python=python)) for python in ("", "3.11", "3.12", "3.13")]
+    current = {each.name for each in recipes}
+    current |= {base_name(each.sources / "packages.txt", each.suite) for each in recipes}
+    found = [_listed(image, used.get(image.image_id, 0), current) for image in images.listed() if _is_ours(image)]
+    return sorted(found, key=lambda each: -each.created)
+
+
+def remove_images(images: EngineImages, found: Iterable[ListedImage], names: Iterable[str]) -> list[ListedImage]:
+    """Remove images by their names, tags or identifiers, and return what was removed.
+
+    Raises:
+        ImageMissingError: a name is of no image of Cellblock. Nothing is removed.
+        ImageInUseError: a container, or another image, needs one. Those before it are removed.
+        EngineError: the engine failed.
+    """
+    listed = list(found)
+    chosen = [_named(listed, name) for name in names]
+    for image in chosen:
+        images.remove(image.name)
+    return chosen
+
+
+def remove_unused(images: EngineImages, found: Iterable[ListedImage]) -> list[ListedImage]:
+    """Remove images, those with further packages before what they are built on. Return what is still in use.
+
+    Raises:
+        EngineError: the engine failed.
+    """
+    order = ("layer", "sandbox", "base")
+    kept = []
+    for image in sorted(found, key=lambda each: order.index(each.kind)):
+        try:
+            images.remove(image.name)
+        except ImageInUseError:
+            kept.append(image)
+    return kept
+
+
+def unused(found: Iterable[ListedImage], everything: bool = False) -> list[ListedImage]:
+    """Return the images that a prune removes: those that no container uses and that are not current.
+
+    Args:
+        everything: also current ones with further packages.
+    """
+    free = [each for each in found if not each.containers]
+    return [each for each in free if not each.is_current or (everything and each.kind == "layer")]
+
+
+def _is_ours(image: EngineImage) -> bool:
+    return LABEL in image.labels or image.name.startswith((f"{REPOSITORY}:", f"{BASE_REPOSITORY}:"))
+
+
+def _listed(image: EngineImage, containers: int, current: set[str]) -> ListedImage:
+    repository, _, tag = image.name.rpartition(":")
+    is_layer = image.name.startswith(f"{REPOSITORY}:") and "-" in tag
+    kind = "base" if LABEL not in image.labels else "layer" if is_layer else "sandbox"
+    packages = image.labels.get(PACKAGES_LABEL, "")
+    return ListedImage(
+        image.name,
+        image.image_id,
+        kind,
+        image.labels.get(PYTHON_LABEL, ""),
+        int(packages) if packages.isdecimal() else 0,
+        image.size,
+        image.created,
+        containers,
+        f"{repository}:{tag.partition('-')[0]}" in current,
+    )
+
+
+def _named(found: list[ListedImage], name: str) -> ListedImage:
+    digest = name.removeprefix("sha256:")
+    for each in found:
+        same = name in (each.name, each.name.rpartition(":")[2])
+        if same or (len(digest) >= 6 and each.image_id.removeprefix("sha256:").startswith(digest)):
+            return each
+    raise ImageMissingError(
+        f"Cellblock has no image {name!r} in this engine.", image=name, remedy="`cellblock image list` shows them."
+    )
