@@ -24,6 +24,8 @@ KEYS = (
 )  # fmt: skip
 ATOMS: tuple[Any, ...] = (None, True, False, 0, -1, 2**63, 10**400, 1e308, float("nan"), float("inf"), "", "stdout",
                           "busy", "\ud800", "\0", "\x1b[2J", "x" * 5000, "\U0001f600" * 500, [], {})  # fmt: skip
+COMMAND_KINDS = (*["command_output"] * 10, *["command_start_reply", "status", "nonsense"] * 4, "command_end")
+TOOL_KINDS = ("tool_request", "tool_request", "tool_cancel", "input_request", "nonsense")
 CHANNELS = (2, 2, 2, 2, 2, 2, 1, 3, 4)
 RAW = (b"\xff" * 40, b"\4\x05\4PING", b"\2" + struct.pack(">Q", 2**63), b"\1\0" * 100, b"\0\0" * 5000, b"\3" + bytes(8))
 
@@ -150,3 +152,51 @@ def fuzz(kernel: Any, seed: int, cases: int, *, raw: bool, dry: bool) -> None:
             out.get(channel, out[2]).sendall(message)
     if raw and not dry:
         out[2].sendall(rng.choice(RAW))
+
+
+def lie_about_commands(kernel: Any, seed: int, messages: int) -> None:
+    """Answer each request for a command with random messages about it, of which any may be its end."""
+    rng = random.Random(seed)  # noqa: S311 - the fuzzer must be reproducible
+
+    def start(stream: Any, ident: Any, parent: Any) -> None:
+        for _ in range(messages):
+            buffers = [rng.randbytes(rng.choice((0, 1, 5000))) for _ in range(rng.randrange(3))]
+            content = command_content(rng)
+            kernel.session.send(stream, rng.choice(COMMAND_KINDS), content, parent, ident=ident, buffers=buffers)
+        kernel.session.send(stream, "command_start_reply", {"status": "ok", "pid": 1}, parent, ident=ident)
+        kernel.session.send(stream, "command_end", {"exit_code": 7}, parent, ident=ident)
+
+    kernel.control_handlers["command_start_request"] = start
+
+
+def command_content(rng: random.Random) -> dict[str, Any]:
+    """Return what almost is a message about a command."""
+    content: dict[str, Any] = {"status": "ok", "pid": 7, "stream": "stdout", "exit_code": 0, "errno": 2,
+                               "changed_files": {"files": [["made", "a", 1]], "more": 0}}  # fmt: skip
+    for key in rng.sample(list(content), rng.randrange(1, 4)):
+        content[key] = plain(rng)
+    if rng.random() < 0.3:
+        content["changed_files"] = {"files": [[plain(rng) for _ in range(rng.randrange(5))] for _ in range(9)],
+                                    "more": plain(rng)}  # fmt: skip
+    return content
+
+
+def forge_calls(kernel: Any, seed: int, messages: int) -> None:
+    """Send random requests for tools, in the name of the running cell."""
+    rng, tools = random.Random(seed), kernel.tools  # noqa: S311 - the fuzzer must be reproducible
+    for _ in range(messages):
+        content = {"id": rng.choice(("f", "g", plain(rng))), "name": rng.choice(("count", "secret", plain(rng)))}
+        arguments = rng.choice((b"{}", b"{}", b"", b"\xff", b"[" * 999, json.dumps(plain(rng)).encode()))
+        buffers = [arguments] * rng.choice((1, 1, 1, 0, 2))
+        kind, parent = rng.choice(TOOL_KINDS), tools._parent
+        kernel.session.send(kernel.stdin_socket, kind, content, parent, ident=tools._ident, buffers=buffers)
+
+
+def plain(rng: random.Random) -> Any:
+    """Return a random value that the kernel's own session can send."""
+    made = value(rng)
+    try:
+        json.dumps(made, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):  # a lone surrogate is a ValueError too
+        return "nonsense"
+    return made
