@@ -23,7 +23,7 @@ from orchestrator.kernel.boundedjson import MalformedError, load
 from orchestrator.kernel.channel import Message
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.output.printable import printable
-from orchestrator.policy.policy import Tools as ToolLimits
+from orchestrator.policy.sections import Tools as ToolLimits
 from orchestrator.tool import Tool
 
 _LONGEST_ID = 64  # characters

@@ -29,7 +29,7 @@ from orchestrator.image.build import find_current_image
 from orchestrator.image.recipe import Recipe
 from orchestrator.image.suite import Target
 from orchestrator.policy.packagelock import Lock
-from orchestrator.policy.policy import Image
+from orchestrator.policy.sections import Image
 from orchestrator.settings import Settings
 
 REPOSITORY = Path(__file__).parents[2]

@@ -24,7 +24,8 @@ from orchestrator.image.inventory import ListedImage, list_images, remove_images
 from orchestrator.image.locking import locked
 from orchestrator.image.recipe import Recipe
 from orchestrator.policy.packagelock import SHIPPED
-from orchestrator.policy.policy import Image, Policy
+from orchestrator.policy.policy import Policy
+from orchestrator.policy.sections import Image
 from orchestrator.settings import Settings
 
 app = typer.Typer(

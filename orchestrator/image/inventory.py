@@ -10,7 +10,7 @@ from orchestrator.errors import ImageInUseError, ImageMissingError
 from orchestrator.image.baseimage import BASE_REPOSITORY, base_name
 from orchestrator.image.build import LABEL, PACKAGES_LABEL, PYTHON_LABEL
 from orchestrator.image.recipe import REPOSITORY, Recipe
-from orchestrator.policy.policy import Image
+from orchestrator.policy.sections import Image
 from orchestrator.settings import Settings
 
 

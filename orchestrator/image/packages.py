@@ -23,7 +23,7 @@ from orchestrator.image.resolver import Resolver, Wheel, sha256_of
 from orchestrator.image.suite import Target
 from orchestrator.limits import MIB
 from orchestrator.policy.packagelock import Entry, entry
-from orchestrator.policy.policy import Packages
+from orchestrator.policy.sections import Packages
 from orchestrator.store.wholefile import save_whole
 
 MOST_REQUIREMENTS = 50

@@ -13,7 +13,7 @@ from orchestrator.image import suite
 from orchestrator.image.suite import Suite, Target, host_architecture
 from orchestrator.policy import packagelock
 from orchestrator.policy.packagelock import Lock
-from orchestrator.policy.policy import Image
+from orchestrator.policy.sections import Image
 from orchestrator.settings import Settings, data_folder
 
 REPOSITORY = "cellblock-sandbox"

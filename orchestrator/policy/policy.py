@@ -6,7 +6,6 @@ No key of a policy removes a restriction of the floor (``container/floor.py``), 
 from __future__ import annotations
 
 import difflib
-import fnmatch
 import hashlib
 import json
 import re
@@ -15,231 +14,45 @@ import tomllib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self
 
-from packaging.requirements import InvalidRequirement, Requirement
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from orchestrator.errors import PolicyError, PolicyFault
 from orchestrator.limits import KernelResourceLimits
-from orchestrator.policy import datafolder, packagelock, seccomp
+from orchestrator.policy import seccomp
+from orchestrator.policy.sections import (
+    Audit,
+    Channels,
+    DataFolder,
+    DataName,
+    Group,
+    GroupName,
+    Image,
+    Limits,
+    ModuleName,
+    Output,
+    Packages,
+    Pool,
+    Runtime,
+    Scheduling,
+    Section,
+    Sessions,
+    Tmpfs,
+    Tools,
+    Variable,
+    VariableName,
+    folder_of,
+)
 from orchestrator.settings import data_folder
 
 _LARGEST = 64 * 1024  # the most bytes of a policy file
 _MOST_FAULTS = 20  # faults that one error lists
 _MOST_VARIABLES = 100
-_LONGEST_VALUE = 32 * 1024  # the most characters of a variable
-_RESERVED = re.compile(r"HOME|PATH|HOSTNAME|USER|IPYTHONDIR|MPLCONFIGDIR|LD_.*")
-
-Megabytes = Annotated[int, Field(ge=1, le=2**20)]
-Runtime = Literal["auto", "runsc", "runc", "require-runsc"]
-MimePattern = Annotated[str, StringConstraints(pattern=r"^[\w.+*-]+/[\w.+*-]+$", max_length=200)]
-
-
-def _not_reserved(name: str) -> str:
-    if _RESERVED.fullmatch(name):
-        raise ValueError("this variable is set by the sandbox itself")
-    return name
-
-
-def _fits(value: str) -> str:
-    if "\0" in value or len(value) > _LONGEST_VALUE:
-        raise ValueError(f"the value must have at most {_LONGEST_VALUE} characters and no NUL")
-    return value
-
-
-def _folder(info: ValidationInfo) -> Path:
-    """Return the folder that relative paths start from."""
-    return info.context["folder"] if info.context else Path.cwd()
-
-
-def _resolve(path: Path, info: ValidationInfo) -> Path:
-    return datafolder.check(_folder(info) / path)
-
-
-VariableName = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200), AfterValidator(_not_reserved)
-]
-Variable = Annotated[str, AfterValidator(_fits)]
-DataFolder = Annotated[Path, Field(strict=False), AfterValidator(_resolve)]
-ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$", max_length=200)]
-GroupName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-DataName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
-
-
 _LEAST_TMP = 64  # MiB of /tmp
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Limits(_Section):
-    """``[limits]``: see ``policies/default.toml`` for the meaning and unit of each key."""
-
-    cpu_percent: float = Field(default=80.0, gt=0, le=100)
-    memory_mb: int = Field(default=1024, ge=64, le=2**20)
-    pids: int = Field(default=256, ge=32, le=2**15)
-    open_files: int = Field(default=1024, ge=64, le=2**20)
-    execution_time_s: float = Field(default=30.0, gt=0, le=7 * 86400)
-    output_mb: float = Field(default=10.0, gt=0, le=1024)
-    commands: int = Field(default=16, ge=1, le=1000)
-    command_time_s: float = Field(default=600.0, gt=0, le=7 * 86400)
-    idle_timeout_s: float = Field(default=300.0, gt=0, le=30 * 86400)
-    warn_percent: float = Field(default=80.0, gt=0, le=100)
-
-
-class Tmpfs(_Section):
-    """``[tmpfs]``: the sizes of all folders that a kernel can write to.
-
-    Without ``tmp_mb``, a policy with little memory gets a smaller /tmp: what the other folders leave, at least 64 MiB.
-    """
-
-    work_mb: Megabytes = 512
-    tmp_mb: Megabytes = 256
-    shm_mb: Megabytes = 64
-
-
-class Output(_Section):
-    """``[output]``: which output reaches the agent. ``*`` matches any part of a MIME type."""
-
-    mime_types: tuple[MimePattern, ...] = Field(
-        default=("text/*", "image/*", "application/json", "application/*+json"),
-        strict=False,
-        min_length=1,
-        max_length=100,
-    )
-    messages: int = Field(default=100_000, ge=10, le=10**7)
-    displays: int = Field(default=200, ge=2, le=10**5)
-    past_limit: Literal["continue", "stop"] = "continue"
-
-    def passes(self, mime_type: str) -> bool:
-        """Return whether content of this MIME type reaches the agent."""
-        return self._pattern.fullmatch(mime_type) is not None
-
-    @cached_property
-    def _pattern(self) -> re.Pattern[str]:
-        return re.compile("|".join(map(fnmatch.translate, self.mime_types)), re.IGNORECASE)
-
-
-class Channels(_Section):
-    """``[channels]``: which requests a cell may make to the host, beside displaying output."""
-
-    stdin: bool = False
-    comms: bool = False
-
-
-class Sessions(_Section):
-    """``[sessions]``: when sessions hibernate, and limits of their checkpoints."""
-
-    hibernate: bool = True
-    incomplete: Literal["evict", "keep"] = "evict"
-    checkpoint_every: int = Field(default=0, ge=0, le=10**6)
-    checkpoint_mb: int = Field(default=1024, ge=1, le=2**20)
-    checkpoint_time_s: float = Field(default=60.0, gt=0, le=3600)
-
-
-class Pool(_Section):
-    """``[pool]``: kernels that are started in advance, and callers that wait for one."""
-
-    warm: int = Field(default=1, ge=0, le=1000)
-    max_age_s: float = Field(default=3600.0, ge=1, le=30 * 86400)
-    check_every_s: float = Field(default=30.0, ge=1, le=86400)
-    exhausted: Literal["wait", "fail"] = "wait"
-    queue: int = Field(default=10_000, ge=1, le=10**6)
-
-
-class Scheduling(_Section):
-    """``[scheduling]``: the order in which callers get kernels, and how many kernels fit on the host."""
-
-    aging_s: float = Field(default=60.0, gt=0, le=86400)
-    group_quota: int = Field(default=0, ge=0, le=10**6)
-    memory_reserve_mb: int = Field(default=512, ge=0, le=2**24)
-    memory_overcommit: float = Field(default=1.0, gt=0, le=100)
-    cpu_overcommit: float = Field(default=50.0, gt=0, le=1000)
-
-
-class Group(_Section):
-    """``[groups.NAME]``: a group of agents. Its quota defaults to ``scheduling.group_quota``; 0 means no limit."""
-
-    weight: float = Field(default=1.0, ge=0.001, le=1000)
-    quota: int | None = Field(default=None, ge=0, le=10**6)
-
-    def __str__(self) -> str:
-        return f"weight {self.weight:g}" + ("" if self.quota is None else f", quota {self.quota}")
-
-
-def _requirement(text: str) -> str:
-    try:
-        found = Requirement(text)
-    except InvalidRequirement as error:
-        raise ValueError(f"this is no requirement, such as emoji or emoji==2.*: {error}") from None
-    if found.url is not None:
-        raise ValueError("a URL is not allowed here")
-    return text
-
-
-AllowedPackage = Annotated[str, StringConstraints(min_length=1, max_length=500), AfterValidator(_requirement)]
-
-
-class Packages(_Section):
-    """``[packages]``: what sessions may install while they run. The host fetches wheels, and never builds any."""
-
-    allow: tuple[AllowedPackage, ...] = Field(default=(), strict=False, max_length=1000)
-    index: str = Field(default="", pattern=r"^(https?://\S+)?$", max_length=2000)
-    max_mb: int = Field(default=200, ge=1, le=2**16)
-
-
-class Image(_Section):
-    """``[image]``: what the sandbox image has beside the packages that every image has.
-
-    Attributes:
-        requirements: the path of a lock file, "full" for the one that comes with Cellblock, or "" for none.
-        python: its Python; "": that of the host's Debian release.
-    """
-
-    requirements: str = Field(default="", max_length=4096)
-    python: Literal["", "3.11", "3.12", "3.13"] = ""
-
-    @field_validator("requirements")
-    @classmethod
-    def _find_lock(cls, name: str, info: ValidationInfo) -> str:
-        """Refuse a file that is no lock file, and make its path absolute."""
-        if name in ("", packagelock.SHIPPED):
-            return name
-        path = packagelock.find(name, _folder(info)).absolute()
-        packagelock.check(path)
-        return str(path)
-
-
-class Tools(_Section):
-    """``[tools]``: limits of the calls of host tools by one cell."""
-
-    calls: int = Field(default=1000, ge=1, le=10**6)
-    concurrent: int = Field(default=64, ge=1, le=10**4)
-    argument_kb: int = Field(default=256, ge=1, le=900)
-    result_kb: int = Field(default=1024, ge=1, le=3 * 1024)
-    time_s: float = Field(default=300.0, gt=0, le=7 * 86400)
-
-
-class Audit(_Section):
-    """``[audit]``: what the audit log contains of a cell, and whether each entry is synced to disk."""
-
-    code: Literal["digest", "full"] = "digest"
-    fsync: bool = True
-
-
-class Policy(_Section):
+class Policy(Section):
     """One policy.
 
     Attributes:
@@ -275,7 +88,7 @@ class Policy(_Section):
     @classmethod
     def _find_profile(cls, name: str, info: ValidationInfo) -> str:
         """Refuse a profile that is invalid or allows too much, and make its path absolute."""
-        path = seccomp.find(name, _folder(info))
+        path = seccomp.find(name, folder_of(info))
         seccomp.load(path)
         return name if "/" not in name and not name.endswith(".json") else str(path)
 
@@ -382,7 +195,7 @@ def policy_path(name: str) -> Path:
 def keys(model: type[BaseModel] = Policy, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted key, default value) of every setting of a policy."""
     for name, field in model.model_fields.items():
-        if isinstance(field.default, _Section):
+        if isinstance(field.default, Section):
             yield from keys(type(field.default), f"{name}.")
         else:
             yield f"{prefix}{name}", field.get_default(call_default_factory=True)

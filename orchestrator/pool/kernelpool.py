@@ -19,7 +19,7 @@ from dataclasses import replace
 from orchestrator.errors import CellblockError, KernelPoolExhaustedError, ManagerClosedError, Scarcity
 from orchestrator.homeloop import HomeLoop
 from orchestrator.kernel.kernel import Kernel
-from orchestrator.policy.policy import Pool
+from orchestrator.policy.sections import Pool
 from orchestrator.pool.kernelresource import KernelResource
 from orchestrator.pool.refill import Refill
 from orchestrator.pool.refusal import Refusal

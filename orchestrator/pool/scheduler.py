@@ -22,7 +22,7 @@ from heapq import heapify, heappop, heappush
 from typing import Any, Generic, Literal, TypeVar
 
 from orchestrator.limits import MIB, KernelResourceLimits
-from orchestrator.policy.policy import Group, Scheduling
+from orchestrator.policy.sections import Group, Scheduling
 
 BY_AGE = 8  # of so many kernels, one goes by age alone: a group can hold at most 1/8 of all beyond its share
 _PACE = 64  # the last so many freed kernels give the pace

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 from orchestrator.errors import KernelDiedError
 from orchestrator.kernel.kernel import Kernel
-from orchestrator.policy.policy import Pool
+from orchestrator.policy.sections import Pool
 from orchestrator.pool.kernelresource import KernelResource
 
 _log = logging.getLogger(__name__)

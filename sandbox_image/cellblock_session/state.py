@@ -212,8 +212,8 @@ class SessionState:
             ValueError: another version of Python or of this package wrote the stream.
         """
         source = Source(pipe)
-        if source(len(MAGIC)) != MAGIC:
-            raise ValueError(f"the state has another version than this sandbox ({MAGIC.decode().strip()})")
+        if (found := source(len(MAGIC))) != MAGIC:
+            raise ValueError(f"it was made with {_maker(found)}, and this sandbox has {_maker(MAGIC)}")
         lost = load_files(source)
         with reading(source) as section:
             surroundings = pickle.load(section)
@@ -316,6 +316,12 @@ def _cached_lines(name: str) -> list[str]:
     cached: Any = linecache.cache[name]
     lines: list[str] = cached[2]
     return lines
+
+
+def _maker(magic: bytes) -> str:
+    """Return what the first line of a state says of who made it."""
+    words = magic.decode("ascii", "replace").split()
+    return f"Python {words[4]} and version {words[2]} of the format" if len(words) == 5 else "something else"
 
 
 def _processes() -> Iterator[Lost]:

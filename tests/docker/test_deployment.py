@@ -24,7 +24,7 @@ import docker
 import pytest
 
 from orchestrator.image.recipe import Recipe
-from orchestrator.policy.policy import Image
+from orchestrator.policy.sections import Image
 from orchestrator.settings import Settings
 from tests.conftest import REPOSITORY, make_manager
 

@@ -12,7 +12,7 @@ from orchestrator.container import engine
 from orchestrator.container.engineimages import EngineImages
 from orchestrator.image.build import BuiltImage, build_image, find_current_image, find_image
 from orchestrator.image.recipe import Recipe
-from orchestrator.policy.policy import Image
+from orchestrator.policy.sections import Image
 from orchestrator.settings import Settings
 
 PYTHON = ["/opt/cellblock/bin/python", "-I"]

@@ -20,7 +20,7 @@ from orchestrator.image.build import build_image
 from orchestrator.image.inventory import list_images, remove_images, remove_unused, unused
 from orchestrator.image.locking import locked
 from orchestrator.image.recipe import Recipe
-from orchestrator.policy.policy import Image
+from orchestrator.policy.sections import Image
 from orchestrator.settings import Settings
 from tests.conftest import make_manager, one_session
 from tests.docker.packageindex import PackageIndex

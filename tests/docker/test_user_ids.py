@@ -15,7 +15,7 @@ from orchestrator.container.hostconfig import USER_LABEL
 from orchestrator.container.lease import UserId
 from orchestrator.errors import KernelStartError, UserIdTakenError
 from orchestrator.image.recipe import Recipe
-from orchestrator.policy.policy import Image
+from orchestrator.policy.sections import Image
 from orchestrator.settings import Settings
 from tests.conftest import make_manager
 

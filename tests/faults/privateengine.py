@@ -20,7 +20,7 @@ import pytest
 from orchestrator.container.engine import connect
 from orchestrator.host.enginedaemon import find_program, pid_in
 from orchestrator.image.recipe import Recipe
-from orchestrator.policy.policy import Image
+from orchestrator.policy.sections import Image
 from orchestrator.settings import Settings
 
 _START = 60.0  # seconds until the engine must answer

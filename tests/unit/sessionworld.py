@@ -16,7 +16,8 @@ from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.outcome import Outcome
 from orchestrator.output.events import CellFinished, ExecutionResult
-from orchestrator.policy.policy import Group, Policy, Sessions
+from orchestrator.policy.policy import Policy
+from orchestrator.policy.sections import Group, Sessions
 from orchestrator.pool.kernelpool import KernelPool
 from orchestrator.pool.scheduler import Scheduler
 from orchestrator.sessions.acquiring import Acquiring

@@ -14,7 +14,8 @@ from orchestrator.kernel.fakecell import FakeCell, printed
 from orchestrator.kernel.fakekernel import FakeKernel
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.logs import log_event
-from orchestrator.policy.policy import Audit, Policy
+from orchestrator.policy.policy import Policy
+from orchestrator.policy.sections import Audit
 from orchestrator.sessions.session import KernelSession
 from orchestrator.store.audit import AuditLog
 from orchestrator.telemetry import Telemetry

@@ -40,8 +40,9 @@ from orchestrator.output.events import (
     InputRequest,
     StreamOutput,
 )
-from orchestrator.policy.policy import Channels, Policy
-from orchestrator.policy.policy import Output as OutputPolicy
+from orchestrator.policy.policy import Policy
+from orchestrator.policy.sections import Channels
+from orchestrator.policy.sections import Output as OutputPolicy
 
 LIMITS = KernelResourceLimits()
 SHORT = KernelResourceLimits(max_execution_time=0.1)

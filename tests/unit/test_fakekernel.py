@@ -29,7 +29,8 @@ from orchestrator.kernel.transfer import get_file, put_file
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.outcome import Outcome
 from orchestrator.output.events import CellFinished, ExecutionResult, InputRequest
-from orchestrator.policy.policy import Channels, Policy
+from orchestrator.policy.policy import Policy
+from orchestrator.policy.sections import Channels
 from orchestrator.sessions.session import KernelSession
 
 LIMITS = KernelResourceLimits()

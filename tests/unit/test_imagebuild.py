@@ -14,7 +14,7 @@ from orchestrator.image import suite as suites
 from orchestrator.image.recipe import Recipe, input_digest
 from orchestrator.image.suite import BOOKWORM, TRIXIE, Target
 from orchestrator.policy.packagelock import Lock, Pin
-from orchestrator.policy.policy import Image
+from orchestrator.policy.sections import Image
 from orchestrator.settings import Settings, data_folder
 
 

@@ -15,7 +15,8 @@ from orchestrator.image.recipe import Recipe
 from orchestrator.image.suite import BOOKWORM, TRIXIE, Suite, Target, choose
 from orchestrator.policy import packagelock
 from orchestrator.policy.packagelock import Lock
-from orchestrator.policy.policy import Image, Policy
+from orchestrator.policy.policy import Policy
+from orchestrator.policy.sections import Image
 from orchestrator.settings import Settings
 
 ONE, TWO = "1" * 64, "2" * 64

@@ -21,7 +21,7 @@ from orchestrator.errors import (
 )
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import MIB
-from orchestrator.policy.policy import Group, Pool, Scheduling
+from orchestrator.policy.sections import Group, Pool, Scheduling
 from orchestrator.pool.kernelpool import KernelPool, KernelResource
 from orchestrator.pool.scheduler import UNLIMITED, LeaseRequest, Room, Scheduler
 from orchestrator.pool.upkeep import Upkeep

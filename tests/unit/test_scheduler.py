@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
 from orchestrator.limits import MIB, KernelResourceLimits
-from orchestrator.policy.policy import Group, Scheduling
+from orchestrator.policy.sections import Group, Scheduling
 from orchestrator.pool.scheduler import BY_AGE, Admission, HostCapacity, LeaseRequest, Scheduler, Ticket
 
 GIGABYTE = 1024 * MIB

@@ -16,7 +16,8 @@ from orchestrator.kernel.fakecell import FakeCell, Wait, printed
 from orchestrator.kernel.fakekernel import FakeKernel
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.outcome import Outcome
-from orchestrator.policy.policy import Audit, Policy
+from orchestrator.policy.policy import Policy
+from orchestrator.policy.sections import Audit
 from orchestrator.sessions.checkpoint import export_history, import_history
 from orchestrator.sessions.notebook import export_notebook
 from orchestrator.sessions.restored import Restored

@@ -12,7 +12,7 @@ import pytest
 from orchestrator.errors import KernelPoolExhaustedError, SessionEndedError
 from orchestrator.kernel.fakecell import FakeCell, Wait
 from orchestrator.outcome import Outcome
-from orchestrator.policy.policy import Group, Sessions
+from orchestrator.policy.sections import Group, Sessions
 from orchestrator.sessions.session import KernelSession
 from orchestrator.store.history import History
 from tests.unit.sessionworld import World
