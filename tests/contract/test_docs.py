@@ -121,7 +121,7 @@ def test_every_public_name_is_in_the_reference() -> None:
 
 
 def test_every_policy_in_the_documents_is_sound(tmp_path: Path) -> None:
-    """Each TOML block is a policy that loads; the folder of data that it names is left out, and a lock file is there."""
+    """Each TOML block is a policy that loads. Its folder of data is left out, and its lock file is there."""
     (tmp_path / "packages.lock.txt").write_text(f"emoji==2.14 --hash=sha256:{'0' * 64}\n")
     found = 0
     for document in DOCUMENTS:
