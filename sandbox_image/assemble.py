@@ -11,6 +11,7 @@ import compileall
 import os
 import platform
 import py_compile
+import re
 import shutil
 import site
 import stat
@@ -26,6 +27,7 @@ SITE = Path(site.getsitepackages()[0])
 STDLIB = Path(sysconfig.get_path("stdlib"))
 OWN = ROOT / "opt/cellblock"
 FONT_CACHE = OWN / "matplotlib"
+OWNERS = OWN / "owners.txt"  # MODULE=PACKAGE in each line, since the packages' own lists of their files are removed
 
 DOCUMENTATION = """
     usr/share/doc/* usr/share/man/* usr/share/info/* usr/share/locale/* usr/share/lintian usr/share/bash-completion
@@ -49,8 +51,8 @@ PACKAGES = """
     pip pip-* setuptools* wheel* pkg_resources _distutils_hack distutils-precedence.pth *.dist-info/RECORD
     numpy/_core/include numpy/_core/lib numpy/random/lib matplotlib/mpl-data/sample_data
     jedi/third_party/django-stubs jedi/third_party/typeshed/stubs
+    **/*.h **/*.hpp **/*.c **/*.cpp **/*.pyx **/*.pxd **/*.pxi **/*.a
 """
-SOURCES_OF_EXTENSIONS = "**/*.h **/*.hpp **/*.c **/*.cpp **/*.pyx **/*.pxd **/*.pxi **/*.a"
 # numpy.testing imports modules of the first folder; jedi reads the .pyi files in the second.
 KEPT_TESTS = SITE / "numpy/_core/tests"
 KEPT_STUBS = SITE / "jedi/third_party"
@@ -87,6 +89,7 @@ def main(build: Path, version: str) -> None:
         raise SystemExit(f"the base image has Python {platform.python_version()}; the wheels are for Python {version}")
     for wheel in sorted((build / "wheels").glob("*.whl")):
         print("unpacking", *wheel.name.split("-")[:2], flush=True)
+        note_owner(wheel)
         unpack(wheel, SITE)
     for package in ("cellblock_kernel", "cellblock_session", "cellblock_site"):
         shutil.copytree(build / package, SITE / package)
@@ -102,6 +105,20 @@ def main(build: Path, version: str) -> None:
     make_font_cache()
     shutil.rmtree(build)  # not earlier: the processes that compile may import this program again
     open_to_all_users()
+
+
+def note_owner(wheel: Path) -> None:
+    """Write down which modules a wheel brings."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name.partition("/")[0].partition(".")[0] for name in archive.namelist() if ".dist-info/" not in name}
+    OWNERS.parent.mkdir(parents=True, exist_ok=True)
+    with OWNERS.open("a") as file:
+        file.writelines(f"{name}={normal(wheel.name.split('-')[0])}\n" for name in sorted(names))
+
+
+def normal(name: str) -> str:
+    """Return the normal form of a package's name."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def unpack(wheel: Path, target: Path) -> None:
@@ -128,7 +145,7 @@ def trim() -> None:
         remove_all(ROOT.glob(pattern))
     for pattern in STANDARD_LIBRARY.split():
         remove_all(STDLIB.glob(pattern))
-    for pattern in (PACKAGES + SOURCES_OF_EXTENSIONS).split():
+    for pattern in PACKAGES.split():
         remove_all(SITE.glob(pattern))
     remove_all(folder for name in ("tests", "test") for folder in SITE.rglob(name) if folder != KEPT_TESTS)
     remove_all(path for path in KEPT_TESTS.glob("*") if path.name not in ("__init__.py", "_natype.py"))

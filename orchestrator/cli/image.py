@@ -37,7 +37,7 @@ app = typer.Typer(
 
 Force = Annotated[bool, typer.Option("--force", help="Rebuild the image and its base even if they are current.")]
 Requirements = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--requirements", "-r", metavar="FILE", help='More packages: names or a lock file; or "full", the shipped one.'
     ),
@@ -98,7 +98,7 @@ class BuildDisplay:
 @app.command(epilog="Example: cellblock image build --requirements packages.txt")
 def build(
     policy: PolicyName = "",
-    requirements: Requirements = "",
+    requirements: Requirements = None,
     python: PythonVersion = "",
     upgrade: Annotated[bool, typer.Option("--upgrade", help="Choose the newest versions of the names again.")] = False,
     force: Force = False,
@@ -106,35 +106,28 @@ def build(
     """Build the image of a policy, unless the engine has one that matches its sources.
 
     With --requirements, the image has the packages of that file too: names, which are locked into NAME.lock.txt beside
-    the file, or a lock file with hashes. A policy then names the lock file: [image] requirements = "NAME.lock.txt".
+    the file, or a lock file with hashes. In a policy, image.requirements then names the lock file.
     """
+    if requirements == "":
+        raise typer.BadParameter("the name of the file is empty.", param_hint="--requirements")
     settings = Settings.load()
-    wanted = _wanted(settings, policy, python)
-    client = engine.connect(settings.engine_timeout)
-    try:
-        if requirements not in ("", SHIPPED):
-            recipe = Recipe.of(settings, wanted.model_copy(update={"requirements": ""}))
-            requirements = _lock(Path(requirements), recipe, upgrade)
-        if requirements:
-            wanted = wanted.model_copy(update={"requirements": requirements})
-        with BuildDisplay(Console(stderr=True)) as display:
-            image = build_image(EngineImages(client), Recipe.of(settings, wanted), display, force)
-    finally:
-        client.close()
+    wanted = _wanted(settings, policy, python, without_lock=requirements is not None)
+    if requirements is not None:
+        recipe = Recipe.of(settings, wanted.model_copy(update={"requirements": ""}))
+        lock = requirements if requirements == SHIPPED else _lock(Path(requirements), recipe, upgrade)
+        wanted = wanted.model_copy(update={"requirements": lock})
+    with _images() as (images, settings), BuildDisplay(Console(stderr=True)) as display:
+        image = build_image(images, Recipe.of(settings, wanted), display, force)
     _show(image, "built" if image.built else "is current")
 
 
 @app.command(epilog="Example: cellblock image show")
 def show(policy: PolicyName = "", as_json: AsJson = False) -> None:
     """Show which image a policy's kernels use. Exit status: 0 if it is current, 1 if it is missing or out of date."""
-    settings = Settings.load()
-    recipe = Recipe.of(settings, _wanted(settings, policy, ""))
-    client = engine.connect(settings.engine_timeout)
-    try:
-        image = find_image(EngineImages(client), recipe.name)
-        current = find_current_image(EngineImages(client), recipe)
-    finally:
-        client.close()
+    with _images() as (images, settings):
+        recipe = Recipe.of(settings, _wanted(settings, policy, ""))
+        image = find_image(images, recipe.name)
+        current = find_current_image(images, recipe)
     if image is None:
         raise engine.image_missing(recipe.name)
     if as_json:
@@ -176,8 +169,9 @@ def prune(
 ) -> None:
     """Remove the images that no kernel runs from and that this version of Cellblock would not use."""
     with _images() as (images, settings):
-        found = unused(list_images(images, settings), everything)
-        kept = [] if dry_run else remove_unused(images, found)
+        listed = list_images(images, settings)
+        found = unused(listed, everything)
+        kept = [] if dry_run else remove_unused(images, listed, found)
     for each in found:
         if each not in kept:
             typer.echo(f"image: {each.name} {'would be removed' if dry_run else 'removed'}")
@@ -187,8 +181,8 @@ def prune(
         typer.echo("image: there is nothing to remove")
 
 
-def _wanted(settings: Settings, policy: str, python: str) -> Image:
-    image = Policy.load(policy or settings.policy).image
+def _wanted(settings: Settings, policy: str, python: str, *, without_lock: bool = False) -> Image:
+    image = Policy.load(policy or settings.policy, without_lock=without_lock).image
     return image.model_copy(update={"python": python}) if python else image
 
 

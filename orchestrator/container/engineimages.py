@@ -106,15 +106,14 @@ class EngineImages:
             raise translate(error) from error
 
     def remove_untagged(self, label: str) -> None:
-        """Remove the images without a tag that have a label, such as the stages of a build.
+        """Remove the images without a tag that have a label, such as the stages of a build, if nothing needs them.
 
         Args:
             label: ``NAME=VALUE``.
         """
-        try:
-            self._client.api.prune_images({"label": [label], "dangling": True})
-        except FAILURES as error:
-            raise translate(error) from error
+        with contextlib.suppress(*FAILURES):
+            for image in self._client.api.images(quiet=True, filters={"label": [label], "dangling": True}):
+                self._client.api.remove_image(image)
 
     def pull(self, name: str) -> None:
         """Pull an image from its registry. A name without a tag means ``latest``."""

@@ -26,14 +26,18 @@ from orchestrator.image.baseimage import ensure_base_image
 from orchestrator.image.packages import PackageSource
 from orchestrator.image.recipe import Recipe, input_files
 from orchestrator.image.suite import Target
+from orchestrator.output.printable import printable_lines
 from orchestrator.policy.packagelock import Lock
 from orchestrator.policy.policy import Policy
 from orchestrator.settings import Settings
 
 LABEL = "org.cellblock.inputs"
 PYTHON_LABEL = "org.cellblock.python"
+BELOW_LABEL = "org.cellblock.below"
+_REFUSAL = "refused: "  # see sandbox_image/layer.py
 STAGE_LABEL = "org.cellblock.stage"  # in the Dockerfiles: of the first stage, which nothing needs after the build
 PACKAGES_LABEL = "org.cellblock.packages"
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # of the engine's builder
 _STEP = re.compile(r"^Step (\d+)/(\d+) : (.*)")
 
 
@@ -61,6 +65,7 @@ class BuiltImage:
         name: its tag.
         image_id: the engine's identifier.
         inputs: the digest of its inputs, from its label; "" if it has no such label.
+        below: the identifier of the image that it is a layer on, from its label; "" if it is none.
         size: bytes, uncompressed.
         built: this call built the image.
     """
@@ -68,6 +73,7 @@ class BuiltImage:
     name: str
     image_id: str
     inputs: str
+    below: str
     size: int
     built: bool = False
 
@@ -92,7 +98,10 @@ def find_image(images: EngineImages, name: str) -> BuiltImage | None:
         EngineError: the engine failed.
     """
     image = images.find(name)
-    return None if image is None else BuiltImage(name, image.image_id, image.labels.get(LABEL, ""), image.size)
+    if image is None:
+        return None
+    labels = image.labels
+    return BuiltImage(name, image.image_id, labels.get(LABEL, ""), labels.get(BELOW_LABEL, ""), image.size)
 
 
 def find_current_image(images: EngineImages, recipe: Recipe) -> BuiltImage | None:
@@ -103,7 +112,12 @@ def find_current_image(images: EngineImages, recipe: Recipe) -> BuiltImage | Non
         ImageBuildError: the recipe's lock file cannot be used.
     """
     image = find_image(images, recipe.name)
-    return image if image and image.inputs == recipe.inputs else None
+    if image is None or image.inputs != recipe.inputs:
+        return None
+    if recipe.lock is not None:
+        below = find_image(images, recipe.plain.name)
+        return image if below is not None and image.below == below.image_id else None
+    return image
 
 
 def build_image(images: EngineImages, recipe: Recipe, report: Report, force: bool = False) -> BuiltImage:
@@ -113,7 +127,7 @@ def build_image(images: EngineImages, recipe: Recipe, report: Report, force: boo
 
     Args:
         report: called in this thread with each step.
-        force: build the image even if it exists. Of an image without further packages, the base of Debian packages too.
+        force: build the image, what it is a layer on, and a base of Debian packages, even if they exist.
 
     Raises:
         ImageBuildError: the build failed. An earlier image with this name is unchanged.
@@ -146,7 +160,9 @@ class _Build:
         self._report = report
 
     def image(self, recipe: Recipe, force: bool) -> BuiltImage:
-        return self._plain(recipe, force) if recipe.lock is None else self._layer(recipe, recipe.lock)
+        if recipe.lock is None:
+            return self._plain(recipe, force)
+        return self._layer(recipe, recipe.lock, self._below(recipe.plain, force))
 
     def _plain(self, recipe: Recipe, force: bool) -> BuiltImage:
         packages = self._fetch(recipe, recipe.pinned)
@@ -162,26 +178,36 @@ class _Build:
         files = {path.relative_to(recipe.sources).as_posix(): path for path in input_files(recipe.sources)}
         return self._make(recipe, files, packages, {"BASE_IMAGE": base, "PYTHON": recipe.suite.python})
 
-    def _layer(self, recipe: Recipe, lock: Lock) -> BuiltImage:
-        plain = find_current_image(self._images, recipe.plain) or self._own(recipe) or self._plain(recipe.plain, False)
-        packages = self._fetch(recipe, lock.without(recipe.pinned.versions))
+    def _below(self, plain: Recipe, force: bool) -> BuiltImage:
+        """Return the image to build a layer on. One that the operator named stays, whatever it was made of."""
+        present = find_image(self._images, plain.name) if plain.named else find_current_image(self._images, plain)
+        return self._plain(plain, force) if present is None or (force and not plain.named) else present
+
+    def _layer(self, recipe: Recipe, lock: Lock, below: BuiltImage) -> BuiltImage:
+        packages = self._fetch(recipe, lock.without(recipe.pinned))
         files = {name: recipe.sources / name for name in ("assemble.py", "layer.py")}
         files["Dockerfile"] = recipe.sources / "layer.Dockerfile"
-        return self._make(recipe, files, packages, {"SANDBOX": plain.name})
-
-    def _own(self, recipe: Recipe) -> BuiltImage | None:
-        """Return the image that the operator names, whatever it was made of."""
-        return find_image(self._images, recipe.named) if recipe.named else None
+        return self._make(recipe, files, packages, {"SANDBOX": below.name}, below.image_id)
 
     def _fetch(self, recipe: Recipe, lock: Lock) -> list[Path]:
         target = Target(recipe.suite, self._images.architecture())
         return wheels.fetch(lock, target, self._cache, lambda *progress: self._report(BuildStep("packages", *progress)))
 
     def _make(
-        self, recipe: Recipe, files: Mapping[str, Path], packages: list[Path], arguments: Mapping[str, str]
+        self,
+        recipe: Recipe,
+        files: Mapping[str, Path],
+        packages: list[Path],
+        arguments: Mapping[str, str],
+        below: str = "",
     ) -> BuiltImage:
         members = {**files, **{f"wheels/{wheel.name}": wheel for wheel in packages}}
-        labels = {LABEL: recipe.inputs, PYTHON_LABEL: recipe.suite.python, PACKAGES_LABEL: str(len(recipe.versions))}
+        labels = {
+            LABEL: recipe.inputs,
+            BELOW_LABEL: below,
+            PYTHON_LABEL: recipe.suite.python,
+            PACKAGES_LABEL: str(len(recipe.versions)),
+        }
         build = secrets.token_hex(8)
         try:
             with (
@@ -220,16 +246,17 @@ def _context(members: Mapping[str, Path]) -> Iterator[IO[bytes]]:
 
 
 def _follow(events: Iterator[dict[str, Any]], report: Report) -> None:
+    """Report the steps of a build.
+
+    Raises:
+        ImageBuildError: it failed.
+    """
     done = total = 0
     printed: list[str] = []
     for event in events:
         if "error" in event:
-            log = "\n".join(printed[-15:])
-            raise ImageBuildError(
-                f"the engine could not build the sandbox image: {event['error']}\n{log}\n",
-                remedy="If no package is at fault, `cellblock image build --force` makes the base image again too.",
-            )
-        for line in str(event.get("stream", "")).splitlines():
+            raise _failed(event["error"], printed)
+        for line in printable_lines(_COLOURS.sub("", str(event.get("stream", "")))).splitlines():
             step = _STEP.match(line)
             if step:
                 done, total = int(step[1]) - 1, int(step[2])
@@ -238,6 +265,21 @@ def _follow(events: Iterator[dict[str, Any]], report: Report) -> None:
             else:
                 printed.append(line)
             report(BuildStep("image", done, total, step[3] if step else line.strip()))
+
+
+def _failed(error: object, printed: list[str]) -> ImageBuildError:
+    """Return the error for a failed build, with the program's own reason if the last line has one."""
+    if printed and printed[-1].startswith(_REFUSAL):
+        return ImageBuildError(
+            f"the packages do not fit the sandbox image: {printed[-1].removeprefix(_REFUSAL)}.",
+            remedy="Lock names with `cellblock image build --requirements NAMES`, which keeps the image's versions, "
+            "or add the packages that are missing.",
+        )
+    log = "\n".join(printed[-15:])
+    return ImageBuildError(
+        f"the engine could not build the sandbox image: {error}\n{log}\n",
+        remedy="`cellblock image build --force` makes the base image again too.",
+    )
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from orchestrator.container.engineimages import EngineImage, EngineImages
 from orchestrator.errors import ImageInUseError, ImageMissingError
 from orchestrator.image.baseimage import BASE_REPOSITORY, base_name
-from orchestrator.image.build import LABEL, PACKAGES_LABEL, PYTHON_LABEL
+from orchestrator.image.build import BELOW_LABEL, LABEL, PACKAGES_LABEL, PYTHON_LABEL, STAGE_LABEL
 from orchestrator.image.recipe import REPOSITORY, Recipe
 from orchestrator.policy.sections import Image
 from orchestrator.settings import Settings
@@ -25,6 +25,7 @@ class ListedImage:
         packages: the number of its Python packages; 0 if that is unknown.
         size: bytes, uncompressed, those of the image that it is built on included.
         created: seconds since the epoch.
+        below: the identifier of the image that it is a layer on, or "".
         containers: how many containers are made of it.
         is_current: this version of Cellblock would use it.
     """
@@ -36,6 +37,7 @@ class ListedImage:
     packages: int
     size: int
     created: float
+    below: str
     containers: int
     is_current: bool
 
@@ -48,7 +50,7 @@ def list_images(images: EngineImages, settings: Settings) -> list[ListedImage]:
     """
     used = images.used()
     recipes = [Recipe.of(settings, Image(python=python)) for python in ("", "3.11", "3.12", "3.13")]
-    current = {each.name for each in recipes}
+    current = {each.name for each in recipes} | {each.layers for each in recipes}
     current |= {base_name(each.sources / "packages.txt", each.suite) for each in recipes}
     found = [_listed(image, used.get(image.image_id, 0), current) for image in images.listed() if _is_ours(image)]
     return sorted(found, key=lambda each: -each.created)
@@ -59,27 +61,42 @@ def remove_images(images: EngineImages, found: Iterable[ListedImage], names: Ite
 
     Raises:
         ImageMissingError: a name is of no image of Cellblock. Nothing is removed.
-        ImageInUseError: a container, or another image, needs one. Those before it are removed.
+        ImageInUseError: a container, or another image, needs one. The others are removed.
         EngineError: the engine failed.
     """
     listed = list(found)
-    chosen = [_named(listed, name) for name in names]
-    for image in chosen:
-        images.remove(image.name)
+    chosen = list(dict.fromkeys(_named(listed, name) for name in names))
+    kept = _remove(images, listed, chosen)
+    if kept:
+        raise ImageInUseError(
+            f"{kept[0].name} was not removed: a kernel runs from it, or an image is built on it.",
+            image=kept[0].name,
+            remedy="End the kernels (`cellblock ps`), and remove the images built on it too.",
+        )
     return chosen
 
 
-def remove_unused(images: EngineImages, found: Iterable[ListedImage]) -> list[ListedImage]:
-    """Remove images, those with further packages before what they are built on. Return what is still in use.
+def remove_unused(
+    images: EngineImages, found: Iterable[ListedImage], chosen: Iterable[ListedImage]
+) -> list[ListedImage]:
+    """Remove the chosen images of all that were found. Return those that are still in use.
 
     Raises:
         EngineError: the engine failed.
     """
+    return _remove(images, list(found), list(chosen))
+
+
+def _remove(images: EngineImages, found: list[ListedImage], chosen: list[ListedImage]) -> list[ListedImage]:
+    """Remove images, layers before what they are built on. Return those that a container or another image needs."""
     order = ("layer", "sandbox", "base")
-    kept = []
-    for image in sorted(found, key=lambda each: order.index(each.kind)):
+    left, kept = list(found), []
+    for image in sorted(chosen, key=lambda each: order.index(each.kind)):
         try:
+            if any(each.below == image.image_id for each in left):
+                raise ImageInUseError(f"an image is built on {image.name}.", image=image.name)
             images.remove(image.name)
+            left.remove(image)
         except ImageInUseError:
             kept.append(image)
     return kept
@@ -96,13 +113,15 @@ def unused(found: Iterable[ListedImage], everything: bool = False) -> list[Liste
 
 
 def _is_ours(image: EngineImage) -> bool:
+    if STAGE_LABEL in image.labels:
+        return False  # of a build that runs
     return LABEL in image.labels or image.name.startswith((f"{REPOSITORY}:", f"{BASE_REPOSITORY}:"))
 
 
 def _listed(image: EngineImage, containers: int, current: set[str]) -> ListedImage:
     repository, _, tag = image.name.rpartition(":")
-    is_layer = image.name.startswith(f"{REPOSITORY}:") and "-" in tag
-    kind = "base" if LABEL not in image.labels else "layer" if is_layer else "sandbox"
+    below = image.labels.get(BELOW_LABEL, "")
+    kind = "base" if LABEL not in image.labels else "layer" if below else "sandbox"
     packages = image.labels.get(PACKAGES_LABEL, "")
     return ListedImage(
         image.name,
@@ -112,6 +131,7 @@ def _listed(image: EngineImage, containers: int, current: set[str]) -> ListedIma
         int(packages) if packages.isdecimal() else 0,
         image.size,
         image.created,
+        below,
         containers,
         f"{repository}:{tag.partition('-')[0]}" in current,
     )

@@ -10,6 +10,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from orchestrator.errors import ImageBuildError, PackageError
+from orchestrator.image import suite
 from orchestrator.image.recipe import Recipe
 from orchestrator.image.resolver import Resolver
 from orchestrator.policy.packagelock import Entry, Lock, Pin, entries
@@ -36,33 +37,49 @@ def locked(listed: Path, recipe: Recipe, upgrade: bool = False) -> Path:
         raise ImageBuildError(f"the requirements cannot be used: {error}.") from None
     if all(each.version is not None and each.hashes for each in found):
         return listed
-    path = listed.with_name(f"{listed.stem}.lock.txt")
-    heading = _heading(listed, found, recipe)
-    if upgrade or not _is_of(path, heading):
-        save_whole(path, heading + _form(_pins(found, recipe)))
+    wanted = [each for each in found if _applies(each.requirement, recipe)]
+    if not wanted:
+        raise ImageBuildError(f"no requirement of {listed} applies to Python {recipe.suite.python}.")
+    path = listed.with_name(_name(listed, recipe))
+    maker, inputs = _heading(listed, wanted, recipe)
+    present = _text_of(path)
+    if present is not None and not present.startswith(maker):
+        raise ImageBuildError(
+            f"{path} was not made of {listed.name} for this Python, and stays as it is.",
+            remedy=f"Build with that lock file, or move it, or give {listed.name} another name.",
+        )
+    if upgrade or present is None or not present.startswith(maker + inputs):
+        save_whole(path, maker + inputs + _form(_pins(wanted, recipe)))
     return path
 
 
-def _heading(listed: Path, found: Sequence[Entry], recipe: Recipe) -> str:
-    """Return the first lines of a lock file. They change with all that it depends on."""
-    lines = sorted(f"{each.requirement} {' '.join(sorted(each.hashes))}" for each in found)
-    inputs = "\n".join([*lines, recipe.pinned.digest])
-    return (
-        f"# Made by `cellblock image build --requirements {listed.name}`, for Python {recipe.suite.python} on "
-        f"{recipe.target.machine}.\n# Of {hashlib.sha256(inputs.encode()).hexdigest()}\n"
-    )
+def _name(listed: Path, recipe: Recipe) -> str:
+    usual = recipe.suite == suite.choose(recipe.base_image)
+    return f"{listed.stem}.lock.txt" if usual else f"{listed.stem}.py{recipe.suite.python}.lock.txt"
 
 
-def _is_of(path: Path, heading: str) -> bool:
+def _heading(listed: Path, wanted: Sequence[Entry], recipe: Recipe) -> tuple[str, str]:
+    """Return the first lines of a lock file: of what list it is, and a digest that changes with all it depends on."""
+    lines = sorted(f"{each.requirement} {' '.join(sorted(each.hashes))}" for each in wanted)
+    digest = hashlib.sha256("\n".join([*lines, recipe.pinned.digest]).encode()).hexdigest()
+    python, machine = recipe.suite.python, recipe.target.machine
+    maker = f"# Made by `cellblock image build --requirements {listed.name}`, for Python {python} on {machine}.\n"
+    return maker, f"# Of {digest}\n"
+
+
+def _text_of(path: Path) -> str | None:
+    """Return the text of a file; "" if it is not text; None if there is none."""
     try:
-        return path.read_text().startswith(heading)
+        return path.read_text()
+    except FileNotFoundError:
+        return None
     except (OSError, UnicodeDecodeError):
-        return False
+        return ""
 
 
 def _pins(found: Sequence[Entry], recipe: Recipe) -> Lock:
     """Return the packages that pip chooses, and those asked for that the image has."""
-    wanted = [each.requirement for each in found if _applies(each.requirement, recipe)]
+    wanted = [each.requirement for each in found]
     try:
         wheels = Resolver(recipe.target).choose(wanted, recipe.pinned.versions, ())
     except PackageError as error:

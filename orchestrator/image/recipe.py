@@ -101,11 +101,15 @@ class Recipe:
         Raises:
             ImageBuildError: the lock file cannot be used.
         """
-        plain = self.named or f"{REPOSITORY}:{self.plain_inputs[:_DIGITS]}"
         if self.lock is None:
-            return plain
-        base = hashlib.sha256(self.named.encode()).hexdigest() if self.named else self.plain_inputs
-        return f"{REPOSITORY}:{base[:_DIGITS]}-{self.lock.digest[:_DIGITS]}"
+            return self.named or self.layers
+        return f"{self.layers}-{self.lock.digest[:_DIGITS]}"
+
+    @property
+    def layers(self) -> str:
+        """How the names begin of the images with further packages."""
+        below = hashlib.sha256(self.named.encode()).hexdigest() if self.named else self.plain_inputs
+        return f"{REPOSITORY}:{below[:_DIGITS]}"
 
     def _read(self, path: Path) -> Lock:
         try:

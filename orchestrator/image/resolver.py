@@ -27,7 +27,9 @@ _RESOLVE_SECONDS = 120.0
 _DOWNLOAD_SECONDS = 600.0
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FILE = re.compile(r"[A-Za-z0-9._+!-]{1,200}\.whl")
-_UNREACHABLE = re.compile(r"Retrying \(|ConnectionError|Timeout|ProxyError|SSLError")  # in pip's words
+_NO_WHEEL = re.compile(r"No matching distribution found for (\S+)")  # these three in pip's words
+_CONFLICT = re.compile(r"^ {4}(\S.*(?:depends on|requested).*)$", re.MULTILINE)
+_UNREACHABLE = re.compile(r"Retrying \(|ConnectionError|Timeout|ProxyError|SSLError")
 _QUIET = ("--disable-pip-version-check", "--no-input", "--progress-bar=off", "--only-binary=:all:",
           "--retries=1", "--timeout=15")  # fmt: skip
 
@@ -122,13 +124,18 @@ class Resolver:
         if finished.code == 0:
             return
         names = ", ".join(each.name for each in wanted)
-        none = "No matching distribution" in finished.tail or "ResolutionImpossible" in finished.tail
-        if none and not _UNREACHABLE.search(finished.tail):
-            raise PackageError(
-                f"the index has no wheels for {names} that fit each other, Python {self._target.suite.python} and the "
-                "image's packages. Source distributions are never built.",
-                reason="no_wheel",
-            )
+        if not _UNREACHABLE.search(finished.tail):
+            if missing := _NO_WHEEL.search(finished.tail):
+                raise PackageError(
+                    f"the index has no wheel for {missing[1]} and Python {self._target.suite.python}. "
+                    "Source distributions are never built.",
+                    reason="no_wheel",
+                )
+            if "ResolutionImpossible" in finished.tail:
+                cause = "; ".join(line.strip() for line in _CONFLICT.findall(finished.tail))
+                raise PackageError(
+                    f"{names} do not fit each other and the image's packages: {cause}.", reason="no_wheel"
+                )
         last = finished.tail.strip().splitlines()[-1:] or ["pip printed nothing"]
         raise PackageError(
             f"{names} could not be fetched: {last[0][:300]}",

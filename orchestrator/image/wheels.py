@@ -75,10 +75,13 @@ def _download(lock: Lock, target: Target, folder: Path, report: Callable[[int, i
         listed.write_text(lock.text)
         finished = hostcommand.run(_command(listed, target, wheels), seconds=_DOWNLOAD_SECONDS, on_line=follow)
         if finished.code != 0 or not complete(wheels, lock):
+            reached = "DO NOT MATCH THE HASHES" in finished.tail or "No matching distribution" in finished.tail
             raise ImageBuildError(
                 "the Python packages of the sandbox image could not be downloaded (pip failed with exit status "
                 f"{finished.code}):\n{finished.tail}\n",
-                remedy="Check that `pip download` reaches your package index from here, then run the command again.",
+                remedy="The index has no wheel with such a version and hash for this Python: correct the lock file."
+                if reached
+                else "Check that `pip download` reaches your package index from here, then run the command again.",
             )
         if folder.exists():
             shutil.rmtree(folder)

@@ -60,6 +60,11 @@ class Pin:
     version: str
     hashes: tuple[str, ...]
 
+    def is_same(self, other: Pin) -> bool:
+        """Return whether a wheel may be meant by both."""
+        same = self.name == other.name and Version(self.version) == Version(other.version)
+        return same and not set(self.hashes).isdisjoint(other.hashes)
+
     def __str__(self) -> str:
         return " ".join([f"{self.name}=={self.version}", *(f"--hash=sha256:{each}" for each in self.hashes)])
 
@@ -107,9 +112,9 @@ class Lock:
         """The version of each package, by its normal name."""
         return {pin.name: pin.version for pin in self.pins}
 
-    def without(self, versions: Mapping[str, str]) -> Lock:
-        """Return the packages of which ``versions`` has another version, or none."""
-        return Lock(tuple(pin for pin in self.pins if versions.get(pin.name) != pin.version))
+    def without(self, other: Lock) -> Lock:
+        """Return the packages that the other lock has not: not at all, in another version, or with other hashes."""
+        return Lock(tuple(pin for pin in self.pins if not any(pin.is_same(each) for each in other.pins)))
 
 
 def shipped() -> Path:
@@ -183,6 +188,8 @@ def _read(path: Path) -> str:
             raise ValueError(f"{path} has {info.st_size} bytes, more than the {_LARGEST} allowed")
         return path.read_bytes()[:_LARGEST].decode("utf-8-sig").replace("\r\n", "\n")
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        raise ValueError(
+            f"{path} cannot be read: {error.strerror}; `cellblock image build --requirements NAMES` writes lock files"
+        ) from None
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8") from None

@@ -106,8 +106,11 @@ class Policy(Section):
         return self
 
     @classmethod
-    def load(cls, name: str) -> Self:
+    def load(cls, name: str, *, without_lock: bool = False) -> Self:
         """Return the policy with this name in ``policies/``, or the one in a TOML file.
+
+        Args:
+            without_lock: do not look at the lock file that it names, which may not be there yet.
 
         Raises:
             PolicyError: there is no such policy, the file cannot be read, or a key is unknown or out of range. The
@@ -124,7 +127,7 @@ class Policy(Section):
         except RecursionError as error:
             raise PolicyError.of(path, [PolicyFault("", 1, "the file is nested too deeply")]) from error
         try:
-            return cls.model_validate(content, context={"folder": path.absolute().parent})
+            return cls.model_validate(content, context={"folder": path.absolute().parent, "without_lock": without_lock})
         except ValidationError as error:
             faults = [_fault(fault, text) for fault in error.errors()[:_MOST_FAULTS]]
             raise PolicyError.of(path, sorted(faults, key=lambda fault: fault.line or 0)) from None

@@ -190,7 +190,7 @@ class Image(Section):
     @classmethod
     def _find_lock(cls, name: str, info: ValidationInfo) -> str:
         """Refuse a file that is no lock file, and make its path absolute."""
-        if name in ("", packagelock.SHIPPED):
+        if name in ("", packagelock.SHIPPED) or (info.context or {}).get("without_lock"):
             return name
         path = packagelock.find(name, folder_of(info)).absolute()
         packagelock.check(path)

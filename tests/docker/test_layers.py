@@ -16,7 +16,7 @@ from orchestrator import ImageMissingError
 from orchestrator.container import engine
 from orchestrator.container.engineimages import EngineImages
 from orchestrator.errors import ImageBuildError, ImageInUseError
-from orchestrator.image.build import build_image
+from orchestrator.image.build import build_image, find_current_image
 from orchestrator.image.inventory import list_images, remove_images, remove_unused, unused
 from orchestrator.image.locking import locked
 from orchestrator.image.recipe import Recipe
@@ -106,9 +106,113 @@ async def test_a_lock_may_have_another_version_than_the_image(
     build_image(images, recipe, lambda step: None)
     async with one_session(runtime, policy=policy_of(lock)) as (manager, session):
         assert (await manager.execute(session, "import tabulate; tabulate.version")).result == "'0.0.1'"
-    lock.write_text(f"tornado==0.0.1 --hash=sha256:{index.add_wheel('tornado', '0.0.1')}\n")
-    with pytest.raises(ImageBuildError, match=r"tornado==0.0.1 cannot replace"):
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        ("tornado", {}, r"tornado==0\.0\.1 would replace version"),
+        ("lilac", {"hidden": "tornado/__init__.py"}, "would replace the module tornado"),
+        ("lilac", {"hidden": "cellblock_kernel/app.py"}, "would replace the module cellblock_kernel"),
+        ("lilac", {"hidden": "lilac-0.0.1.data/purelib/zmq/__init__.py"}, "would replace the module zmq"),
+        ("lilac", {"hidden": "sitecustomize.py"}, "would replace the module sitecustomize"),
+        ("lilac", {"hidden": "usercustomize.py"}, "would replace the module usercustomize"),
+        ("lilac", {"requires": ("violet>=1",)}, "lilac 0.0.1 needs violet, which is not there"),
+        ("lilac", {"requires": ("numpy<1",)}, r"lilac 0\.0\.1 needs numpy<1, not 2"),
+        ("numpy", {}, r"needs numpy.*, not 0\.0\.1"),
+    ],
+)
+def test_a_lock_that_does_not_fit_the_image_is_refused(
+    tmp_path: Path, index: PackageIndex, images: EngineImages, name: str, options: dict[str, Any], reason: str
+) -> None:
+    """The message names what does not fit. Nothing of the build is left."""
+    lock = tmp_path / "lock.txt"
+    lock.write_text(f"{name}==0.0.1 --hash=sha256:{index.add_wheel(name, '0.0.1', **options)}\n")
+    before = {each.image_id for each in images.listed()}
+    with pytest.raises(ImageBuildError, match=reason) as caught:
         build_image(images, Recipe.of(Settings.load(), Image(requirements=str(lock))), lambda step: None)
+    assert "\x1b" not in str(caught.value)
+    assert {each.image_id for each in images.listed()} == before
+
+
+def test_the_files_of_a_package_are_all_there(tmp_path: Path, index: PackageIndex, images: EngineImages) -> None:
+    """Data that looks like sources stays, modes raise no privilege, and a broken module does not stop the build."""
+    index.add_wheel("lilac", "1.0", hidden="lilac/Utility/header.h")
+    lock = lock_of(tmp_path, "lilac")
+    image = build_image(images, Recipe.of(Settings.load(), Image(requirements=str(lock))), lambda step: None)
+    client = engine.connect(120)
+    header = "/opt/cellblock/layer/lilac/Utility/header.h"
+    script = f"cat {header}; find / -xdev -perm /6000 -type f; ls -d /build /opt/cellblock/unpacked; true"
+    container = client.containers.create(image.image_id, ["-c", script], entrypoint=["/bin/sh"], network_mode="none")
+    try:
+        container.start()
+        container.wait(timeout=60)
+        printed = container.logs(stderr=False).decode()
+    finally:
+        container.remove(force=True)
+        client.close()
+    assert printed == "evil"
+
+
+def test_a_layer_is_built_again_on_another_image(tmp_path: Path, index: PackageIndex, images: EngineImages) -> None:
+    """It is current only on the image that has the name now, which stays while a layer is built on it."""
+    index.add_wheel("lilac", "1.0")
+    lock = lock_of(tmp_path, "lilac")
+    client = engine.connect(120)
+    client.api.tag(plain().name, "cellblock-test", "named")
+    settings = Settings(image="cellblock-test:named")
+    recipe = Recipe.of(settings, Image(requirements=str(lock)))
+    try:
+        assert build_image(images, recipe, lambda step: None).built
+        found = list_images(images, settings)
+        assert next(each for each in found if each.name == recipe.name).is_current
+        assert recipe.name not in {each.name for each in unused(found)}
+        with pytest.raises(ImageInUseError, match="built on it"):
+            remove_images(images, found, ["cellblock-test:named"])
+        base = next(each for each in images.listed() if each.name.startswith("cellblock-base:"))
+        client.api.tag(base.name, "cellblock-test", "named")
+        assert find_current_image(images, recipe) is None
+    finally:
+        client.api.remove_image("cellblock-test:named", noprune=True)
+        client.close()
+
+
+def test_a_lock_file_of_somebody_else_stays(tmp_path: Path, index: PackageIndex) -> None:
+    """A file that was made by hand, of another list or for another Python is not overwritten."""
+    index.add_wheel("lilac", "1.0")
+    (tmp_path / "names.lock.txt").write_text("by hand\n")
+    with pytest.raises(ImageBuildError, match="stays as it is"):
+        lock_of(tmp_path, "lilac")
+    assert (tmp_path / "names.lock.txt").read_text() == "by hand\n"
+    (tmp_path / "names.lock.txt").unlink()
+    lock = lock_of(tmp_path, "lilac")
+    other = tmp_path / "names.in"
+    other.write_text("lilac\n")
+    with pytest.raises(ImageBuildError, match="stays as it is"):
+        locked(other, plain())
+    newer = Recipe.of(Settings.load(), Image(python="3.13" if plain().suite.python == "3.11" else "3.11"))
+    assert locked(tmp_path / "names.txt", newer) != lock
+    with pytest.raises(ImageBuildError, match="applies"):
+        lock_of(tmp_path, "lilac; python_version < '3'")
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (("lilac", "nosuchname"), "no wheel for nosuchname"),
+        (("sourced",), "no wheel for sourced"),
+        (("lilac", "numpy<1"), "numpy"),
+    ],
+)
+def test_names_that_cannot_be_locked_say_why(
+    tmp_path: Path, index: PackageIndex, names: tuple[str, ...], reason: str
+) -> None:
+    index.add_wheel("lilac", "1.0")
+    index.add_source("sourced", "1.0")
+    index.add_wheel("numpy", "0.9")
+    with pytest.raises(ImageBuildError, match=reason):
+        lock_of(tmp_path, *names)
+    assert not (tmp_path / "names.lock.txt").exists()
 
 
 def test_an_image_is_built_once_listed_and_removed(tmp_path: Path, index: PackageIndex, images: EngineImages) -> None:
@@ -128,7 +232,7 @@ def test_an_image_is_built_once_listed_and_removed(tmp_path: Path, index: Packag
     try:
         with pytest.raises(ImageInUseError, match="not removed"):
             remove_images(images, found.values(), [recipe.name])
-        assert remove_unused(images, [layer]) == [layer]
+        assert remove_unused(images, found.values(), [layer]) == [layer]
     finally:
         container.remove(force=True)
         client.close()
@@ -148,7 +252,7 @@ def test_an_image_of_earlier_sources_is_pruned(images: EngineImages) -> None:
         old = [each for each in unused(found) if each.name == "cellblock-sandbox:000000000000"]
         assert len(old) == 1
         assert plain().name not in {each.name for each in unused(found)}
-        assert remove_unused(images, old) == []
+        assert remove_unused(images, found, old) == []
         assert images.find(plain().name) is not None
     finally:
         client.close()
@@ -174,6 +278,16 @@ def test_the_command_locks_builds_and_removes(tmp_path: Path, index: PackageInde
     tags = [each["name"] for each in shown if each["kind"] == "layer"]
     assert len(tags) >= 2
     assert cellblock("image", "rm", *[each for each in tags if each in newer.stdout]).returncode == 0
+    early = tmp_path / "early.toml"
+    early.write_text('[image]\nrequirements = "later.lock.txt"\n')
+    (tmp_path / "later.txt").write_text("lilac\n")
+    assert "writes lock files" in cellblock("image", "build", "--policy", str(early)).stderr.replace("\n", " ")
+    assert (
+        cellblock("image", "build", "--policy", str(early), "--requirements", str(tmp_path / "later.txt")).returncode
+        == 0
+    )
+    assert cellblock("image", "show", "--policy", str(early)).returncode == 0
+    assert cellblock("image", "build", "--requirements", "").returncode == 2
     unlocked = tmp_path / "policy.toml"
     unlocked.write_text('[image]\nrequirements = "names.txt"\n')
     refused = cellblock("image", "build", "--policy", str(unlocked))
