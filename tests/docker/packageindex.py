@@ -33,7 +33,7 @@ class PackageIndex:
         hidden: str = "",
         program: str = "",
     ) -> str:
-        """Add a wheel with one module, whose ``version`` is the version. Returns its SHA-256.
+        """Add a wheel with one module, which has ``version`` and a class ``Odd``. Returns its SHA-256.
 
         Args:
             size: bytes of data beside the module.
@@ -45,7 +45,7 @@ class PackageIndex:
         info = f"{name}-{version}.dist-info"
         needs = "".join(f"Requires-Dist: {each}\n" for each in requires)
         with zipfile.ZipFile(file, "w") as archive:
-            archive.writestr(f"{name}/__init__.py", f"version = {version!r}\n")
+            archive.writestr(f"{name}/__init__.py", f"version = {version!r}\nclass Odd(Warning): pass\n")
             archive.writestr(f"{name}/data.bin", bytes(size))
             archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}")
             archive.writestr(

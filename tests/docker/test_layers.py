@@ -90,9 +90,12 @@ async def test_a_policys_kernels_have_the_packages_of_its_lock(
         assert await manager.hibernate("a")
         async with manager.acquire_kernel("a", timeout=60) as (_, session):
             assert (await manager.execute(session, "violet.version, kept")).result == "('2.0', '2.0')"
+            await manager.execute(session, "import warnings; warnings.simplefilter('ignore', lilac.Odd)")
         assert await manager.hibernate("a")
     async with make_manager(runtime) as manager, manager.acquire_kernel("a", timeout=60) as (_, session):
         assert (await manager.execute(session, "kept")).result == "'2.0'"
+        warned = await manager.execute(session, "import warnings; warnings.warn('still')")
+        assert "UserWarning: still" in warned.stderr
         assert "ModuleNotFoundError" in str((await manager.execute(session, "import lilac")).error)
 
 
