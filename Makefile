@@ -45,7 +45,7 @@ bench: image ## measure latency, cold start, throughput and memory beside a plai
 	@$(BIN)/python -m benchmarks.latency --runs $(or $(RUNS),1) --json out/bench.json --plot docs/pictures/bench.svg
 
 soak: image ## 2,000 leases and 20,000 cells with random faults: does anything grow; about a quarter of an hour
-	@$(BIN)/python -m benchmarks.soak
+	@MALLOC_ARENA_MAX=2 $(BIN)/python -m benchmarks.soak
 
 bench-peers: image ## measure Cellblock beside llm-sandbox, smolagents, autogen-ext and gateway_provisioners; about ten minutes
 	@$(BIN)/python -m benchmarks.peers --json out/peers/figures.json --svg docs/pictures/peers.svg
