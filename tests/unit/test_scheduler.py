@@ -308,7 +308,7 @@ def test_the_scheduler_is_pure(repository: Path) -> None:
     imported |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
     assert imported == {
         "__future__", "collections", "collections.abc", "dataclasses", "heapq", "math", "typing",
-        "orchestrator.limits", "orchestrator.policy.policy",
+        "orchestrator.limits", "orchestrator.policy.sections",
     }  # fmt: skip
 
 
