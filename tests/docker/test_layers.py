@@ -26,6 +26,9 @@ from tests.conftest import make_manager, one_session
 from tests.docker.packageindex import PackageIndex
 
 
+pytestmark = pytest.mark.xdist_group("images")  # a test removes the images that are new
+
+
 @pytest.fixture(autouse=True)
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PackageIndex]:
     """An index on loopback, which pip asks, and a cache of the test's own."""
