@@ -69,13 +69,8 @@ def engine_runtimes() -> list[str]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of one file and runtime in one process: they share their module's manager and its kernels.
-
-    A module may name a group of its own.
-    """
+    """Keep the tests of one file and runtime in one process: they share their module's manager and its kernels."""
     for item in items:
-        if item.get_closest_marker("xdist_group") is not None:
-            continue
         callspec = getattr(item, "callspec", None)
         runtime = callspec.params.get("runtime", "") if callspec is not None else ""
         item.add_marker(pytest.mark.xdist_group(f"{item.path}::{runtime}"))

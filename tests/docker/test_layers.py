@@ -25,7 +25,7 @@ from orchestrator.settings import Settings
 from tests.conftest import make_manager, one_session
 from tests.docker.packageindex import PackageIndex
 
-pytestmark = pytest.mark.xdist_group("images")  # a test removes the images that are new
+pytestmark = pytest.mark.alone  # a test looks at all images of the engine, and removes those that are new
 
 
 @pytest.fixture(autouse=True)
