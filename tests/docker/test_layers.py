@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -248,19 +249,18 @@ def test_an_image_is_built_once_listed_and_removed(tmp_path: Path, index: Packag
     assert images.find(recipe.name) is None
 
 
-def test_an_image_of_earlier_sources_is_pruned(images: EngineImages) -> None:
+def test_an_image_of_earlier_sources_is_pruned(tmp_path: Path, images: EngineImages) -> None:
     """What this version of Cellblock uses stays, whichever Python it has."""
-    client = engine.connect(120)
-    client.api.tag(plain().name, "cellblock-sandbox", "000000000000")
-    try:
-        found = list_images(images, Settings.load())
-        old = [each for each in unused(found) if each.name == "cellblock-sandbox:000000000000"]
-        assert len(old) == 1
-        assert plain().name not in {each.name for each in unused(found)}
-        assert remove_unused(images, found, old) == []
-        assert images.find(plain().name) is not None
-    finally:
-        client.close()
+    with tarfile.open(tmp_path / "empty.tar", "w"):
+        pass
+    images.import_archive(tmp_path / "empty.tar", "cellblock-sandbox:000000000000", [])
+    found = list_images(images, Settings.load())
+    old = [each for each in unused(found) if each.name == "cellblock-sandbox:000000000000"]
+    assert len(old) == 1
+    assert plain().name not in {each.name for each in unused(found)}
+    assert remove_unused(images, found, old) == []
+    assert images.find(old[0].name) is None
+    assert images.find(plain().name) is not None
 
 
 def test_the_command_locks_builds_and_removes(tmp_path: Path, index: PackageIndex, images: EngineImages) -> None:
