@@ -109,11 +109,16 @@ def main(build: Path, version: str) -> None:
 
 def note_owner(wheel: Path) -> None:
     """Write down which modules a wheel brings."""
-    with zipfile.ZipFile(wheel) as archive:
-        names = {name.partition("/")[0].partition(".")[0] for name in archive.namelist() if ".dist-info/" not in name}
     OWNERS.parent.mkdir(parents=True, exist_ok=True)
     with OWNERS.open("a") as file:
-        file.writelines(f"{name}={normal(wheel.name.split('-')[0])}\n" for name in sorted(names))
+        file.writelines(f"{name}={normal(wheel.name.split('-')[0])}\n" for name in sorted(modules_of(wheel)))
+
+
+def modules_of(wheel: Path) -> set[str]:
+    """Return the names of the modules and packages at the top of a wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        inside = [re.sub(r"^[^/]+\.data/(purelib|platlib)/", "", name) for name in archive.namelist()]
+    return {name.partition("/")[0].partition(".")[0] for name in inside if ".dist-info/" not in name}
 
 
 def normal(name: str) -> str:

@@ -13,11 +13,10 @@ import py_compile
 import re
 import sys
 import zipfile
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from assemble import EXECUTABLE, OWNERS, SITE, normal, open_up, unpack
+from assemble import EXECUTABLE, OWNERS, SITE, modules_of, normal, open_up, unpack
 from packaging.requirements import Requirement
 
 REFUSAL = "refused: "  # begins the line that the host shows as the reason
@@ -46,7 +45,7 @@ def main(wheels: Path, target: Path) -> None:
         SystemExit: the layer does not fit the image, or a wheel is malformed. The last line says why.
     """
     programs = target / "bin"
-    found = sorted(wheels.glob("*.whl"))
+    found = [checked(wheel) for wheel in sorted(wheels.glob("*.whl"))]
     refuse_replaced_kernel(found)
     programs.mkdir(parents=True)
     for wheel in found:
@@ -97,16 +96,15 @@ def refuse_replaced_kernel(wheels: list[Path]) -> None:
         refuse("; ".join(wrong[:10]))
 
 
-def modules_of(wheel: Path) -> set[str]:
-    """Return the names of the modules and packages at the top of a wheel."""
+def checked(wheel: Path) -> Path:
+    """Return the wheel, unless it is malformed or would fill the disk."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             if sum(member.file_size for member in archive.infolist()) > MOST_BYTES:
                 refuse(f"{wheel.name} has more than {MOST_BYTES} bytes")
-            inside = [re.sub(r"^[^/]+\.data/(purelib|platlib)/", "", name) for name in archive.namelist()]
     except zipfile.BadZipFile as error:
         refuse(f"{wheel.name} cannot be unpacked: {error}")
-    return {name.partition("/")[0].partition(".")[0] for name in inside if ".dist-info/" not in name}
+    return wheel
 
 
 def kernels_own() -> set[str]:
@@ -192,14 +190,10 @@ def write_program(path: Path, content: bytes) -> None:
 def add_pictures(target: Path) -> None:
     """Let plotly draw with the browser of kaleido, if both are there."""
     if (target / "kaleido/executable/kaleido").exists():
-        for module in existing(target, PICTURE_CALLS):
-            with (target / module).open("a") as file:
-                file.write(f"\nimport sys\nimport cellblock_site.plotlypictures\n{PICTURE_CALLS[module]}\n")
-
-
-def existing(target: Path, names: dict[str, str]) -> Iterator[str]:
-    """Yield the files that are there."""
-    return (name for name in names if (target / name).exists())
+        for name, call in PICTURE_CALLS.items():
+            if (target / name).exists():
+                with (target / name).open("a") as module:
+                    module.write(f"\nimport sys\nimport cellblock_site.plotlypictures\n{call}\n")
 
 
 def compile_all(target: Path) -> None:

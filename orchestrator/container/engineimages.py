@@ -111,8 +111,11 @@ class EngineImages:
         Args:
             label: ``NAME=VALUE``.
         """
+        found: list[str] = []
         with contextlib.suppress(*FAILURES):
-            for image in self._client.api.images(quiet=True, filters={"label": [label], "dangling": True}):
+            found = self._client.api.images(quiet=True, filters={"label": [label], "dangling": True})
+        for image in found:
+            with contextlib.suppress(*FAILURES):
                 self._client.api.remove_image(image)
 
     def pull(self, name: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from orchestrator.container.engineimages import EngineImage, EngineImages
 from orchestrator.errors import ImageInUseError, ImageMissingError
 from orchestrator.image.baseimage import BASE_REPOSITORY, base_name
-from orchestrator.image.build import BELOW_LABEL, LABEL, PACKAGES_LABEL, PYTHON_LABEL, STAGE_LABEL
+from orchestrator.image.build import BELOW_LABEL, LABEL, PACKAGES_LABEL, PYTHON_LABEL
 from orchestrator.image.recipe import REPOSITORY, Recipe
 from orchestrator.policy.sections import Image
 from orchestrator.settings import Settings
@@ -19,13 +19,13 @@ class ListedImage:
     """An image of Cellblock.
 
     Attributes:
-        name: its tag, or the engine's identifier if it has none.
+        name: its tag.
         kind: "sandbox", "layer" (a sandbox with the packages of a lock file) or "base".
         python: its Python's version; "" if that is unknown.
         packages: the number of its Python packages; 0 if that is unknown.
         size: bytes, uncompressed, those of the image that it is built on included.
         created: seconds since the epoch.
-        below: the identifier of the image that it is a layer on, or "".
+        below: the engine's identifier of the image that it is a layer on, or "".
         containers: how many containers are made of it.
         is_current: this version of Cellblock would use it.
     """
@@ -52,7 +52,11 @@ def list_images(images: EngineImages, settings: Settings) -> list[ListedImage]:
     recipes = [Recipe.of(settings, Image(python=python)) for python in ("", "3.11", "3.12", "3.13")]
     current = {each.name for each in recipes} | {each.layers for each in recipes}
     current |= {base_name(each.sources / "packages.txt", each.suite) for each in recipes}
-    found = [_listed(image, used.get(image.image_id, 0), current) for image in images.listed() if _is_ours(image)]
+    found = [
+        _listed(image, used.get(image.image_id, 0), current)
+        for image in images.listed()
+        if _is_ours(image, settings.image)
+    ]
     return sorted(found, key=lambda each: -each.created)
 
 
@@ -112,10 +116,9 @@ def unused(found: Iterable[ListedImage], everything: bool = False) -> list[Liste
     return [each for each in free if not each.is_current or (everything and each.kind == "layer")]
 
 
-def _is_ours(image: EngineImage) -> bool:
-    if STAGE_LABEL in image.labels:
-        return False  # of a build that runs
-    return LABEL in image.labels or image.name.startswith((f"{REPOSITORY}:", f"{BASE_REPOSITORY}:"))
+def _is_ours(image: EngineImage, named: str) -> bool:
+    """Return whether Cellblock made an image. Its labels do not tell: images that users build on it inherit them."""
+    return image.name == named or image.name.startswith((f"{REPOSITORY}:", f"{BASE_REPOSITORY}:"))
 
 
 def _listed(image: EngineImage, containers: int, current: set[str]) -> ListedImage:
@@ -133,7 +136,7 @@ def _listed(image: EngineImage, containers: int, current: set[str]) -> ListedIma
         image.created,
         below,
         containers,
-        f"{repository}:{tag.partition('-')[0]}" in current,
+        image.name in current or (below != "" and f"{repository}:{tag.partition('-')[0]}" in current),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -100,6 +101,11 @@ async def test_a_policys_kernels_have_the_packages_of_its_lock(
         warned = await manager.execute(session, "import warnings; warnings.warn('still')")
         assert "UserWarning: still" in warned.stderr
         assert "ModuleNotFoundError" in str((await manager.execute(session, "import lilac")).error)
+        async with manager.acquire_kernel("b", timeout=60) as (_, other):
+            await manager.execute(other, "mine = 1")
+        assert await manager.hibernate("b")
+    async with make_manager(runtime, **settings) as manager, manager.acquire_kernel("b", timeout=60) as (_, session):
+        assert (await manager.execute(session, "import lilac; mine, lilac.version")).result == "(1, '1.0')"
 
 
 async def test_a_lock_may_have_another_version_than_the_image(
@@ -261,6 +267,19 @@ def test_an_image_of_earlier_sources_is_pruned(tmp_path: Path, images: EngineIma
     assert remove_unused(images, found, old) == []
     assert images.find(old[0].name) is None
     assert images.find(plain().name) is not None
+
+
+def test_an_image_that_a_user_built_on_ours_stays(images: EngineImages) -> None:
+    """It inherits our labels, and is neither listed nor removed. A name of the operator may have a hyphen."""
+    client = engine.connect(120)
+    try:
+        client.images.build(fileobj=io.BytesIO(f"FROM {plain().name}\nLABEL own=1".encode()), tag="cellblock-test:own")
+        client.api.tag("cellblock-test:own", "cellblock-test", "7-rc1")
+        assert "cellblock-test:own" not in {each.name for each in list_images(images, Settings.load())}
+        found = list_images(images, Settings(image="cellblock-test:7-rc1"))
+        assert next(each for each in found if each.name == "cellblock-test:7-rc1").is_current
+    finally:
+        client.close()
 
 
 def test_the_command_locks_builds_and_removes(tmp_path: Path, index: PackageIndex, images: EngineImages) -> None:

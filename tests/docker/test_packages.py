@@ -60,7 +60,7 @@ async def test_the_default_policy_allows_none_and_says_which_setting_would(runti
 async def test_a_package_is_there_at_once_and_after_sleep_restore_and_fork(
     runtime: str, tmp_path: Path, index: PackageIndex
 ) -> None:
-    index.add_wheel("lilac", "1.0")
+    index.add_wheel("lilac", "1.0", program="bloom")
     index.add_wheel("violet", "2.0", requires=("lilac>=1", "numpy"))
     settings: dict[str, Any] = {
         "policy": policy(tmp_path, ["lilac", "violet"], index.url),
@@ -76,6 +76,7 @@ async def test_a_package_is_there_at_once_and_after_sleep_restore_and_fork(
             assert await manager.install(session, ["lilac"]) == ["lilac-1.0"]
             command = await manager.run_command(session, ["python3", "-c", "import violet; print(violet.version)"])
             assert command.stdout == b"2.0\n"
+            assert (await manager.run_command(session, ["/tmp/.packages/lilac/bloom.sh"])).stdout == b"bloom\n"
             checkpoint = await manager.checkpoint(session)
             assert checkpoint.lost == ()
             [fork] = await manager.fork(session, 1)
