@@ -145,7 +145,7 @@ lock: $(STAMP) ## renew every lock file to the newest versions
 	@$(UV_COMPILE) --python-platform linux --no-emit-package debugpy -o sandbox_image/requirements.txt sandbox_image/requirements.in
 	@$(UV_COMPILE) --python-platform linux --constraint sandbox_image/requirements.txt \
 		-o sandbox_image/full.txt sandbox_image/full.in
-	@$(UV_COMPILE) --universal --extra cli --group dev -o requirements-dev.txt pyproject.toml
+	@$(UV_COMPILE) --universal --extra cli --extra client --extra mcp --extra server --group dev -o requirements-dev.txt pyproject.toml
 	@$(UV_COMPILE) --python-platform linux --constraint sandbox_image/requirements.txt --no-emit-package debugpy \
 		-o benchmarks/peers/image/requirements.txt benchmarks/peers/image/requirements.in
 	@for peer in llm_sandbox smolagents autogen gateway_provisioners; do $(UV_COMPILE) --universal \
