@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from nbformat import NotebookNode
@@ -12,7 +13,8 @@ from nbformat import NotebookNode
 from orchestrator.errors import InvalidInputError, KernelTimeoutError
 from orchestrator.inputs import check_code, check_environment
 from orchestrator.kernel import variables
-from orchestrator.limits import KernelResourceLimits
+from orchestrator.limits import MIB, KernelResourceLimits
+from orchestrator.output.eventlog import EventLog
 from orchestrator.output.events import CellFinished, Event, ExecutionResult, InputHandler
 from orchestrator.output.variableinfo import VariableInfo
 from orchestrator.policy.policy import Policy
@@ -26,6 +28,9 @@ from orchestrator.wiring.lifespan import Lifespan
 from orchestrator.wiring.parts import Parts
 
 _CELLS_KNOWN = 1000  # of ``start_code``
+_LOG_LEAST = 4 * MIB  # bytes of a started cell's events, beyond twice its output limit
+_UNREACHABLE = "unreachable: a stream ends with CellFinished or an error"
+_LOGS_KEPT = 32 * MIB  # bytes of the events of started cells that have ended
 
 
 class CellCalls:
@@ -191,27 +196,36 @@ class CellCalls:
         check_code(code)
         check_environment(environment)
         offered = list(tools_by_name(tools).values())
-        self._limits(timeout, output_limit)
+        limits = self._limits(timeout, output_limit)
         self._life.check_caller()
-        running = asyncio.create_task(
-            self.execute(
-                session,
-                code,
-                answer=answer,
-                timeout=timeout,
-                output_limit=output_limit,
-                environment=environment,
-                tools=offered,
-            )
+        log = EventLog(2 * limits.max_output_bytes + _LOG_LEAST)
+        events = self.stream_code(
+            session,
+            code,
+            answer=answer,
+            timeout=timeout,
+            output_limit=output_limit,
+            environment=environment,
+            tools=offered,
         )
-        cell = RunningCell(session, code, self._parts.background.add(running))
-        running.add_done_callback(_retrieve)
+        running = asyncio.create_task(_logged(events, log))
+        cell = RunningCell(session, code, self._parts.background.add(running), log)
+        running.add_done_callback(partial(_end_log, log))
         self._cells[cell.id] = cell
-        ended = [each.id for each in self._cells.values() if not each.is_running]
-        for cell_id in ended[: max(0, len(ended) - _CELLS_KNOWN)]:
-            del self._cells[cell_id]
+        self._forget_cells()
         await asyncio.sleep(0)  # it takes its place in the queue of the session
         return cell
+
+    def _forget_cells(self) -> None:
+        """Bound what is kept of started cells that have ended."""
+        ended = [cell for cell in self._cells.values() if not cell.is_running]
+        for cell in ended[: max(0, len(ended) - _CELLS_KNOWN)]:
+            del self._cells[cell.id]
+        kept = 0
+        for cell in reversed(ended):
+            kept += cell.log_bytes
+            if kept > _LOGS_KEPT:
+                cell.forget_events()
 
     def find_cell(self, cell_id: str) -> RunningCell:
         """Return a cell of ``start_code`` by its id. The last thousand that have ended are known.
@@ -257,10 +271,23 @@ async def _result_of(events: AsyncGenerator[Event, None]) -> ExecutionResult:
         async for event in events:
             if isinstance(event, CellFinished):
                 return event.result
-    raise AssertionError("unreachable: a stream ends with CellFinished or an error")
+    raise AssertionError(_UNREACHABLE)
 
 
-def _retrieve(task: asyncio.Task[ExecutionResult]) -> None:
-    """Fetch the exception of a cell that nobody waits for: it is in the history."""
-    if not task.cancelled():
-        task.exception()
+async def _logged(events: AsyncGenerator[Event, None], log: EventLog) -> ExecutionResult:
+    """Run a cell to its end, and log its events. Returns its result."""
+    try:
+        async with contextlib.aclosing(events):
+            async for event in events:
+                log.add(event)
+                if isinstance(event, CellFinished):
+                    return event.result
+    except KernelTimeoutError as error:
+        log.add(CellFinished(error.result))
+        return error.result
+    raise AssertionError(_UNREACHABLE)
+
+
+def _end_log(log: EventLog, task: asyncio.Task[ExecutionResult]) -> None:
+    """Close a cell's log; its error, which nobody may wait for, is in the history too."""
+    log.close(None if task.cancelled() else task.exception())

@@ -34,13 +34,22 @@
     ├── PackageError                           package                  packages cannot be installed
     ├── StoreError (OSError)                   store                    the history or a checkpoint file
     │   └── QuotaExceededError                 quota_exceeded           the agent keeps as much as it may
-    └── CheckpointError                        checkpoint               the running session is unharmed
-        ├── CheckpointMissingError (LookupError)      checkpoint_missing
-        ├── CheckpointDamagedError             checkpoint_damaged       truncated, altered, or from another host
-        ├── CheckpointFormatError              checkpoint_format        written by another version of Cellblock
-        ├── CheckpointForeignError (PermissionError)  checkpoint_foreign
-        ├── CheckpointTooLargeError            checkpoint_too_large
-        └── CheckpointStateError               checkpoint_state         the kernel could not save or load its state
+    ├── CheckpointError                        checkpoint               the running session is unharmed
+    │   ├── CheckpointMissingError (LookupError)      checkpoint_missing
+    │   ├── CheckpointDamagedError             checkpoint_damaged       truncated, altered, or from another host
+    │   ├── CheckpointFormatError              checkpoint_format        written by another version of Cellblock
+    │   ├── CheckpointForeignError (PermissionError)  checkpoint_foreign
+    │   ├── CheckpointTooLargeError            checkpoint_too_large
+    │   └── CheckpointStateError               checkpoint_state         the kernel could not save or load its state
+    └── ServerError                            server                   a server refused a request, or is not there
+        ├── UnauthorizedError (PermissionError)       unauthorized
+        ├── ForbiddenError (PermissionError)   forbidden
+        ├── UnknownSessionError (LookupError)  unknown_session
+        ├── TooManyRequestsError               too_many_requests
+        ├── RequestTooLargeError               request_too_large
+        ├── RequestTimeoutError (TimeoutError) request_timeout          the client sends, or reads, too slowly
+        ├── IdempotencyError                   idempotency              the key belongs to another request
+        └── ServerUnavailableError (ConnectionError)  server_unavailable
 
 An exception of the *code in a cell* is never raised here: it is a result with ``status == "error"``.
 """
@@ -507,3 +516,65 @@ class CheckpointTooLargeError(CheckpointError, code="checkpoint_too_large"):
 
 class CheckpointStateError(CheckpointError, code="checkpoint_state"):
     """The kernel did not save its state, or a fresh kernel did not load it: code in it failed, or took too long."""
+
+
+class ServerError(CellblockError, code="server"):
+    """A server of Cellblock refused a request, failed, or is not there."""
+
+
+class UnauthorizedError(ServerError, PermissionError, code="unauthorized"):
+    """A request has no token, or one that is unknown, revoked or expired. Nothing was done."""
+
+
+class ForbiddenError(ServerError, PermissionError, code="forbidden"):
+    """A token does not allow the request. Nothing was done."""
+
+
+class UnknownSessionError(ServerError, LookupError, code="unknown_session"):
+    """There is no such session, or it is another group's. Nothing was done.
+
+    Attributes:
+        session_id: as the caller named it.
+    """
+
+    session_id: str
+
+
+class TooManyRequestsError(ServerError, code="too_many_requests"):
+    """A token has as many requests or streams open as it may. Nothing was done.
+
+    Attributes:
+        limit: how many it may have open at once.
+        retry_after: seconds after which to try again.
+    """
+
+    limit: int
+    retry_after: float = 1.0
+
+
+class RequestTooLargeError(ServerError, code="request_too_large"):
+    """A request's body or its headers are too large. Nothing was done.
+
+    Attributes:
+        limit: bytes.
+    """
+
+    limit: int
+
+
+class RequestTimeoutError(ServerError, TimeoutError, code="request_timeout"):
+    """A client sent its request, or read its answer, too slowly. The connection is closed."""
+
+
+class IdempotencyError(ServerError, code="idempotency"):
+    """An idempotency key was used before, for another request. Nothing was done.
+
+    Attributes:
+        key: the key.
+    """
+
+    key: str
+
+
+class ServerUnavailableError(ServerError, ConnectionError, code="server_unavailable"):
+    """No server answers, or it shuts down and takes no new work."""

@@ -20,7 +20,9 @@ from orchestrator.cli import (
     prune,
     ps,
     run,
+    serve,
     sessions,
+    tokens,
     top,
     verify,
 )
@@ -63,6 +65,8 @@ app.command(name="shell")(execute.shell)
 app.command(name="prune")(prune.prune)
 app.command(name="doctor")(doctor.doctor)
 app.command(name="verify")(verify.verify)
+app.command(name="serve")(serve.serve)
+app.add_typer(tokens.app, name="token")
 app.add_typer(auditlog.app, name="audit")
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(policies.app, name="policy")

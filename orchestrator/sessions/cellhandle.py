@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import AsyncGenerator
 
 from orchestrator.errors import KernelError
-from orchestrator.output.events import ExecutionResult
+from orchestrator.output.eventlog import EventLog
+from orchestrator.output.events import Event, ExecutionResult
 from orchestrator.sessions.session import KernelSession
 
 
 class RunningCell:
     """A cell that runs, or waits for its turn, on its own. It ends like any cell, whether or not somebody waits.
+
+    Args:
+        running: its result.
+        log: its events.
 
     Attributes:
         id: a name that no other cell has.
@@ -21,12 +27,15 @@ class RunningCell:
         started_at: seconds since the epoch.
     """
 
-    def __init__(self, session: KernelSession, code: str, running: asyncio.Task[ExecutionResult]) -> None:
+    def __init__(
+        self, session: KernelSession, code: str, running: asyncio.Task[ExecutionResult], log: EventLog
+    ) -> None:
         self.id = secrets.token_hex(8)
         self.session = session
         self.code = code
         self.started_at = time.time()
         self._running = running
+        self._log = log
 
     @property
     def is_running(self) -> bool:
@@ -55,6 +64,32 @@ class RunningCell:
                 remedy="Start it again.",
             )
         return self._running.result()
+
+    @property
+    def log_bytes(self) -> int:
+        """How much memory its events take."""
+        return self._log.bytes
+
+    def forget_events(self) -> None:
+        """Let ``events`` have only the last event from now on."""
+        self._log.shorten()
+
+    async def events(self, after: int = 0) -> AsyncGenerator[Event, None]:
+        """Yield its outputs from the start, as they come; the last event is ``CellFinished`` with the result.
+
+        Several callers may do so, also after its end. None of them makes the cell wait, or ends it by stopping early.
+        Of a cell that is over, the manager may keep only the last event: the result has all outputs.
+
+        Args:
+            after: how many events to leave out, such as those that the caller has seen.
+
+        Raises:
+            See ``wait``.
+        """
+        async for event in self._log.follow(after):
+            yield event
+        if self._running.cancelled():
+            await self.wait()
 
     def interrupt(self) -> bool:
         """Interrupt it as ``AgentKernelManager.interrupt`` does. A cell that waits for its turn never runs.

@@ -23,14 +23,33 @@ from orchestrator.store.celltable import CellTable
 from orchestrator.store.checkpointtable import CheckpointTable
 from orchestrator.store.commandtable import CommandTable
 from orchestrator.store.database import Database, explained
+from orchestrator.store.handletable import HandleTable
 from orchestrator.store.outputsweep import OutputSweep, Shorten
 from orchestrator.store.payloads import Payloads
-from orchestrator.store.records import CellRecord, CheckpointRecord, CommandRecord, SessionRecord, SessionState
+from orchestrator.store.records import (
+    CellRecord,
+    CheckpointRecord,
+    CommandRecord,
+    HandleRecord,
+    SessionRecord,
+    SessionState,
+    TokenRecord,
+)
 from orchestrator.store.sessiontable import SessionTable
 from orchestrator.store.storeurl import mask
+from orchestrator.store.tokentable import TokenTable
 from orchestrator.store.wholefile import write_once
 
-__all__ = ["CellRecord", "CheckpointRecord", "CommandRecord", "History", "SessionRecord", "SessionState"]
+__all__ = [
+    "CellRecord",
+    "CheckpointRecord",
+    "CommandRecord",
+    "HandleRecord",
+    "History",
+    "SessionRecord",
+    "SessionState",
+    "TokenRecord",
+]
 
 _log = logging.getLogger(__name__)
 BESIDE = 8  # threads for large outputs, each begun when it is first needed
@@ -38,10 +57,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class History(SessionTable, CellTable, CheckpointTable, CommandTable):
+class History(SessionTable, CellTable, CheckpointTable, CommandTable, HandleTable, TokenTable):
     """One database, and the large outputs beside it.
 
-    The methods for sessions, cells, commands and checkpoints are in the classes of the tables. They all block: ``run``
+    The methods for its tables are in the tables' classes. They all block: ``run``
     and ``submit`` call them in the history's own thread, in the order of the calls; ``run_beside`` calls those that
     move large outputs, so that no other agent waits for one agent's outputs.
 
@@ -58,6 +77,8 @@ class History(SessionTable, CellTable, CheckpointTable, CommandTable):
         CellTable.__init__(self, database, outputs, usage)
         CheckpointTable.__init__(self, database, usage)
         CommandTable.__init__(self, database, usage)
+        HandleTable.__init__(self, database)
+        TokenTable.__init__(self, database)
         self._output_sweep = OutputSweep(database, outputs, usage, home)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cellblock-history")
         self._beside = ThreadPoolExecutor(BESIDE, thread_name_prefix="cellblock-outputs")

@@ -18,12 +18,14 @@ from orchestrator.store.schema import (
     cells,
     checkpoints,
     commands,
+    handles,
     home_usage,
     identity,
     metadata,
     payloads,
     schema_version,
     sessions,
+    tokens,
 )
 
 _OUTPUTS_INDEX = "cells_with_outputs"
@@ -90,6 +92,11 @@ def _eighth(connection: Connection) -> None:
     commands.create(connection, checkfirst=True)
 
 
+def _ninth(connection: Connection) -> None:
+    """Keep the tokens of a server, and what it knows of its sessions."""
+    metadata.create_all(connection, tables=[tokens, handles])
+
+
 def _add_columns(connection: Connection, *columns: Column[Any]) -> None:
     """Add columns to a table that was made without them. A new database has them already."""
     for column in columns:
@@ -98,7 +105,17 @@ def _add_columns(connection: Connection, *columns: Column[Any]) -> None:
             connection.execute(text(f"ALTER TABLE {column.table.name} ADD COLUMN {form}"))
 
 
-STEPS: tuple[Callable[[Connection], None], ...] = (_first, _second, _third, _fourth, _fifth, _sixth, _seventh, _eighth)
+STEPS: tuple[Callable[[Connection], None], ...] = (
+    _first,
+    _second,
+    _third,
+    _fourth,
+    _fifth,
+    _sixth,
+    _seventh,
+    _eighth,
+    _ninth,
+)
 
 
 def migrate(connection: Connection) -> None:

@@ -1,7 +1,8 @@
-"""The records that the history returns: one session, one cell, one checkpoint."""
+"""The records that the history returns, such as one session, one cell, one checkpoint."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -96,3 +97,62 @@ class CheckpointRecord:
     asked_for: bool
     bytes: int
     lost: list[dict[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """One token of a server. The token itself is not kept.
+
+    Attributes:
+        group: the group whose sessions its bearer sees.
+        policies: the names of the policies that its sessions may have; the first is the default.
+        rights: what it allows beyond its group's sessions, such as "operator".
+        digest: SHA-256 of its secret, in hex.
+        created_at, expires_at, revoked_at: seconds since the epoch; None for one that does not expire, or is not
+            revoked.
+    """
+
+    token_id: str
+    name: str
+    group: str
+    policies: tuple[str, ...]
+    rights: frozenset[str]
+    digest: str
+    created_at: float
+    expires_at: float | None = None
+    revoked_at: float | None = None
+
+    def is_valid(self, now: float) -> bool:
+        """Whether it is neither revoked nor expired."""
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+
+Expiry = Literal["end", "hibernate"]
+
+
+@dataclass(frozen=True, slots=True)
+class HandleRecord:
+    """What a server keeps of one session beside the session itself.
+
+    Attributes:
+        group: whose session it is. No other group sees it.
+        name: the agent, as its group calls it.
+        policy: the name of its policy.
+        image: the sandbox image; "": the policy's.
+        token_id: the token that made it; "" where there are no tokens.
+        environment: variables of every cell and command.
+        labels: what the client wants to keep with it.
+        expires_at: seconds since the epoch; None: it does not expire.
+        on_expiry: what happens then.
+    """
+
+    session_id: str
+    group: str
+    name: str
+    policy: str
+    image: str
+    token_id: str
+    environment: Mapping[str, str]
+    labels: Mapping[str, str]
+    expires_at: float | None
+    on_expiry: Expiry

@@ -140,6 +140,37 @@ home_usage = Table(
     Column("bytes", BigInteger, nullable=False),  # the sum over the shards is that of the agents' bytes
 )
 
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("token_id", String(16), primary_key=True),
+    Column("name", String(100), nullable=False),
+    Column("group_name", String(63), nullable=False),
+    Column("policies", Text, nullable=False),  # JSON: the names of those it may use
+    Column("rights", Text, nullable=False),  # JSON
+    Column("digest", String(64), nullable=False),  # SHA-256 of the secret, which has 256 random bits
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float),
+    Column("revoked_at", Float),
+)
+
+handles = Table(
+    "handles",
+    metadata,
+    Column("session_id", ForeignKey("sessions.session_id", ondelete="CASCADE"), primary_key=True),
+    Column("group_name", String(63), nullable=False),
+    Column("name", String(200), nullable=False),  # the agent's, within its group
+    Column("policy", String(200), nullable=False),
+    Column("image", String(300), nullable=False),  # "": the policy's
+    Column("token_id", String(16), nullable=False),  # that made it; "" without tokens
+    Column("environment", Text, nullable=False),  # JSON
+    Column("labels", Text, nullable=False),  # JSON
+    Column("expires_at", Float),
+    Column("on_expiry", String(16), nullable=False),  # end, hibernate
+    Index("handles_by_group", "group_name"),
+    Index("handles_by_expiry", "expires_at"),
+)
+
 identity = Table("identity", metadata, Column("database_id", String(32), primary_key=True))  # one row
 
 schema_version = Table("schema_version", metadata, Column("version", Integer, primary_key=True))

@@ -1,0 +1,81 @@
+"""EventLog: the events of one cell, kept so that they can be read from the start, more than once, while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from orchestrator.output.events import CellFinished, Event, OutputDropped
+from orchestrator.output.sizes import content_size, cost
+
+
+class EventLog:
+    """Events in their order. Whoever follows them never makes the cell wait.
+
+    Args:
+        most_bytes: of memory. Later events are left out, and one OutputDropped stands for them; the last one is kept.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._events: list[Event] = []
+        self._forgotten = 0
+        self._dropped = [0, 0]  # bytes, messages
+        self._is_over = False
+        self._error: BaseException | None = None
+        self._changed = asyncio.Event()
+
+    @property
+    def bytes(self) -> int:
+        """How much memory the events take."""
+        return self._bytes
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """The events so far, but for those that were forgotten."""
+        return tuple(self._events)
+
+    def add(self, event: Event) -> None:
+        """Append an event."""
+        if not isinstance(event, CellFinished):
+            size = cost(event)
+            if self._bytes + size > self._most_bytes:
+                self._dropped[0] += content_size(event)
+                self._dropped[1] += 1
+                return
+            self._bytes += size
+        elif any(self._dropped):
+            self._events.append(OutputDropped(*self._dropped))
+        self._events.append(event)
+        self._wake()
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Say that no event follows. Whoever follows gets the error, if there is one, after the last event."""
+        self._is_over, self._error = True, error
+        self._wake()
+
+    def shorten(self) -> None:
+        """Forget all events but the last one, which has the result. Their numbers stay as they are."""
+        self._forgotten += max(len(self._events) - 1, 0)
+        del self._events[:-1]
+        self._bytes = 0
+
+    async def follow(self, after: int = 0) -> AsyncGenerator[Event, None]:
+        """Yield the events after the first ``after`` ones, as they come, until the last one."""
+        at = after
+        while True:
+            changed = self._changed
+            while (at := max(at, self._forgotten)) - self._forgotten < len(self._events):
+                event = self._events[at - self._forgotten]
+                at += 1
+                yield event
+            if self._is_over:
+                if self._error is not None:
+                    raise self._error
+                return
+            await changed.wait()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

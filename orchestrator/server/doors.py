@@ -1,0 +1,12 @@
+"""The wires that the server speaks, in the order in which they are asked."""
+
+from __future__ import annotations
+
+from orchestrator.server.dialect import Dialect
+from orchestrator.server.native.nativeapi import NativeApi
+from orchestrator.server.service import Service
+
+
+def dialects(service: Service) -> list[Dialect]:
+    """Return all wires of a server. The last one claims whatever no other one has."""
+    return [NativeApi(service)]

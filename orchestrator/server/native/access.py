@@ -1,0 +1,48 @@
+"""What every route of the native API needs: the caller, the service, and the session that a path names."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Path, Request
+from starlette.requests import HTTPConnection
+
+from orchestrator.errors import ForbiddenError
+from orchestrator.principal import Principal
+from orchestrator.server.directory import Served
+from orchestrator.server.service import Service
+
+
+def _service(connection: HTTPConnection) -> Service:
+    service: Service = connection.app.state.service
+    return service
+
+
+def _principal(connection: HTTPConnection) -> Principal:
+    principal: Principal = connection.scope["state"]["principal"]
+    return principal
+
+
+def _operator(connection: HTTPConnection) -> Principal:
+    principal = _principal(connection)
+    if not principal.is_operator:
+        raise ForbiddenError("this needs a token with the right `operator`.")
+    return principal
+
+
+TheService = Annotated[Service, Depends(_service)]
+Caller = Annotated[Principal, Depends(_principal)]
+Operator = Annotated[Principal, Depends(_operator)]
+SessionId = Annotated[str, Path(max_length=64, description="The session, as `POST /v1/sessions` returned it.")]
+
+
+async def _served(connection: HTTPConnection, session_id: SessionId) -> Served:
+    return await _service(connection).directory.find(_principal(connection), session_id)
+
+
+TheSession = Annotated[Served, Depends(_served)]
+
+
+def wants_events(request: Request) -> bool:
+    """Return whether the client asks for server-sent events."""
+    return "text/event-stream" in request.headers.get("accept", "")

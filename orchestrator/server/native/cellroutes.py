@@ -1,0 +1,126 @@
+"""``/v1/sessions/{session_id}/execute`` and ``/cells``: running code."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request
+from starlette.responses import Response
+
+from orchestrator.errors import InvalidInputError
+from orchestrator.output.events import ExecutionResult
+from orchestrator.server.answers import Json, dumps_large
+from orchestrator.server.directory import Served
+from orchestrator.server.eventstream import event_stream, last_event_id
+from orchestrator.server.native import livecells
+from orchestrator.server.native.access import Caller, TheService, TheSession, wants_events
+from orchestrator.server.native.bodies import Answer, NewCell
+from orchestrator.server.waiting import unless_gone
+
+router = APIRouter(prefix="/v1/sessions/{session_id}", tags=["cells"])
+Key = Annotated[str | None, Header(alias="Idempotency-Key", description="The same key never runs the code twice.")]
+_LONGEST_WAIT = 600.0  # seconds
+
+
+@router.post("/execute", summary="Run a cell")
+async def execute(
+    served: TheSession, body: NewCell, request: Request, caller: Caller, service: TheService, key: Key = None
+) -> Response:
+    """Run one cell and return its result, however the cell ended: an error of the code is a result.
+
+    With `Accept: text/event-stream` the outputs come as events, and the last one is `cell_finished`. A client that lost
+    its connection goes on at `/cells/{cell_id}/events` within 30 s; after that the cell is interrupted. Without events
+    the cell is interrupted when the client disconnects, unless it sent an idempotency key.
+    """
+    if wants_events(request):
+        how = await asked(request, b"events")
+        live = await service.idempotency.once(
+            caller, key, how, lambda: livecells.start(served, body, needs_client=True)
+        )
+        return event_stream(live.follow(last_event_id(request.headers.get("last-event-id"))))
+    if body.tools or body.input:
+        raise InvalidInputError("a cell that asks its client needs events.", remedy="Send `Accept: text/event-stream`.")
+    if key is None:
+        return Json(await unless_gone(request, _run(served, body)))
+    return Json(await service.idempotency.once(caller, key, await asked(request), lambda: _run(served, body)))
+
+
+@router.post("/cells", status_code=201, summary="Start a cell")
+async def start(
+    served: TheSession, body: NewCell, request: Request, caller: Caller, service: TheService, key: Key = None
+) -> Response:
+    """Start a cell that outlives this request. It ends at its time limit, or when it is interrupted."""
+    how = await asked(request)
+    live = await service.idempotency.once(caller, key, how, lambda: livecells.start(served, body, needs_client=False))
+    return Json(live.as_dict(), 201)
+
+
+@router.get("/cells", summary="List the cells that run, or ended not long ago")
+async def list_cells(served: TheSession) -> Response:
+    """Return the cells that were started here. The history has all."""
+    return Json({"cells": [live.as_dict() for live in livecells.listed(served)]})
+
+
+@router.get("/cells/{cell_id}", summary="Wait for a cell")
+async def wait(
+    served: TheSession, cell_id: str, wait_s: Annotated[float, Query(ge=0, le=_LONGEST_WAIT)] = 0.0
+) -> Response:
+    """Return a cell: its `result` once it is over, or null after `wait_s` seconds."""
+    live = livecells.find(served, cell_id)
+    result: ExecutionResult | None = None
+    with contextlib.suppress(TimeoutError):
+        result = await live.cell.wait(wait_s if live.cell.is_running else None)
+    form = None if result is None else result.as_dict()
+    size = 0 if result is None else result.evidence.output_bytes
+    return Json(await dumps_large({**live.as_dict(), "result": form}, size))
+
+
+@router.get("/cells/{cell_id}/events", summary="Follow a cell")
+async def follow(
+    served: TheSession,
+    cell_id: str,
+    last_event: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
+) -> Response:
+    """Stream a cell's events from its start, or after the last one that the client has seen."""
+    return event_stream(livecells.find(served, cell_id).follow(last_event_id(last_event)))
+
+
+@router.post("/cells/{cell_id}/interrupt", summary="Interrupt a cell")
+async def interrupt_cell(served: TheSession, cell_id: str) -> Response:
+    """Interrupt a cell as Ctrl-C does. One that waits for its turn never runs."""
+    return Json({"interrupted": livecells.find(served, cell_id).cell.interrupt()})
+
+
+@router.post("/cells/{cell_id}/answers/{question_id}", summary="Answer a cell")
+async def answer(served: TheSession, cell_id: str, question_id: str, body: Answer) -> Response:
+    """Answer an event `tool_call` or `input_request` of the cell."""
+    questions = livecells.find(served, cell_id).questions
+    if body.error is not None:
+        questions.fail(question_id, body.error.kind, body.error.message)
+    else:
+        questions.answer(question_id, body.result)
+    return Json({"answered": True})
+
+
+@router.post("/interrupt", summary="Interrupt the running cell")
+async def interrupt(served: TheSession) -> Response:
+    """Interrupt the session's running cell, whoever started it."""
+    return Json({"interrupted": served.manager.interrupt(served.session)})
+
+
+async def asked(request: Request, how: bytes = b"") -> bytes:
+    """Return what a request asks for, to tell it from another one with the same idempotency key."""
+    return b"\0".join((request.url.path.encode(), how, await request.body()))
+
+
+async def _run(served: Served, body: NewCell) -> bytes:
+    result = await served.manager.execute(
+        served.session,
+        body.code,
+        timeout=body.timeout,
+        output_limit=body.output_limit,
+        environment=served.environment(body.environment),
+    )
+    form: dict[str, Any] = result.as_dict()
+    return await dumps_large(form, result.evidence.output_bytes)

@@ -1,0 +1,135 @@
+"""LiveCells: the cells of one session that clients follow, or come back to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from orchestrator.errors import InvalidInputError
+from orchestrator.server.directory import Served
+from orchestrator.server.eventstream import Numbered
+from orchestrator.server.native.bodies import NewCell
+from orchestrator.server.native.questions import Questions
+from orchestrator.sessions.cellhandle import RunningCell
+
+_KEPT = 100  # cells of a session that are over
+_ABANDONED = 30.0  # seconds after which a cell is interrupted that a client has streamed and nobody follows any longer
+_PLACE = "cells"
+
+
+class LiveCell:
+    """A cell, and what it asks its client.
+
+    Args:
+        needs_client: whether to interrupt it when nobody has followed it for 30 s.
+    """
+
+    def __init__(self, cell: RunningCell, questions: Questions, *, needs_client: bool) -> None:
+        self.cell = cell
+        self.questions = questions
+        self._needs_client = needs_client
+        self._followers = 0
+        self._abandoned: asyncio.TimerHandle | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "cell_id": self.cell.id,
+            "code": self.cell.code,
+            "started_at": self.cell.started_at,
+            "is_running": self.cell.is_running,
+        }
+
+    async def follow(self, after: int = 0) -> AsyncGenerator[Numbered, None]:
+        """Yield the cell's events after the first ``after`` ones with their numbers, and what it asks.
+
+        Raises:
+            See ``RunningCell.events``.
+        """
+        self._followers += 1
+        if self._abandoned is not None:
+            self._abandoned.cancel()
+        try:
+            async with (
+                contextlib.aclosing(self.cell.events(after)) as events,
+                contextlib.aclosing(self.questions.follow()) as questions,
+            ):
+                yield None, {"type": "cell_started", **self.as_dict()}
+                async for item in _merged(events, questions, after):
+                    yield item
+        finally:
+            self._followers -= 1
+            if self._needs_client and not self._followers and self.cell.is_running:
+                self._abandoned = asyncio.get_running_loop().call_later(_ABANDONED, self.cell.interrupt)
+
+
+async def _merged(
+    events: AsyncGenerator[Any, None], questions: AsyncGenerator[dict[str, Any], None], after: int
+) -> AsyncGenerator[Numbered, None]:
+    """Yield events and questions as they come, until the events end."""
+    number = after
+    event = asyncio.ensure_future(anext(events, None))
+    question = asyncio.ensure_future(anext(questions))
+    try:
+        while True:
+            await asyncio.wait({event, question}, return_when=asyncio.FIRST_COMPLETED)
+            if question.done():
+                asked = question.result()
+                question = asyncio.ensure_future(anext(questions))
+                yield None, asked
+            if event.done():
+                come = event.result()
+                if come is None:
+                    return
+                number += 1
+                event = asyncio.ensure_future(anext(events, None))
+                yield number, come.as_dict()
+    finally:
+        for waiting in (event, question):
+            waiting.cancel()
+        await asyncio.wait({event, question})
+
+
+async def start(served: Served, body: NewCell, *, needs_client: bool) -> LiveCell:
+    """Start a cell.
+
+    Raises:
+        See ``AgentKernelManager.start_code``.
+    """
+    questions = Questions()
+    cell = await served.manager.start_code(
+        served.session,
+        body.code,
+        answer=questions.line if body.input else None,
+        timeout=body.timeout,
+        output_limit=body.output_limit,
+        environment=served.environment(body.environment),
+        tools=[questions.tool(definition) for definition in body.tools],
+    )
+    live = LiveCell(cell, questions, needs_client=needs_client)
+    cells: dict[str, LiveCell] = served.attachments.setdefault(_PLACE, {})
+    cells[cell.id] = live
+    over = [each.cell.id for each in cells.values() if not each.cell.is_running]
+    for cell_id in over[: max(0, len(over) - _KEPT)]:
+        del cells[cell_id]
+    return live
+
+
+def find(served: Served, cell_id: str) -> LiveCell:
+    """Return a cell of the session.
+
+    Raises:
+        InvalidInputError: the session has no cell of this id, or it ended long ago.
+    """
+    cells: dict[str, LiveCell] = served.attachments.get(_PLACE, {})
+    if cell_id not in cells:
+        raise InvalidInputError(
+            f"the session has no cell {cell_id[:64]!r}.", remedy="Its history has the cells that ended."
+        )
+    return cells[cell_id]
+
+
+def listed(served: Served) -> list[LiveCell]:
+    """Return the session's cells that run, or ended not long ago, in the order of their start."""
+    return list(served.attachments.get(_PLACE, {}).values())

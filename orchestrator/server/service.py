@@ -1,0 +1,107 @@
+"""Service: what the server's doors share: its managers, its sessions, who may come in, and whether it shuts down."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from orchestrator.limits import MIB
+from orchestrator.server.authentication import Authentication
+from orchestrator.server.directory import Directory
+from orchestrator.server.idempotency import Idempotency
+from orchestrator.server.managers import Managers
+from orchestrator.server.slots import Slots
+from orchestrator.settings import Settings
+from orchestrator.store.history import History
+
+_HANDLE = 1000  # bytes that an answer other than bytes is counted as
+
+
+class Service:
+    """One server, without its sockets.
+
+    Args:
+        policies: the policies of callers while there are no tokens; the first is started with the server.
+        max_kernels: of each policy.
+        concurrent: how many requests, and how many streams, each token may have open at once.
+
+    Attributes:
+        draining: whether it takes no new work any longer.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        policies: Sequence[str] = ("default",),
+        *,
+        max_kernels: int = 10,
+        concurrent: int = 256,
+    ) -> None:
+        self.settings = settings
+        self.policies = tuple(policies)
+        self.draining = False
+        self.managers = Managers(settings, max_kernels)
+        self.slots = Slots(concurrent)
+        self.idempotency: Idempotency[Any] = Idempotency(lambda kept: len(kept) if isinstance(kept, bytes) else _HANDLE)
+        self._history: History | None = None
+        self._directory: Directory | None = None
+        self._authentication: Authentication | None = None
+
+    @property
+    def directory(self) -> Directory:
+        """The sessions. Only while the server runs."""
+        assert self._directory is not None
+        return self._directory
+
+    @property
+    def authentication(self) -> Authentication:
+        """Who calls. Only while the server runs."""
+        assert self._authentication is not None
+        return self._authentication
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncGenerator[None, None]:
+        """Start everything, and close it at the end with every session kept.
+
+        Raises:
+            StoreError: the store cannot be read or written.
+            EngineError, PolicyError, SettingsError: no kernel can be started.
+        """
+        history = await asyncio.to_thread(self._open_history)
+        expiry: asyncio.Task[None] | None = None
+        try:
+            self._history = history
+            is_open = not await history.run(History.has_tokens)
+            self._authentication = Authentication(history, self.policies, is_open=is_open)
+            self._directory = Directory(self.managers, history)
+            await self.managers.of(self.policies[0])
+            await self._directory.load()
+            expiry = asyncio.create_task(self._directory.run())
+            yield
+        finally:
+            self.draining = True
+            if expiry is not None:
+                expiry.cancel()
+                await asyncio.wait({expiry})
+            try:
+                await self.managers.close()
+            finally:
+                await asyncio.to_thread(history.close)
+
+    async def is_ready(self) -> bool:
+        """Return whether it takes new work: it does not shut down, and its store can be read."""
+        if self.draining or self._history is None:
+            return False
+        await self._history.run(History.has_tokens)
+        return True
+
+    def overview(self) -> list[dict[str, Any]]:
+        """Return ``AgentKernelManager.overview`` of each manager."""
+        return [manager.overview() for manager in self.managers]
+
+    def _open_history(self) -> History:
+        self.settings.refuse_foreign_folders()
+        quota = self.settings.agent_quota_mb * MIB
+        return History.open(self.settings.history_url, self.settings.data_path, agent_quota=quota)

@@ -1,0 +1,40 @@
+"""Waits that end with the client: what nobody waits for any longer is cancelled, where the wire's contract says so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+
+from orchestrator.errors import ServerError
+
+T = TypeVar("T")
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of ``work``, and cancel it if the client disconnects before.
+
+    Raises:
+        ServerError: the client has gone; nobody reads this error.
+        Whatever ``work`` raises.
+    """
+    working = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ServerError("the client has gone.")
+    finally:
+        gone.cancel()
+        if not working.done():
+            working.cancel()
+        await asyncio.wait({working, gone})
+
+
+async def _gone(request: Request) -> None:
+    """Return once the client has disconnected. The request's body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
