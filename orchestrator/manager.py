@@ -12,11 +12,11 @@ import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from orchestrator.cellcalls import CellCalls
 from orchestrator.commandcalls import CommandCalls
-from orchestrator.errors import CellblockError, InvalidInputError, UnknownKernelNameError
+from orchestrator.errors import CellblockError, InvalidInputError, SettingsError, UnknownKernelNameError
 from orchestrator.filecalls import FileCalls
 from orchestrator.inputs import check_agent_id, check_lease_request
 from orchestrator.kernel.kernel import Kernel
@@ -33,6 +33,9 @@ from orchestrator.settings import Settings
 from orchestrator.tool import Tool, ToolFunction, tools_by_name
 from orchestrator.wiring.lifespan import Lifespan
 from orchestrator.wiring.parts import Parts
+
+if TYPE_CHECKING:
+    from orchestrator.remote.remotemanager import RemoteKernelManager
 
 KERNEL_NAMES = ("python3",)
 
@@ -96,6 +99,31 @@ class AgentKernelManager(CellCalls, CommandCalls, FileCalls):
         self.pool = self._parts.pool
         self.sessions = self._parts.registry.sessions
         self._cells = {}
+
+    @classmethod
+    def connect(
+        cls, url: str, *, token: str | None = None, uds: str | Path | None = None, verify: str | bool = True
+    ) -> RemoteKernelManager:
+        """Return the manager of a server, ``cellblock serve``: the same calls, types and errors.
+
+        It connects with its first call. Use it as an async context manager; needs the extra ``client``.
+
+        Args:
+            url: such as "http://127.0.0.1:8730".
+            token: of `cellblock token create`; None: the server needs none.
+            uds: the path of the server's unix socket, in place of the address in ``url``.
+            verify: for HTTPS: the file of a certificate authority; True: the system's authorities.
+
+        Raises:
+            SettingsError: the extra is not installed.
+        """
+        try:
+            from orchestrator.remote.remotemanager import RemoteKernelManager
+        except ModuleNotFoundError as error:
+            raise SettingsError(
+                f"a client of a server needs {error.name}.", remedy="pip install 'cellblock[client]'"
+            ) from error
+        return RemoteKernelManager(url, token=token, uds=None if uds is None else str(uds), verify=verify)
 
     async def __aenter__(self) -> Self:
         await self.start()

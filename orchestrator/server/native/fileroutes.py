@@ -31,23 +31,27 @@ async def read(
     served: TheSession,
     request: Request,
     path: PathDescription,
+    offset: Annotated[int, Query(ge=0)] = 0,
+    length: Annotated[int | None, Query(ge=0)] = None,
+    limit: Annotated[int, Query(ge=0)] = _LARGEST,
     wanted: Annotated[str | None, Header(alias="Range")] = None,
 ) -> Response:
-    """Stream a file. A `Range` of bytes is honoured; of a file that changes meanwhile, the parts may not fit."""
+    """Stream a file, or a part of it: by `offset` and `length`, or by a `Range` of bytes.
+
+    A file that is larger than `limit` bytes is refused. Of one that changes meanwhile the parts may not fit.
+    """
     name = _path(request, "path")
-    info = await served.manager.stat_file(served.session, name, follow_links=True)
-    if info.is_dir:
-        raise FileTransferError(f"{name!r} is a folder.", path=name, fault="is_folder")
-    # A size of 0 proves nothing: files of /proc have content all the same.
-    start, end = _range(wanted, info.size) if info.size else (0, None)
     headers = {"Accept-Ranges": "bytes", "X-Content-Type-Options": "nosniff"}
     status = 200
-    if end is not None:
-        headers["Content-Length"] = str(end - start)
-        if wanted is not None and (start, end) != (0, info.size):
-            status, headers["Content-Range"] = 206, f"bytes {start}-{end - 1}/{info.size}"
-    first = await _piece(served, name, start, end)
-    return StreamingResponse(_pieces(served, name, start, end, first), status, headers, "application/octet-stream")
+    if wanted is not None:
+        info = await served.manager.stat_file(served.session, name, follow_links=True)
+        offset, end = _range(wanted, info.size)
+        length, status = end - offset, 206
+        headers["Content-Range"] = f"bytes {offset}-{end - 1}/{info.size}"
+    first, more = await _first_piece(served, name, offset, length, limit)
+    if not more:
+        return Response(first, status, headers, "application/octet-stream")
+    return StreamingResponse(_pieces(served, name, offset, length, first), status, headers, "application/octet-stream")
 
 
 @router.put("/content", summary="Write a file")
@@ -143,19 +147,36 @@ def _range(wanted: str | None, size: int) -> tuple[int, int]:
     return start, end
 
 
-async def _piece(served: Served, name: str, at: int, end: int | None) -> bytes:
-    length = _PIECE if end is None else min(_PIECE, end - at)
-    return await served.manager.read_file(served.session, name, offset=at, length=length, limit=_PIECE)
+async def _first_piece(served: Served, name: str, offset: int, length: int | None, limit: int) -> tuple[bytes, bool]:
+    """Return the first piece, and whether there may be more.
+
+    Raises:
+        FileTransferError: the file cannot be read, or is larger than ``limit``.
+    """
+    if limit <= _PIECE:
+        found = await served.manager.read_file(served.session, name, offset=offset, length=length, limit=limit)
+        return found, False
+    if length is None:
+        info = await served.manager.stat_file(served.session, name, follow_links=True)
+        if info.size - offset > limit:
+            raise FileTransferError(f"{name!r} has more than {limit} bytes.", path=name, fault="too_large")
+    piece = await _piece(served, name, offset, length)
+    return piece, len(piece) == _PIECE and length != _PIECE
 
 
-async def _pieces(served: Served, name: str, start: int, end: int | None, piece: bytes) -> AsyncGenerator[bytes, None]:
-    at = start
+async def _piece(served: Served, name: str, at: int, left: int | None) -> bytes:
+    size = _PIECE if left is None else min(_PIECE, left)
+    return await served.manager.read_file(served.session, name, offset=at, length=size, limit=_PIECE)
+
+
+async def _pieces(served: Served, name: str, at: int, left: int | None, piece: bytes) -> AsyncGenerator[bytes, None]:
     while piece:
         yield piece
         at += len(piece)
-        if at >= (_LARGEST if end is None else end):
+        left = None if left is None else left - len(piece)
+        if left == 0 or at > _LARGEST:
             return
-        piece = await _piece(served, name, at, end)
+        piece = await _piece(served, name, at, left)
 
 
 async def _with_first(first: bytes, pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[Any, None]:

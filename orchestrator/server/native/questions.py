@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+from collections import deque
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -13,6 +14,7 @@ from orchestrator.output.events import InputRequest
 from orchestrator.server.native.bodies import Definition
 from orchestrator.tool import Tool
 
+_WITHDRAWN = 1000  # questions without need of an answer any longer, of which clients are still told
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -21,6 +23,7 @@ class Questions:
 
     def __init__(self) -> None:
         self._open: dict[str, tuple[dict[str, Any], asyncio.Future[Any]]] = {}
+        self._withdrawn: deque[str] = deque(maxlen=_WITHDRAWN)
         self._changed = asyncio.Event()
 
     def tool(self, definition: Definition) -> Tool:
@@ -60,27 +63,37 @@ class Questions:
         self._future(question_id).set_exception(type(name, (Exception,), {})(message))
 
     async def follow(self) -> AsyncGenerator[dict[str, Any], None]:
-        """Yield the open questions, and those that come."""
+        """Yield the open questions, new ones, and ``question_closed`` for one that needs no answer any longer."""
         told: set[str] = set()
         while True:
             changed = self._changed
+            for question_id in [each for each in told if each not in self._open]:
+                told.remove(question_id)
+                if question_id in self._withdrawn:
+                    yield {"type": "question_closed", "id": question_id}
             for question_id, (question, _) in list(self._open.items()):
                 if question_id not in told:
                     told.add(question_id)
                     yield question
-            told &= self._open.keys()
             await changed.wait()
 
     async def _ask(self, question: dict[str, Any]) -> Any:
         question_id = secrets.token_hex(8)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._open[question_id] = {**question, "id": question_id}, future
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self._wake()
         try:
             return await future
+        except asyncio.CancelledError:
+            self._withdrawn.append(question_id)
+            raise
         finally:
             del self._open[question_id]
+            self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def _future(self, question_id: str) -> asyncio.Future[Any]:
         found = self._open.get(question_id)

@@ -1,0 +1,189 @@
+"""Connection: requests to one server. Every refusal is raised as the error that it is."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping
+from typing import Any
+from urllib.parse import quote_from_bytes
+
+import httpx
+import httpx_sse
+
+from orchestrator.errors import ServerUnavailableError
+from orchestrator.remote.failures import failure
+
+_CONNECTING = 10.0  # seconds; also for a place among the connections, and for each part of what is sent
+_QUIET = 60.0  # seconds without a sign of life on a stream: the server sends one every 15 s
+_CONNECTIONS = 1000
+# A server that is gone without a word is noticed after some 30 s, also while a long cell says nothing.
+_KEEPALIVE = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+]
+_LARGEST_ERROR = 1024 * 1024  # bytes of a refusal that are read
+Query = Mapping[str, str | int | float | bool]
+
+
+class Connection:
+    """A pool of connections to one server.
+
+    Args:
+        url: such as "http://127.0.0.1:8730".
+        token: None: the server needs none.
+        uds: the path of the server's unix socket, in place of the address in ``url``.
+        verify: the path of a certificate authority's file for HTTPS; True: the system's.
+    """
+
+    def __init__(self, url: str, token: str | None, uds: str | None, verify: str | bool) -> None:
+        self.url = url
+        transport = httpx.AsyncHTTPTransport(
+            uds=uds,
+            verify=verify,
+            limits=httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=100, keepalive_expiry=10),
+            socket_options=[] if uds else _KEEPALIVE,
+        )
+        self._client = httpx.AsyncClient(
+            base_url=url,
+            headers={} if token is None else {"Authorization": f"Bearer {token}"},
+            timeout=httpx.Timeout(_CONNECTING, read=None),
+            transport=transport,
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+
+    async def ask(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, query: Query | None = None
+    ) -> dict[str, Any]:
+        """Send a request, and return the answer's JSON.
+
+        Raises:
+            ServerUnavailableError: the server does not answer.
+            Any error of the server's.
+        """
+        async with _explained(self.url):
+            answer = await self._client.request(method, _with(path, query), content=_content(body), headers=_head(body))
+        if answer.is_error:
+            raise failure(_json(answer.content), answer.status_code)
+        found: dict[str, Any] = answer.json()
+        return found
+
+    @contextlib.asynccontextmanager
+    async def events(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, seen: int = 0
+    ) -> AsyncGenerator[AsyncGenerator[tuple[int | None, dict[str, Any]], None], None]:
+        """Yield a stream of server-sent events, each with its number.
+
+        Args:
+            seen: how many of the numbered events to leave out.
+
+        Raises:
+            See ``ask``; also while the stream is read.
+        """
+        headers = {**_head(body), "Accept": "text/event-stream", **({"Last-Event-ID": str(seen)} if seen else {})}
+        timeout = httpx.Timeout(_CONNECTING, read=_QUIET)
+        async with (
+            _explained(self.url),
+            self._client.stream(method, path, content=_content(body), headers=headers, timeout=timeout) as answer,
+        ):
+            await _refuse_errors(answer)
+            events = _parsed(answer)
+            try:
+                yield events
+            finally:
+                await events.aclose()
+
+    @contextlib.asynccontextmanager
+    async def download(
+        self, path: str, query: Query, *, span: tuple[int, int | None] | None = None
+    ) -> AsyncGenerator[httpx.Response, None]:
+        """Yield an answer whose body is read piece by piece.
+
+        Args:
+            span: the first byte and the last one.
+
+        Raises:
+            See ``ask``.
+        """
+        headers = {} if span is None else {"Range": f"bytes={span[0]}-{'' if span[1] is None else span[1]}"}
+        async with _explained(self.url), self._client.stream("GET", _with(path, query), headers=headers) as answer:
+            await _refuse_errors(answer)
+            yield answer
+
+    async def upload(self, path: str, query: Query, data: bytes | AsyncIterable[bytes]) -> dict[str, Any]:
+        """Send a file, and return the answer's JSON.
+
+        Raises:
+            See ``ask``; and what ``data`` raises.
+        """
+        async with _explained(self.url):
+            answer = await self._client.put(_with(path, query), content=data)
+        if answer.is_error:
+            raise failure(_json(answer.content), answer.status_code)
+        found: dict[str, Any] = answer.json()
+        return found
+
+
+async def _parsed(answer: httpx.Response) -> AsyncGenerator[tuple[int | None, dict[str, Any]], None]:
+    async for event in httpx_sse.EventSource(answer).aiter_sse():
+        form = json.loads(event.data)
+        if form["type"] == "error":
+            raise failure(form["problem"], 500)
+        yield int(event.id) if event.id.isdigit() else None, form
+
+
+async def _refuse_errors(answer: httpx.Response) -> None:
+    if answer.is_error:
+        body = b""
+        async for piece in answer.aiter_bytes():
+            body += piece
+            if len(body) > _LARGEST_ERROR:
+                break
+        raise failure(_json(body), answer.status_code)
+
+
+@contextlib.asynccontextmanager
+async def _explained(url: str) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise ServerUnavailableError(
+            f"the server {url} does not answer, or broke off: {error or type(error).__name__}.",
+            remedy="Look whether it runs: `cellblock serve`. What it has done of the request is not known.",
+        ) from error
+
+
+def _with(path: str, query: Query | None) -> str:
+    """Return a path with a query. Bytes of file names that are no UTF-8 are sent as they are."""
+    if not query:
+        return path
+    parts = [
+        f"{name}={quote_from_bytes(_text(value).encode('utf-8', 'surrogateescape'))}" for name, value in query.items()
+    ]
+    return f"{path}?{'&'.join(parts)}"
+
+
+def _text(value: str | int | float | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _content(body: Mapping[str, Any] | None) -> bytes | None:
+    return None if body is None else json.dumps(body).encode()
+
+
+def _head(body: Mapping[str, Any] | None) -> dict[str, str]:
+    return {} if body is None else {"Content-Type": "application/json"}
+
+
+def _json(content: bytes) -> object:
+    try:
+        return json.loads(content)
+    except ValueError:
+        return content[:500].decode("utf-8", "replace")
