@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import hypothesis
 import pytest
@@ -54,6 +55,7 @@ def state() -> Iterator[Path]:
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
 
+T = TypeVar("T")
 ManagerMaker = Callable[..., AgentKernelManager]
 
 
@@ -103,6 +105,11 @@ async def one_session(runtime: str, **settings: Any) -> AsyncIterator[tuple[Agen
         manager.acquire_kernel("agent", timeout=60) as (_kernel, session),
     ):
         yield manager, session
+
+
+async def awaited(value: T | Awaitable[T]) -> T:
+    """Return what a call returned that a manager answers at once, and the manager of a server after a wait."""
+    return await value if inspect.isawaitable(value) else value
 
 
 @pytest.fixture

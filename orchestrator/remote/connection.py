@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncGenerator, AsyncIterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Coroutine, Mapping
 from typing import Any
 from urllib.parse import quote_from_bytes
 
@@ -17,6 +18,7 @@ from orchestrator.remote.failures import failure
 
 _CONNECTING = 10.0  # seconds; also for a place among the connections, and for each part of what is sent
 _QUIET = 60.0  # seconds without a sign of life on a stream: the server sends one every 15 s
+_CLOSING = 0.4  # seconds that a cancelled caller waits for its connection to close
 _CONNECTIONS = 1000
 # A server that is gone without a word is noticed after some 30 s, also while a long cell says nothing.
 _KEEPALIVE = [
@@ -69,7 +71,9 @@ class Connection:
             Any error of the server's.
         """
         async with _explained(self.url):
-            answer = await self._client.request(method, _with(path, query), content=_content(body), headers=_head(body))
+            answer = await _closing(
+                self._client.request(method, _with(path, query), content=_content(body), headers=_head(body))
+            )
         if answer.is_error:
             raise failure(_json(answer.content), answer.status_code)
         found: dict[str, Any] = answer.json()
@@ -131,10 +135,25 @@ class Connection:
         return found
 
 
+async def _closing(request: Coroutine[Any, Any, httpx.Response]) -> httpx.Response:
+    """Make a request. If the caller is cancelled, close the connection, also if it is cancelled again meanwhile.
+
+    The server interrupts what it does for a client that is gone. A connection that a second cancellation leaves half
+    closed would look alive to it.
+    """
+    asking = asyncio.ensure_future(request)
+    try:
+        return await asyncio.shield(asking)
+    except asyncio.CancelledError:
+        asking.cancel()
+        await asyncio.wait({asking}, timeout=_CLOSING)
+        raise
+
+
 async def _parsed(answer: httpx.Response) -> AsyncGenerator[tuple[int | None, dict[str, Any]], None]:
     async for event in httpx_sse.EventSource(answer).aiter_sse():
         form = json.loads(event.data)
-        if form["type"] == "error":
+        if form["type"] == "problem":
             raise failure(form["problem"], 500)
         yield int(event.id) if event.id.isdigit() else None, form
 

@@ -21,6 +21,7 @@ from orchestrator.output.events import (
 from orchestrator.remote.connection import Connection
 from orchestrator.remote.remotesession import RemoteSession
 from orchestrator.tool import Tool
+from orchestrator.toolcalls import calling
 
 _WAIT = 50.0  # seconds that one request waits for a cell's end
 _RETRIES = 5  # times that a broken stream is taken up again, before any new event
@@ -161,12 +162,19 @@ class Helper:
         tool = self._tools.get(question["name"])
         if tool is None:
             raise LookupError(f"there is no tool {question['name']!r}")
-        arguments = tool.check(question["arguments"])
+        try:
+            arguments = tool.check(question["arguments"])
+        except ValueError as error:
+            raise ValueError(f"the arguments of {tool.name!r} are not valid: {error}") from None
+        calling.set(self._session)
         if tool.is_async:
             value = await tool.function(**arguments)
         else:
             value = await asyncio.to_thread(tool.function, **arguments)
-        return pydantic_core.to_jsonable_python(value)
+        try:
+            return pydantic_core.to_jsonable_python(value)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise TypeError(f"the result of {tool.name!r} is no JSON: {error}") from None
 
 
 async def resumed(connection: Connection, cell_id: str, path: str, seen: int) -> AsyncGenerator[dict[str, Any], None]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from nbformat import NotebookNode
 
-from orchestrator.errors import CellblockError, InvalidInputError, KernelTimeoutError
+from orchestrator.errors import CellblockError, InvalidInputError, KernelTimeoutError, SessionBusyError
 from orchestrator.inputs import check_code, check_environment
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.outcome import Outcome
@@ -18,6 +18,7 @@ from orchestrator.remote.remotecell import QUESTIONS, Helper, RemoteCell
 from orchestrator.remote.remotesession import RemoteSession
 from orchestrator.sessions.notebook import notebook_outputs
 from orchestrator.tool import Tool, ToolFunction, tools_by_name
+from orchestrator.toolcalls import calling
 
 _CELLS_KNOWN = 1000  # of ``start_code``
 
@@ -43,6 +44,7 @@ class RemoteCellCalls:
         offered = session.offered(tools_by_name(tools))
         body = _body(code, answer, timeout, output_limit, environment, offered)
         if not offered and answer is None:
+            _refuse_within_tool(session)
             return ExecutionResult.from_dict(await self._ask(session, "POST", "execute", body))
         async with contextlib.aclosing(_stream(session, body, offered, answer)) as events:
             async for event in events:
@@ -147,6 +149,7 @@ async def _stream(
     session: RemoteSession, body: Mapping[str, Any], tools: Mapping[str, Tool], answer: InputHandler | None
 ) -> AsyncGenerator[Event, None]:
     """Run a cell and yield its events. It is interrupted when the consumer stops before its end."""
+    _refuse_within_tool(session)
     helper, cell_id = Helper(session, tools, answer), ""
     finished = False
     try:
@@ -196,10 +199,26 @@ def _body(
         "output_limit": output_limit,
         "environment": dict(environment or {}),
         "tools": [
-            {"name": tool.name, "description": tool.description, "parameters": tool.schema} for tool in tools.values()
+            {"name": tool.name, "description": tool.description, "parameters": tool.schema, "checked": False}
+            for tool in tools.values()
         ],
         "input": answer is not None,
     }
+
+
+def _refuse_within_tool(session: RemoteSession) -> None:
+    """Refuse a cell that a tool of the session's own cell wants to run.
+
+    Raises:
+        SessionBusyError: it would wait for itself.
+    """
+    if calling.get() is session:
+        raise SessionBusyError(
+            "a tool cannot run a cell of the session whose cell calls it: it would wait for itself.",
+            agent_id=session.agent_id,
+            waited=0.0,
+            remedy="Use another session for it.",
+        )
 
 
 def _raised_if_timed_out(result: ExecutionResult) -> ExecutionResult:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
+from orchestrator.errors import CellblockError
 from orchestrator.inputs import check_command
 from orchestrator.output.commandresult import CommandResult
 from orchestrator.remote.connection import Connection
 from orchestrator.remote.remotecommand import RemoteCommand, command_event
 from orchestrator.remote.remotesession import RemoteSession
 from orchestrator.sessions.commandhandle import CommandEvent
+
+_LARGE = 1024 * 1024  # bytes of input that one request carries
 
 
 class RemoteCommandCalls:
@@ -30,8 +35,22 @@ class RemoteCommandCalls:
         timeout: float | None = None,
     ) -> CommandResult:
         """See ``AgentKernelManager.run_command``."""
-        body = _body(command, cwd, env, stdin, timeout)
-        return CommandResult.from_dict(await self._post(session, body))
+        if len(stdin) > _LARGE:
+            return await self._run_fed(session, _body(command, cwd, env, b"", timeout), stdin)
+        return CommandResult.from_dict(await self._post(session, _body(command, cwd, env, stdin, timeout)))
+
+    async def _run_fed(self, session: RemoteSession, body: Mapping[str, Any], stdin: bytes | str) -> CommandResult:
+        """Run a command whose input is too large for one request."""
+        form = await self._post(session, {**body, "background": True, "keep_stdin": True})
+        running = RemoteCommand(session, form)
+        feeding = asyncio.create_task(_feed(running, stdin.encode() if isinstance(stdin, str) else bytes(stdin)))
+        try:
+            return await running.wait()
+        finally:
+            feeding.cancel()
+            await asyncio.wait({feeding})
+            if running.is_running:
+                await running.kill()
 
     async def stream_command(
         self,
@@ -76,6 +95,15 @@ class RemoteCommandCalls:
     async def _post(self, session: RemoteSession, body: Mapping[str, Any]) -> dict[str, Any]:
         with session.noticing_its_end():
             return await self._connection.ask("POST", f"{session.path}/commands", body)
+
+
+async def _feed(running: RemoteCommand, data: bytes) -> None:
+    """Write a command's input, as it takes it, and end it. A command that ends before has all that it wanted."""
+    with contextlib.suppress(CellblockError):
+        for start in range(0, len(data), _LARGE):
+            if not await running.write(data[start : start + _LARGE]):
+                return
+        await running.close_stdin()
 
 
 def _body(

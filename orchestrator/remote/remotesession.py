@@ -10,6 +10,7 @@ from typing import Any, Self
 from orchestrator.errors import SessionEndedError
 from orchestrator.remote.connection import Connection
 from orchestrator.sessions.restored import Lost, Restored
+from orchestrator.store.history import CommandRecord
 from orchestrator.tool import Tool
 
 
@@ -87,6 +88,15 @@ class RemoteSession:
         """
         found = await self.connection.ask("GET", f"{self.path}/history")
         return [{name: cell[name] for name in ("timestamp", "code", "result")} for cell in found["cells"]]
+
+    async def command_history(self) -> list[CommandRecord]:
+        """Return all commands of the session, with their results.
+
+        Raises:
+            See ``history``.
+        """
+        found = await self.connection.ask("GET", f"{self.path}/commands/history")
+        return [CommandRecord(**{**form, "command": tuple(form["command"])}) for form in found["commands"]]
 
     @contextlib.contextmanager
     def offering(self, tools: Mapping[str, Tool] | None) -> Iterator[None]:

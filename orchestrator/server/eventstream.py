@@ -19,7 +19,7 @@ Numbered = tuple[int | None, dict[str, Any]]
 
 
 def event_stream(events: AsyncGenerator[Numbered, None]) -> StreamingResponse:
-    """Return an answer that sends each event as it comes. An error is its last event, of type "error"."""
+    """Return an answer that sends each event as it comes. An error is its last event, of type "problem"."""
     return StreamingResponse(
         _lines(events),
         media_type="text/event-stream",
@@ -43,7 +43,7 @@ async def _lines(events: AsyncGenerator[Numbered, None]) -> AsyncIterator[bytes]
                 yield _line(*event)
                 coming = asyncio.ensure_future(anext(events, None))
         except CellblockError as error:
-            yield _line(None, {"type": "error", "problem": problem(error)})
+            yield _line(None, {"type": "problem", "problem": problem(error)})
         finally:
             coming.cancel()
             await asyncio.wait({coming})

@@ -13,11 +13,15 @@ from orchestrator.errors import ServerError
 T = TypeVar("T")
 
 
+class ClientGoneError(ServerError, code="client_gone"):
+    """The client has closed its connection. Nobody reads this error; the access log has its status."""
+
+
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Return the result of ``work``, and cancel it if the client disconnects before.
 
     Raises:
-        ServerError: the client has gone; nobody reads this error.
+        ClientGoneError: the client has gone, and ``work`` was cancelled.
         Whatever ``work`` raises.
     """
     working = asyncio.ensure_future(work)
@@ -26,7 +30,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        raise ServerError("the client has gone.")
+        raise ClientGoneError("the client has gone.")
     finally:
         gone.cancel()
         if not working.done():

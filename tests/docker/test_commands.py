@@ -22,7 +22,7 @@ from orchestrator import (
     OutputDropped,
     RunningCommand,
 )
-from tests.conftest import make_manager, one_session
+from tests.conftest import awaited, make_manager, one_session
 from tests.docker.command_cases import CASES, MIB, Case
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -127,13 +127,13 @@ async def test_a_cells_interrupt_and_its_end_leave_commands_alone(
         manager.execute(session, "import subprocess, time\nsubprocess.run('sleep 99', shell=True)")
     )
     await asyncio.sleep(0.5)
-    assert manager.interrupt(session)
+    assert await awaited(manager.interrupt(session))
     assert (await cell).outcome == "interrupted"
     found = await manager.run_command(
         session, "cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' | grep -xE '9[789]' | sort -u"
     )
     assert found.stdout_text.split() == ["97", "98"]
-    running.kill()
+    await awaited(running.kill())
     assert (await running.wait(20)).outcome == "interrupted"
     await manager.run_command(session, ["pkill", "sleep"])
 
@@ -185,7 +185,7 @@ async def test_a_cancelled_call_kills_its_command(manager: AgentKernelManager, s
     with pytest.raises(asyncio.CancelledError):
         await task
     assert (await manager.run_command(session, ["pgrep", "-f", "sleep 1235"])).exit_code == 1
-    assert manager.list_commands(session) == []
+    assert await awaited(manager.list_commands(session)) == []
 
 
 async def test_a_call_that_is_cancelled_at_once_leaves_nothing(
@@ -200,23 +200,23 @@ async def test_a_call_that_is_cancelled_at_once_leaves_nothing(
             await task
     await asyncio.sleep(0.5)
     assert (await manager.run_command(session, ["pgrep", "-f", "sleep 1236"])).exit_code == 1
-    assert manager.list_commands(session) == []
+    assert await awaited(manager.list_commands(session)) == []
 
 
 async def test_a_background_command_is_watched_fed_and_killed(
     manager: AgentKernelManager, session: KernelSession
 ) -> None:
     running = await manager.start_command(session, "read line; echo got $line; sleep 60", keep_stdin=True)
-    assert [each.number for each in manager.list_commands(session)] == [running.number]
+    assert [each.number for each in await awaited(manager.list_commands(session))] == [running.number]
     assert running.is_running
     assert await running.write("hello\n")
     with pytest.raises(TimeoutError):
         await running.wait(0.3)
-    assert running.kill("TERM")
+    assert await awaited(running.kill("TERM"))
     result = await running.wait(20)
     assert (result.outcome, result.exit_code, result.stdout) == ("interrupted", 143, b"got hello\n")
-    assert not running.kill()
-    assert manager.list_commands(session) == []
+    assert not await awaited(running.kill())
+    assert await awaited(manager.list_commands(session)) == []
     assert [event async for event in running.events() if isinstance(event, CommandOutput)] == [
         CommandOutput("stdout", b"got hello\n")
     ]
@@ -245,7 +245,7 @@ async def test_stdin_that_was_not_kept_is_refused(manager: AgentKernelManager, s
     running = await manager.start_command(session, "sleep 5")
     with pytest.raises(InvalidInputError, match="keep_stdin"):
         await running.write(b"x")
-    running.kill()
+    await awaited(running.kill())
     await running.wait(20)
 
 
@@ -272,7 +272,7 @@ async def test_bad_arguments_are_refused(
 ) -> None:
     with pytest.raises(InvalidInputError, match=match):
         await manager.run_command(session, command, **arguments)  # type: ignore[arg-type]
-    assert manager.list_commands(session) == []
+    assert await awaited(manager.list_commands(session)) == []
 
 
 async def test_no_more_commands_run_than_the_policy_allows(manager: AgentKernelManager, session: KernelSession) -> None:
@@ -282,7 +282,7 @@ async def test_no_more_commands_run_than_the_policy_allows(manager: AgentKernelM
         await manager.run_command(session, "true")
     assert caught.value.limit == most
     for each in running:
-        each.kill()
+        await awaited(each.kill())
     await asyncio.gather(*(each.wait(20) for each in running))
     assert (await manager.run_command(session, "true")).ok
 
@@ -298,7 +298,8 @@ async def test_a_terminal_is_one(manager: AgentKernelManager, session: KernelSes
                 break
             before, seen = seen, seen + event.data.decode().replace("\r\n", "\n")
             if "30 100" in seen and "30 100" not in before:
-                running.resize(40, 120)
+                resizing = running.resize(40, 120)  # type: ignore[func-returns-value] # a coroutine over a server
+                await awaited(resizing)
                 await running.write("first\nsecond\n")
                 await running.close_stdin()
     assert "40 120" in seen
@@ -384,7 +385,7 @@ async def test_a_fork_says_which_commands_it_lacks(runtime: str) -> None:
         result = await manager.execute(fork, "1")
         assert any("sleep 78" in warning for warning in result.warnings), result.warnings
         assert running.is_running
-        running.kill()
+        await awaited(running.kill())
 
 
 async def test_sigkill_reaches_everything_that_a_command_has_started(
@@ -393,6 +394,6 @@ async def test_sigkill_reaches_everything_that_a_command_has_started(
     leader = 'python3 -c \'import os; os.setsid(); os.execvp("sleep", ["sleep", "1237"])\''
     running = await manager.start_command(session, f"{leader} & (sleep 1237 &) ; sleep 1237")
     await asyncio.sleep(0.5)
-    running.kill(signal.SIGKILL)
+    await awaited(running.kill(signal.SIGKILL))
     await running.wait(20)
     assert (await manager.run_command(session, ["pgrep", "-f", "sleep 1237"])).exit_code == 1

@@ -16,7 +16,7 @@ import pytest_asyncio
 
 from orchestrator import AgentKernelManager, InvalidInputError, KernelSession, SessionBusyError, Tool
 from orchestrator.isolation.measure import watch
-from tests.conftest import make_manager, one_session
+from tests.conftest import awaited, make_manager, one_session
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -191,7 +191,7 @@ async def test_an_interrupt_reaches_the_tool(manager: AgentKernelManager, sessio
 
     task = asyncio.create_task(manager.execute(session, code, tools=[slow]))
     await asyncio.sleep(0.7)
-    assert manager.interrupt(session)
+    assert await awaited(manager.interrupt(session))
     result = await task
     assert result.outcome == "interrupted"
     await asyncio.wait_for(cancelled.wait(), 5)

@@ -20,7 +20,7 @@ from orchestrator import (
     KernelSession,
     VariableInfo,
 )
-from tests.conftest import make_manager, one_session
+from tests.conftest import awaited, make_manager, one_session
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -192,21 +192,21 @@ async def test_variables_of_one_call(manager: AgentKernelManager, session: Kerne
 
 async def test_a_cell_that_outlives_its_call(manager: AgentKernelManager, session: KernelSession) -> None:
     cell = await manager.start_code(session, "import time\nfor _ in range(10): time.sleep(0.1)\n'done'")
-    assert manager.find_cell(cell.id) is cell
+    assert await awaited(manager.find_cell(cell.id)) is cell
     with pytest.raises(TimeoutError):
         await cell.wait(0.2)
     waiting = await manager.start_code(session, "never = 1")
-    assert waiting.interrupt()
+    assert await awaited(waiting.interrupt())
     assert (await cell.wait(20)).result == "'done'"
     assert not cell.is_running
-    assert not cell.interrupt()
+    assert not await awaited(cell.interrupt())
     endless = await manager.start_code(session, "kept = 3\nwhile True: time.sleep(0.05)")
     await asyncio.sleep(0.5)
-    assert endless.interrupt()
+    assert await awaited(endless.interrupt())
     assert (await endless.wait(20)).outcome == "interrupted"
     assert (await manager.execute(session, "kept, 'never' in globals()")).result == "(3, False)"
     with pytest.raises(InvalidInputError):
-        manager.find_cell("nosuch")
+        await awaited(manager.find_cell("nosuch"))
     with pytest.raises(InvalidCodeError):
         await manager.start_code(session, "")
     with pytest.raises(InvalidInputError):
@@ -223,17 +223,17 @@ async def test_as_many_ended_cells_are_known_as_may(
     ended = []
     for _ in range(6):
         cell = await manager.start_code(session, "1")
-        cell.interrupt()
+        await awaited(cell.interrupt())
         with pytest.raises(KernelError, match="before its turn"):
             await cell.wait(20)
         ended.append(cell)
     last = await manager.start_code(session, "1")
     for cell in (runs, *ended[-3:], last):
-        assert manager.find_cell(cell.id) is cell
+        assert await awaited(manager.find_cell(cell.id)) is cell
     for cell in ended[:-3]:
         with pytest.raises(InvalidInputError):
-            manager.find_cell(cell.id)
-    assert runs.interrupt()
+            await awaited(manager.find_cell(cell.id))
+    assert await awaited(runs.interrupt())
     await runs.wait(20)
     await last.wait(20)
 

@@ -50,11 +50,17 @@ class NewSession(Body):
 
 
 class Definition(Body):
-    """A tool of the client, which the cell may call. Each call comes as an event ``tool_call``, and wants an answer."""
+    """A tool of the client, which the cell may call. Each call comes as an event ``tool_call``, and wants an answer.
+
+    Attributes:
+        parameters: JSON schema of its arguments, which are an object.
+        checked: whether the server checks the arguments; if not, the client has to.
+    """
 
     name: str
     description: Annotated[str, Field(max_length=20_000)] = ""
     parameters: Annotated[dict[str, Any], Field(examples=[_EXAMPLE_SCHEMA])]
+    checked: bool = True
 
 
 class NewCell(Body):

@@ -6,7 +6,7 @@ import asyncio
 import re
 import secrets
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from orchestrator.errors import InvalidInputError
@@ -16,6 +16,13 @@ from orchestrator.tool import Tool
 
 _WITHDRAWN = 1000  # questions without need of an answer any longer, of which clients are still told
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class _UncheckedTool(Tool):
+    """A tool whose arguments the client checks itself."""
+
+    def check(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(arguments)
 
 
 class Questions:
@@ -36,7 +43,8 @@ class Questions:
         async def call(**arguments: Any) -> Any:
             return await self._ask({"type": "tool_call", "name": definition.name, "arguments": arguments})
 
-        return Tool(definition.name, definition.parameters, call, definition.description)
+        kind = Tool if definition.checked else _UncheckedTool
+        return kind(definition.name, definition.parameters, call, definition.description)
 
     async def line(self, request: InputRequest) -> str:
         """Ask the client for a line. This is an ``InputHandler``."""

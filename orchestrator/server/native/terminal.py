@@ -23,7 +23,7 @@ async def converse(websocket: WebSocket, running: RunningCommand) -> None:
     """Connect a client with a command, until one of them ends. The command runs on if the client leaves.
 
     To the client: binary messages, of which the first byte is 1 for stdout and 2 for stderr; as JSON
-    ``output_dropped``, ``command_finished``, or ``error``. From the client: binary messages are input; as JSON
+    ``output_dropped``, ``command_finished``, or ``problem``. From the client: binary messages are input; as JSON
     ``{"type": "resize", "rows": …, "columns": …}``, ``{"type": "signal", "signal": …}`` and ``{"type": "eof"}``.
     """
     await websocket.accept()
@@ -36,7 +36,7 @@ async def converse(websocket: WebSocket, running: RunningCommand) -> None:
     except WebSocketDisconnect:
         return
     except CellblockError as error:
-        await websocket.send_text(dumps({"type": "error", "problem": problem(error)}).decode())
+        await websocket.send_text(dumps({"type": "problem", "problem": problem(error)}).decode())
     finally:
         for task in (sending, receiving):
             task.cancel()
