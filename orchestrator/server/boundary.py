@@ -88,9 +88,13 @@ class Boundary:
             )
         except CellblockError as error:
             await self._refuse(dialect, error, exchange, scope, receive, send)
-        except Exception as error:  # noqa: BLE001 - the client gets an answer, and the log has the reason
-            if not isinstance(error, _BrokenOffError):
-                _log.exception("request %s failed", exchange.id)
+        except asyncio.CancelledError:  # by uvicorn, once the time to end is over
+            ended = ServerUnavailableError("the server shuts down; what it was asked for was interrupted.")
+            with contextlib.suppress(BrokenOffError):
+                await self._refuse(dialect, ended, exchange, scope, receive, send)
+            raise
+        except Exception:  # noqa: BLE001 - the client gets an answer, and the log has the reason
+            _log.exception("request %s failed", exchange.id)
             failure = ServerError(f"the server failed; its log has the reason under {exchange.id}.")
             await self._refuse(dialect, failure, exchange, scope, receive, send)
         finally:
@@ -145,11 +149,8 @@ class Boundary:
             origin = ""
         if origin:
             raise ForbiddenError("requests from web pages of another origin are refused.")
-        if (
-            self._service.authentication.is_open
-            and _name_of(host) not in _LOCAL_NAMES
-            and not scope.get("server_is_uds")
-        ):
+        is_unix = (scope.get("server") or ("", 0))[1] is None
+        if self._service.authentication.is_open and not is_unix and _name_of(host) not in _LOCAL_NAMES:
             raise ForbiddenError(
                 f"without tokens the server answers to the names of this machine, not to {host[:100]!r}.",
                 remedy="Make a token: `cellblock token create NAME`.",
@@ -160,7 +161,7 @@ class Boundary:
     ) -> None:
         """Answer with an error. An answer that has begun is broken off: the client sees that it is not complete."""
         if exchange.started:
-            raise _BrokenOffError from error
+            raise BrokenOffError from error
         send = _sending(exchange, send)
         if scope["type"] == "websocket":
             await receive()
@@ -178,8 +179,8 @@ class Boundary:
         await response(scope, receive, send)
 
 
-class _BrokenOffError(Exception):
-    """An answer was broken off. uvicorn closes the connection."""
+class BrokenOffError(Exception):
+    """An answer was broken off. uvicorn closes the connection, so that the client sees that it is not complete."""
 
 
 def _receiving(exchange: _Exchange, receive: Receive, dialect: Dialect) -> Receive:

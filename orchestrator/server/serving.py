@@ -15,12 +15,11 @@ from pathlib import Path
 import uvicorn
 
 from orchestrator.errors import SettingsError
-from orchestrator.server.boundary import Boundary
+from orchestrator.server.boundary import Boundary, BrokenOffError
 from orchestrator.server.doors import dialects
 from orchestrator.server.httpprotocol import HttpProtocol
 from orchestrator.server.service import Service
 
-_log = logging.getLogger(__name__)
 _SOCKETS = 2048  # connections at once
 _LARGEST_MESSAGE = 2 * 1024 * 1024  # bytes of a WebSocket message
 
@@ -92,6 +91,7 @@ async def serve(
             ssl_keyfile=None if address.key is None else str(address.key),
             proxy_headers=False,
         )
+        logging.getLogger("uvicorn.error").addFilter(_is_news)
         listening = _bind(address)
         port = address.port if address.uds is not None else listening.getsockname()[1]
         server = _Server(config, service, lambda: ready(replace(address, port=port)))
@@ -101,6 +101,11 @@ async def serve(
             listening.close()
             if address.uds is not None:
                 address.uds.unlink(missing_ok=True)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Return whether a line of uvicorn's log says more than that an answer was broken off on purpose."""
+    return not (record.exc_info and isinstance(record.exc_info[1], BrokenOffError))
 
 
 class _Server(uvicorn.Server):

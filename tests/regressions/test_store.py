@@ -6,6 +6,8 @@ import gc
 import hashlib
 import itertools
 import stat
+import subprocess
+import sys
 import threading
 import tracemalloc
 from pathlib import Path
@@ -205,6 +207,23 @@ def test_a_database_of_an_earlier_version_opens(tmp_path: Path) -> None:
     assert history.delete("old") == []
     assert history.sessions() == []
     history.close()
+
+
+def test_two_histories_of_one_process_lose_nothing_to_another_process(tmp_path: Path) -> None:
+    """A process that closed a descriptor of the file had no locks left: another one then deleted the log in use."""
+    first, second = opened(tmp_path), opened(tmp_path)
+    count = (
+        "import sys; from pathlib import Path; from orchestrator.store.history import History\n"
+        "history = History.open(f'sqlite:///{sys.argv[1]}/history.db', Path(sys.argv[1]))\n"
+        "print(len(history.sessions())); history.close()"
+    )
+    for number, history in enumerate((first, second, first, second), start=1):
+        history.add_session(f"s{number}", f"a{number}", owner="o", kernel_id="k", runtime="runc")
+        done = subprocess.run([sys.executable, "-c", count, str(tmp_path)], capture_output=True, text=True, check=True)
+        assert int(done.stdout) == number
+        assert len(first.sessions()) == len(second.sessions()) == number
+    first.close()
+    second.close()
 
 
 SCHEMA_2 = """

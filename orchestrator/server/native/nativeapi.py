@@ -17,6 +17,7 @@ from orchestrator.server.native import cellroutes, commandroutes, fileroutes, op
 from orchestrator.server.service import Service
 
 _PUBLIC = frozenset({"/health", "/ready", "/openapi.json", "/docs"})
+_UNREADABLE = "There was an error parsing the body"  # FastAPI's, for whatever Python's JSON reader raises
 _UPLOADS = ("/files/content", "/files/archive")
 
 
@@ -89,5 +90,7 @@ async def _refused(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if isinstance(error.__cause__, CellblockError):
         return Problem(error.__cause__)
+    if error.detail == _UNREADABLE:
+        return Problem(InvalidInputError("the body is not JSON in UTF-8, or is nested too deeply."))
     form = {"type": "about:blank", "title": error.detail, "status": error.status_code, "detail": error.detail}
     return Json(form, error.status_code, error.headers, "application/problem+json")
