@@ -364,25 +364,25 @@ async def test_the_access_log_has_no_code(http: httpx.AsyncClient, guarded: Serv
 
 async def test_a_server_for_others_needs_tokens(tmp_path: Path) -> None:
     """It refuses to listen elsewhere, and says how to make a token."""
-    with pytest.raises(AssertionError, match="cellblock token create"), serving(tmp_path, "--host", "0.0.0.0"):
+    with pytest.raises(AssertionError, match="cellblock token create"), serving(tmp_path, "--host", "::"):
         pass
 
 
 async def test_sigterm_keeps_what_was_acknowledged(tmp_path: Path) -> None:
     """Sessions, their variables and ids outlive the server; a cell that runs is in the history."""
     with serving(tmp_path) as server:
-        async with AgentKernelManager.connect(server.url) as manager:
-            async with manager.acquire_kernel("a", 60, labels={"k": "v"}) as (_, session):
-                for n in range(5):
-                    assert (await manager.execute(session, f"x = {n}")).outcome == "ok"
-                running = asyncio.create_task(manager.execute(session, "while True: pass"))
-                await asyncio.sleep(0.5)
-                assert await asyncio.to_thread(server.stop) == 0
-                ended = (await asyncio.gather(running, return_exceptions=True))[0]
-                if isinstance(ended, BaseException):
-                    assert isinstance(ended, ServerUnavailableError | SessionEndedError)
-                else:
-                    assert ended.outcome in ("interrupted", "cancelled", "timeout")
+        remote = AgentKernelManager.connect(server.url)
+        async with remote as manager, manager.acquire_kernel("a", 60, labels={"k": "v"}) as (_, session):
+            for n in range(5):
+                assert (await manager.execute(session, f"x = {n}")).outcome == "ok"
+            running = asyncio.create_task(manager.execute(session, "while True: pass"))
+            await asyncio.sleep(0.5)
+            assert await asyncio.to_thread(server.stop) == 0
+            ended = (await asyncio.gather(running, return_exceptions=True))[0]
+            if isinstance(ended, BaseException):
+                assert isinstance(ended, ServerUnavailableError | SessionEndedError)
+            else:
+                assert ended.outcome in ("interrupted", "cancelled", "timeout")
     with serving(tmp_path) as server:
         async with AgentKernelManager.connect(server.url) as manager:
             async with manager.acquire_kernel("a", 60) as (_, again):
