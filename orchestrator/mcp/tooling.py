@@ -1,0 +1,372 @@
+"""Tooling: the tools that a model sees. Their docstrings are what it reads, and pays for: a test counts the tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import re
+import secrets
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Annotated, Any, Literal
+from weakref import WeakValueDictionary
+
+from mcp.server.mcpserver import Context
+from mcp_types import CallToolResult
+from pydantic import Field
+
+from orchestrator.errors import CellblockError, InvalidInputError, KernelTimeoutError
+from orchestrator.inputs import check_code, check_command
+from orchestrator.mcp import replies
+from orchestrator.mcp.facade import Facade
+from orchestrator.mcp.handles import Handle, handle_of, name_in
+from orchestrator.mcp.jobs import Job, Jobs, until
+from orchestrator.mcp.replies import Attachment, Link, Reply
+from orchestrator.mcp.shelf import Shelf
+from orchestrator.output.amounts import amount
+from orchestrator.output.commandresult import CommandOutput
+from orchestrator.output.events import CellFinished, StreamOutput
+from orchestrator.output.printable import printable
+
+PATIENCE = 45.0  # seconds after which a call is answered, whatever runs: clients give up after 60
+_SIGN_OF_LIFE = 5.0  # seconds between two notifications of progress
+_SETTLES = 2.0  # seconds that interrupt waits for what it stopped
+_FIRST_LOOK = 128 * 1024  # bytes of a file that are read to see whether it is text
+_MOST_FILES = 10_000  # that one listing asks for
+_MOST_FORKS = 16
+_CHECKPOINT = re.compile(r"[0-9a-f]{32}")  # never a path: a path would be one of the host
+
+Ctx = Context[Any, Any]
+Session = Annotated[str, Field(description="Session name; sessions share nothing")]
+Timeout = Annotated[float, Field(description="Seconds; 0: the policy's limit")]
+Path = Annotated[str, Field(description="Relative to /work")]
+
+
+class Tooling:
+    """The tools, over a manager.
+
+    Args:
+        owner_of: returns the principal of a call.
+        patience: seconds after which a call is answered.
+    """
+
+    def __init__(
+        self, manager: Facade, owner_of: Callable[[Ctx], str], resources: Shelf[Attachment], patience: float
+    ) -> None:
+        self._manager = manager
+        self._owner_of = owner_of
+        self._resources = resources
+        self._patience = patience
+        self._turns: WeakValueDictionary[Handle, asyncio.Lock] = WeakValueDictionary()
+        self.jobs = Jobs()
+
+    @property
+    def tools(self) -> list[Callable[..., Coroutine[Any, Any, CallToolResult]]]:
+        """All tools, the most used first."""
+        return [
+            self.run_python,
+            self.run_command,
+            self.wait,
+            self.interrupt,
+            self.read_file,
+            self.write_file,
+            self.list_files,
+            self.variables,
+            self.install,
+            self.restart,
+            self.checkpoint,
+            self.restore,
+            self.fork,
+            self.sessions,
+        ]
+
+    async def run_python(self, ctx: Ctx, code: str, session: Session = "", timeout: Timeout = 0) -> CallToolResult:
+        """Run a cell in a Jupyter kernel without network. Variables and files in /work stay for later calls.
+
+        Shows the last expression's value, prints and plots. Code that still runs is answered with an id for wait.
+        """
+        return await self._started(
+            ctx, session, "cell", lambda job: self._cell(job, code, timeout), lambda: check_code(code)
+        )
+
+    async def run_command(
+        self, ctx: Ctx, command: str, session: Session = "", cwd: str = "", timeout: Timeout = 0
+    ) -> CallToolResult:
+        """Run a bash command beside the cells; it shares their files. One that still runs is answered with an id."""
+        return await self._started(
+            ctx,
+            session,
+            "command",
+            lambda job: self._command(job, command, cwd, timeout),
+            lambda: check_command(command, cwd, None, None),
+        )
+
+    async def wait(self, ctx: Ctx, id: str) -> CallToolResult:
+        """Wait for what a call has started, and return its result, or its output so far."""
+        return await self._answered(ctx, lambda: self.jobs.find(self._owner_of(ctx), id))
+
+    async def interrupt(self, ctx: Ctx, id: str = "", session: Session = "") -> CallToolResult:
+        """Stop a running cell or command by its id; without id, the session's running cell. Variables stay."""
+
+        def chosen() -> Job:
+            owner = self._owner_of(ctx)
+            if id:
+                return self.jobs.find(owner, id)
+            handle = handle_of(owner, session)
+            running = [job for job in self.jobs.running(owner, handle.name) if job.kind == "cell"]
+            if not running:
+                raise InvalidInputError(f"no cell is running in session {handle.name!r}.")
+            return running[0]
+
+        def stop() -> Job:
+            job = chosen()
+            self.jobs.stop(job)
+            return job
+
+        return await self._answered(ctx, stop, _SETTLES)
+
+    async def read_file(self, ctx: Ctx, path: Path, session: Session = "", offset: int = 0) -> CallToolResult:
+        """Read a text file or a picture. Long text is cut; offset, in bytes, goes on."""
+        return await self._on_kernel(ctx, session, "read", lambda kernel: self._file(kernel, path, offset))
+
+    async def write_file(
+        self,
+        ctx: Ctx,
+        path: Path,
+        content: str,
+        session: Session = "",
+        encoding: Literal["text", "base64"] = "text",
+    ) -> CallToolResult:
+        """Write a file; missing folders are made."""
+
+        async def write(kernel: Any) -> Reply:
+            size = await self._manager.write_file(kernel, path, _decoded(content, encoding))
+            return Reply(f"Wrote {amount(size)} to {printable(path, 300)}.")
+
+        return await self._on_kernel(ctx, session, "write", write)
+
+    async def list_files(
+        self, ctx: Ctx, path: Path = ".", session: Session = "", pattern: str = "", recursive: bool = False
+    ) -> CallToolResult:
+        """List a folder with sizes. pattern: such as *.csv or data/**/*.csv"""
+
+        async def listed(kernel: Any) -> Reply:
+            return replies.files(
+                await self._manager.list_files(kernel, path, recursive=recursive, pattern=pattern, limit=_MOST_FILES)
+            )
+
+        return await self._on_kernel(ctx, session, "list", listed)
+
+    async def variables(self, ctx: Ctx, session: Session = "") -> CallToolResult:
+        """List the session's variables: type, shape, size, preview. Also while a cell runs."""
+
+        async def listed(kernel: Any) -> Reply:
+            try:
+                return replies.variables(await self._manager.list_variables(kernel))
+            except TimeoutError:
+                return Reply("The kernel does not answer: C code holds it. Call again later.", is_error=True)
+
+        return await self._on_kernel(ctx, session, "variables", listed)
+
+    async def install(self, ctx: Ctx, packages: list[str], session: Session = "") -> CallToolResult:
+        """Install Python packages that the policy allows, such as ["emoji==2.14"]."""
+
+        async def installed(kernel: Any) -> Reply:
+            found = await self._manager.install(kernel, packages)
+            return Reply(f"Installed: {', '.join(found)}." if found else "All of them are there already.")
+
+        return await self._on_kernel(ctx, session, "install", installed)
+
+    async def restart(self, ctx: Ctx, session: Session = "", keep_files: bool = True) -> CallToolResult:
+        """Get a fresh kernel. Variables are lost, and what runs ends."""
+
+        async def restarted(kernel: Any) -> Reply:
+            await self._manager.restart_kernel(kernel, keep_files=keep_files, timeout=self._patience)
+            return Reply(f"Fresh kernel; the files in /work {'were kept' if keep_files else 'are gone'}.")
+
+        return await self._on_kernel(ctx, session, "restart", restarted)
+
+    async def checkpoint(self, ctx: Ctx, session: Session = "") -> CallToolResult:
+        """Save variables and files. Returns an id for restore."""
+
+        async def saved(kernel: Any) -> Reply:
+            made = await self._manager.checkpoint(kernel)
+            lost = ", ".join(printable(f"{each.name} ({each.kind})", 100) for each in made.lost[:20])
+            return Reply(
+                f"Checkpoint {made.checkpoint_id}: {amount(made.bytes)}." + (f" Not in it: {lost}." if lost else "")
+            )
+
+        return await self._on_kernel(ctx, session, "checkpoint", saved)
+
+    async def restore(self, ctx: Ctx, checkpoint: str, session: Session = "") -> CallToolResult:
+        """Go back to a checkpoint of this session."""
+
+        async def restored(kernel: Any) -> Reply:
+            if _CHECKPOINT.fullmatch(checkpoint) is None:
+                raise InvalidInputError("a checkpoint is named by the 32 characters that checkpoint returned.")
+            back = await self._manager.restore(kernel, checkpoint, self._patience)
+            return Reply(f"The session is as it was after cell {back.cell}.")
+
+        return await self._on_kernel(ctx, session, "restore", restored)
+
+    async def fork(self, ctx: Ctx, into: list[str], session: Session = "") -> CallToolResult:
+        """Make new sessions of these names, each with a copy of this session's variables and files."""
+
+        async def forked(kernel: Any) -> Reply:
+            if not 1 <= len(into) <= _MOST_FORKS:
+                raise InvalidInputError(f"name 1 to {_MOST_FORKS} new sessions.")
+            owner = self._owner_of(ctx)
+            names = [handle_of(owner, name) for name in into]
+            await self._manager.fork(kernel, len(names), agent_ids=[each.agent_id for each in names])
+            return Reply(f"New sessions: {', '.join(each.name for each in names)}.")
+
+        return await self._on_kernel(ctx, session, "fork", forked)
+
+    async def sessions(self, ctx: Ctx, end: str = "") -> CallToolResult:
+        """List sessions and what runs in them. end: the name of one to end; its variables and files are lost."""
+        owner = self._owner_of(ctx)
+        if end:
+
+            async def ended(_job: Job) -> Reply:
+                had = await self._manager.end_session(handle_of(owner, end).agent_id)
+                return Reply(f"Ended {end}." if had else f"There is no session {end!r}.", is_error=not had)
+
+            return await self._started(ctx, end, "end", ended)
+        return replies.to_mcp(Reply(self._list(owner)))
+
+    def _list(self, owner: str) -> str:
+        lines = []
+        for agent_id, session in list(self._manager.sessions.items()):
+            if (name := name_in(owner, agent_id)) is not None:
+                runs = ", ".join(f"{job.id} for {job.age_s:.0f} s" for job in self.jobs.running(owner, name))
+                lines.append(f"{name}: {session.state}, {session.cell_count} cells{f'; runs {runs}' if runs else ''}")
+        return "\n".join(lines[:500]) or "no sessions"
+
+    # How a call is carried out
+
+    async def _on_kernel(
+        self, ctx: Ctx, session: str, kind: str, work: Callable[[Any], Coroutine[Any, Any, Reply]]
+    ) -> CallToolResult:
+        async def on_kernel(job: Job) -> Reply:
+            async with self._kernel(job) as kernel:
+                return self._linked(job.handle, await work(kernel))
+
+        return await self._started(ctx, session, kind, on_kernel)
+
+    async def _started(
+        self,
+        ctx: Ctx,
+        session: str,
+        kind: str,
+        work: Callable[[Job], Coroutine[Any, Any, Reply]],
+        check: Callable[[], object] = lambda: None,
+    ) -> CallToolResult:
+        def start() -> Job:
+            handle = handle_of(self._owner_of(ctx), session)
+            check()
+            return self.jobs.start(handle, kind, work)
+
+        return await self._answered(ctx, start)
+
+    async def _answered(self, ctx: Ctx, begin: Callable[[], Job], patience: float | None = None) -> CallToolResult:
+        """Return a job's reply, or what it has put out when the client's patience ends.
+
+        A call that is cancelled stops its job. The session's next reply names the job, whose id nobody has.
+        """
+        try:
+            job = begin()
+        except CellblockError as error:
+            return replies.to_mcp(replies.failure(error))
+        waited = self._patience if patience is None else patience
+        try:
+            over = await until(
+                job,
+                waited,
+                min(_SIGN_OF_LIFE, waited / 3),
+                lambda: ctx.report_progress(job.age_s, None, f"{job.id}: {job.state}"),
+            )
+        except asyncio.CancelledError:
+            job.unheard = True
+            self.jobs.stop(job)
+            raise
+        job.unheard = False
+        so_far = replies.output_so_far(job.tail)
+        reply = job.reply if over else replies.unfinished(job.id, job.state, job.age_s, so_far)
+        return replies.to_mcp(reply, job.id, [_note(each) for each in self.jobs.unheard(job.handle)])
+
+    @contextlib.asynccontextmanager
+    async def _kernel(self, job: Job) -> AsyncGenerator[Any, None]:
+        job.state = "it waits for a kernel"
+        leased = self._manager.acquire_kernel(
+            job.handle.agent_id, self._patience, caller=f"mcp, principal {job.handle.owner}"
+        )
+        async with leased as (_kernel, session):
+            job.state = "it is still running"
+            yield session
+
+    async def _cell(self, job: Job, code: str, timeout: float) -> Reply:
+        """Run a cell when its turn comes. A cell that waits is cancelled, and one that runs is interrupted."""
+        turn = self._turns.setdefault(job.handle, asyncio.Lock())
+        async with turn, self._kernel(job) as session:
+            job.stopper = lambda: self._manager.interrupt(session)
+            events = self._manager.stream_code(session, code, timeout=timeout or None)
+            try:
+                async with contextlib.aclosing(events):
+                    async for event in events:
+                        if isinstance(event, StreamOutput):
+                            job.heard(event.text)
+                        elif isinstance(event, CellFinished):
+                            result = event.result
+            except KernelTimeoutError as error:
+                result = error.result
+        return self._linked(job.handle, await asyncio.to_thread(replies.cell, result))
+
+    async def _command(self, job: Job, command: str, cwd: str, timeout: float) -> Reply:
+        async with self._kernel(job) as session:
+            running = await self._manager.start_command(session, command, cwd=cwd, timeout=timeout or None)
+            job.stopper = running.kill
+            try:
+                async with contextlib.aclosing(running.events()) as events:
+                    async for event in events:
+                        if isinstance(event, CommandOutput):
+                            job.heard(event.data.decode("utf-8", "replace"))
+                result = await running.wait()
+            except asyncio.CancelledError:
+                running.kill()
+                raise
+        return self._linked(job.handle, await asyncio.to_thread(replies.command, result))
+
+    async def _file(self, session: Any, path: str, offset: int) -> Reply:
+        size = (await self._manager.stat_file(session, path, follow_links=True)).size
+        content = await self._manager.read_file(session, path, offset=offset, length=_FIRST_LOOK)
+        reply = await asyncio.to_thread(replies.file, path, content, size, offset)
+        if offset or len(content) < _FIRST_LOOK or size > replies.LARGEST or not reply.text.startswith("["):
+            return reply
+        content = await self._manager.read_file(session, path, length=replies.LARGEST)
+        return await asyncio.to_thread(replies.file, path, content, len(content), 0)
+
+    def _linked(self, handle: Handle, reply: Reply) -> Reply:
+        def keep(attached: Attachment) -> Link | None:
+            key = secrets.token_hex(8)
+            size = len(attached.content)
+            if size > replies.LARGEST or not self._resources.put(handle.owner, key, attached, size):
+                return None
+            return Link(f"{SCHEME}{key}", attached.name, attached.mime, size)
+
+        return replies.linked(reply, keep)
+
+
+SCHEME = "cellblock://output/"
+
+
+def _note(job: Job) -> str:
+    state = "still runs" if job.is_running else "is over"
+    return f'An earlier call was given up, and its {job.id} {state}: wait("{job.id}") returns its output'
+
+
+def _decoded(content: str, encoding: str) -> bytes:
+    try:
+        return base64.b64decode(content, validate=True) if encoding == "base64" else content.encode()
+    except (binascii.Error, UnicodeEncodeError) as error:
+        raise InvalidInputError(f"the content is no {encoding}: {error}.") from None
