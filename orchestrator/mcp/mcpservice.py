@@ -27,7 +27,7 @@ from orchestrator.mcp.stdiowire import standard_streams
 from orchestrator.mcp.tooling import PATIENCE, SCHEME, Tooling
 
 _MOST_RESOURCES = 100  # of one principal
-_OWN_BYTES = 4 * LARGEST  # of the resources of one principal
+_OWN_BYTES = 32 * LARGEST  # of the resources of one principal
 _ALL_BYTES = 256 * 1024 * 1024  # of all resources
 
 INSTRUCTIONS = (
@@ -113,6 +113,7 @@ class _Server(MCPServer[Any]):
             version=_version(),
             tools=[_lean(tool) for tool in service.tooling.tools],
             log_level="WARNING",
+            subscriptions=False,
         )
 
     async def read_resource(

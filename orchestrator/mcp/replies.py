@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import codecs
+import json
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,13 +30,13 @@ from orchestrator.output.printable import printable
 from orchestrator.output.result import ExecutionResult
 from orchestrator.output.variableinfo import VariableInfo
 
-BUDGET = 9000  # estimated tokens of one text: clients warn at 10,000
-LARGEST = 8 * 1024 * 1024  # bytes of one resource
+BUDGET = 8500  # estimated tokens of one text: clients warn at 10,000
+LARGEST = 700_000  # bytes of one resource: as base64, one message below the 1 MiB that the SDK's client takes
 _PICTURES = 8  # in one reply
-_PICTURE_BYTES = 700_000  # of all pictures of one reply: as base64 below 1 MB, above which clients refuse an answer
+_PICTURE_BYTES = 650_000  # of all pictures of one reply, which is one message too
 _ATTACHMENTS = 8  # of one reply
 _MOST_PIXELS = 8000  # of each side: models refuse larger pictures
-_WHOLE = 4 * 1024 * 1024  # characters of an output that is too long for the reply
+_WHOLE = 600_000  # characters of an output that is too long for the reply
 _SHOWN = ("text/plain", "text/markdown", "text/latex")  # in the text, so not linked as well
 _MAGIC = {
     "image/png": b"\x89PNG\r\n\x1a\n",
@@ -111,14 +112,20 @@ def to_mcp(reply: Reply, job: str = "", notes: Sequence[str] = ()) -> CallToolRe
     return CallToolResult(content=content, is_error=reply.is_error, _meta=meta or None)
 
 
-def linked(reply: Reply, keep: Callable[[Attachment], Link | None]) -> Reply:
-    """Return a reply with links in place of its attachments.
+def linked(reply: Reply, keep: Callable[[Attachment], Link]) -> Reply:
+    """Return a reply with links in place of its attachments, and a line for each that is too large for a resource.
 
     Args:
-        keep: keeps one, and returns its link; None if it is too large.
+        keep: keeps one, and returns its link.
     """
-    links = [link for each in reply.attachments if (link := keep(each)) is not None]
-    return replace(reply, attachments=(), links=(*reply.links, *links))
+    small = [each for each in reply.attachments if len(each.content) <= LARGEST]
+    lines = [
+        f"[{each.name} has {amount(len(each.content))}, too much for a reply. Make it smaller, or save it in a file.]"
+        for each in reply.attachments
+        if each not in small
+    ]
+    text = "\n".join((reply.text, *lines))
+    return replace(reply, text=text, attachments=(), links=(*reply.links, *map(keep, small)))
 
 
 def failure(error: CellblockError) -> Reply:
@@ -155,7 +162,7 @@ def file(path: str, content: bytes, size: int, offset: int) -> Reply:
     """Return a file: text, a picture, or its bytes as an attachment.
 
     Args:
-        content: its bytes from ``offset`` on, or the first of them; all of them if they are no text and not too many.
+        content: its bytes from ``offset`` on.
         size: of the whole file.
     """
     name, shown = printable(path.rpartition("/")[2], 100), printable(path, 300)
@@ -163,15 +170,15 @@ def file(path: str, content: bytes, size: int, offset: int) -> Reply:
     text = _as_text(content[begin:], cut=offset + len(content) < size)
     if text is not None:
         return _text_file(shown, text, size, offset + begin)
-    if offset == 0 and len(content) == size:
-        mime = next((mime for mime in _MAGIC if _is_picture(mime, content)), "application/octet-stream")
+    mime = next((mime for mime in _MAGIC if _is_picture(mime, content)), "application/octet-stream")
+    end = offset + len(content)
+    if offset == 0 and end >= size:
         pictures = _Pictures()
         if pictures.take(mime, content):
             return Reply(f"[{shown}: {mime}, {amount(size)}]", tuple(pictures.taken))
-        if size <= LARGEST:
-            attached = Attachment(name, mime, content)
-            return Reply(f"[{shown}: {mime}, {amount(size)}; its bytes are a resource]", attachments=(attached,))
-    return Reply(f"[{shown}: {amount(size)}, not text. Look at it with run_python.]")
+    more = f"; go on with offset={end}" if end < size else ""
+    said = f"[{shown}: not text; its bytes {offset} to {end} of {size} are a resource{more}]"
+    return Reply(said, attachments=(Attachment(name, mime, content),))
 
 
 def files(found: Sequence[FileInfo]) -> Reply:
@@ -251,7 +258,7 @@ def _rich(result: ExecutionResult) -> Iterator[tuple[str, bytes]]:
 def _bytes_of(mime: str, data: Mapping[str, Any]) -> bytes | None:
     item = data[mime]
     if not isinstance(item, str):
-        return repr(item).encode("utf-8", "replace")[:LARGEST]
+        return json.dumps(item).encode()
     if mime.startswith("text/") or mime.endswith(("json", "xml")):
         return item.encode("utf-8", "replace")
     try:
@@ -266,7 +273,8 @@ def _fitted(render: Callable[[int], str]) -> tuple[str, tuple[Attachment, ...]]:
     whole = render(_WHOLE)
     if len(whole) <= len(text):
         return text, ()
-    return text, (Attachment("output.txt", "text/plain", whole.encode("utf-8", "replace")),)
+    content = whole.encode("utf-8", "replace")
+    return text, (Attachment("output.txt", "text/plain", content[:LARGEST]),)
 
 
 def _extension(mime: str) -> str:

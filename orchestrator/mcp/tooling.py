@@ -32,9 +32,10 @@ from orchestrator.output.printable import printable
 PATIENCE = 45.0  # seconds after which a call is answered, whatever runs: clients give up after 60
 _SIGN_OF_LIFE = 5.0  # seconds between two notifications of progress
 _SETTLES = 2.0  # seconds that interrupt waits for what it stopped
-_FIRST_LOOK = 128 * 1024  # bytes of a file that are read to see whether it is text
 _MOST_FILES = 10_000  # that one listing asks for
 _MOST_FORKS = 16
+_NAMES = 100  # of sessions of one principal that are remembered
+_ALL_NAMES = 100_000  # of all principals
 _CHECKPOINT = re.compile(r"[0-9a-f]{32}")  # never a path: a path would be one of the host
 
 Ctx = Context[Any, Any]
@@ -59,6 +60,7 @@ class Tooling:
         self._resources = resources
         self._patience = patience
         self._turns: WeakValueDictionary[Handle, asyncio.Lock] = WeakValueDictionary()
+        self._names: Shelf[str] = Shelf(items=_NAMES, each=_NAMES, total=_ALL_NAMES)
         self.jobs = Jobs()
 
     @property
@@ -219,6 +221,8 @@ class Tooling:
             owner = self._owner_of(ctx)
             names = [handle_of(owner, name) for name in into]
             await self._manager.fork(kernel, len(names), agent_ids=[each.agent_id for each in names])
+            for each in names:
+                self._names.put(owner, each.name, each.name, 1)
             return Reply(f"New sessions: {', '.join(each.name for each in names)}.")
 
         return await self._on_kernel(ctx, session, "fork", forked)
@@ -230,17 +234,19 @@ class Tooling:
 
             async def ended(_job: Job) -> Reply:
                 had = await self._manager.end_session(handle_of(owner, end).agent_id)
+                self._names.drop(owner, end)
                 return Reply(f"Ended {end}." if had else f"There is no session {end!r}.", is_error=not had)
 
             return await self._started(ctx, end, "end", ended)
         return replies.to_mcp(Reply(self._list(owner)))
 
     def _list(self, owner: str) -> str:
+        live = {name_in(owner, agent_id): session for agent_id, session in self._manager.sessions.items()}
         lines = []
-        for agent_id, session in list(self._manager.sessions.items()):
-            if (name := name_in(owner, agent_id)) is not None:
-                runs = ", ".join(f"{job.id} for {job.age_s:.0f} s" for job in self.jobs.running(owner, name))
-                lines.append(f"{name}: {session.state}, {session.cell_count} cells{f'; runs {runs}' if runs else ''}")
+        for name in sorted({*filter(None, live), *self._names.of(owner)}):
+            state = f"{live[name].state}, {live[name].cell_count} cells" if name in live else "asleep, or ended"
+            runs = ", ".join(f"{job.id} for {job.age_s:.0f} s" for job in self.jobs.running(owner, name))
+            lines.append(f"{name}: {state}{f'; runs {runs}' if runs else ''}")
         return "\n".join(lines[:500]) or "no sessions"
 
     # How a call is carried out
@@ -302,6 +308,7 @@ class Tooling:
             job.handle.agent_id, self._patience, caller=f"mcp, principal {job.handle.owner}"
         )
         async with leased as (_kernel, session):
+            self._names.put(job.handle.owner, job.handle.name, job.handle.name, 1)
             job.state = "it is still running"
             yield session
 
@@ -339,19 +346,13 @@ class Tooling:
 
     async def _file(self, session: Any, path: str, offset: int) -> Reply:
         size = (await self._manager.stat_file(session, path, follow_links=True)).size
-        content = await self._manager.read_file(session, path, offset=offset, length=_FIRST_LOOK)
-        reply = await asyncio.to_thread(replies.file, path, content, size, offset)
-        if offset or len(content) < _FIRST_LOOK or size > replies.LARGEST or not reply.text.startswith("["):
-            return reply
-        content = await self._manager.read_file(session, path, length=replies.LARGEST)
-        return await asyncio.to_thread(replies.file, path, content, len(content), 0)
+        content = await self._manager.read_file(session, path, offset=offset, length=replies.LARGEST)
+        return await asyncio.to_thread(replies.file, path, content, size, offset)
 
     def _linked(self, handle: Handle, reply: Reply) -> Reply:
-        def keep(attached: Attachment) -> Link | None:
-            key = secrets.token_hex(8)
-            size = len(attached.content)
-            if size > replies.LARGEST or not self._resources.put(handle.owner, key, attached, size):
-                return None
+        def keep(attached: Attachment) -> Link:
+            key, size = secrets.token_hex(8), len(attached.content)
+            self._resources.put(handle.owner, key, attached, size)
             return Link(f"{SCHEME}{key}", attached.name, attached.mime, size)
 
         return replies.linked(reply, keep)
