@@ -26,7 +26,7 @@ from orchestrator.mcp.httpserving import _Server
 from orchestrator.mcp.mcpservice import McpService
 from tests.conftest import REPOSITORY, make_manager
 
-PATIENCE = 1.5  # seconds, in place of 45
+PATIENCE = 1.0  # seconds, in place of 45
 TOKENS = {"Bearer one": "one", "Bearer two": "two"}
 
 

@@ -50,7 +50,7 @@ async def test_a_client_of_each_era_over_each_transport(transport: str, mode: st
         async def see(progress: float, total: float | None, message: str | None) -> None:
             seen.append(progress)
 
-        slow = "import time\nfor i in range(5): print('step', i, flush=True); time.sleep(0.4)"
+        slow = "import time\nfor i in range(5): print('step', i, flush=True); time.sleep(0.3)"
         first = await client.call_tool("run_python", {"code": slow}, progress_callback=see)
         assert seen == sorted(seen)
         assert len(seen) >= 2
