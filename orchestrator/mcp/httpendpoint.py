@@ -31,12 +31,10 @@ class HttpEndpoint:
     A connection of the protocol of 2025 belongs to the principal that opened it: for others its id does not exist.
     """
 
-    def __init__(
-        self, server: MCPServer[Any], principal_of: PrincipalOf, security: TransportSecuritySettings | None
-    ) -> None:
+    def __init__(self, server: MCPServer[Any], principal_of: PrincipalOf, *, any_host: bool) -> None:
         self._principal_of = principal_of
         server.streamable_http_app(
-            transport_security=security,
+            transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False) if any_host else None,
             max_sessions=_MOST_CONNECTIONS,
             session_idle_timeout=_IDLE,
             max_request_body_size=_LARGEST_REQUEST,

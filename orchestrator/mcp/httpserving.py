@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 
 import uvicorn
-from mcp.server.transport_security import TransportSecuritySettings
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Route
@@ -40,8 +39,7 @@ async def serve_http(
         token: what clients send as bearer token; "": none is asked for.
     """
     host, port = address
-    security = None if is_loopback(host) else TransportSecuritySettings(enable_dns_rebinding_protection=False)
-    endpoint = service.http(_whoever_has(token, owner), security=security)
+    endpoint = service.http(_whoever_has(token, owner), any_host=not is_loopback(host))
     server = _Server(
         uvicorn.Config(
             Starlette(routes=[Route("/mcp", endpoint=endpoint)]),

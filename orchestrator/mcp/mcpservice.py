@@ -15,7 +15,6 @@ from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError
 from mcp.server.mcpserver.tools import Tool
 from mcp.server.stdio import stdio_server
-from mcp.server.transport_security import TransportSecuritySettings
 from starlette.requests import Request
 
 from orchestrator.mcp.facade import Facade
@@ -65,14 +64,15 @@ class McpService:
         async with standard_streams() as (stdin, stdout), stdio_server(stdin, stdout) as (read, write):
             await server.run(read, write, server.create_initialization_options())
 
-    def http(self, principal_of: PrincipalOf, *, security: TransportSecuritySettings | None = None) -> HttpEndpoint:
+    def http(self, principal_of: PrincipalOf, *, any_host: bool = False) -> HttpEndpoint:
         """Return the ASGI application of streamable HTTP. Call it once.
 
         Args:
             principal_of: returns who sends a request, or None, which is answered with 401.
-            security: which Host and Origin headers are taken; None: those of the loopback address.
+            any_host: whether requests with any Host and Origin header are taken. Only where every request needs a
+                token: without one, a web page could send requests to the loopback address.
         """
-        return HttpEndpoint(self.server, principal_of, security)
+        return HttpEndpoint(self.server, principal_of, any_host=any_host)
 
     async def aclose(self) -> None:
         """Stop what runs. Call it before the manager's ``shutdown``."""

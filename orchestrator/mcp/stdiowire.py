@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import stat
 import sys
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import anyio
+
+from orchestrator.errors import InvalidInputError
 
 _LONGEST_LINE = 16 * 1024 * 1024  # bytes of one message; a longer one is answered as malformed
 
@@ -49,13 +52,25 @@ class _Sink:
             await self._writer.drain()
 
 
+def _check_stream(descriptor: int) -> None:
+    """Check that the event loop can wait for a descriptor: not for a file, nor for /dev/null."""
+    mode = os.fstat(descriptor).st_mode
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(descriptor)):
+        raise InvalidInputError(
+            "stdin and stdout must be pipes, sockets or terminals.",
+            remedy="An MCP client starts this command with pipes. To serve over HTTP, use --http.",
+        )
+
+
 @contextlib.asynccontextmanager
 async def standard_streams() -> AsyncIterator[tuple[anyio.AsyncFile[str], anyio.AsyncFile[str]]]:
     """Yield standard input and output. Meanwhile descriptor 0 is empty, and 1 is stderr.
 
     Raises:
-        ValueError: one of them is a regular file.
+        InvalidInputError: one of them is a file, or nothing.
     """
+    for descriptor in (0, 1):
+        _check_stream(descriptor)
     loop = asyncio.get_running_loop()
     sys.stdout.flush()
     wires = os.dup(0), os.dup(1)
@@ -65,13 +80,11 @@ async def standard_streams() -> AsyncIterator[tuple[anyio.AsyncFile[str], anyio.
     os.dup2(2, 1)
     reader = asyncio.StreamReader(_LONGEST_LINE)
     try:
-        source, _protocol = await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(os.dup(wires[0]), "rb", 0)
-        )
-        sink, flow = await loop.connect_write_pipe(
-            lambda: asyncio.streams.FlowControlMixin(loop), os.fdopen(os.dup(wires[1]), "wb", 0)
-        )
+        incoming, outgoing = os.fdopen(os.dup(wires[0]), "rb", 0), os.fdopen(os.dup(wires[1]), "wb", 0)
+        source, _protocol = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), incoming)
+        sink, flow = await loop.connect_write_pipe(lambda: asyncio.streams.FlowControlMixin(loop), outgoing)
         try:
+            sink.set_write_buffer_limits(0)  # a flush waits until all is written
             writer = asyncio.StreamWriter(sink, flow, None, loop)
             yield cast(Any, _Lines(reader)), cast(Any, _Sink(writer))
         finally:
@@ -79,5 +92,6 @@ async def standard_streams() -> AsyncIterator[tuple[anyio.AsyncFile[str], anyio.
             sink.close()
     finally:
         for descriptor, wire in enumerate(wires):
+            os.set_blocking(wire, True)  # a terminal is shared with the shell
             os.dup2(wire, descriptor)
             os.close(wire)
