@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import secrets
 import signal
@@ -76,6 +77,8 @@ async def _serve(manager: AgentKernelManager, owner: str, address: tuple[str, in
     from orchestrator.mcp.httpserving import serve_http
     from orchestrator.mcp.mcpservice import McpService
 
+    # Before the SDK, which else writes its own form: its messages go where Cellblock's go.
+    logging.basicConfig(handlers=logging.getLogger("orchestrator").handlers or None, level=logging.WARNING)
     service = McpService(manager, owner=owner)
     stop = asyncio.Event()
     with _told_by_signals(stop):

@@ -119,6 +119,10 @@ class Jobs:
             job for (whose, _id), job in self._running.items() if whose == owner and session in (None, job.handle.name)
         ]
 
+    def ended(self, owner: str, session: str) -> list[Job]:
+        """Return the jobs of a session that are over and still known, the oldest first."""
+        return [job for job in self._ended.of(owner) if job.handle.name == session]
+
     def unheard(self, handle: Handle) -> list[Job]:
         """Return the jobs of a session that nobody has heard of, each once."""
         known = [*self.running(handle.owner), *self._ended.of(handle.owner)]

@@ -15,6 +15,7 @@ from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ResourceNotFoundError
 from mcp.server.mcpserver.tools import Tool
 from mcp.server.stdio import stdio_server
+from mcp_types import ToolAnnotations
 from starlette.requests import Request
 
 from orchestrator.mcp.facade import Facade
@@ -23,7 +24,7 @@ from orchestrator.mcp.httpendpoint import HttpEndpoint, PrincipalOf, owner_of_re
 from orchestrator.mcp.replies import LARGEST, Attachment
 from orchestrator.mcp.shelf import Shelf
 from orchestrator.mcp.stdiowire import standard_streams
-from orchestrator.mcp.tooling import PATIENCE, SCHEME, Tooling
+from orchestrator.mcp.tooling import PATIENCE, READ_ONLY, SCHEME, Tooling
 
 _MOST_RESOURCES = 100  # of one principal
 _OWN_BYTES = 32 * LARGEST  # of the resources of one principal
@@ -129,7 +130,12 @@ class _Server(MCPServer[Any]):
 
 def _lean(function: Any) -> Tool:
     """Return a tool without the titles that pydantic writes: a model pays for them and learns nothing."""
-    tool = Tool.from_function(function, description=" ".join(function.__doc__.split()), structured_output=False)
+    tool = Tool.from_function(
+        function,
+        description=" ".join(function.__doc__.split()),
+        annotations=ToolAnnotations(read_only_hint=True) if function.__name__ in READ_ONLY else None,
+        structured_output=False,
+    )
     tool.parameters.pop("title", None)
     for each in tool.parameters.get("properties", {}).values():
         each.pop("title", None)

@@ -12,6 +12,7 @@ import base64
 import binascii
 import codecs
 import json
+import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -38,6 +39,7 @@ _ATTACHMENTS = 8  # of one reply
 _MOST_PIXELS = 8000  # of each side: models refuse larger pictures
 _WHOLE = 600_000  # characters of an output that is too long for the reply
 _SHOWN = ("text/plain", "text/markdown", "text/latex")  # in the text, so not linked as well
+_MIME = re.compile(r"[A-Za-z0-9.+-]{1,40}/[A-Za-z0-9.+-]{1,80}")
 _MAGIC = {
     "image/png": b"\x89PNG\r\n\x1a\n",
     "image/jpeg": b"\xff\xd8\xff",
@@ -252,7 +254,7 @@ def _rich(result: ExecutionResult) -> Iterator[tuple[str, bytes]]:
         for mime in (pictures or ([] if shown else others))[:1]:
             content = _bytes_of(mime, output.data)
             if content is not None:
-                yield mime, content
+                yield mime if _MIME.fullmatch(mime) else "application/octet-stream", content
 
 
 def _bytes_of(mime: str, data: Mapping[str, Any]) -> bytes | None:

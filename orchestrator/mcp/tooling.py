@@ -29,11 +29,13 @@ from orchestrator.output.commandresult import CommandOutput
 from orchestrator.output.events import CellFinished, StreamOutput
 from orchestrator.output.printable import printable
 
+READ_ONLY = frozenset(("wait", "read_file", "list_files", "variables"))  # clients may call them without asking
 PATIENCE = 45.0  # seconds after which a call is answered, whatever runs: clients give up after 60
 _SIGN_OF_LIFE = 5.0  # seconds between two notifications of progress
 _SETTLES = 2.0  # seconds that interrupt waits for what it stopped
 _MOST_FILES = 10_000  # that one listing asks for
 _MOST_FORKS = 16
+_LAST = 3  # ended jobs that the list of sessions names: a client may have lost an answer
 _NAMES = 100  # of sessions of one principal that are remembered
 _ALL_NAMES = 100_000  # of all principals
 _CHECKPOINT = re.compile(r"[0-9a-f]{32}")  # never a path: a path would be one of the host
@@ -228,7 +230,7 @@ class Tooling:
         return await self._on_kernel(ctx, session, "fork", forked)
 
     async def sessions(self, ctx: Ctx, end: str = "") -> CallToolResult:
-        """List sessions and what runs in them. end: the name of one to end; its variables and files are lost."""
+        """List sessions, what runs in them and ran last. end: the name of a session to end, with all that it has."""
         owner = self._owner_of(ctx)
         if end:
 
@@ -246,7 +248,8 @@ class Tooling:
         for name in sorted({*filter(None, live), *self._names.of(owner)}):
             state = f"{live[name].state}, {live[name].cell_count} cells" if name in live else "asleep, or ended"
             runs = ", ".join(f"{job.id} for {job.age_s:.0f} s" for job in self.jobs.running(owner, name))
-            lines.append(f"{name}: {state}{f'; runs {runs}' if runs else ''}")
+            last = ", ".join(job.id for job in self.jobs.ended(owner, name)[-_LAST:])
+            lines.append(f"{name}: {state}{f'; runs {runs}' if runs else ''}{f'; last were {last}' if last else ''}")
         return "\n".join(lines[:500]) or "no sessions"
 
     # How a call is carried out

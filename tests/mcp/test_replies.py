@@ -112,6 +112,26 @@ def test_the_protocols_form() -> None:
     assert sent.meta == {"org.cellblock/outcome": "ok", "org.cellblock/id": "cell-1"}
 
 
+HOSTILE = st.text(st.characters(codec=None), max_size=60)
+
+
+@hypothesis.given(
+    st.lists(
+        st.dictionaries(HOSTILE | HOSTILE.map("text/".__add__), HOSTILE | st.lists(HOSTILE), max_size=3), max_size=3
+    ),
+    HOSTILE,
+)
+def test_whatever_a_sandbox_shows_can_be_sent(bundles: list[dict[str, object]], text: str) -> None:
+    """Lone surrogates, control characters and mime types of any form; and only plain mime types are named."""
+    shown = replies.cell(result(StreamOutput("stdout", text), *map(DisplayData, bundles)))
+    linked = replies.linked(shown, lambda each: replies.Link("cellblock://output/1", each.name, each.mime, 1))
+    sent = replies.to_mcp(linked, "cell-1").model_dump_json(by_alias=True)
+    assert len(sent.encode()) < 100_000
+    for link in linked.links:
+        assert link.mime.isascii()
+        assert link.mime.isprintable()
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [

@@ -59,6 +59,7 @@ async def test_the_tools_cost_a_model_less_than_2000_tokens(client: Client) -> N
     assert len(json.dumps(form)) < 5500
     assert len(form) == 14
     assert all(tool["description"] for tool in form)
+    assert [tool["name"] for tool in form if "annotations" in tool] == ["wait", "read_file", "list_files", "variables"]
 
 
 async def test_commands_share_the_files_of_cells(client: Client) -> None:
