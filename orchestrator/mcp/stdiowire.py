@@ -52,8 +52,12 @@ class _Sink:
             await self._writer.drain()
 
 
-def _check_stream(descriptor: int) -> None:
-    """Check that the event loop can wait for a descriptor: not for a file, nor for /dev/null."""
+def check_stream(descriptor: int) -> None:
+    """Check that the event loop can wait for a descriptor: not for a file, nor for /dev/null.
+
+    Raises:
+        InvalidInputError: it cannot.
+    """
     mode = os.fstat(descriptor).st_mode
     if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(descriptor)):
         raise InvalidInputError(
@@ -70,7 +74,7 @@ async def standard_streams() -> AsyncIterator[tuple[anyio.AsyncFile[str], anyio.
         InvalidInputError: one of them is a file, or nothing.
     """
     for descriptor in (0, 1):
-        _check_stream(descriptor)
+        check_stream(descriptor)
     loop = asyncio.get_running_loop()
     sys.stdout.flush()
     wires = os.dup(0), os.dup(1)

@@ -31,6 +31,7 @@ from orchestrator.output.printable import printable
 
 READ_ONLY = frozenset(("wait", "read_file", "list_files", "variables"))  # clients may call them without asking
 PATIENCE = 45.0  # seconds after which a call is answered, whatever runs: clients give up after 60
+_KERNEL = 60.0  # seconds that a job waits for a free kernel
 _SIGN_OF_LIFE = 5.0  # seconds between two notifications of progress
 _SETTLES = 2.0  # seconds that interrupt waits for what it stopped
 _MOST_FILES = 10_000  # that one listing asks for
@@ -186,7 +187,7 @@ class Tooling:
         """Get a fresh kernel. Variables are lost, and what runs ends."""
 
         async def restarted(kernel: Any) -> Reply:
-            await self._manager.restart_kernel(kernel, keep_files=keep_files, timeout=self._patience)
+            await self._manager.restart_kernel(kernel, keep_files=keep_files, timeout=_KERNEL)
             return Reply(f"Fresh kernel; the files in /work {'were kept' if keep_files else 'are gone'}.")
 
         return await self._on_kernel(ctx, session, "restart", restarted)
@@ -209,7 +210,7 @@ class Tooling:
         async def restored(kernel: Any) -> Reply:
             if _CHECKPOINT.fullmatch(checkpoint) is None:
                 raise InvalidInputError("a checkpoint is named by the 32 characters that checkpoint returned.")
-            back = await self._manager.restore(kernel, checkpoint, self._patience)
+            back = await self._manager.restore(kernel, checkpoint, _KERNEL)
             return Reply(f"The session is as it was after cell {back.cell}.")
 
         return await self._on_kernel(ctx, session, "restore", restored)
@@ -307,9 +308,7 @@ class Tooling:
     @contextlib.asynccontextmanager
     async def _kernel(self, job: Job) -> AsyncGenerator[Any, None]:
         job.state = "it waits for a kernel"
-        leased = self._manager.acquire_kernel(
-            job.handle.agent_id, self._patience, caller=f"mcp, principal {job.handle.owner}"
-        )
+        leased = self._manager.acquire_kernel(job.handle.agent_id, _KERNEL, caller=f"mcp, principal {job.handle.owner}")
         async with leased as (_kernel, session):
             self._names.put(job.handle.owner, job.handle.name, job.handle.name, 1)
             job.state = "it is still running"

@@ -112,19 +112,17 @@ async def call(client: Client, tool: str, /, **arguments: Any) -> str:
     return text_of(await ended(client, await client.call_tool(tool, arguments)))
 
 
-async def ended(client: Client, result: CallToolResult) -> CallToolResult:
+async def refused(client: Client, tool: str, /, **arguments: Any) -> str:
+    """Call a tool that must fail, and wait for its end. Returns what it says."""
+    return text_of(await ended(client, await client.call_tool(tool, arguments), is_error=True))
+
+
+async def ended(client: Client, result: CallToolResult, *, is_error: bool = False) -> CallToolResult:
     """Wait for the end of what a result says is still running."""
     while (result.meta or {}).get("org.cellblock/outcome") == "running":
         result = await client.call_tool("wait", {"id": id_in(result)})
-    assert not result.is_error, text_of(result)
+    assert result.is_error == is_error, text_of(result)
     return result
-
-
-async def refused(client: Client, tool: str, /, **arguments: Any) -> str:
-    """Call a tool that must fail. Returns what it says."""
-    result = await client.call_tool(tool, arguments)
-    assert result.is_error, text_of(result)
-    return text_of(result)
 
 
 def id_in(result: CallToolResult) -> str:

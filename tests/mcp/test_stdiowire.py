@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
 import pytest
 
+from orchestrator.errors import InvalidInputError
+from orchestrator.mcp.stdiowire import check_stream
 from tests.conftest import REPOSITORY
 
 PROGRAM = """
@@ -41,18 +42,18 @@ def test_only_the_wire_reaches_the_client() -> None:
     assert shown[-2:] == ["4 'last'", "afterwards"]
 
 
-@pytest.mark.parametrize("path", [__file__, os.devnull])
-def test_what_is_no_pipe_is_refused_with_a_reason(path: str) -> None:
-    """As `cellblock mcp < file` would have it: the end of a file never comes in the way that a pipe's does."""
-    with open(path, "rb") as file:
-        done = subprocess.run(
-            [sys.executable, "-m", "orchestrator.cli.entry", "mcp"],
-            cwd=REPOSITORY,
-            stdin=file,
-            capture_output=True,
-            timeout=60,
-        )
+def test_what_is_no_pipe_is_refused_with_a_reason() -> None:
+    """As `cellblock mcp < /dev/null` would have it: the event loop cannot wait for a file, nor for that."""
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator.cli.entry", "mcp"],
+        cwd=REPOSITORY,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=60,
+    )
     assert (done.returncode, done.stdout) == (1, b"")
     assert b"stdin and stdout must be pipes" in done.stderr
     assert b"--http" in done.stderr
     assert b"Traceback" not in done.stderr
+    with open(__file__) as file, pytest.raises(InvalidInputError):
+        check_stream(file.fileno())

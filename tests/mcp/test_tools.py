@@ -77,11 +77,12 @@ async def test_commands_share_the_files_of_cells(client: Client) -> None:
 
 async def test_a_cell_longer_than_a_call_is_waited_for(client: Client) -> None:
     """Each answer has the output so far, and the last one all of it. Files and variables can be looked at meanwhile."""
+    await call(client, "write_file", path="here.txt", content="x")
     code = "import time\nfor i in range(5): print('step', i, flush=True); time.sleep(0.4)"
     result = await client.call_tool("run_python", {"code": code})
     assert "step 0" in text_of(result)
     assert 'wait("cell-' in text_of(result)
-    assert "a.txt" in await call(client, "list_files")
+    assert "here.txt" in await call(client, "list_files")
     assert "i: int" in await call(client, "variables")
     assert text_of(await ended(client, result)) == "".join(f"step {i}\n" for i in range(5)).strip()
 
@@ -175,6 +176,7 @@ display({'image/png': 'aGVsbG8='}, raw=True)
 
 async def test_checkpoints_and_forks(client: Client) -> None:
     """A restore brings back what was, and a fork has a copy of its own."""
+    await call(client, "run_python", code="here = 1")
     await call(client, "run_python", code="state = 'old'", session="branch")
     saved = await call(client, "checkpoint", session="branch")
     checkpoint = re.findall(r"[0-9a-f]{32}", saved)[0]
@@ -227,7 +229,7 @@ async def test_malformed_arguments_are_answered(client: Client) -> None:
         ("run_command", {"command": "ls", "cwd": "/none"}, "none"),
         ("wait", {"id": "cell-000000"}, "there is no"),
         ("wait", {"id": "x" * 100_000}, "there is no"),
-        ("read_file", {"path": "a.txt", "offset": -1}, "offset"),
+        ("read_file", {"path": "/etc/hostname", "offset": -1}, "offset"),
         ("list_files", {"path": "\0"}, ""),
         ("fork", {"into": []}, "1 to 16"),
         ("write_file", {"path": "x", "content": "y", "encoding": "rot13"}, "encoding"),
