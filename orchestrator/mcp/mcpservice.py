@@ -18,13 +18,14 @@ from mcp.server.stdio import stdio_server
 from mcp_types import ToolAnnotations
 from starlette.requests import Request
 
+from orchestrator.mcp.calls import PATIENCE, SCHEME
 from orchestrator.mcp.facade import Facade
 from orchestrator.mcp.handles import check_owner
 from orchestrator.mcp.httpendpoint import HttpEndpoint, PrincipalOf, owner_of_request
 from orchestrator.mcp.replies import LARGEST, Attachment
 from orchestrator.mcp.shelf import Shelf
 from orchestrator.mcp.stdiowire import standard_streams
-from orchestrator.mcp.tooling import PATIENCE, READ_ONLY, SCHEME, Tooling
+from orchestrator.mcp.tooling import READ_ONLY, Tooling
 
 _MOST_RESOURCES = 100  # of one principal
 _OWN_BYTES = 32 * LARGEST  # of the resources of one principal

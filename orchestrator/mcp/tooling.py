@@ -5,66 +5,37 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import contextlib
 import re
-import secrets
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, Literal
-from weakref import WeakValueDictionary
 
-from mcp.server.mcpserver import Context
 from mcp_types import CallToolResult
 from pydantic import Field
 
-from orchestrator.errors import CellblockError, InvalidInputError, KernelTimeoutError
+from orchestrator.errors import InvalidInputError
 from orchestrator.inputs import check_code, check_command
 from orchestrator.mcp import replies
-from orchestrator.mcp.facade import Facade
-from orchestrator.mcp.handles import Handle, handle_of, name_in
-from orchestrator.mcp.jobs import Job, Jobs, until
-from orchestrator.mcp.replies import Attachment, Link, Reply
-from orchestrator.mcp.shelf import Shelf
+from orchestrator.mcp.calls import KERNEL_WAIT, Calls, Ctx
+from orchestrator.mcp.handles import handle_of, name_in
+from orchestrator.mcp.jobs import Job
+from orchestrator.mcp.replies import Reply
 from orchestrator.output.amounts import amount
-from orchestrator.output.commandresult import CommandOutput
-from orchestrator.output.events import CellFinished, StreamOutput
 from orchestrator.output.printable import printable
 
 READ_ONLY = frozenset(("wait", "read_file", "list_files", "variables"))  # clients may call them without asking
-PATIENCE = 45.0  # seconds after which a call is answered, whatever runs: clients give up after 60
-_KERNEL = 60.0  # seconds that a job waits for a free kernel
-_SIGN_OF_LIFE = 5.0  # seconds between two notifications of progress
 _SETTLES = 2.0  # seconds that interrupt waits for what it stopped
 _MOST_FILES = 10_000  # that one listing asks for
 _MOST_FORKS = 16
 _LAST = 3  # ended jobs that the list of sessions names: a client may have lost an answer
-_NAMES = 100  # of sessions of one principal that are remembered
-_ALL_NAMES = 100_000  # of all principals
 _CHECKPOINT = re.compile(r"[0-9a-f]{32}")  # never a path: a path would be one of the host
 
-Ctx = Context[Any, Any]
 Session = Annotated[str, Field(description="Session name; sessions share nothing")]
 Timeout = Annotated[float, Field(description="Seconds; 0: the policy's limit")]
 Path = Annotated[str, Field(description="Relative to /work")]
 
 
-class Tooling:
-    """The tools, over a manager.
-
-    Args:
-        owner_of: returns the principal of a call.
-        patience: seconds after which a call is answered.
-    """
-
-    def __init__(
-        self, manager: Facade, owner_of: Callable[[Ctx], str], resources: Shelf[Attachment], patience: float
-    ) -> None:
-        self._manager = manager
-        self._owner_of = owner_of
-        self._resources = resources
-        self._patience = patience
-        self._turns: WeakValueDictionary[Handle, asyncio.Lock] = WeakValueDictionary()
-        self._names: Shelf[str] = Shelf(items=_NAMES, each=_NAMES, total=_ALL_NAMES)
-        self.jobs = Jobs()
+class Tooling(Calls):
+    """The tools."""
 
     @property
     def tools(self) -> list[Callable[..., Coroutine[Any, Any, CallToolResult]]]:
@@ -187,7 +158,7 @@ class Tooling:
         """Get a fresh kernel. Variables are lost, and what runs ends."""
 
         async def restarted(kernel: Any) -> Reply:
-            await self._manager.restart_kernel(kernel, keep_files=keep_files, timeout=_KERNEL)
+            await self._manager.restart_kernel(kernel, keep_files=keep_files, timeout=KERNEL_WAIT)
             return Reply(f"Fresh kernel; the files in /work {'were kept' if keep_files else 'are gone'}.")
 
         return await self._on_kernel(ctx, session, "restart", restarted)
@@ -210,7 +181,7 @@ class Tooling:
         async def restored(kernel: Any) -> Reply:
             if _CHECKPOINT.fullmatch(checkpoint) is None:
                 raise InvalidInputError("a checkpoint is named by the 32 characters that checkpoint returned.")
-            back = await self._manager.restore(kernel, checkpoint, _KERNEL)
+            back = await self._manager.restore(kernel, checkpoint, KERNEL_WAIT)
             return Reply(f"The session is as it was after cell {back.cell}.")
 
         return await self._on_kernel(ctx, session, "restore", restored)
@@ -253,119 +224,10 @@ class Tooling:
             lines.append(f"{name}: {state}{f'; runs {runs}' if runs else ''}{f'; last were {last}' if last else ''}")
         return "\n".join(lines[:500]) or "no sessions"
 
-    # How a call is carried out
-
-    async def _on_kernel(
-        self, ctx: Ctx, session: str, kind: str, work: Callable[[Any], Coroutine[Any, Any, Reply]]
-    ) -> CallToolResult:
-        async def on_kernel(job: Job) -> Reply:
-            async with self._kernel(job) as kernel:
-                return self._linked(job.handle, await work(kernel))
-
-        return await self._started(ctx, session, kind, on_kernel)
-
-    async def _started(
-        self,
-        ctx: Ctx,
-        session: str,
-        kind: str,
-        work: Callable[[Job], Coroutine[Any, Any, Reply]],
-        check: Callable[[], object] = lambda: None,
-    ) -> CallToolResult:
-        def start() -> Job:
-            handle = handle_of(self._owner_of(ctx), session)
-            check()
-            return self.jobs.start(handle, kind, work)
-
-        return await self._answered(ctx, start)
-
-    async def _answered(self, ctx: Ctx, begin: Callable[[], Job], patience: float | None = None) -> CallToolResult:
-        """Return a job's reply, or what it has put out when the client's patience ends.
-
-        A call that is cancelled stops its job. The session's next reply names the job, whose id nobody has.
-        """
-        try:
-            job = begin()
-        except CellblockError as error:
-            return replies.to_mcp(replies.failure(error))
-        waited = self._patience if patience is None else patience
-        try:
-            over = await until(
-                job,
-                waited,
-                min(_SIGN_OF_LIFE, waited / 3),
-                lambda: ctx.report_progress(job.age_s, None, f"{job.id}: {job.state}"),
-            )
-        except asyncio.CancelledError:
-            job.unheard = True
-            self.jobs.stop(job)
-            raise
-        job.unheard = False
-        so_far = replies.output_so_far(job.tail)
-        reply = job.reply if over else replies.unfinished(job.id, job.state, job.age_s, so_far)
-        return replies.to_mcp(reply, job.id, [_note(each) for each in self.jobs.unheard(job.handle)])
-
-    @contextlib.asynccontextmanager
-    async def _kernel(self, job: Job) -> AsyncGenerator[Any, None]:
-        job.state = "it waits for a kernel"
-        leased = self._manager.acquire_kernel(job.handle.agent_id, _KERNEL, caller=f"mcp, principal {job.handle.owner}")
-        async with leased as (_kernel, session):
-            self._names.put(job.handle.owner, job.handle.name, job.handle.name, 1)
-            job.state = "it is still running"
-            yield session
-
-    async def _cell(self, job: Job, code: str, timeout: float) -> Reply:
-        """Run a cell when its turn comes. A cell that waits is cancelled, and one that runs is interrupted."""
-        turn = self._turns.setdefault(job.handle, asyncio.Lock())
-        async with turn, self._kernel(job) as session:
-            job.stopper = lambda: self._manager.interrupt(session)
-            events = self._manager.stream_code(session, code, timeout=timeout or None)
-            try:
-                async with contextlib.aclosing(events):
-                    async for event in events:
-                        if isinstance(event, StreamOutput):
-                            job.heard(event.text)
-                        elif isinstance(event, CellFinished):
-                            result = event.result
-            except KernelTimeoutError as error:
-                result = error.result
-        return self._linked(job.handle, await asyncio.to_thread(replies.cell, result))
-
-    async def _command(self, job: Job, command: str, cwd: str, timeout: float) -> Reply:
-        async with self._kernel(job) as session:
-            running = await self._manager.start_command(session, command, cwd=cwd, timeout=timeout or None)
-            job.stopper = running.kill
-            try:
-                async with contextlib.aclosing(running.events()) as events:
-                    async for event in events:
-                        if isinstance(event, CommandOutput):
-                            job.heard(event.data.decode("utf-8", "replace"))
-                result = await running.wait()
-            except asyncio.CancelledError:
-                running.kill()
-                raise
-        return self._linked(job.handle, await asyncio.to_thread(replies.command, result))
-
     async def _file(self, session: Any, path: str, offset: int) -> Reply:
         size = (await self._manager.stat_file(session, path, follow_links=True)).size
         content = await self._manager.read_file(session, path, offset=offset, length=replies.LARGEST)
         return await asyncio.to_thread(replies.file, path, content, size, offset)
-
-    def _linked(self, handle: Handle, reply: Reply) -> Reply:
-        def keep(attached: Attachment) -> Link:
-            key, size = secrets.token_hex(8), len(attached.content)
-            self._resources.put(handle.owner, key, attached, size)
-            return Link(f"{SCHEME}{key}", attached.name, attached.mime, size)
-
-        return replies.linked(reply, keep)
-
-
-SCHEME = "cellblock://output/"
-
-
-def _note(job: Job) -> str:
-    state = "still runs" if job.is_running else "is over"
-    return f'An earlier call was given up, and its {job.id} {state}: wait("{job.id}") returns its output'
 
 
 def _decoded(content: str, encoding: str) -> bytes:
