@@ -117,6 +117,7 @@ class Settings(BaseSettings):
         log_level: the lowest level that the commands log on stderr: debug, info, warning or error.
         log_format: "text" or "json".
         metrics_port: the port of the Prometheus endpoint, on ``metrics_address``; 0: no endpoint.
+        mcp_token: the token that `cellblock mcp --http` asks for; empty: none, and only the loopback address is served.
         uid_base, uid_count: the range of user ids for containers; each container gets its own.
         engine_timeout: the time limit of one call to the engine, in seconds.
         start_timeout: the time limit for a kernel to become ready, in seconds.
@@ -142,6 +143,7 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = "text"
     metrics_port: int = Field(default=0, ge=0, le=65535)
     metrics_address: str = "127.0.0.1"
+    mcp_token: str = Field(default="", repr=False)
     uid_base: int = Field(default=200_000, ge=1000, le=2**31)
     uid_count: int = Field(default=50_000, ge=1, le=2**20)
     engine_timeout: float = Field(default=60.0, gt=0)

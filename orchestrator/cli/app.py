@@ -16,6 +16,7 @@ from orchestrator.cli import (
     doctor,
     execute,
     image,
+    mcp,
     policies,
     prune,
     ps,
@@ -63,6 +64,7 @@ app.command(name="kill")(act.kill)
 app.command(name="exec", context_settings={"ignore_unknown_options": True})(execute.execute)
 app.command(name="shell")(execute.shell)
 app.command(name="prune")(prune.prune)
+app.command(name="mcp")(mcp.mcp)
 app.command(name="doctor")(doctor.doctor)
 app.command(name="verify")(verify.verify)
 app.command(name="serve")(serve.serve)

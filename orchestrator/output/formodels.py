@@ -55,9 +55,9 @@ def cell_text(result: ExecutionResult, limit: int) -> str:
 
 def command_text(result: CommandResult, limit: int) -> str:
     """Return a command's result as text. See ``CommandResult.as_text``."""
-    parts = [_plain(result.stdout_text)]
+    parts = [plain(result.stdout_text)]
     if result.stderr:
-        parts.append(f"[stderr]\n{_plain(result.stderr_text)}" if result.stdout else _plain(result.stderr_text))
+        parts.append(f"[stderr]\n{plain(result.stderr_text)}" if result.stdout else plain(result.stderr_text))
     state = "the session goes on" if result.kernel_state == "idle" else "the session's variables are lost"
     notes = list(_notes(result.outcome, result.duration_s, state, result.truncated, result.warnings))
     if result.exit_code is not None and (result.exit_code or not (result.stdout or result.stderr)):
@@ -89,7 +89,7 @@ def _files(changed: Sequence[ChangedFile]) -> Iterator[str]:
 
 def _output_text(output: Output) -> str:
     if isinstance(output, StreamOutput):
-        return _plain(output.text)
+        return plain(output.text)
     if isinstance(output, ErrorOutput):
         return _error_text(output)
     return _rich_text(output)
@@ -105,14 +105,14 @@ def _rich_text(output: DisplayData | ExecuteResult) -> str:
         drawn = "" if text.startswith("<") else f" of {printable(text, 200)}" if text else ""
         return f"[picture: {', '.join(pictures)}, {amount(size)}{drawn}]"
     if text:
-        return _plain(text)
+        return plain(text)
     return f"[{', '.join(printable(mime, 100) for mime in others)}]"
 
 
 def _error_text(error: ErrorOutput) -> str:
     """Return a traceback's last line, after the frames of the user's own code."""
     frames = list(_own_frames(error.traceback))
-    last = f"{_plain(error.ename)}: {_plain(error.evalue)}".rstrip(": \n")
+    last = f"{plain(error.ename)}: {plain(error.evalue)}".rstrip(": \n")
     return "\n".join([*frames, last])
 
 
@@ -120,7 +120,7 @@ def _own_frames(traceback: Sequence[str]) -> Iterator[str]:
     """Yield the frames of cells and of files in the session's folders, and how many others there are between them."""
     left_out = 0
     for block in traceback:
-        text = _plain(block).strip("\n")
+        text = plain(block).strip("\n")
         found = _FRAME.match(text.lstrip())
         if found is None:
             continue
@@ -136,7 +136,7 @@ def _own_frames(traceback: Sequence[str]) -> Iterator[str]:
         yield f"[{left_out} frames of libraries]"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Return text without colours, with every other control character escaped."""
     return printable_lines(_ANSI.sub("", text))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from starlette.responses import Response
@@ -19,6 +20,9 @@ class Dialect(Protocol):
     """
 
     app: ASGIApp
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """Return a context that is open while the server takes requests: for what the wire does in the background."""
 
     def claims(self, scope: Scope) -> bool:
         """Return whether a request is of this wire."""

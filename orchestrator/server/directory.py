@@ -162,6 +162,21 @@ class Directory:
             raise _ended(ended)
         return served
 
+    async def of_agent(self, principal: Principal, name: str) -> Served:
+        """Return the session of the group's agent.
+
+        Raises:
+            UnknownSessionError: the agent has none that has not ended.
+        """
+        found = await self._history.run(History.handle_of_agent, principal.group, name)
+        if found is None:
+            raise UnknownSessionError(f"the agent {name!r} has no session.", session_id="")
+        return await self.find(principal, found[0].session_id)
+
+    def loaded(self) -> dict[str, KernelSession]:
+        """Return the sessions of all groups that were used lately, by agent id."""
+        return {served.session.agent_id: served.session for served in self._served.values()}
+
     async def record(self, principal: Principal, session_id: str) -> tuple[HandleRecord, SessionRecord]:
         """Return what the store has of a session of the caller's group, also of one that has ended.
 

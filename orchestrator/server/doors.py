@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from orchestrator.server.dialect import Dialect
 from orchestrator.server.native.nativeapi import NativeApi
 from orchestrator.server.service import Service
@@ -9,4 +11,9 @@ from orchestrator.server.service import Service
 
 def dialects(service: Service) -> list[Dialect]:
     """Return all wires of a server. The last one claims whatever no other one has."""
-    return [NativeApi(service)]
+    found: list[Dialect] = []
+    if find_spec("mcp") is not None:  # the extra ``mcp``
+        from orchestrator.server.mcpdoor import McpDoor
+
+        found.append(McpDoor(service))
+    return [*found, NativeApi(service)]

@@ -74,8 +74,9 @@ async def serve(
                 f"without tokens, everybody who reaches {address} could run code here; nothing was started.",
                 remedy="Make a token: `cellblock token create NAME`. Or listen on 127.0.0.1, or on --uds PATH.",
             )
+        wires = dialects(service)
         config = uvicorn.Config(
-            Boundary(service, dialects(service)),
+            Boundary(service, wires),
             http=HttpProtocol,
             ws="websockets-sansio",
             ws_max_size=_LARGEST_MESSAGE,
@@ -96,7 +97,10 @@ async def serve(
         port = address.port if address.uds is not None else listening.getsockname()[1]
         server = _Server(config, service, lambda: ready(replace(address, port=port)))
         try:
-            await server.serve([listening])
+            async with contextlib.AsyncExitStack() as stack:
+                for wire in wires:
+                    await stack.enter_async_context(wire.running())
+                await server.serve([listening])
         finally:
             listening.close()
             if address.uds is not None:

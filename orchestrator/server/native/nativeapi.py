@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -29,6 +31,10 @@ class NativeApi:
     def __init__(self, service: Service) -> None:
         self._service = service
         self.app = _application(service)
+
+    def running(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """See ``Dialect``."""
+        return contextlib.nullcontext()
 
     def claims(self, scope: Scope) -> bool:
         """See ``Dialect``."""

@@ -1,0 +1,176 @@
+"""McpDoor: MCP over HTTP at ``/mcp``, on the sessions of the caller's group. The tools are those of ``mcp/``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Scope
+
+from orchestrator.errors import CellblockError, UnknownSessionError
+from orchestrator.mcp.mcpservice import McpService
+from orchestrator.output.events import Event
+from orchestrator.output.fileinfo import FileInfo
+from orchestrator.output.variableinfo import VariableInfo
+from orchestrator.principal import Principal
+from orchestrator.server.answers import Problem
+from orchestrator.server.authentication import token_of
+from orchestrator.server.directory import Served, Wish
+from orchestrator.server.service import Service
+from orchestrator.sessions.commandhandle import RunningCommand
+from orchestrator.sessions.session import KernelSession
+
+_PATH = "/mcp"
+
+
+class McpDoor:
+    """The wire of MCP. A session is named by its agent, within the group: ``/v1`` has the same sessions."""
+
+    app: ASGIApp
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._sessions = GroupSessions(service)
+        self._mcp = McpService(self._sessions)
+        self._endpoint = self._mcp.http(self._owner_of, any_host=True)  # ``Boundary`` checks host and origin
+        self.app = self._endpoint
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """See ``Dialect``."""
+        async with self._mcp.closing(), self._endpoint.running():
+            yield
+
+    def claims(self, scope: Scope) -> bool:
+        """See ``Dialect``."""
+        return scope["type"] == "http" and scope["path"] == _PATH
+
+    def is_public(self, scope: Scope) -> bool:
+        """See ``Dialect``."""
+        return False
+
+    def is_upload(self, scope: Scope) -> bool:
+        """See ``Dialect``."""
+        return False
+
+    def is_stream(self, scope: Scope) -> bool:
+        """See ``Dialect``."""
+        return True
+
+    async def principal(self, scope: Scope) -> Principal:
+        """See ``Dialect``."""
+        return await self._service.authentication.principal(token_of(dict(scope["headers"])))
+
+    def refusal(self, error: CellblockError) -> Response:
+        """See ``Dialect``."""
+        return Problem(error)
+
+    def _owner_of(self, request: Request) -> str:
+        principal: Principal = request.scope["state"]["principal"]
+        self._sessions.note(principal)
+        return principal.group
+
+
+class GroupSessions:
+    """The manager that MCP's tools see: the sessions of the server's directory, each with the manager of its policy."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._principals: dict[str, Principal] = {}
+
+    def note(self, principal: Principal) -> None:
+        """Take note of a caller: new sessions of the group have the policies of its token."""
+        self._principals[principal.group] = principal
+
+    @property
+    def sessions(self) -> Mapping[str, KernelSession]:
+        """The sessions that were used lately, by agent id."""
+        return self._service.directory.loaded()
+
+    @contextlib.asynccontextmanager
+    async def acquire_kernel(
+        self, agent_id: str, timeout: float | None = None, *, caller: str = ""
+    ) -> AsyncIterator[tuple[None, Served]]:
+        """Yield the agent's session, awake."""
+        group, _, name = agent_id.partition(":")
+        served, _ = await self._service.directory.open(self._principals[group], Wish(name, timeout=timeout))
+        yield None, served
+
+    async def stream_code(
+        self, session: Served, code: str, *, timeout: float | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """See ``AgentKernelManager.stream_code``."""
+        events = session.manager.stream_code(
+            session.session, code, timeout=timeout, environment=session.environment(None)
+        )
+        async with contextlib.aclosing(events):
+            async for event in events:
+                yield event
+
+    def interrupt(self, session: Served) -> bool:
+        """See ``AgentKernelManager.interrupt``."""
+        return session.manager.interrupt(session.session)
+
+    async def start_command(
+        self, session: Served, command: str, *, cwd: str = "", timeout: float | None = None
+    ) -> RunningCommand:
+        """See ``AgentKernelManager.start_command``."""
+        environment = session.environment(None)
+        return await session.manager.start_command(session.session, command, cwd=cwd, timeout=timeout, env=environment)
+
+    async def restart_kernel(self, session: Served, *, keep_files: bool = True, timeout: float | None = None) -> None:
+        """See ``AgentKernelManager.restart_kernel``."""
+        await session.manager.restart_kernel(session.session, keep_files=keep_files, timeout=timeout)
+
+    async def install(self, session: Served, requirements: Sequence[str]) -> list[str]:
+        """See ``AgentKernelManager.install``."""
+        return await session.manager.install(session.session, requirements)
+
+    async def read_file(self, session: Served, path: str, *, offset: int = 0, length: int | None = None) -> bytes:
+        """See ``AgentKernelManager.read_file``."""
+        return await session.manager.read_file(session.session, path, offset=offset, length=length)
+
+    async def write_file(self, session: Served, path: str, data: bytes) -> int:
+        """See ``AgentKernelManager.write_file``."""
+        return await session.manager.write_file(session.session, path, data)
+
+    async def stat_file(self, session: Served, path: str, *, follow_links: bool = False) -> FileInfo:
+        """See ``AgentKernelManager.stat_file``."""
+        return await session.manager.stat_file(session.session, path, follow_links=follow_links)
+
+    async def list_files(
+        self, session: Served, path: str = ".", *, recursive: bool = False, pattern: str = "", limit: int = 10_000
+    ) -> list[FileInfo]:
+        """See ``AgentKernelManager.list_files``."""
+        return await session.manager.list_files(
+            session.session, path, recursive=recursive, pattern=pattern, limit=limit
+        )
+
+    async def list_variables(self, session: Served) -> Sequence[VariableInfo]:
+        """See ``AgentKernelManager.list_variables``."""
+        return await session.manager.list_variables(session.session)
+
+    async def checkpoint(self, session: Served) -> Any:
+        """See ``AgentKernelManager.checkpoint``."""
+        return await session.manager.checkpoint(session.session)
+
+    async def restore(self, session: Served, checkpoint: str, timeout: float | None = None) -> Any:
+        """See ``AgentKernelManager.restore``."""
+        return await session.manager.restore(session.session, checkpoint, timeout)
+
+    async def fork(self, session: Served, count: int, *, agent_ids: Sequence[str] | None = None) -> Sequence[Served]:
+        """See ``AgentKernelManager.fork``."""
+        forks = await session.manager.fork(session.session, count, agent_ids=agent_ids)
+        return [await self._service.directory.adopt(session, each, each.agent_id.partition(":")[2]) for each in forks]
+
+    async def end_session(self, agent_id: str) -> bool:
+        """See ``AgentKernelManager.end_session``."""
+        group, _, name = agent_id.partition(":")
+        try:
+            served = await self._service.directory.of_agent(self._principals[group], name)
+        except UnknownSessionError:
+            return False
+        return await self._service.directory.end(served)
