@@ -6,12 +6,13 @@ from importlib.util import find_spec
 
 from orchestrator.server.dialect import Dialect
 from orchestrator.server.native.nativeapi import NativeApi
+from orchestrator.server.sandboxfusion import SandboxFusion
 from orchestrator.server.service import Service
 
 
 def dialects(service: Service) -> list[Dialect]:
     """Return all wires of a server. The last one claims whatever no other one has."""
-    found: list[Dialect] = []
+    found: list[Dialect] = [SandboxFusion(service)]
     if find_spec("mcp") is not None:  # the extra ``mcp``
         from orchestrator.server.mcpdoor import McpDoor
 

@@ -46,7 +46,7 @@ class McpDoor:
 
     def claims(self, scope: Scope) -> bool:
         """See ``Dialect``."""
-        return scope["type"] == "http" and scope["path"] == _PATH
+        return bool(scope["type"] == "http" and scope["path"] == _PATH)
 
     def is_public(self, scope: Scope) -> bool:
         """See ``Dialect``."""

@@ -15,20 +15,22 @@ SUITES = {
     "inspect": ("inspect-ai==0.3.285",),
     "pydantic": ("pydantic-ai-slim==2.68.0", "anyio"),
 }
+CLIENTS = {"sandbox_fusion": ("sandbox-fusion==0.3.7",)}  # whose environments tests use
 OPTIONS = ["-q", "-rxXs", "-p", "no:cacheprovider", "--noconftest", "-c", "/dev/null", "-o", "asyncio_mode=auto"]
 TOOLS = ("pytest==9.0.2", "pytest-asyncio==1.3.0")
 
 
 def environment(name: str) -> Path:
-    """Return the Python of a suite's environment, which is made if it is missing."""
+    """Return the Python of a suite's or a client's environment, which is made if it is missing."""
     folder = REPOSITORY / ".venv-conformance" / name
     python, stamp = folder / "bin" / "python", folder / ".complete"
-    wanted = "\n".join((*SUITES[name], *TOOLS))
+    packages = {**SUITES, **CLIENTS}[name]
+    wanted = "\n".join((*packages, *TOOLS))
     if not stamp.exists() or stamp.read_text() != wanted:
-        print(f"conformance: installing {', '.join(SUITES[name])}", flush=True)
+        print(f"conformance: installing {', '.join(packages)}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
         pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-        subprocess.run([*pip, *SUITES[name], *TOOLS, "-e", str(REPOSITORY)], check=True)
+        subprocess.run([*pip, *packages, *TOOLS, "-e", str(REPOSITORY)], check=True)
         stamp.write_text(wanted)
     return python
 
