@@ -20,7 +20,7 @@ endef
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help demo test test-modern conformance jobs full-image check lint bench bench-peers soak reactions usage schedule service-times history crashes sessions screenshots state-table docs verify fuzz seccomp-record engine engine-stop image venv lock clean FORCE
+.PHONY: help demo test test-modern conformance jobs serving full-image check lint bench bench-peers soak reactions usage schedule service-times history crashes sessions screenshots state-table docs verify fuzz seccomp-record engine engine-stop image venv lock clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -68,6 +68,9 @@ schedule: $(STAMP) ## simulate 10,000 agents over 1,000 kernels: who waits how l
 
 jobs: image ## measure commands, files and tools beside a local process, cat and a trivial cell; about five minutes
 	@$(BIN)/python -m benchmarks.jobs
+
+serving: image ## measure the server beside a manager in the process, and under 200 clients; about seven minutes
+	@$(BIN)/python -m benchmarks.serving
 
 full-image: image ## build the full image, and run a notebook of 40 cells over it under each runtime; about four minutes
 	@$(BIN)/cellblock image build --requirements full

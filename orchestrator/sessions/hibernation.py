@@ -82,6 +82,7 @@ class Hibernation:
                 return False
             if session.agent_id in self._registry.continuing:
                 return False
+            uses = session.uses
             try:
                 made = await capture_between_cells(session, self._registry.files, asked_for=False)
             except (KernelDiedError, SessionEndedError):
@@ -92,14 +93,15 @@ class Hibernation:
             except CheckpointError as error:
                 if self._policy.incomplete == "keep" or reason not in _EVICTIONS:
                     self._keep(session, f"its state cannot be captured: {error.message}")
-                elif not session.users:
+                elif not session.users and session.uses == uses:
                     session.notify(f"the newest state of this session could not be captured: {error.message}")
                     await self._registry.give_up(session, reason)
                 return False
             if not made.complete and self._policy.incomplete == "keep":
                 self._keep(session, f"no checkpoint can hold {names_of(made.lost)}")
                 return False
-            if session.users or session.is_busy:  # the agent returned meanwhile
+            # The agent returned meanwhile. It may also have gone again: the checkpoint may lack a file that it wrote.
+            if session.users or session.is_busy or session.uses != uses:
                 return False
             await self._registry.put_to_sleep(session, reason)
             return True

@@ -67,6 +67,7 @@ class Lifecycle:
         caller: who acquired its kernel last, for the audit log.
         lease_request: the group and the priority that its kernel was requested with.
         users: how many callers use it now, such as open ``acquire_kernel`` contexts.
+        uses: how many callers have begun to use it so far.
         closing: whether its manager shuts down. Cells that wait for their turn are then refused.
         idle_since: monotonic seconds of the last use.
         ended: why the session is over; None while it is not.
@@ -106,6 +107,7 @@ class Lifecycle:
     notices: list[str] = field(default_factory=list, repr=False)
     files_in: dict[str, float] = field(default_factory=dict, repr=False)
     users: int = field(default=0, repr=False)
+    uses: int = field(default=0, repr=False)
     closing: bool = field(default=False, repr=False)
     idle_since: float = field(default_factory=time.monotonic, repr=False)
     _end_written: bool = field(default=False, init=False, repr=False)
@@ -417,6 +419,7 @@ class Lifecycle:
     def in_use(self) -> Iterator[None]:
         """Count one more user, so that the session does not sleep."""
         self.users += 1
+        self.uses += 1
         try:
             yield
         finally:

@@ -15,7 +15,10 @@ SUITES = {
     "inspect": ("inspect-ai==0.3.285",),
     "pydantic": ("pydantic-ai-slim==2.68.0", "anyio"),
 }
-CLIENTS = {"sandbox_fusion": ("sandbox-fusion==0.3.7",)}  # whose environments tests use
+CLIENTS = {
+    "gunicorn": ("gunicorn==27.0.1", "httpx==0.28.1"),
+    "sandbox_fusion": ("sandbox-fusion==0.3.7",),
+}  # whose environments tests use
 OPTIONS = ["-q", "-rxXs", "-p", "no:cacheprovider", "--noconftest", "-c", "/dev/null", "-o", "asyncio_mode=auto"]
 TOOLS = ("pytest==9.0.2", "pytest-asyncio==1.3.0")
 

@@ -13,10 +13,11 @@ from tests.docker.snippets import environment, printed, programs
 
 DOCS = REPOSITORY / "docs"
 WEB = DOCS / "tasks" / "web-application.md"  # its program is a server, and needs a web framework
+SERVER = DOCS / "tasks" / "server.md"  # its programs are clients: see tests/server/test_server_page.py
 PAGES = [page for page in (DOCS / "quickstart.md", *sorted((DOCS / "tasks").glob("*.md"))) if programs(page)]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page != WEB], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in (WEB, SERVER)], ids=lambda page: page.stem)
 def test_every_program_of_a_page_runs_and_prints_what_it_promises(page: Path, tmp_path: Path, state: Path) -> None:
     """In the order of the page, each in a process of its own, in one empty folder."""
     for source in programs(page):

@@ -135,6 +135,12 @@ async def test_a_session_that_is_used_meanwhile_does_not_sleep(tmp_path: Path) -
         with session.in_use():
             assert not await sleeping
         assert session.state == "live"
+        sleeping = asyncio.create_task(world.hibernation.hibernate(session, Outcome.EVICTED))
+        await asyncio.sleep(0)
+        with session.in_use():  # shorter than the capture: what it wrote would be lost
+            await asyncio.sleep(0)
+        assert not await sleeping
+        assert session.state == "live"
     with session.in_use():
         assert not await world.hibernation.hibernate(session, Outcome.IDLE)
     world.kernel_of(session).die()
