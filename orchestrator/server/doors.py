@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from orchestrator.server.dialect import Dialect
+from orchestrator.server.e2b.e2bapi import E2bApi
 from orchestrator.server.native.nativeapi import NativeApi
 from orchestrator.server.service import Service
 
 
 def dialects(service: Service) -> list[Dialect]:
     """Return all wires of a server. The last one claims whatever no other one has."""
-    return [NativeApi(service)]
+    return [E2bApi(service), NativeApi(service)]
