@@ -95,7 +95,7 @@ class CodeContexts:
         """
         async with self._preparing:
             if served.session.asleep or served.session.kernel_id != self._kernel_id:
-                await served.manager.execute(served.session, await asyncio.to_thread(_INSIDE.read_text))
+                await served.manager.execute(served.session, await asyncio.to_thread(_preparation))
                 self._kernel_id, self.hidden_cells = served.session.kernel_id, 1
         if context.id == DEFAULT:
             return code
@@ -105,3 +105,7 @@ class CodeContexts:
         if not served.session.asleep and served.session.kernel_id == self._kernel_id:
             await served.manager.execute(served.session, f"%e2b_forget {context.id}")
             self.hidden_cells += 1
+
+
+def _preparation() -> str:
+    return f'exec({_INSIDE.read_text()!r}, __import__("types").ModuleType("cellblock_e2b").__dict__)'

@@ -1,6 +1,7 @@
 """Runs inside the kernel of a sandbox, never on the host: separate namespaces for E2B's contexts, and its results.
 
-The host sends the source of this module as a cell. It must run again without harm.
+A cell runs the source of this module in a module of its own: the session's variables have none of it, so no checkpoint
+has. It may run again.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+from IPython import get_ipython
+
+_OWN = ("In", "Out", "_ih", "_oh", "_dh", "get_ipython", "exit", "quit", "open")  # IPython's own names
+
 
 def install(shell: Any) -> None:
     """Give the shell the magic ``%%e2b_context``, and formatters for tables and figures."""
@@ -23,10 +28,9 @@ def install(shell: Any) -> None:
     def run(line: str, code: str) -> None:
         """Run code in the namespace and the folder of a context: ``ID`` or ``ID FOLDER``."""
         name, _, folder = line.strip().partition(" ")
-        fresh = False
         if name not in contexts:
             contexts[name] = types.ModuleType("__main__")
-            fresh = True
+            contexts[name].__dict__.update({own: shell.user_ns[own] for own in _OWN if own in shell.user_ns})
             folders[name] = json.loads(folder) if folder else os.getcwd()
             os.makedirs(folders[name], exist_ok=True)
         ours = shell.user_module, shell.user_ns, os.getcwd(), sys.modules.get("__main__")
@@ -35,8 +39,6 @@ def install(shell: Any) -> None:
         try:
             with contextlib.suppress(OSError):
                 os.chdir(folders[name])
-            if fresh:
-                shell.init_user_ns()  # In, Out, get_ipython and the like
             # Without history the inner cell leaves the outer one's number alone.
             shell.run_cell(code, store_history=False)
         finally:
@@ -55,7 +57,8 @@ def install(shell: Any) -> None:
     shell.register_magic_function(forget, "line", "e2b_forget")
     add_formatter(shell, "application/vnd.cellblock.e2b-data+json", (("pandas", "DataFrame"),
                   ("pandas.core.frame", "DataFrame")), table)  # fmt: skip
-    add_formatter(shell, "application/vnd.cellblock.e2b-chart+json", (("matplotlib.figure", "Figure"),), chart)
+    add_formatter(shell, "application/vnd.cellblock.e2b-chart+json", (("matplotlib.figure", "FigureBase"),), chart)
+    # Its subclass Figure is removed from all formatters when matplotlib is first used.
 
 
 def add_formatter(
@@ -152,4 +155,4 @@ def axes_chart(axes: Any) -> dict[str, Any] | None:
     return {**form, "type": "line" if lines else "scatter", "elements": points}
 
 
-install(get_ipython())  # type: ignore[name-defined]  # noqa: F821 - a name of every cell
+install(get_ipython())
