@@ -253,7 +253,10 @@ async def _ended(messages: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes,
             yield message
         yield connectwire.last_envelope()
     except CellblockError as error:
-        yield connectwire.last_envelope(*connect_error(error))
+        code, text = connect_error(error)
+        if code == "unavailable":
+            raise  # the connection breaks off: the clients then ask whether the sandbox is still there
+        yield connectwire.last_envelope(code, text)
     finally:
         await messages.aclose()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
+from posixpath import normpath
 from typing import Any, Final
 
 from orchestrator.output.fileinfo import FileInfo, FileKind
@@ -40,14 +41,17 @@ def entry(info: FileInfo) -> dict[str, Any]:
         "name": info.name,
         "type": _TYPES[info.kind],
         "path": info.path,
-        "size": str(info.size if info.kind == "file" else 0),
+        "size": str(info.size),
         "mode": info.mode,
         "permissions": stat.filemode(_BITS[info.kind] | info.mode),
         "owner": _USER,
         "group": _USER,
         "modifiedTime": time_of(info.mtime),
     }
-    return {**form, "symlinkTarget": info.target, "isSymlink": True} if info.kind == "link" else form
+    if info.kind != "link":
+        return form
+    target = normpath(PurePosixPath(PurePosixPath(info.path).parent, info.target))
+    return {**form, "symlinkTarget": target, "isSymlink": True}
 
 
 def written(path: str) -> dict[str, str]:

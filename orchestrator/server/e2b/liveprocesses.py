@@ -13,6 +13,7 @@ from orchestrator.outcome import Outcome
 from orchestrator.output.commandresult import CommandFinished, CommandOutput, CommandResult
 from orchestrator.server.directory import Served
 from orchestrator.server.e2b.e2berrors import NotThereError, TimedOutError
+from orchestrator.server.e2b.sandboxes import gone
 from orchestrator.sessions.commandhandle import CommandEvent, RunningCommand
 
 _PLACE = "e2b.processes"
@@ -28,8 +29,9 @@ class LiveProcess:
         is_terminal: whether it has a terminal.
     """
 
-    def __init__(self, running: RunningCommand, config: Told, tag: str, *, is_terminal: bool) -> None:
+    def __init__(self, sandbox_id: str, running: RunningCommand, config: Told, tag: str, *, is_terminal: bool) -> None:
         self.running = running
+        self._sandbox_id = sandbox_id
         self.is_terminal = is_terminal
         self._config = config
         self._tag = tag
@@ -61,6 +63,7 @@ class LiveProcess:
 
         Raises:
             TimedOutError: it exceeded its time limit.
+            SandboxGoneError: its sandbox has ended.
             See ``RunningCommand.events``.
         """
         try:
@@ -78,8 +81,8 @@ class LiveProcess:
         try:
             async with contextlib.aclosing(self.running.events()) as events:
                 async for event in events:
-                    if isinstance(event, CommandFinished) and event.result.outcome is Outcome.TIMEOUT:
-                        raise TimedOutError("the command exceeded its time limit, and was killed.")
+                    if isinstance(event, CommandFinished):
+                        self._check(event.result)
                     if (told := told_of(event, is_terminal=self.is_terminal)) is not None:
                         await self._tell(told)
         except CellblockError as error:
@@ -88,6 +91,17 @@ class LiveProcess:
             for queue in self._followers:
                 with contextlib.suppress(asyncio.QueueFull):
                     queue.put_nowait(None)
+
+    def _check(self, result: CommandResult) -> None:
+        """Raise an error for an end that is none of the command's own.
+
+        Raises:
+            TimedOutError, SandboxGoneError: that is how it ended.
+        """
+        if result.outcome is Outcome.TIMEOUT:
+            raise TimedOutError("the command exceeded its time limit, and was killed.")
+        if result.kernel_state == "dead":
+            raise gone(self._sandbox_id)
 
     async def _tell(self, told: Told | CellblockError) -> None:
         for queue in list(self._followers):

@@ -45,7 +45,9 @@ async def start(served: Served, body: Body, timeout: float | None) -> AsyncGener
         terminal=terminal,
         timeout=timeout,
     )
-    process = LiveProcess(running, config, member(body, "tag", str, ""), is_terminal=terminal is not None)
+    process = LiveProcess(
+        served.session_id, running, config, member(body, "tag", str, ""), is_terminal=terminal is not None
+    )
     LiveProcesses.of(served).add(process)
     queue = process.subscribe()
     process.read()
