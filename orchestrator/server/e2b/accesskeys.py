@@ -10,6 +10,7 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import re
 import secrets
 import time
 from collections import OrderedDict
@@ -21,6 +22,17 @@ from orchestrator.store.wholefile import write_once
 _KEY = 32  # bytes
 _OPEN = "open"  # in place of a token's id, while the server has no tokens
 _MOST_SIGNERS = 1000  # sandboxes: one look through all of them takes 2 ms
+
+_IN_HEX = re.compile(r"e2b_((?:[0-9a-f]{2}){1,200})")
+
+
+def token_in(key: str) -> str:
+    """Return the Cellblock token that an API key stands for: itself, or ``e2b_`` and the token in hex.
+
+    Some clients take only keys of the second form.
+    """
+    found = _IN_HEX.fullmatch(key)
+    return key if found is None else bytes.fromhex(found[1]).decode("latin-1")
 
 
 class AccessKeys:

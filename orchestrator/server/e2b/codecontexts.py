@@ -16,7 +16,7 @@ HOME: Final = "/home/user"
 DEFAULT: Final = "python"
 _MOST = 100
 _PLACE = "e2b.contexts"
-_INSIDE = Path(__file__).with_name("insidecontexts.py")
+_INSIDE = tuple(Path(__file__).with_name(f"inside{name}.py") for name in ("contexts", "results"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,4 +108,5 @@ class CodeContexts:
 
 
 def _preparation() -> str:
-    return f'exec({_INSIDE.read_text()!r}, __import__("types").ModuleType("cellblock_e2b").__dict__)'
+    run = "exec({!r}, __import__('types').ModuleType('cellblock_e2b').__dict__)"
+    return "\n".join(run.format(path.read_text()) for path in _INSIDE)

@@ -25,6 +25,7 @@ from orchestrator.server.e2b import (
     sandboxroutes,
     snapshotroutes,
 )
+from orchestrator.server.e2b.accesskeys import token_in
 from orchestrator.server.e2b.addresses import (
     ENVD,
     INTERPRETER,
@@ -78,7 +79,8 @@ class E2bApi:
         """See ``Dialect``. A request to a sandbox has its access token, a signature, or an API key."""
         address = address_of(scope)
         if address is None:
-            return await self._service.authentication.principal(token_of(dict(scope["headers"])))
+            token = token_of(dict(scope["headers"]))
+            return await self._service.authentication.principal(None if token is None else token_in(token))
         await self._e2b.keys.load()
         headers = headers_of(scope)
         access = headers.get("x-access-token") or headers.get("e2b-traffic-access-token")
@@ -87,7 +89,7 @@ class E2bApi:
         elif is_signed(scope):
             sandbox_id, token_id = self._signer(scope)
         elif key := headers.get("x-api-key"):
-            return await self._service.authentication.principal(key)
+            return await self._service.authentication.principal(token_in(key))
         else:
             raise UnauthorizedError("the request has no access token of the sandbox.")
         principal = await self._service.authentication.of_token_id(token_id)
