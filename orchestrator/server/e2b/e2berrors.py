@@ -102,7 +102,7 @@ def connect_error(error: CellblockError) -> tuple[str, str]:
     if isinstance(error, SandboxGoneError | PortClosedError) or error.code in _GONE:
         return "unavailable", data_error(error)[1]["message"]
     if isinstance(error, FileTransferError):
-        return _FILE_CODES.get(error.fault, "internal"), str(error)
+        return _FILE_CODES.get(error.fault, "failed_precondition"), str(error)
     for kind, code in (
         (NotSupportedError, "unimplemented"),
         (NotThereError, "not_found"),

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from orchestrator.errors import InvalidInputError, KernelTimeoutError
+from orchestrator.errors import CellblockError, InvalidInputError, KernelTimeoutError
 from orchestrator.outcome import Outcome
 from orchestrator.output.commandresult import CommandFinished, CommandOutput
 from orchestrator.output.events import CellFinished, ErrorOutput, Event, ExecutionResult
@@ -19,7 +19,7 @@ from orchestrator.server.answers import Json, dumps
 from orchestrator.server.directory import Served
 from orchestrator.server.e2b.codecontexts import DEFAULT, HOME, CodeContext, CodeContexts
 from orchestrator.server.e2b.connectwire import parsed
-from orchestrator.server.e2b.e2berrors import NotSupportedError
+from orchestrator.server.e2b.e2berrors import NotSupportedError, data_error
 from orchestrator.server.e2b.keepalive import with_keepalive
 from orchestrator.server.e2b.resultlines import END, KEEPALIVE, Line, ending, error_line, line_of
 from orchestrator.server.e2b.sandboxes import gone, member, texts
@@ -109,9 +109,20 @@ def _stream(lines: AsyncGenerator[Line, None]) -> Response:
 
 
 async def _encoded(lines: AsyncGenerator[Line, None]) -> AsyncGenerator[bytes, None]:
-    async with contextlib.aclosing(lines):
-        async for line in lines:
-            yield _line(line)
+    """Yield the lines as they are sent. A refusal is told as the error of the code, which did not run.
+
+    Raises:
+        CellblockError: the sandbox is gone: the connection breaks off, and E2B's clients ask whether it is there.
+    """
+    try:
+        async with contextlib.aclosing(lines):
+            async for line in lines:
+                yield _line(line)
+    except CellblockError as error:
+        if data_error(error)[0] == 502:
+            raise
+        yield _line(error_line(type(error).__name__, str(error)))
+        yield _line(END)
 
 
 def _line(line: Line) -> bytes:

@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from orchestrator.errors import CellblockError
+from orchestrator.errors import CellblockError, CommandLimitError
 from orchestrator.outcome import Outcome
 from orchestrator.output.commandresult import CommandFinished, CommandOutput, CommandResult
 from orchestrator.server.directory import Served
@@ -17,6 +17,7 @@ from orchestrator.server.e2b.sandboxes import gone
 from orchestrator.sessions.commandhandle import CommandEvent, RunningCommand
 
 _PLACE = "e2b.processes"
+_MOST_FOLLOWERS = 16
 _AHEAD = 64  # pieces of output that a client may be behind; the command waits for a slow one
 Told = dict[str, Any]
 
@@ -37,6 +38,7 @@ class LiveProcess:
         self._tag = tag
         self._followers: set[asyncio.Queue[Told | CellblockError | None]] = set()
         self._reading: asyncio.Task[None] | None = None
+        self._is_over = False
 
     def as_dict(self) -> Told:
         form: Told = {"config": self._config, "pid": self.running.pid}
@@ -53,7 +55,13 @@ class LiveProcess:
             await asyncio.wait({self._reading})
 
     def subscribe(self) -> asyncio.Queue[Told | CellblockError | None]:
-        """Return a queue of what it does from now on. None is its end."""
+        """Return a queue of what it does from now on. None is its end.
+
+        Raises:
+            CommandLimitError: as many clients follow it as may.
+        """
+        if len(self._followers) >= _MOST_FOLLOWERS:
+            raise CommandLimitError(f"{_MOST_FOLLOWERS} clients follow this command already.", limit=_MOST_FOLLOWERS)
         queue: asyncio.Queue[Told | CellblockError | None] = asyncio.Queue(_AHEAD)
         self._followers.add(queue)
         return queue
@@ -68,10 +76,12 @@ class LiveProcess:
         """
         try:
             yield {"start": {"pid": self.running.pid}}
-            while (told := await queue.get()) is not None:
+            while not (self._is_over and queue.empty()):
+                told = await queue.get()
                 if isinstance(told, CellblockError):
                     raise told
-                yield told
+                if told is not None:
+                    yield told
         finally:
             self._followers.discard(queue)
             while not queue.empty():  # the reader may wait for room in it
@@ -88,6 +98,7 @@ class LiveProcess:
         except CellblockError as error:
             await self._tell(error)
         finally:
+            self._is_over = True  # a follower whose queue is full finds out once it has read all
             for queue in self._followers:
                 with contextlib.suppress(asyncio.QueueFull):
                     queue.put_nowait(None)

@@ -39,6 +39,7 @@ class MultipartFiles:
                 "on_headers_finished": self._begin,
                 "on_part_data": self._data,
                 "on_part_end": self._end,
+                "on_end": self._finish,
             },
         )
         self._body = body
@@ -46,6 +47,7 @@ class MultipartFiles:
         self._headers = Message()
         self._name, self._content = b"", b""
         self._wanted = False
+        self._is_complete = False
 
     async def steps(self) -> AsyncGenerator[Step, None]:
         """Yield what happens in the body.
@@ -59,9 +61,10 @@ class MultipartFiles:
                 steps, self._steps = self._steps, []
                 for step in steps:
                     yield step
-            self._parser.finalize()
         except MultipartParseError:
             raise InvalidInputError("the body is malformed multipart/form-data.") from None
+        if not self._is_complete:
+            raise InvalidInputError("the body of multipart/form-data ends early.")
 
     def _headers_begin(self) -> None:
         self._headers = Message()
@@ -90,3 +93,6 @@ class MultipartFiles:
     def _end(self) -> None:
         if self._wanted:
             self._steps.append(("end", b""))
+
+    def _finish(self) -> None:
+        self._is_complete = True

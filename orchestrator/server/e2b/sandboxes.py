@@ -76,21 +76,24 @@ async def record_of(directory: Directory, principal: Principal, sandbox_id: str)
         handle, record = await directory.record(principal, sandbox_id)
     except UnknownSessionError:
         raise gone(sandbox_id) from None
-    if record.state == "ended":
+    if record.state == "ended" or Mark.of(handle).is_snapshot:
         raise gone(sandbox_id)
     return handle, record
 
 
-async def served_of(directory: Directory, principal: Principal, sandbox_id: str) -> Served:
-    """Return a sandbox of the caller's group that has not ended, for the control plane.
+async def served_of(directory: Directory, principal: Principal, sandbox_id: str, *, snapshot: bool = False) -> Served:
+    """Return a sandbox of the caller's group that has not ended, or a snapshot.
 
     Raises:
         SandboxGoneError: there is none.
     """
     try:
-        return await directory.find(principal, sandbox_id)
+        served = await directory.find(principal, sandbox_id)
     except (UnknownSessionError, SessionEndedError):
         raise gone(sandbox_id) from None
+    if Mark.of(served.handle).is_snapshot is not snapshot:
+        raise gone(sandbox_id)
+    return served
 
 
 async def running(directory: Directory, principal: Principal, sandbox_id: str, default_ttl: float) -> Served:
@@ -102,7 +105,7 @@ async def running(directory: Directory, principal: Principal, sandbox_id: str, d
     handle, record = await record_of(directory, principal, sandbox_id)
     mark = Mark.of(handle)
     paused = is_paused(handle, record)
-    if mark.is_snapshot or (paused and not mark.resumes):
+    if paused and not mark.resumes:
         raise gone(sandbox_id)
     served = await served_of(directory, principal, sandbox_id)
     if paused:

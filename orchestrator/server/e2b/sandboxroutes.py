@@ -14,7 +14,7 @@ from starlette.routing import Route
 from orchestrator.errors import InvalidInputError, ServerUnavailableError
 from orchestrator.principal import Principal
 from orchestrator.server.answers import Json, dumps
-from orchestrator.server.directory import Served, Wish
+from orchestrator.server.directory import Served, Wish, check_ttl
 from orchestrator.server.e2b.addresses import query_of
 from orchestrator.server.e2b.connectwire import parsed
 from orchestrator.server.e2b.e2berrors import NotSupportedError
@@ -63,6 +63,7 @@ async def _create(e2b: E2b, caller: Principal, body: Mapping[str, Any]) -> bytes
     template = member(body, "templateID", str, "base")
     mark = Mark(template, resumes=bool(member(member(body, "autoResume", dict, {}), "enabled", bool, False)))
     ttl = _seconds(body) or DEFAULT_TTL
+    check_ttl(ttl)
     on_expiry: Expiry = "hibernate" if member(body, "autoPause", bool, False) else "end"
     metadata, environment = texts(body, "metadata"), texts(body, "envVars")
     snapshot = await snapshot_of(e2b.directory, caller, template)
@@ -205,8 +206,8 @@ async def _hibernate(served: Served) -> None:
     """
     await LiveProcesses.of(served).release()
     served.manager.interrupt(served.session)
-    await served.manager.checkpoint(served.session)
     if not await served.manager.hibernate(served.session.agent_id):
+        await served.manager.checkpoint(served.session)  # raises what is wrong with its state
         raise ServerUnavailableError(
             "the sandbox is in use, or has state that no checkpoint keeps; it runs on.",
             remedy="End what uses it, and pause it again.",

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from orchestrator.errors import CellblockError, InvalidInputError
 from orchestrator.principal import Principal
 from orchestrator.server.answers import Json
-from orchestrator.server.directory import Directory, Served
+from orchestrator.server.directory import Directory, Served, check_ttl
 from orchestrator.server.e2b.addresses import query_of
 from orchestrator.server.e2b.connectwire import parsed
 from orchestrator.server.e2b.e2berrors import NotSupportedError, NotThereError, control_error
@@ -24,6 +24,7 @@ from orchestrator.server.e2b.wirecontext import answer_of, caller_of, of
 from orchestrator.store.history import HandleRecord, History, SessionRecord
 
 _MOST_FORKS = 100
+_ANY: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _MOST_LISTED = 10_000
 _TTL: Final = 300.0  # seconds of a fork
 
@@ -35,11 +36,13 @@ async def fork(request: Request) -> Response:
     count = member(body, "count", int, 1)
     if not 1 <= count <= _MOST_FORKS:
         raise InvalidInputError(f"the count is not from 1 to {_MOST_FORKS}.")
+    ttl = member(body, "timeout", (int, float), _TTL)
+    check_ttl(ttl)
     served = await served_of(e2b.directory, caller, request.path_params["id"])
     answers: list[dict[str, Any]] = []
     for made in await _forks(e2b.directory, caller, served, count):
         try:
-            await e2b.directory.set_expiry(made, member(body, "timeout", (int, float), _TTL), made.handle.on_expiry)
+            await e2b.directory.set_expiry(made, ttl, made.handle.on_expiry)
             answers.append({"sandbox": answer_of(e2b, caller, made)})
         except CellblockError as error:
             answers.append({"error": control_error(error)[1]})
@@ -98,9 +101,9 @@ routes = [
     Route("/sandboxes/{id}/snapshots", create_snapshot, methods=["POST"]),
     Route("/snapshots", list_snapshots, methods=["GET"]),
     Route("/templates/{id}", delete_snapshot, methods=["DELETE"]),
-    *(Route(f"{version}/templates{{rest:path}}", no_templates, methods=None) for version in ("", "/v2", "/v3")),
-    Route("/volumes{rest:path}", not_here, methods=None),
-    Route("/secrets{rest:path}", not_here, methods=None),
+    *(Route(f"{version}/templates{{rest:path}}", no_templates, methods=_ANY) for version in ("", "/v2", "/v3")),
+    Route("/volumes{rest:path}", not_here, methods=_ANY),
+    Route("/secrets{rest:path}", not_here, methods=_ANY),
 ]
 
 
@@ -108,7 +111,7 @@ async def snapshot_of(directory: Directory, caller: Principal, name: str) -> Ser
     """Return a snapshot of the caller's group by its id or its name; None if there is none."""
     for handle, record in await _rows(directory, caller):
         if name == record.session_id or name == Mark.of(handle).name:
-            return await served_of(directory, caller, record.session_id)
+            return await served_of(directory, caller, record.session_id, snapshot=True)
     return None
 
 

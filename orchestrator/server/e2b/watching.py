@@ -10,28 +10,35 @@ from collections import OrderedDict
 from typing import Any, Final
 
 from orchestrator.errors import CommandLimitError, FileTransferError
-from orchestrator.output.fileinfo import FileInfo
+from orchestrator.output.fileinfo import FileInfo, FileKind
 from orchestrator.server.directory import Served
 from orchestrator.server.e2b.e2berrors import NotThereError
 from orchestrator.server.e2b.fileentries import entry, folder_inside
 
-_MOST_FILES = 10_000
-_MOST_WATCHERS = 32
+_MOST_FILES = 5000
+_MOST_WATCHERS = 16
 _PLACE = "e2b.watchers"
-Seen = dict[str, FileInfo]
+Look = dict[str, FileInfo]
+Seen = dict[str, tuple[FileKind, int, float, int]]
+"""Kind, size, time of change and mode of each file, by its path below the folder."""
 _CREATE: Final = ("EVENT_TYPE_CREATE", "EVENT_TYPE_CHMOD", "EVENT_TYPE_WRITE")
+
+
+def seen(look: Look) -> Seen:
+    """Return what is kept of a list of files."""
+    return {name: (info.kind, info.size, info.mtime, info.mode) for name, info in look.items()}
 
 
 def changes(before: Seen, now: Seen) -> list[tuple[str, str]]:
     """Return (type, name) of each change between two lists, by name. A new file is told as E2B's envd does."""
     found: list[tuple[str, str]] = [("EVENT_TYPE_REMOVE", name) for name in before if name not in now]
-    for name, info in now.items():
+    for name, (kind, size, mtime, mode) in now.items():
         was = before.get(name)
-        if was is None or was.kind != info.kind:
-            found += [(kind, name) for kind in (_CREATE if info.kind == "file" else _CREATE[:1])]
-        elif info.kind == "file" and (was.mtime, was.size) != (info.mtime, info.size):
+        if was is None or was[0] != kind:
+            found += [(event, name) for event in (_CREATE if kind == "file" else _CREATE[:1])]
+        elif kind == "file" and was[1:3] != (size, mtime):
             found.append(("EVENT_TYPE_WRITE", name))
-        elif was.mode != info.mode:
+        elif was[3] != mode:
             found.append(("EVENT_TYPE_CHMOD", name))
     return found
 
@@ -59,7 +66,7 @@ class Watcher:
         info = await self._served.manager.stat_file(self._served.session, self._path, follow_links=True)
         if not info.is_dir:
             raise FileTransferError(f"path {self._path!r} is not a directory.", path=self._path, fault="not_a_folder")
-        self._seen = await self._look()
+        self._seen = seen(await self._look())
 
     async def events(self) -> list[dict[str, Any]]:
         """Return what has happened since the last look.
@@ -67,16 +74,17 @@ class Watcher:
         Raises:
             See ``AgentKernelManager.list_files``.
         """
-        before, self._seen = self._seen, await self._look()
-        return [self._event(kind, name) for kind, name in changes(before, self._seen)]
+        look = await self._look()
+        before, self._seen = self._seen, seen(look)
+        return [self._event(kind, name, look) for kind, name in changes(before, self._seen)]
 
-    def _event(self, kind: str, name: str) -> dict[str, Any]:
+    def _event(self, kind: str, name: str, look: Look) -> dict[str, Any]:
         event: dict[str, Any] = {"type": kind, "name": name}
-        if self._tells_entries and name in self._seen:
-            event["entry"] = entry(self._seen[name])
+        if self._tells_entries and name in look:
+            event["entry"] = entry(look[name])
         return event
 
-    async def _look(self) -> Seen:
+    async def _look(self) -> Look:
         found = await self._served.manager.list_files(
             self._served.session, self._path, recursive=self._recursive, limit=_MOST_FILES
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 from starlette.requests import Request
 
+from orchestrator.errors import PolicyError
 from orchestrator.policy.policy import Policy
 from orchestrator.principal import Principal
 from orchestrator.server.directory import Directory, Served
@@ -29,13 +30,12 @@ class E2b:
         return self.service.directory
 
     async def policy(self, name: str) -> Policy:
-        """Return a policy, read once.
-
-        Raises:
-            PolicyError: it cannot be used any longer.
-        """
+        """Return a policy, read once; the default one for one that can no longer be read."""
         if name not in self._policies:
-            self._policies[name] = await asyncio.to_thread(Policy.load, name)
+            try:
+                self._policies[name] = await asyncio.to_thread(Policy.load, name)
+            except PolicyError:
+                return Policy()
         return self._policies[name]
 
 
