@@ -45,9 +45,9 @@ def sandbox(server: RunningServer, tokens: dict[str, str]) -> Iterator[dict[str,
         made.delete(f"/sandboxes/{answer.json()['sandboxID']}", headers=key)
 
 
-def to(sandbox: dict[str, Any], port: int = 49983, **more: str) -> dict[str, str]:
-    """Return the headers of a request to a sandbox, without any secret."""
-    return {"E2b-Sandbox-Id": sandbox["sandboxID"], "E2b-Sandbox-Port": str(port), **more}
+def to(sandbox: dict[str, Any], more: dict[str, str] | None = None, port: int = 49983) -> dict[str, str]:
+    """Return the headers of a request to a sandbox, without any secret but those in ``more``."""
+    return {"E2b-Sandbox-Id": sandbox["sandboxID"], "E2b-Sandbox-Port": str(port), **(more or {})}
 
 
 def refused(answer: httpx.Response, status: int) -> None:
@@ -61,7 +61,7 @@ def refused(answer: httpx.Response, status: int) -> None:
 def test_health_is_the_servers_own_without_a_sandbox(client: httpx.Client, sandbox: dict[str, Any]) -> None:
     assert client.get("/health").status_code == 200
     access = sandbox["envdAccessToken"]
-    assert client.get("/health", headers=to(sandbox, **{"X-Access-Token": access})).status_code == 204
+    assert client.get("/health", headers=to(sandbox, {"X-Access-Token": access})).status_code == 204
 
 
 def test_no_key_and_a_wrong_key(client: httpx.Client, tokens: dict[str, str]) -> None:
@@ -83,7 +83,7 @@ def test_another_groups_sandbox_is_not_there(
     refused(client.post(path + "/timeout", json={"timeout": 1}, headers=beta), 404)
     refused(client.post(f"/v2{path}/connect", json={}, headers=beta), 404)
     assert client.get("/v2/sandboxes", headers=beta).json() == []
-    refused(client.get("/health", headers=to(sandbox, **beta)), 502)
+    refused(client.get("/health", headers=to(sandbox, beta)), 502)
     refused(client.post("/v2/sandboxes", json={"templateID": "x", "volumeMounts": [{}]}, headers=beta), 400)
 
 
@@ -93,22 +93,22 @@ def test_access_tokens(client: httpx.Client, sandbox: dict[str, Any], tokens: di
     other = client.post("/sandboxes", json={"templateID": "base", "timeout": 60}, headers=key).json()
     for headers in (
         to(sandbox),
-        to(sandbox, **{"X-Access-Token": other["envdAccessToken"]}),
-        to(sandbox, **{"X-Access-Token": access[:-1]}),
-        to(sandbox, **{"X-Access-Token": "open." + access.partition(".")[2]}),
-        to({"sandboxID": "0" * 32}, **{"X-Access-Token": access}),
-        to({"sandboxID": "../../etc"}, **{"X-Access-Token": access}),
+        to(sandbox, {"X-Access-Token": other["envdAccessToken"]}),
+        to(sandbox, {"X-Access-Token": access[:-1]}),
+        to(sandbox, {"X-Access-Token": "open." + access.partition(".")[2]}),
+        to({"sandboxID": "0" * 32}, {"X-Access-Token": access}),
+        to({"sandboxID": "../../etc"}, {"X-Access-Token": access}),
     ):
         for path in ("/health", "/files?path=/etc/hostname"):
             refused(client.get(path, headers=headers), 401)
         refused(client.post("/process.Process/List", json={}, headers=headers), 401)
         refused(client.post("/execute", json={"code": "1"}, headers={**headers, "E2b-Sandbox-Port": "49999"}), 401)
     for name in ("X-Access-Token", "E2B-Traffic-Access-Token"):
-        assert client.get("/contexts", headers=to(sandbox, 49999, **{name: access})).status_code == 200
+        assert client.get("/contexts", headers=to(sandbox, {name: access}, 49999)).status_code == 200
     host = {"Host": f"49983-{sandbox['sandboxID']}.sandboxes.test", "X-Access-Token": access}
     assert client.get("/health", headers=host).status_code == 204
     assert client.delete(f"/sandboxes/{other['sandboxID']}", headers=key).status_code == 204
-    refused(client.get("/health", headers=to(other, **{"X-Access-Token": other["envdAccessToken"]})), 502)
+    refused(client.get("/health", headers=to(other, {"X-Access-Token": other["envdAccessToken"]})), 502)
     refused(client.delete(f"/sandboxes/{other['sandboxID']}", headers=key), 404)
 
 
@@ -122,8 +122,8 @@ def test_an_access_token_dies_with_the_token_it_was_made_for(server: RunningServ
     again = client.post(f"/v2/sandboxes/{made['sandboxID']}/connect", json={}, headers={"X-API-Key": second}).json()
     server.command("token", "revoke", token.split("_")[1])
     time.sleep(1.2)  # a token is looked up once a second
-    refused(client.get("/health", headers=to(made, **{"X-Access-Token": made["envdAccessToken"]})), 401)
-    assert client.get("/health", headers=to(again, **{"X-Access-Token": again["envdAccessToken"]})).status_code == 204
+    refused(client.get("/health", headers=to(made, {"X-Access-Token": made["envdAccessToken"]})), 401)
+    assert client.get("/health", headers=to(again, {"X-Access-Token": again["envdAccessToken"]})).status_code == 204
     client.delete(f"/sandboxes/{made['sandboxID']}", headers={"X-API-Key": second})
 
 
@@ -132,7 +132,7 @@ def test_an_upload_with_a_signature_needs_nothing_else(client: httpx.Client, san
     signature = "v1_" + base64.b64encode(hashlib.sha256(raw.encode()).digest()).decode().rstrip("=")
     query = {"path": "signed.txt", "signature": signature}
     assert client.post("/files", params=query, files={"file": ("x", b"signed")}).status_code == 200
-    read = client.get("/files?path=signed.txt", headers=to(sandbox, **{"X-Access-Token": sandbox["envdAccessToken"]}))
+    read = client.get("/files?path=signed.txt", headers=to(sandbox, {"X-Access-Token": sandbox["envdAccessToken"]}))
     assert read.content == b"signed"
     refused(client.post("/files", params={**query, "path": "other.txt"}, files={"file": ("x", b"")}), 401)
 
@@ -184,7 +184,7 @@ def test_what_no_client_sends(
     client: httpx.Client, sandbox: dict[str, Any], method: str, path: str, port: int, body: bytes, kind: str
 ) -> None:
     """It is refused in E2B's shape, and nothing fails."""
-    headers = to(sandbox, port, **{"X-Access-Token": sandbox["envdAccessToken"], "Content-Type": kind})
+    headers = to(sandbox, {"X-Access-Token": sandbox["envdAccessToken"], "Content-Type": kind}, port)
     answer = client.request(method, path, content=body, headers=headers)
     assert 400 <= answer.status_code < 500 or answer.status_code in (501, 502, 507), answer.text
     assert answer.headers["content-type"] == "application/json"
@@ -194,7 +194,7 @@ def test_what_no_client_sends(
 @pytest.mark.parametrize("code", ["", "   ", "\ud800", "x" * 2_000_000], ids=["empty", "blank", "no text", "long"])
 def test_code_that_cannot_run(client: httpx.Client, sandbox: dict[str, Any], code: str) -> None:
     """It ends like any other: with the end of the execution, or it is too large to be read."""
-    headers = to(sandbox, 49999, **{"X-Access-Token": sandbox["envdAccessToken"]})
+    headers = to(sandbox, {"X-Access-Token": sandbox["envdAccessToken"]}, 49999)
     answer = client.post("/execute", content=json.dumps({"code": code}), headers=headers)
     lines = [json.loads(line) for line in answer.text.splitlines()]
     assert lines[-1]["type"] == "end_of_execution"
@@ -214,7 +214,7 @@ def test_code_that_cannot_run(client: httpx.Client, sandbox: dict[str, Any], cod
 def test_commands_that_cannot_start(client: httpx.Client, sandbox: dict[str, Any], message: dict[str, Any]) -> None:
     """The stream ends with an error of Connect."""
     data = json.dumps(message).encode()
-    headers = to(sandbox, **{"X-Access-Token": sandbox["envdAccessToken"], "Content-Type": "application/connect+json"})
+    headers = to(sandbox, {"X-Access-Token": sandbox["envdAccessToken"], "Content-Type": "application/connect+json"})
     answer = client.post("/process.Process/Start", content=struct.pack(">BI", 0, len(data)) + data, headers=headers)
     assert answer.status_code == 200
     flags, length = struct.unpack(">BI", answer.content[:5])
