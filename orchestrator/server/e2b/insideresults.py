@@ -106,8 +106,15 @@ def ticks(axes: Any) -> dict[str, Any]:
     for name, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
         form[f"{name}_ticks"] = plain(axis.get_ticklocs())
         form[f"{name}_tick_labels"] = [text.get_text() for text in axis.get_ticklabels()]
-        form[f"{name}_scale"] = axis.get_scale()
+        form[f"{name}_scale"] = scale(axis)
     return form
+
+
+def scale(axis: Any) -> str:
+    """Return the scale of an axis; "datetime" and "categorical" are E2B's names for what is plotted on a linear one."""
+    converter = type(axis.get_converter() if hasattr(axis, "get_converter") else axis.converter).__name__
+    kinds = {"Date": "datetime", "Category": "categorical"}
+    return next((kind for part, kind in kinds.items() if part in converter), str(axis.get_scale()))
 
 
 def bar_elements(axes: Any, bars: Any) -> list[dict[str, Any]]:
