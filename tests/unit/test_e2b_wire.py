@@ -9,6 +9,7 @@ import re
 import struct
 import time
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -117,15 +118,16 @@ def test_the_line_of_each_event(event: Event, line: dict[str, Any] | None) -> No
 
 def test_the_end_of_a_cell() -> None:
     """Its number without the cells that the client does not know; an error that no output told."""
-    assert ending(RESULT, error_told=False, hidden_cells=1) == [
+    assert ending(RESULT, None, 1) == [
         {"type": "number_of_executions", "execution_count": 4},
         END,
     ]
-    from dataclasses import replace
-
     died = replace(RESULT, status="error", error=ErrorOutput("KernelDied", "oom"), execution_count=None)
-    assert ending(died, error_told=False, hidden_cells=0)[0]["name"] == "KernelDied"
-    assert ending(died, error_told=True, hidden_cells=0) == [END]
+    assert ending(died, None, 0)[0]["name"] == "KernelDied"
+    assert [line.get("name") for line in ending(RESULT, ErrorOutput("Shown", "v"), 0)] == ["Shown", None, None]
+    slow = replace(RESULT, outcome=Outcome.TIMEOUT, duration_s=30.0)
+    told = ending(slow, ErrorOutput("KeyboardInterrupt", "", ("t",)), 0)[0]
+    assert (told["name"], "30 s" in told["value"], told["traceback"]) == ("TimeoutError", True, "t")
 
 
 ERRORS: list[tuple[CellblockError, int, int, str]] = [
@@ -214,6 +216,7 @@ def test_pages_that_cannot_be_had(limit: str, token: str) -> None:
 def test_output_and_end_of_a_command() -> None:
     assert told_of(CommandOutput("stderr", b"x"), is_terminal=False) == {"data": {"stderr": "eA=="}}
     assert told_of(CommandOutput("stdout", b"x"), is_terminal=True) == {"data": {"pty": "eA=="}}
+    assert list(told_of(OutputDropped(7, 1), is_terminal=False)["data"]) == ["stderr"]
     result = CommandResult(1, ("a",), False, Outcome.ERROR, 3, b"", b"", 1.0, None, "idle", "runc", Evidence())
     told = told_of(CommandFinished(result), is_terminal=False)
     assert told == {"end": {"exitCode": 3, "exited": True, "status": "exit status 3", "error": "exit status 3"}}

@@ -142,16 +142,17 @@ async def _lines(
         yield END
         return
     cell = await contexts.code(served, context, code)
-    error_told = False
+    shown: ErrorOutput | None = None  # told with the end: only then it is known whether it was a time limit
     events = served.manager.stream_code(served.session, cell, environment=environment)
     async with contextlib.aclosing(_to_the_end(events)) as all_events:
         async for event in all_events:
             if isinstance(event, CellFinished):
                 _refuse_if_killed(served, event.result)
-                for line in ending(event.result, error_told=error_told, hidden_cells=contexts.hidden_cells):
+                for line in ending(event.result, shown, contexts.hidden_cells):
                     yield line
-            elif (found := line_of(event)) is not None:
-                error_told = error_told or isinstance(event, ErrorOutput)
+                continue
+            before, shown = (shown, event) if isinstance(event, ErrorOutput) else (event, shown)
+            if before is not None and (found := line_of(before)) is not None:
                 yield found
 
 

@@ -13,6 +13,7 @@ from orchestrator.outcome import Outcome
 from orchestrator.output.commandresult import CommandFinished, CommandOutput, CommandResult
 from orchestrator.server.directory import Served
 from orchestrator.server.e2b.e2berrors import NotThereError, TimedOutError
+from orchestrator.server.e2b.resultlines import left_out
 from orchestrator.server.e2b.sandboxes import gone
 from orchestrator.sessions.commandhandle import CommandEvent, RunningCommand
 
@@ -93,8 +94,7 @@ class LiveProcess:
                 async for event in events:
                     if isinstance(event, CommandFinished):
                         self._check(event.result)
-                    if (told := told_of(event, is_terminal=self.is_terminal)) is not None:
-                        await self._tell(told)
+                    await self._tell(told_of(event, is_terminal=self.is_terminal))
         except CellblockError as error:
             await self._tell(error)
         finally:
@@ -120,14 +120,15 @@ class LiveProcess:
                 await queue.put(told)
 
 
-def told_of(event: CommandEvent, *, is_terminal: bool) -> Told | None:
-    """Return an event as E2B has it; None for one that it does not tell. Pure."""
+def told_of(event: CommandEvent, *, is_terminal: bool) -> Told:
+    """Return an event as E2B has it. Pure."""
     if isinstance(event, CommandOutput):
         name = "pty" if is_terminal else event.name
         return {"data": {name: base64.b64encode(event.data).decode()}}
     if isinstance(event, CommandFinished):
         return {"end": ended(event.result)}
-    return None
+    data = left_out(event.dropped_bytes).encode()
+    return {"data": {"pty" if is_terminal else "stderr": base64.b64encode(data).decode()}}
 
 
 def ended(result: CommandResult) -> Told:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
+from orchestrator.outcome import Outcome
 from orchestrator.output.events import (
     DisplayData,
     ErrorOutput,
@@ -52,11 +53,16 @@ def line_of(event: Event) -> Line | None:
         case OutputDropped(dropped_bytes=count):
             return {
                 "type": "stderr",
-                "text": f"[Cellblock left out {count} bytes of output: it exceeds the limit.]\n",
+                "text": left_out(count),
                 "timestamp": time.time_ns(),
             }
         case _:
             return None
+
+
+def left_out(count: int) -> str:
+    """Return what is said in place of output that exceeds the limit."""
+    return f"[Cellblock left out {count} bytes of output: it exceeds the limit.]\n"
 
 
 def error_line(name: str, value: str, traceback: str = "") -> Line:
@@ -69,16 +75,19 @@ def count_line(count: int) -> Line:
     return {"type": "number_of_executions", "execution_count": count}
 
 
-def ending(result: ExecutionResult, *, error_told: bool, hidden_cells: int) -> list[Line]:
+def ending(result: ExecutionResult, shown: ErrorOutput | None, hidden_cells: int) -> list[Line]:
     """Return the lines at the end of a cell: how it ended if not well, its number, and the end.
 
     Args:
-        error_told: whether an error was told already, as an output of the cell.
+        shown: the last error that the cell put out; None for none.
         hidden_cells: how many cells its kernel ran that the client does not know.
     """
-    lines = []
-    if result.error is not None and not error_told:
-        error = result.error
+    lines: list[Line] = []
+    error = shown or result.error
+    if result.outcome is Outcome.TIMEOUT:
+        value = f"the code ran for {result.duration_s:.0f} s, longer than the sandbox's policy allows, and was stopped."
+        lines.append(error_line("TimeoutError", value, "\n".join(error.traceback) if error is not None else ""))
+    elif error is not None:
         lines.append(error_line(error.ename, error.evalue, "\n".join(error.traceback)))
     if result.execution_count is not None:
         lines.append(count_line(max(1, result.execution_count - hidden_cells)))
