@@ -17,9 +17,10 @@ from orchestrator.server.directory import Served
 from orchestrator.server.e2b.addresses import query_of
 from orchestrator.server.e2b.fileentries import inside, written
 from orchestrator.server.e2b.multipartfiles import MultipartFiles, Step
-from orchestrator.server.filepieces import LARGEST, piece_of, pieces_of
 
 _MOST_FILES = 1000
+_PIECE = 4 * MIB  # bytes of a file that are read at once
+_LARGEST = 1024 * MIB
 _UNPACKED = MIB  # bytes of a compressed body that are unpacked at once
 
 
@@ -35,9 +36,9 @@ async def read(request: Request) -> Response:
     info = await served.manager.stat_file(served.session, path, follow_links=True)
     if info.kind != "file":
         raise FileTransferError(f"path {path!r} is not a file.", path=path, fault="is_folder")
-    first = await piece_of(served, path, 0, None)
+    first = await _piece(served, path, 0)
     return StreamingResponse(
-        pieces_of(served, path, 0, None, first),
+        _pieces(served, path, first),
         media_type="application/octet-stream",
         headers={"X-Content-Type-Options": "nosniff"},
     )
@@ -61,6 +62,19 @@ routes = [
     Route("/files", read, methods=["GET"]),
     Route("/files", write, methods=["POST"]),
 ]
+
+
+async def _piece(served: Served, path: str, at: int) -> bytes:
+    return await served.manager.read_file(served.session, path, offset=at, length=_PIECE, limit=_PIECE)
+
+
+async def _pieces(served: Served, path: str, piece: bytes) -> AsyncGenerator[bytes, None]:
+    """Yield a file from its start, of which ``piece`` is the first part; 1 GiB at most: it may have no end."""
+    at = 0
+    while piece and at < _LARGEST:
+        yield piece
+        at += len(piece)
+        piece = await _piece(served, path, at)
 
 
 def _path(request: Request) -> str:
@@ -108,8 +122,8 @@ async def _unpacked(body: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
             while rest:
                 piece = unpacking.decompress(rest, _UNPACKED)
                 size += len(piece)
-                if size > LARGEST:
-                    raise RequestTooLargeError(f"the content exceeds {LARGEST} bytes.", limit=LARGEST)
+                if size > _LARGEST:
+                    raise RequestTooLargeError(f"the content exceeds {_LARGEST} bytes.", limit=_LARGEST)
                 rest = unpacking.unconsumed_tail
                 yield piece
     except zlib.error:

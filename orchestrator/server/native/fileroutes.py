@@ -12,11 +12,14 @@ from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response, StreamingResponse
 
 from orchestrator.errors import FileTransferError, InvalidInputError
+from orchestrator.limits import MIB
 from orchestrator.server.answers import Json
-from orchestrator.server.filepieces import piece_of, pieces_of
+from orchestrator.server.directory import Served
 from orchestrator.server.native.access import TheSession
 
 router = APIRouter(prefix="/v1/sessions/{session_id}/files", tags=["files"])
+_PIECE = 4 * MIB  # bytes that are read at once
+_LARGEST = 1024 * MIB
 _RANGE = re.compile(r"bytes=(\d{0,15})-(\d{0,15})")
 PathDescription = Annotated[
     str, Query(description="Absolute, or relative to `/work`. Bytes that are no UTF-8 are percent-encoded as they are.")
@@ -43,8 +46,8 @@ async def read(
         headers["Content-Length"] = str(end - start)
         if wanted is not None and (start, end) != (0, info.size):
             status, headers["Content-Range"] = 206, f"bytes {start}-{end - 1}/{info.size}"
-    first = await piece_of(served, name, start, end)
-    return StreamingResponse(pieces_of(served, name, start, end, first), status, headers, "application/octet-stream")
+    first = await _piece(served, name, start, end)
+    return StreamingResponse(_pieces(served, name, start, end, first), status, headers, "application/octet-stream")
 
 
 @router.put("/content", summary="Write a file")
@@ -138,6 +141,21 @@ def _range(wanted: str | None, size: int) -> tuple[int, int]:
     if start >= end:
         raise InvalidInputError(f"the file has {size} bytes, and none of this range.")
     return start, end
+
+
+async def _piece(served: Served, name: str, at: int, end: int | None) -> bytes:
+    length = _PIECE if end is None else min(_PIECE, end - at)
+    return await served.manager.read_file(served.session, name, offset=at, length=length, limit=_PIECE)
+
+
+async def _pieces(served: Served, name: str, start: int, end: int | None, piece: bytes) -> AsyncGenerator[bytes, None]:
+    at = start
+    while piece:
+        yield piece
+        at += len(piece)
+        if at >= (_LARGEST if end is None else end):
+            return
+        piece = await _piece(served, name, at, end)
 
 
 async def _with_first(first: bytes, pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[Any, None]:
