@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import (
-    CellblockError,
     FileTransferError,
     InvalidInputError,
     SessionEndedError,
@@ -42,14 +41,15 @@ from orchestrator.server.e2b.accesskeys import AccessKeys, token_in
 from orchestrator.server.e2b.addresses import address_of, is_control
 from orchestrator.server.e2b.connectwire import STATUS, Envelopes, envelope, last_envelope
 from orchestrator.server.e2b.e2berrors import (
-    NotSupportedError,
-    NotThereError,
-    PortClosedError,
-    SandboxGoneError,
-    TimedOutError,
+    Refusal,
     connect_error,
     control_error,
     data_error,
+    gone,
+    not_supported,
+    not_there,
+    port_closed,
+    timed_out,
 )
 from orchestrator.server.e2b.fileentries import entry, inside
 from orchestrator.server.e2b.liveprocesses import told_of
@@ -130,14 +130,14 @@ def test_the_end_of_a_cell() -> None:
     assert (told["name"], "30 s" in told["value"], told["traceback"]) == ("TimeoutError", True, "t")
 
 
-ERRORS: list[tuple[CellblockError, int, int, str]] = [
-    (SandboxGoneError("x", sandbox_id="s"), 404, 502, "unavailable"),
+ERRORS: list[tuple[Refusal, int, int, str]] = [
+    (gone("s"), 404, 502, "unavailable"),
     (SessionEndedError("x", reason="r"), 404, 502, "unavailable"),
     (UnknownSessionError("x", session_id="s"), 404, 502, "unavailable"),
-    (PortClosedError("x", sandbox_id="s", port=80), 500, 502, "unavailable"),
-    (NotSupportedError("x"), 400, 400, "unimplemented"),
-    (NotThereError("x"), 404, 404, "not_found"),
-    (TimedOutError("x"), 500, 500, "deadline_exceeded"),
+    (port_closed("s", 80), 502, 502, "unavailable"),
+    (not_supported("x"), 400, 400, "unimplemented"),
+    (not_there("x"), 404, 404, "not_found"),
+    (timed_out(), 504, 504, "deadline_exceeded"),
     (InvalidInputError("x"), 400, 400, "invalid_argument"),
     (UnauthorizedError("x"), 401, 401, "unauthenticated"),
     (FileTransferError("x", path="p", fault="missing"), 404, 404, "not_found"),
@@ -149,7 +149,7 @@ ERRORS: list[tuple[CellblockError, int, int, str]] = [
 
 
 @pytest.mark.parametrize(("error", "control", "data", "code"), ERRORS)
-def test_each_error_on_each_plane(error: CellblockError, control: int, data: int, code: str) -> None:
+def test_each_error_on_each_plane(error: Refusal, control: int, data: int, code: str) -> None:
     """A status of HTTP on two planes, and a code of Connect that has a status."""
     status, form = control_error(error)
     assert (status, form["code"]) == (control, control)
@@ -160,8 +160,8 @@ def test_each_error_on_each_plane(error: CellblockError, control: int, data: int
 
 
 def test_a_sandbox_that_is_gone_is_said_in_the_words_that_clients_look_for() -> None:
-    assert "was not found" in data_error(SandboxGoneError("x", sandbox_id="s"))[1]["message"]
-    assert "port is not open" in data_error(PortClosedError("x", sandbox_id="s", port=80))[1]["message"]
+    assert "was not found" in data_error(gone("s"))[1]["message"]
+    assert "port is not open" in data_error(port_closed("s", 80))[1]["message"]
 
 
 @pytest.mark.parametrize(

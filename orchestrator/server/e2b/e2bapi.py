@@ -37,7 +37,7 @@ from orchestrator.server.e2b.addresses import (
     is_upload,
     query_of,
 )
-from orchestrator.server.e2b.e2berrors import PortClosedError, connect_error, control_error, data_error
+from orchestrator.server.e2b.e2berrors import E2bError, Refusal, connect_error, control_error, data_error, port_closed
 from orchestrator.server.e2b.keepalive import with_keepalive
 from orchestrator.server.e2b.sandboxes import running
 from orchestrator.server.e2b.wirecontext import E2b
@@ -46,7 +46,7 @@ from orchestrator.server.service import Service
 
 _PING = 50.0  # seconds, unless the client says otherwise
 _ERRORS = {404: "not found", 405: "method not allowed"}
-Failure = Callable[[CellblockError], tuple[int, dict[str, Any]]]
+Failure = Callable[[Refusal], tuple[int, dict[str, Any]]]
 
 
 class E2bApi:
@@ -157,8 +157,8 @@ class _Plane:
         try:
             served = await running(self.e2b.directory, principal, sandbox_id, sandboxroutes.DEFAULT_TTL)
             if port not in (ENVD, INTERPRETER):
-                raise PortClosedError("the port is not open.", sandbox_id=sandbox_id, port=port)
-        except CellblockError as error:
+                raise port_closed(sandbox_id, port)
+        except (CellblockError, E2bError) as error:
             return await self._answer(error)(scope, receive, send)
         scope["state"]["served"] = served
         await self(scope, receive, send)
@@ -177,14 +177,14 @@ class _Plane:
         except HTTPException as error:
             message = _ERRORS.get(error.status_code, error.detail)
             await Json({"code": error.status_code, "message": message}, error.status_code)(scope, receive, send)
-        except CellblockError as error:
+        except (CellblockError, E2bError) as error:
             if begun:
                 raise  # the connection breaks off
             await self._answer(error)(scope, receive, send)
 
-    def _answer(self, error: CellblockError) -> Response:
+    def _answer(self, error: Refusal) -> Response:
         status, form = self._failure(error)
-        return Json(form, status, error_headers(error))
+        return Json(form, status, error_headers(error) if isinstance(error, CellblockError) else None)
 
 
 async def _call_filesystem(request: Request) -> Response:
@@ -216,7 +216,7 @@ async def _answered(call: Callable[..., Any], request: Request) -> Response:
     try:
         body = connectwire.parsed(await request.body())
         return Json(await call(request.state.served, body))
-    except CellblockError as error:
+    except (CellblockError, E2bError) as error:
         code, message = connect_error(error)
         if code == "unavailable":
             raise
@@ -228,7 +228,7 @@ async def _taken(request: Request) -> Response:
     try:
         answer = await processrpc.stream_input(request.state.served, request.stream())
         data = connectwire.envelope(answer) + connectwire.last_envelope()
-    except CellblockError as error:
+    except (CellblockError, E2bError) as error:
         data = connectwire.last_envelope(*connect_error(error))
     return Response(data, media_type=connectwire.STREAM_TYPE)
 
@@ -254,7 +254,7 @@ async def _ended(messages: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes,
         async for message in messages:
             yield message
         yield connectwire.last_envelope()
-    except CellblockError as error:
+    except (CellblockError, E2bError) as error:
         code, text = connect_error(error)
         if code == "unavailable":
             raise  # the connection breaks off: the clients then ask whether the sandbox is still there

@@ -19,10 +19,10 @@ from orchestrator.server.answers import Json, dumps
 from orchestrator.server.directory import Served
 from orchestrator.server.e2b.codecontexts import DEFAULT, HOME, CodeContext, CodeContexts
 from orchestrator.server.e2b.connectwire import parsed
-from orchestrator.server.e2b.e2berrors import NotSupportedError, data_error
+from orchestrator.server.e2b.e2berrors import data_error, gone, not_supported
 from orchestrator.server.e2b.keepalive import with_keepalive
 from orchestrator.server.e2b.resultlines import END, KEEPALIVE, Line, ending, error_line, line_of
-from orchestrator.server.e2b.sandboxes import gone, member, texts
+from orchestrator.server.e2b.sandboxes import member, texts
 
 _PING = 5.0  # seconds, as E2B's own interpreter
 _PYTHON = frozenset({"", "python"})
@@ -40,9 +40,7 @@ async def execute(request: Request) -> Response:
     if language == "bash":
         return _stream(_bash_lines(served, code, environment))
     if language not in _PYTHON:
-        raise NotSupportedError(
-            f"there is no kernel for {language[:40]!r} in this sandbox.", remedy="Use Python or bash."
-        )
+        raise not_supported(f"there is no kernel for {language[:40]!r} in this sandbox. Use Python or bash.")
     contexts = CodeContexts.of(served)
     context = contexts.find(context_id or DEFAULT)
     if context is None:
@@ -60,7 +58,7 @@ async def add_context(request: Request) -> Response:
     body = parsed(await request.body())
     language = member(body, "language", str, "").lower()
     if language not in _PYTHON:
-        raise NotSupportedError(f"there is no kernel for {language[:40]!r} in this sandbox.", remedy="Use Python.")
+        raise not_supported(f"there is no kernel for {language[:40]!r} in this sandbox. Use Python.")
     return Json(CodeContexts.of(request.state.served).add(member(body, "cwd", str, "") or HOME).as_dict())
 
 
@@ -135,7 +133,7 @@ async def _lines(
     """Yield the lines of a cell. The cell is interrupted when the consumer stops.
 
     Raises:
-        SandboxGoneError: the sandbox was killed meanwhile: the connection breaks off, which E2B's clients look for.
+        UnknownSessionError: the sandbox was killed meanwhile: the connection breaks off, which E2B's clients look for.
         See ``AgentKernelManager.stream_code``.
     """
     if not code.strip():

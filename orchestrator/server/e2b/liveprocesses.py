@@ -12,9 +12,8 @@ from orchestrator.errors import CellblockError, CommandLimitError
 from orchestrator.outcome import Outcome
 from orchestrator.output.commandresult import CommandFinished, CommandOutput, CommandResult
 from orchestrator.server.directory import Served
-from orchestrator.server.e2b.e2berrors import NotThereError, TimedOutError
+from orchestrator.server.e2b.e2berrors import E2bError, Refusal, gone, not_there, timed_out
 from orchestrator.server.e2b.resultlines import left_out
-from orchestrator.server.e2b.sandboxes import gone
 from orchestrator.sessions.commandhandle import CommandEvent, RunningCommand
 
 _PLACE = "e2b.processes"
@@ -37,7 +36,7 @@ class LiveProcess:
         self.is_terminal = is_terminal
         self._config = config
         self._tag = tag
-        self._followers: set[asyncio.Queue[Told | CellblockError | None]] = set()
+        self._followers: set[asyncio.Queue[Told | Refusal | None]] = set()
         self._reading: asyncio.Task[None] | None = None
         self._is_over = False
 
@@ -55,7 +54,7 @@ class LiveProcess:
             self._reading.cancel()
             await asyncio.wait({self._reading})
 
-    def subscribe(self) -> asyncio.Queue[Told | CellblockError | None]:
+    def subscribe(self) -> asyncio.Queue[Told | Refusal | None]:
         """Return a queue of what it does from now on. None is its end.
 
         Raises:
@@ -63,23 +62,23 @@ class LiveProcess:
         """
         if len(self._followers) >= _MOST_FOLLOWERS:
             raise CommandLimitError(f"{_MOST_FOLLOWERS} clients follow this command already.", limit=_MOST_FOLLOWERS)
-        queue: asyncio.Queue[Told | CellblockError | None] = asyncio.Queue(_AHEAD)
+        queue: asyncio.Queue[Told | Refusal | None] = asyncio.Queue(_AHEAD)
         self._followers.add(queue)
         return queue
 
-    async def follow(self, queue: asyncio.Queue[Told | CellblockError | None]) -> AsyncGenerator[Told, None]:
+    async def follow(self, queue: asyncio.Queue[Told | Refusal | None]) -> AsyncGenerator[Told, None]:
         """Yield what it does, as events of E2B's; the first is its start.
 
         Raises:
-            TimedOutError: it exceeded its time limit.
-            SandboxGoneError: its sandbox has ended.
+            E2bError: it exceeded its time limit.
+            UnknownSessionError: its sandbox has ended.
             See ``RunningCommand.events``.
         """
         try:
             yield {"start": {"pid": self.running.pid}}
             while not (self._is_over and queue.empty()):
                 told = await queue.get()
-                if isinstance(told, CellblockError):
+                if isinstance(told, CellblockError | E2bError):
                     raise told
                 if told is not None:
                     yield told
@@ -95,7 +94,7 @@ class LiveProcess:
                     if isinstance(event, CommandFinished):
                         self._check(event.result)
                     await self._tell(told_of(event, is_terminal=self.is_terminal))
-        except CellblockError as error:
+        except (CellblockError, E2bError) as error:
             await self._tell(error)
         finally:
             self._is_over = True  # a follower whose queue is full finds out once it has read all
@@ -107,14 +106,14 @@ class LiveProcess:
         """Raise an error for an end that is none of the command's own.
 
         Raises:
-            TimedOutError, SandboxGoneError: that is how it ended.
+            E2bError, UnknownSessionError: that is how it ended.
         """
         if result.outcome is Outcome.TIMEOUT:
-            raise TimedOutError("the command exceeded its time limit, and was killed.")
+            raise timed_out()
         if result.kernel_state == "dead":
             raise gone(self._sandbox_id)
 
-    async def _tell(self, told: Told | CellblockError) -> None:
+    async def _tell(self, told: Told | Refusal) -> None:
         for queue in list(self._followers):
             if queue in self._followers:
                 await queue.put(told)
@@ -166,12 +165,12 @@ class LiveProcesses:
         """Return a command by its process id or its tag.
 
         Raises:
-            NotThereError: none of them runs.
+            E2bError: none of them runs.
         """
         for process in self.listed():
             if process.running.pid == pid or (tag and process.as_dict().get("tag") == tag):
                 return process
-        raise NotThereError(f"process with pid {pid} not found.")
+        raise not_there(f"process with pid {pid} not found.")
 
     async def release(self) -> None:
         """Let go of all, so that the session may sleep. It ends them when it does."""

@@ -10,7 +10,7 @@ from typing import Any, Self
 from orchestrator.errors import InvalidInputError, SessionEndedError, UnknownSessionError
 from orchestrator.principal import Principal
 from orchestrator.server.directory import Directory, Served
-from orchestrator.server.e2b.e2berrors import SandboxGoneError
+from orchestrator.server.e2b.e2berrors import gone
 from orchestrator.store.history import HandleRecord, History, SessionRecord
 
 _MARK = "cellblock.e2b"  # the label that a session of this wire has beside its client's
@@ -70,7 +70,7 @@ async def record_of(directory: Directory, principal: Principal, sandbox_id: str)
     """Return what the store has of a sandbox of the caller's group that has not ended.
 
     Raises:
-        SandboxGoneError: there is none.
+        UnknownSessionError: there is none.
     """
     try:
         handle, record = await directory.record(principal, sandbox_id)
@@ -85,7 +85,7 @@ async def served_of(directory: Directory, principal: Principal, sandbox_id: str,
     """Return a sandbox of the caller's group that has not ended, or a snapshot.
 
     Raises:
-        SandboxGoneError: there is none.
+        UnknownSessionError: there is none.
     """
     try:
         served = await directory.find(principal, sandbox_id)
@@ -100,7 +100,7 @@ async def running(directory: Directory, principal: Principal, sandbox_id: str, d
     """Return a sandbox that runs, for the data plane. One that resumes by itself is resumed.
 
     Raises:
-        SandboxGoneError: there is none, or it is paused.
+        UnknownSessionError: there is none, or it is paused.
     """
     handle, record = await record_of(directory, principal, sandbox_id)
     mark = Mark.of(handle)
@@ -122,11 +122,6 @@ async def mark_again(directory: Directory, served: Served, mark: Mark) -> None:
     labels = mark.on(metadata_of(served.handle))
     served.handle = replace(served.handle, labels=labels)
     await directory.history.run(History.add_handle, served.handle)
-
-
-def gone(sandbox_id: str) -> SandboxGoneError:
-    """Return the error of a sandbox that is not there."""
-    return SandboxGoneError(f"sandbox {sandbox_id[:64]!r} was not found.", sandbox_id=sandbox_id[:64])
 
 
 def member(body: Mapping[str, Any], name: str, kind: type | tuple[type, ...], default: Any) -> Any:

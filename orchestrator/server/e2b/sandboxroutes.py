@@ -17,7 +17,7 @@ from orchestrator.server.answers import Json, dumps
 from orchestrator.server.directory import Served, Wish, check_ttl
 from orchestrator.server.e2b.addresses import query_of
 from orchestrator.server.e2b.connectwire import parsed
-from orchestrator.server.e2b.e2berrors import NotSupportedError
+from orchestrator.server.e2b.e2berrors import not_supported
 from orchestrator.server.e2b.liveprocesses import LiveProcesses
 from orchestrator.server.e2b.sandboxes import (
     Mark,
@@ -52,7 +52,7 @@ async def create(request: Request) -> Response:
     body = parsed(asked)
     for name, what in _UNSUPPORTED.items():
         if body.get(name):
-            raise NotSupportedError(f"a sandbox here has no {what.removeprefix('the ')}: leave out {name!r}.")
+            raise not_supported(f"a sandbox here has no {what.removeprefix('the ')}: leave out {name!r}.")
     answer = await e2b.service.idempotency.once(
         caller, request.headers.get("idempotency-key"), b"e2b\0" + asked, lambda: _create(e2b, caller, body)
     )
@@ -174,7 +174,7 @@ async def logs(request: Request) -> Response:
 
 async def network(_request: Request) -> Response:
     """Refuse network rules."""
-    raise NotSupportedError("a sandbox here has no network, and no rules for one.")
+    raise not_supported("a sandbox here has no network, and no rules for one.")
 
 
 routes = [

@@ -17,7 +17,7 @@ from orchestrator.server.answers import Json
 from orchestrator.server.directory import Directory, Served, check_ttl
 from orchestrator.server.e2b.addresses import query_of
 from orchestrator.server.e2b.connectwire import parsed
-from orchestrator.server.e2b.e2berrors import NotSupportedError, NotThereError, control_error
+from orchestrator.server.e2b.e2berrors import control_error, not_supported, not_there
 from orchestrator.server.e2b.sandboxes import Mark, mark_again, member, served_of
 from orchestrator.server.e2b.sandboxforms import page
 from orchestrator.server.e2b.wirecontext import answer_of, caller_of, of
@@ -78,22 +78,22 @@ async def delete_snapshot(request: Request) -> Response:
     directory, caller = of(request).directory, caller_of(request)
     snapshot = await snapshot_of(directory, caller, request.path_params["id"])
     if snapshot is None:
-        raise NotThereError(f"there is no snapshot {request.path_params['id'][:64]!r}.")
+        raise not_there(f"there is no snapshot {request.path_params['id'][:64]!r}.")
     await directory.end(snapshot)
     return Response(status_code=204)
 
 
 async def no_templates(_request: Request) -> Response:
     """Refuse to build templates."""
-    raise NotSupportedError(
-        "templates are not built here: a sandbox has the image and the packages of its policy.",
-        remedy="Name a policy of your token as the template. The server's operator builds images.",
+    raise not_supported(
+        "templates are not built here: a sandbox has the image and the packages of its policy. Name a policy of your "
+        "token as the template. The server's operator builds images."
     )
 
 
 async def not_here(request: Request) -> Response:
     """Refuse what a sandbox here has not."""
-    raise NotSupportedError(f"{request.url.path.split('/')[1]} are not supported here.")
+    raise not_supported(f"{request.url.path.split('/')[1]} are not supported here.")
 
 
 routes = [

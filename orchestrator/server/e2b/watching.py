@@ -12,7 +12,7 @@ from typing import Any, Final
 from orchestrator.errors import CommandLimitError, FileTransferError
 from orchestrator.output.fileinfo import FileInfo, FileKind
 from orchestrator.server.directory import Served
-from orchestrator.server.e2b.e2berrors import NotThereError
+from orchestrator.server.e2b.e2berrors import not_there
 from orchestrator.server.e2b.fileentries import entry, folder_inside
 
 _MOST_FILES = 5000
@@ -122,17 +122,17 @@ class Watchers:
         """Return a watcher.
 
         Raises:
-            NotThereError: there is none of this id.
+            E2bError: there is none of this id.
         """
         if watcher_id not in self._watchers:
-            raise NotThereError(f"watcher {watcher_id[:64]!r} not found.")
+            raise not_there(f"watcher {watcher_id[:64]!r} not found.")
         return self._watchers[watcher_id]
 
     def remove(self, watcher_id: str) -> None:
         """Stop watching.
 
         Raises:
-            NotThereError: there is none of this id.
+            E2bError: there is none of this id.
         """
         self.find(watcher_id)
         del self._watchers[watcher_id]
