@@ -39,6 +39,8 @@ _log = logging.getLogger(__name__)
 access = logging.getLogger("orchestrator.server.access")
 BODY = 3 * MIB  # bytes: the code of a cell may have 1 MiB, and JSON may write a byte as six
 _UPLOAD = 1024 * MIB  # bytes, as ``FileCalls``
+_SMALL = 64 * 1024  # bytes of a refused request's body that are read all the same
+_RESTING = 1.0  # seconds in which they must come
 _SENDING = 30.0  # seconds in which a client must send the next part of its body
 _READING = 60.0  # seconds in which a client must read what is sent to it
 _RECHECK = 1.0  # seconds between two looks at the token of an open stream
@@ -174,6 +176,7 @@ class Boundary:
             )
             return
         response = dialect.refusal(error)
+        await _read_rest(exchange, receive)
         if not exchange.body_over:
             response.headers["connection"] = "close"  # what is left of the body is not read
         await response(scope, receive, send)
@@ -209,6 +212,19 @@ def _receiving(exchange: _Exchange, receive: Receive, dialect: Dialect) -> Recei
         return message
 
     return bounded
+
+
+async def _read_rest(exchange: _Exchange, receive: Receive) -> None:
+    """Read the rest of a small body: a connection that is closed before is reset, and the answer may be lost."""
+    headers = dict(exchange.scope["headers"])
+    declared = headers.get(b"content-length", b"" if b"transfer-encoding" in headers else b"0")
+    if exchange.body_over or not declared.isdigit() or int(declared) > _SMALL:
+        return
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_RESTING):
+            while not exchange.body_over:
+                message = await receive()
+                exchange.body_over = message["type"] != "http.request" or not message.get("more_body", False)
 
 
 def _sending(exchange: _Exchange, send: Send) -> Send:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from orchestrator.server.dialect import Dialect
+from orchestrator.server.e2b.e2bapi import E2bApi
 from orchestrator.server.native.nativeapi import NativeApi
 from orchestrator.server.sandboxfusion import SandboxFusion
 from orchestrator.server.service import Service
@@ -12,7 +13,7 @@ from orchestrator.server.service import Service
 
 def dialects(service: Service) -> list[Dialect]:
     """Return all wires of a server. The last one claims whatever no other one has."""
-    found: list[Dialect] = [SandboxFusion(service)]
+    found: list[Dialect] = [E2bApi(service), SandboxFusion(service)]
     if find_spec("mcp") is not None:  # the extra ``mcp``
         from orchestrator.server.mcpdoor import McpDoor
 

@@ -1,0 +1,1 @@
+"""E2B's unmodified SDKs against a real server."""
