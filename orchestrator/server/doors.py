@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from orchestrator.server.dashboard.dashboard import Dashboard
 from orchestrator.server.dialect import Dialect
 from orchestrator.server.native.nativeapi import NativeApi
 from orchestrator.server.service import Service
@@ -9,4 +10,4 @@ from orchestrator.server.service import Service
 
 def dialects(service: Service) -> list[Dialect]:
     """Return all wires of a server. The last one claims whatever no other one has."""
-    return [NativeApi(service)]
+    return [Dashboard(service), NativeApi(service)]
