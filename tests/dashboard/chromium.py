@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over its DevTools protocol: what a person would see and press, and every request it makes.
+"""A headless Chromium, driven over its DevTools protocol: what a person sees and presses, and every request it makes.
 
 The protocol's own messages are the only place that names each request of each frame, also of frames in processes of
 their own.
@@ -40,7 +40,9 @@ def executable() -> str:
         AssertionError: there is none. The tests fail then: nobody would notice if they were skipped.
     """
     found = next((path for name in _NAMES if (path := shutil.which(name))), None)
-    assert found is not None, "these tests need Chromium: `make chromium`, or as root on Debian: apt-get install chromium"
+    assert found is not None, (
+        "these tests need Chromium: `make chromium`, or as root on Debian: apt-get install chromium"
+    )
     return found
 
 
@@ -48,9 +50,11 @@ class Page:
     """One tab.
 
     Attributes:
-        requests: the addresses that the tab and its frames asked for.
+        requests: the addresses that the tab and its frames asked for, by request; not those that a policy refused.
         navigations: the addresses that any frame went to.
-        problems: what the console said of errors and of refused scripts, styles and loads.
+        problems: what the browser's log says of errors and of refused scripts, styles and loads.
+        said: what scripts wrote to the console, and the dialogs that they opened.
+        downloads: the names of saved files.
     """
 
     def __init__(self, socket: ClientConnection) -> None:
@@ -58,9 +62,10 @@ class Page:
         self._number = 0
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._session = ""
-        self.requests: list[str] = []
+        self.requests: dict[str, str] = {}
         self.navigations: list[str] = []
         self.problems: list[str] = []
+        self.said: list[str] = []
         self.downloads: list[str] = []
         self._reading = asyncio.create_task(self._read())
 
@@ -90,7 +95,7 @@ class Page:
 
     async def goto(self, url: str) -> None:
         await self.call("Page.navigate", {"url": url})
-        await self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
+        await self.until("document.readyState === 'complete'")
 
     async def evaluate(self, expression: str) -> Any:
         """Return the value of a JavaScript expression in the page; a promise is waited for."""
@@ -108,7 +113,7 @@ class Page:
                     return
             if time.monotonic() > deadline:
                 text = await self.evaluate("document.body.innerText.slice(0, 3000)")
-                raise AssertionError(f"{expression} is not true; {self.problems}; the page says:\n{text}")
+                raise AssertionError(f"{expression} is not true; {self.problems[-5:]}; the page says:\n{text}")
             await asyncio.sleep(0.05)
 
     async def press(self, key: str, *, shift: bool = False) -> None:
@@ -139,6 +144,16 @@ class Page:
                 "(document.activeElement).trim()"
             )
         )
+
+    async def click(self, expression: str) -> None:
+        """Click with the mouse in the middle of the element that an expression returns."""
+        at = await self.evaluate(
+            f"(e => {{ e.scrollIntoView({{block: 'center'}}); const r = e.getBoundingClientRect();"
+            f" return {{x: r.x + r.width / 2, y: r.y + r.height / 2}} }})({expression})"
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            how = {"type": kind, **at, "button": "left", "clickCount": 1}
+            await self.call("Input.dispatchMouseEvent", how)
 
     async def look(self, *, width: int = 1100, height: int = 900, dark: bool = False, scale: float = 1) -> None:
         """Set the size of the window, and the colours that the user prefers."""
@@ -196,25 +211,36 @@ class Page:
 
     def _note(self, method: str, fields: dict[str, Any]) -> None:
         if method == "Network.requestWillBeSent":
-            self.requests.append(fields["request"]["url"])
+            self.requests[fields["requestId"]] = fields["request"]["url"]
+        elif method == "Network.loadingFailed" and fields.get("blockedReason"):
+            self.requests.pop(fields["requestId"], None)
         elif method == "Page.frameNavigated":
             self.navigations.append(fields["frame"]["url"])
         elif method == "Log.entryAdded":
             self.problems.append(f"{fields['entry']['source']}: {fields['entry']['text']}")
         elif method == "Runtime.exceptionThrown":
             self.problems.append(f"exception: {json.dumps(fields['exceptionDetails'])[:500]}")
+        elif method == "Runtime.consoleAPICalled":
+            self.said.append(" ".join(str(each.get("value")) for each in fields["args"]))
+        elif method == "Page.javascriptDialogOpening":
+            self.said.append(f"dialog: {fields['message']}")
         elif method == "Browser.downloadWillBegin":
             self.downloads.append(fields["suggestedFilename"])
 
 
 @contextlib.asynccontextmanager
 async def browser_page(folder: Path) -> AsyncIterator[Page]:
-    """Start a browser with a profile of its own, and yield a tab; downloads go to ``folder``."""
+    """Start a browser with a profile of its own, and yield a tab.
+
+    Args:
+        folder: gets the downloads, and ``net.json``: all that the browser's network did, look-ups of names too.
+    """
     with tempfile.TemporaryDirectory(prefix="cb-browser-", ignore_cleanup_errors=True) as profile:
         process = await asyncio.create_subprocess_exec(
             executable(),
             *_SWITCHES,
             f"--user-data-dir={profile}",
+            f"--log-net-log={folder / 'net.json'}",
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -245,5 +271,3 @@ async def _address(port: Path, process: asyncio.subprocess.Process) -> str:
             return f"ws://127.0.0.1:{lines[0]}{lines[1]}"
         await asyncio.sleep(0.05)
     raise AssertionError("Chromium has not started within 30 s")
-
-

@@ -5,6 +5,7 @@ import { element, reconcile, setText } from "./dom.js";
 
 const HEIGHT = 180;
 const COLOURS = 6;
+const SHORTEST = 120; // seconds that a chart spans
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 export class Chart {
@@ -66,7 +67,10 @@ export class Chart {
       height: HEIGHT,
       legend: { show: false },
       cursor: { show: false },
-      scales: { y: { range: (_plot, _least, most) => [0, Math.max(1, most * 1.1)] } },
+      scales: {
+        x: { range: (_plot, least, most) => [Math.min(least, most - SHORTEST), most] },
+        y: { range: (_plot, _least, most) => [0, Math.max(10, most * 1.1)] },
+      },
       axes: [axis, { ...axis, size: 56 }],
       series: [{}, ...this.lines.map((_, index) => ({ stroke: colour(`--line-${index}`), width: 2 }))],
     };

@@ -39,7 +39,7 @@ function open(moveFocus) {
   retitle(current.title);
   $("view").replaceChildren(heading, current.node);
   for (const link of $("tabs").children) {
-    if (location.hash.startsWith(link.getAttribute("href"))) link.setAttribute("aria-current", "page");
+    if ((location.hash || "#/kernels").startsWith(link.getAttribute("href"))) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
   current.start(retitle);
