@@ -31,22 +31,23 @@ export function textElement(tag, attributes, text) {
   return made;
 }
 
-/** Make `parent` have one child for each item, in their order. A child whose item stays is kept, with its focus. */
+/**
+ * Make `parent` have one child for each item, in their order. A child whose item stays is not moved, so that it keeps
+ * its focus and its frames.
+ */
 export function reconcile(parent, items, keyOf, make, update) {
-  const known = new Map([...parent.children].map((child) => [child.dataset.key, child]));
-  let after = null;
-  for (const item of items) {
-    const key = String(keyOf(item));
-    let child = known.get(key);
-    if (child === undefined) {
-      child = make(item);
-      child.dataset.key = key;
-    }
-    known.delete(key);
-    update(child, item);
-    const place = after === null ? parent.firstElementChild : after.nextElementSibling;
-    if (place !== child) parent.insertBefore(child, place);
-    after = child;
+  const wanted = new Map(items.map((item) => [String(keyOf(item)), item]));
+  const known = new Map();
+  for (const child of [...parent.children]) {
+    if (wanted.has(child.dataset.key)) known.set(child.dataset.key, child);
+    else child.remove();
   }
-  for (const child of known.values()) child.remove();
+  let place = parent.firstElementChild;
+  for (const [key, item] of wanted) {
+    const child = known.get(key) ?? make(item);
+    child.dataset.key = key;
+    update(child, item);
+    if (child === place) place = place.nextElementSibling;
+    else parent.insertBefore(child, place);
+  }
 }
