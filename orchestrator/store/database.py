@@ -226,11 +226,15 @@ def _make_engine(url: str) -> Engine:
 
 
 def _protect(path: str | None) -> None:
-    """Make a SQLite file private. SQLite gives the files that it makes beside it the same mode."""
+    """Make a SQLite file private. SQLite gives the files that it makes beside it the same mode.
+
+    A file that exists is not opened: closing it would release the locks that this process's other connections to it
+    hold, another process would take itself for the last one and delete the log, and the database would be damaged.
+    """
     if not path or path == ":memory:" or path.startswith("file:"):
         return
-    with contextlib.suppress(OSError):  # opening the database reports it
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    with contextlib.suppress(OSError):  # it exists; or opening the database reports it
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     for file in (path, f"{path}-wal", f"{path}-shm"):
         with contextlib.suppress(OSError):
             os.chmod(file, 0o600)
