@@ -12,7 +12,7 @@ import pytest
 from tests.dashboard.conftest import World
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-AXE = Path(__file__).with_name("axe.min.js")
+AXE = Path(__file__).with_name("axe-core") / "axe.min.js"
 DRAW = """
 import base64, struct, zlib
 from IPython.display import display, HTML, Image
