@@ -169,7 +169,8 @@ class Page:
     async def _send(self, method: str, parameters: dict[str, Any], session: str) -> dict[str, Any]:
         self._number += 1
         number = self._number
-        answer = self._answers[number] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._answers[number] = answer
         message = {"id": number, "method": method, "params": parameters, **({"sessionId": session} if session else {})}
         await self._socket.send(json.dumps(message))
         try:

@@ -76,8 +76,12 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def served() -> AsyncIterator[Served]:
-    """Start a server on a free port, and end it with everything in it."""
+async def served(**variables: str) -> AsyncIterator[Served]:
+    """Start a server on a free port, and end it with everything in it.
+
+    Args:
+        variables: further environment variables of the server.
+    """
     with tempfile.TemporaryDirectory(prefix="cb-", ignore_cleanup_errors=True) as folder:
         audit = Path(folder) / "audit.jsonl"
         environment = os.environ | {
@@ -87,6 +91,7 @@ async def served() -> AsyncIterator[Served]:
             "CELLBLOCK_RUNTIME": "runc",
             "CELLBLOCK_WARM_KERNELS": "0",
             "COLUMNS": "200",
+            **variables,
         }
         process = await asyncio.create_subprocess_exec(
             *_COMMAND, "serve", "--port", "0", "--max-kernels", "6",

@@ -164,7 +164,7 @@ async def test_the_sanitiser_alone_leaves_nothing_that_acts(world: World, canary
 
 
 async def test_the_page_stays_responsive_beside_a_huge_drawing(world: World, canary: Canary) -> None:
-    """5 MB of SVG, about the most that a kernel sends at once, are left out and can be saved as text; the page draws on meanwhile."""
+    """5 MB of SVG, about the most that a kernel sends at once, are left out and can be saved; the page draws on."""
     server, page = world.server, world.page
     token = server.token("carol", "--group", "carol", "--policy", "local-dev")  # it keeps 20 MB of a cell
     session = await server.session(token, "drawer")

@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import subprocess
-import sys
 import tarfile
 import tempfile
 import tomllib
@@ -61,4 +60,4 @@ def _packed(name: str, paths: list[str]) -> tuple[str, dict[str, bytes]]:
 
 
 if __name__ == "__main__":
-    sys.exit(renew())
+    renew()

@@ -1,4 +1,4 @@
-"""The parts of the dashboard that need no browser: what a page gets of a cell, frames, usage, and the audit log's end."""
+"""The dashboard without a browser: what a page gets of a cell, frames, usage, and the audit log's end."""
 
 from __future__ import annotations
 

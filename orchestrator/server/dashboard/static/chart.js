@@ -72,7 +72,7 @@ export class Chart {
         y: { range: (_plot, _least, most) => [0, Math.max(10, most * 1.1)] },
       },
       axes: [axis, { ...axis, size: 56 }],
-      series: [{}, ...this.lines.map((_, index) => ({ stroke: colour(`--line-${index}`), width: 2 }))],
+      series: [{}, ...this.lines.map((_, index) => ({ stroke: colour(`--line-${index}`), width: 2, points: { show: false } }))],
     };
     this.plot = new uPlot(options, this.#data(), this.place);
   }

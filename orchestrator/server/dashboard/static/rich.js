@@ -43,6 +43,6 @@ export function rich(html, title, refused) {
 function heightOf(html) {
   const rows = html.split(/<tr\b|<br\b|<p\b|<li\b|<div\b/i, 60).length;
   const drawing = /<svg[^>]*\bheight="(\d+)(?:\.\d+)?(pt|px)?"/i.exec(html);
-  const wanted = drawing === null ? 40 + rows * 26 : 24 + Number(drawing[1]) * (drawing[2] === "pt" ? 1.34 : 1);
+  const wanted = drawing === null ? 24 + rows * 24 : 24 + Number(drawing[1]) * (drawing[2] === "pt" ? 1.34 : 1);
   return Math.round(Math.min(480, Math.max(60, wanted)));
 }
