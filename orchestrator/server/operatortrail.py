@@ -27,16 +27,14 @@ class OperatorTrail:
     def note(self, action: str, operator: Principal, handle: HandleRecord, record: SessionRecord) -> None:
         """Note that an operator did something to a session, before it is done."""
         who = {"name": operator.name, "group": operator.group, "token": operator.token_id}
-        manager = next(iter(self._managers))
-        manager.note_operator(
-            action,
-            who,
-            agent=record.agent_id,
-            session=record.session_id,
-            kernel=record.kernel_id,
-            group=handle.group,
-            cell=record.cells,
-        )
+        target = {
+            "agent": record.agent_id,
+            "session": record.session_id,
+            "kernel": record.kernel_id,
+            "group": handle.group,
+            "cell": record.cells,
+        }
+        next(iter(self._managers)).note_operator(action, who, target)
 
     def note_reading(self, operator: Principal, handle: HandleRecord, record: SessionRecord) -> None:
         """Note that an operator reads a session of another group: once an hour, since a page asks often."""

@@ -45,6 +45,11 @@ class Served:
         )
         return str(json.loads(made.stdout)["token"])
 
+    def revoke(self, token: str) -> None:
+        """Revoke a token."""
+        command = [*_COMMAND, "token", "revoke", token.split("_")[1]]
+        subprocess.run(command, env=dict(self.environment), capture_output=True, check=True, timeout=60)
+
     async def ask(self, method: str, path: str, token: str = "", body: Any = None) -> Any:
         """Send a request of the native API, and return its JSON."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}

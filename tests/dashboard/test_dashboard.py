@@ -54,6 +54,19 @@ async def test_a_wrong_token_is_refused_and_a_right_one_lets_in(world: World) ->
     assert await page.evaluate("document.activeElement.id") == "token"
 
 
+async def test_a_revoked_token_leads_back_to_the_form(world: World) -> None:
+    """What was shown is gone too."""
+    token = world.server.token("rita", "--group", "rita")
+    await world.server.session(token, "reporter")
+    await world.enter(token, "#/sessions")
+    await world.page.until("document.querySelector('tbody').innerText.includes('reporter')")
+    world.server.revoke(token)
+    await world.page.until("document.getElementById('token')")
+    await world.said("The token is no longer valid.")
+    assert "reporter" not in await world.page.evaluate("document.body.innerText")
+    assert await world.page.evaluate("sessionStorage.length") == 0
+
+
 async def test_a_group_sees_only_its_own_sessions(world: World) -> None:
     page, server = world.page, world.server
     mine, other = await server.session(world.alice, "mine"), await server.session(world.bob, "other")

@@ -184,10 +184,12 @@ display({'image/svg+xml': svg}, raw=True)
     await page.until("document.querySelectorAll('.cell').length === 2")
     await page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
     await asyncio.sleep(2)
-    assert await page.evaluate("window.longest") < 1500  # milliseconds
+    assert (
+        await page.evaluate("window.longest") < 4000
+    )  # milliseconds, beside other tests; the gallery would take hours
     ten_megabytes = "'<svg>' + '<rect width=9 height=9 />'.repeat(400000) + '</svg>'"
     assert await page.evaluate(f"import('/dashboard/sanitise.js').then(m => m.sanitised({ten_megabytes}))") is None
-    assert await page.evaluate("window.longest") < 1500
+    assert await page.evaluate("window.longest") < 4000
     text = await page.evaluate("document.querySelector('.outputs').innerText")
     assert text.startswith("image/svg+xml of 4.8 MiB is too large to show")
     await page.click("document.querySelector('.output button')")

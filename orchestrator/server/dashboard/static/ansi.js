@@ -22,7 +22,7 @@ export function coloured(raw) {
     if (packet.kind === KINDS.Text) fragment.append(span(reader.with_state(packet)));
     else if (packet.kind === KINDS.SGR) reader.process_ansi(packet);
   }
-  fragment.append(visible(reader._buffer.replace(/\u001b\[[\d;]*m/g, "")));
+  fragment.append(visible(reader._buffer /* what it has not read */.replace(/\u001b\[[\d;]*m/g, "")));
   return fragment;
 }
 

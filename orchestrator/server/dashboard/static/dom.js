@@ -3,6 +3,7 @@
 import { visible } from "./visible.js";
 
 const PROPERTIES = new Set(["className", "hidden", "disabled", "type", "value", "colSpan", "tabIndex", "onclick"]);
+const texts = new WeakMap(); // what `setText` gave an element
 
 /** Make an element. `attributes` may have the properties above, and attributes that are no handlers. */
 export function element(tag, attributes = {}, ...children) {
@@ -19,8 +20,8 @@ export function element(tag, attributes = {}, ...children) {
 /** Set an element's text, only if it differs: what has not changed is neither drawn nor read out again. */
 export function setText(target, text) {
   const wanted = String(text ?? "");
-  if (target.dataset.text === wanted) return;
-  target.dataset.text = wanted;
+  if (texts.get(target) === wanted) return;
+  texts.set(target, wanted);
   target.replaceChildren(visible(wanted));
 }
 

@@ -75,6 +75,10 @@ async function begin() {
 }
 
 window.addEventListener("hashchange", () => open(true));
+window.addEventListener("unauthorized", () => {
+  leave();
+  announce("The token is no longer valid.");
+});
 $("sign-out").addEventListener("click", () => {
   leave();
   announce("Signed out.");

@@ -28,7 +28,8 @@ export class Poll {
       this.wait = this.pause;
     } catch (error) {
       if (this.stopped) return;
-      if (this.wait === this.pause) announce(error.message);
+      if (error.status === 401) window.dispatchEvent(new Event("unauthorized"));
+      else if (this.wait === this.pause) announce(error.message);
       this.wait = Math.min(LONGEST, this.wait * 2);
     } finally {
       this.asking = false;
