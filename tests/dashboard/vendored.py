@@ -39,10 +39,10 @@ def renew() -> None:
         version, files = _packed(name, list(library["files"]))
         for path, content in files.items():
             (REPOSITORY / library["folder"] / Path(path).name).write_bytes(content)
-        entry = written[name]
-        assert isinstance(entry, tomlkit.items.Table)
+        entry: Any = written[name]
         entry["version"] = version
-        entry["files"] = {path: hashlib.sha256(content).hexdigest() for path, content in files.items()}
+        for path, content in files.items():
+            entry["files"][path] = hashlib.sha256(content).hexdigest()
         print(f"vendor: {name} {version}")
     LIST.write_text(tomlkit.dumps(written))
 
