@@ -228,12 +228,13 @@ def _make_engine(url: str) -> Engine:
 def _protect(path: str | None) -> None:
     """Make a SQLite file private. SQLite gives the files that it makes beside it the same mode.
 
-    A file that exists is not opened: closing it would release the locks that this process's other connections to it
-    hold, another process would take itself for the last one and delete the log, and the database would be damaged.
+    A file that exists is not opened: its closing would drop all locks that this process has on it, as POSIX wants it.
+    Another process that closes the database would then believe that it is the last one, and delete the write-ahead log
+    that this process still reads and writes.
     """
     if not path or path == ":memory:" or path.startswith("file:"):
         return
-    with contextlib.suppress(OSError):  # it exists; or opening the database reports it
+    with contextlib.suppress(OSError):  # it exists, or opening the database reports what is wrong
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     for file in (path, f"{path}-wal", f"{path}-shm"):
         with contextlib.suppress(OSError):
