@@ -20,7 +20,7 @@ endef
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help demo test test-modern conformance jobs serving full-image check lint bench bench-peers soak reactions usage schedule service-times history crashes sessions screenshots state-table docs verify fuzz seccomp-record engine engine-stop image venv lock clean FORCE
+.PHONY: help demo test test-modern conformance jobs serving full-image check lint bench bench-peers soak reactions usage schedule service-times history crashes sessions screenshots chromium vendor state-table docs verify fuzz seccomp-record engine engine-stop image venv lock clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -28,7 +28,7 @@ help: ## list the targets
 demo: image ## three agents analyse a workbook, each in its own locked kernel
 	@$(BIN)/python examples/spreadsheet_agents.py
 
-test: image ## the whole test suite, on real containers
+test: image chromium ## the whole test suite, on real containers
 	$(call run_tests)
 
 check: lint ## every check that needs no engine: lint, types, imports, unit and contract tests
@@ -82,8 +82,20 @@ history: $(STAMP) ## measure the history beside 10,000 and 10 million cells; abo
 service-times: image ## measure on real kernels what the simulation is made of
 	@$(BIN)/python -m benchmarks.servicetimes
 
-screenshots: image ## make the pictures in docs/pictures, of real commands on real kernels
+screenshots: image chromium ## make the pictures in docs/pictures, of real commands on real kernels
 	@$(BIN)/python -m docs.screenshots
+	@$(BIN)/python -m docs.dashboardpictures
+
+# The tests of the dashboard look at it in a real browser; without one they fail.
+chromium: ## install the browser in which the dashboard is tested (as root, on Debian)
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
+		[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "chromium: installing the browser" \
+		&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+			chromium fonts-dejavu-core >/dev/null; } \
+		|| { echo "make: no Chromium found; as root on Debian: apt-get install chromium" >&2; exit 1; }
+
+vendor: $(STAMP) ## renew the libraries that come with the dashboard, from the npm registry
+	@$(BIN)/python -m tests.dashboard.vendored
 
 state-table: $(STAMP) ## make docs/state.md of the table of state kinds that the tests try
 	@$(BIN)/python -m docs.statetable

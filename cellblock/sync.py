@@ -321,6 +321,7 @@ class Manager:
     get_kernel_resource_usage = _waits(AgentKernelManager.get_kernel_resource_usage)
     sweep_everywhere = _waits(AgentKernelManager.sweep_everywhere)
     apply_retention = _waits(AgentKernelManager.apply_retention)
+    note_operator = _calls(AgentKernelManager.note_operator)
     overview = _calls(AgentKernelManager.overview)
 
     sessions = _Attribute(lambda manager: manager.sessions)

@@ -12,7 +12,7 @@ import signal
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from weakref import WeakValueDictionary
 
 from orchestrator.container.container import remove_by_name
@@ -138,6 +138,10 @@ class Instance:
     def config(self) -> KernelConfig:
         """The configuration that its kernels have in common."""
         return self._config
+
+    def note(self, event: str, **details: Any) -> None:
+        """Publish an event of this instance to the feed."""
+        self._config.feed.publish(event, instance=self.id, **details)
 
     async def start_kernel(self, config: KernelConfig | None = None) -> ContainerKernel:
         """Start a kernel and return it when it is ready.

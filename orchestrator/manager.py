@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -451,6 +451,17 @@ class AgentKernelManager(CellCalls, CommandCalls, FileCalls):
             EngineError: the engine does not answer; the next start on this host removes what is left.
         """
         await self._life.close(keep_sessions=self.keep_sessions if keep_sessions is None else keep_sessions)
+
+    def note_operator(self, action: str, operator: Mapping[str, Any], target: Mapping[str, Any]) -> None:
+        """Add an operator's action to the audit log, also one on a session without a kernel.
+
+        Args:
+            action: such as "kill"; the event is "operator.kill".
+            operator: who did it, as JSON.
+            target: what it was done to, such as ``{"session": ID}``, as JSON.
+        """
+        self._life.check_caller()
+        self._parts.live_instance().note(f"operator.{action}", operator=dict(operator), **target)
 
     def overview(self) -> dict[str, Any]:
         """Return what `cellblock ps` shows: the instance, its pool, and each kernel with its agent, cell and usage."""

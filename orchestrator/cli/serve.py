@@ -36,7 +36,7 @@ def serve(
     tls_cert: Annotated[Path | None, typer.Option(help="A PEM file with the certificate, for HTTPS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="A PEM file with the certificate's key.")] = None,
 ) -> None:
-    """Serve kernels over HTTP: the native API and its documentation. At SIGTERM every session is kept.
+    """Serve kernels over HTTP: the native API, and a dashboard at `/`. At SIGTERM every session is kept.
 
     Example: cellblock serve --port 8730
     """

@@ -183,14 +183,15 @@ class Directory:
         Raises:
             UnknownSessionError: the group has no session of this id.
         """
-        found = await self._history.run(History.handle, principal.group, session_id)
-        if found is None:
-            raise UnknownSessionError(
-                f"there is no session {session_id[:64]!r}.",
-                session_id=session_id,
-                remedy="List the sessions, or make one.",
-            )
-        return found
+        return _known(await self._history.run(History.handle, principal.group, session_id), session_id)
+
+    async def record_of_any_group(self, session_id: str) -> tuple[HandleRecord, SessionRecord]:
+        """Return what the store has of a session, whichever group it belongs to. Only for operators.
+
+        Raises:
+            UnknownSessionError: there is no session of this id.
+        """
+        return _known(await self._history.run(History.handle, None, session_id), session_id)
 
     async def adopt(self, parent: Served, session: KernelSession, name: str) -> Served:
         """Enter a fork of a session. It has the parent's policy, variables and labels.
@@ -226,6 +227,19 @@ class Directory:
             return False
         self._forget(served.session_id)
         return await served.manager.end_session(agent_id, reason=reason)
+
+    async def stop(self, handle: HandleRecord, record: SessionRecord, reason: str) -> bool:
+        """End a session that the store has, without waking it. Returns whether it had not ended yet.
+
+        Raises:
+            SessionBusyError: see ``AgentKernelManager.end_session``.
+        """
+        manager = await self._managers.of(handle.policy, handle.image)
+        current = manager.sessions.get(record.agent_id)
+        if record.state == "ended" or (current is not None and current.session_id != record.session_id):
+            return False
+        self._forget(record.session_id)
+        return await manager.end_session(record.agent_id, reason=reason)
 
     async def run(self) -> None:
         """End or hibernate the sessions that expire, until cancelled."""
@@ -336,6 +350,14 @@ def _check_labels(labels: Mapping[str, str]) -> None:
     long = any(len(text) > _LONGEST_LABEL for item in labels.items() for text in item)
     if len(labels) > _MOST_LABELS or long:
         raise InvalidInputError(f"a session may have {_MOST_LABELS} labels of at most {_LONGEST_LABEL} characters.")
+
+
+def _known(found: tuple[HandleRecord, SessionRecord] | None, session_id: str) -> tuple[HandleRecord, SessionRecord]:
+    if found is None:
+        raise UnknownSessionError(
+            f"there is no session {session_id[:64]!r}.", session_id=session_id, remedy="List the sessions, or make one."
+        )
+    return found
 
 
 def _ended(reason: str) -> SessionEndedError:

@@ -12,7 +12,9 @@ from orchestrator.server.authentication import Authentication
 from orchestrator.server.directory import Directory
 from orchestrator.server.idempotency import Idempotency
 from orchestrator.server.managers import Managers
+from orchestrator.server.operatortrail import OperatorTrail
 from orchestrator.server.slots import Slots
+from orchestrator.server.usagehistory import UsageHistory
 from orchestrator.settings import Settings
 from orchestrator.store.history import History
 
@@ -44,6 +46,8 @@ class Service:
         self.draining = False
         self.managers = Managers(settings, max_kernels)
         self.slots = Slots(concurrent)
+        self.usage = UsageHistory(lambda: self.managers)
+        self.trail = OperatorTrail(self.managers)
         self.idempotency: Idempotency[Any] = Idempotency(lambda kept: len(kept) if isinstance(kept, bytes) else _HANDLE)
         self._history: History | None = None
         self._directory: Directory | None = None
@@ -70,7 +74,7 @@ class Service:
             EngineError, PolicyError, SettingsError: no kernel can be started.
         """
         history = await asyncio.to_thread(self._open_history)
-        expiry: asyncio.Task[None] | None = None
+        beside: set[asyncio.Task[None]] = set()
         try:
             self._history = history
             is_open = not await history.run(History.has_tokens)
@@ -78,13 +82,13 @@ class Service:
             self._directory = Directory(self.managers, history)
             await self.managers.of(self.policies[0])
             await self._directory.load()
-            expiry = asyncio.create_task(self._directory.run())
+            beside = {asyncio.create_task(work) for work in (self._directory.run(), self.usage.run())}
             yield
         finally:
             self.draining = True
-            if expiry is not None:
-                expiry.cancel()
-                await asyncio.wait({expiry})
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
             try:
                 await self.managers.close()
             finally:

@@ -172,6 +172,34 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
                     yield entry
 
 
+def newest(path: Path, count: int, most_bytes: int) -> list[dict[str, Any]]:
+    """Return the newest entries of a log's current file, the oldest of them first. Blocks.
+
+    Args:
+        count: how many entries at most.
+        most_bytes: how much of the file's end is read.
+
+    Raises:
+        OSError: the log cannot be read.
+    """
+    with _between_writes(path) as snapshot:
+        if snapshot.current is None:
+            return []
+        handle, size = snapshot.current
+        begin = max(0, size - most_bytes)
+        handle.seek(begin)
+        lines = handle.read(size - begin).split(b"\n")
+    entries: list[dict[str, Any]] = []
+    for line in reversed(lines if begin == 0 else lines[1:]):  # the first one may be a part of a line
+        if len(entries) == count:
+            break
+        with contextlib.suppress(ValueError, RecursionError):
+            entry = json.loads(line)
+            if isinstance(entry, dict):
+                entries.append(entry)
+    return entries[::-1]
+
+
 @dataclass(frozen=True, slots=True)
 class _Snapshot:
     """A log between two writes. Later writes and renames do not affect it.

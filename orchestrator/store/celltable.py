@@ -126,20 +126,28 @@ class CellTable:
 
         self._database.write_eventually(close)
 
-    def cells(self, session_id: str, *, outputs: bool = True) -> list[CellRecord]:
+    def cells(
+        self, session_id: str, *, outputs: bool = True, first: int | None = None, last: int | None = None
+    ) -> list[CellRecord]:
         """Return a session's cells, in the order of their numbers.
 
         Args:
             outputs: whether to read the results too; ``{}`` if not.
+            first, last: the numbers of the first and the last cell to return; None: of all.
         """
-        query = select(cells).where(cells.c.session_id == session_id).order_by(cells.c.number)
+        wanted = cells.c.session_id == session_id
+        if first is not None:
+            wanted &= cells.c.number >= first
+        if last is not None:
+            wanted &= cells.c.number <= last
+        query = select(cells).where(wanted).order_by(cells.c.number)
         if not outputs:
             query = query.with_only_columns(*(column for column in cells.c if column.name != "result"))
         places: dict[int, list[tuple[str, str]]] = {}
         with self._database.reading() as connection:
             rows = connection.execute(query).all()
             if outputs:
-                found = select(payloads).join(cells).where(cells.c.session_id == session_id)
+                found = select(payloads).join(cells).where(wanted)
                 for payload in connection.execute(found):
                     places.setdefault(payload.cell_id, []).append((payload.path, payload.digest))
         return [self._record(row, places.get(row.cell_id, [])) for row in rows]

@@ -40,9 +40,10 @@ class HandleTable:
             connection.execute(delete(handles).where(handles.c.session_id == record.session_id))
             connection.execute(insert(handles).values(row))
 
-    def handle(self, group: str, session_id: str) -> tuple[HandleRecord, SessionRecord] | None:
-        """Return a group's session by its id; None if the group has none of this id."""
-        found = self._handles(_query().where(handles.c.session_id == session_id, handles.c.group_name == group))
+    def handle(self, group: str | None, session_id: str) -> tuple[HandleRecord, SessionRecord] | None:
+        """Return a session of a group, or of any group, by its id; None if there is none of this id."""
+        query = _query().where(handles.c.session_id == session_id)
+        found = self._handles(query if group is None else query.where(handles.c.group_name == group))
         return found[0] if found else None
 
     def handle_of_agent(self, group: str, name: str) -> tuple[HandleRecord, SessionRecord] | None:

@@ -356,3 +356,38 @@ def test_sweep_removes_what_a_killed_writer_left(history: History, tmp_path: Pat
         os.utime(file, (0, 0))
     assert history.sweep_payloads() == 500
     assert history.cells("s1")[0].result["outputs"] == [{"text": "A" * 100_000}]
+
+
+def test_a_second_history_in_a_process_releases_no_lock_of_the_first(tmp_path: Path) -> None:
+    """A server has one history for each policy. Another process, such as `cellblock token`, comes and goes."""
+    url = f"sqlite:///{tmp_path}/history.db"
+    code = (
+        "import sys; from pathlib import Path; from orchestrator.store.history import History\n"
+        "history = History.open(sys.argv[1], Path(sys.argv[2])); print(len(history.cells('s1'))); history.close()"
+    )
+
+    def seen_elsewhere() -> int:
+        command = [sys.executable, "-c", code, url, str(tmp_path)]
+        return int(subprocess.run(command, check=True, capture_output=True, timeout=60).stdout)
+
+    first = History.open(url, tmp_path)
+    second = History.open(url, tmp_path)
+    try:
+        begin(first)
+        assert seen_elsewhere() == 0
+        first.begin_cell("s1", 1, "1", "k1")
+        assert seen_elsewhere() == 1
+    finally:
+        second.close()
+        first.close()
+    assert seen_elsewhere() == 1
+
+
+def test_some_cells_of_a_session_are_read(history: History) -> None:
+    begin(history)
+    for number in range(1, 6):
+        history.begin_cell("s1", number, str(number), "k1")
+        history.end_cell("s1", number, {**OK, "outputs": [{"text": f"{number}" * 100_000}]})
+    found = history.cells("s1", first=2, last=3)
+    assert [(cell.number, cell.result["outputs"][0]["text"][0]) for cell in found] == [(2, "2"), (3, "3")]
+    assert [cell.number for cell in history.cells("s1", first=5)] == [5]

@@ -15,7 +15,14 @@ from orchestrator.errors import CellblockError, InvalidInputError
 from orchestrator.principal import Principal
 from orchestrator.server.answers import Json, Problem
 from orchestrator.server.authentication import token_of
-from orchestrator.server.native import cellroutes, commandroutes, fileroutes, operatorroutes, sessionroutes
+from orchestrator.server.native import (
+    cellroutes,
+    commandroutes,
+    fileroutes,
+    operatorroutes,
+    sessionroutes,
+    viewroutes,
+)
 from orchestrator.server.service import Service
 
 _PUBLIC = frozenset({"/health", "/ready", "/openapi.json", "/docs"})
@@ -72,7 +79,7 @@ def _application(service: Service) -> FastAPI:
         default_response_class=Json,
     )
     app.state.service = service
-    for module in (sessionroutes, cellroutes, commandroutes, fileroutes, operatorroutes):
+    for module in (sessionroutes, cellroutes, commandroutes, fileroutes, viewroutes, operatorroutes):
         app.include_router(module.router)
     app.add_exception_handler(CellblockError, _problem)
     app.add_exception_handler(RequestValidationError, _invalid)

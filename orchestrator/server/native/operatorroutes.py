@@ -1,16 +1,32 @@
-"""What an operator and a load balancer look at: health, readiness, metrics, and the kernels of all groups."""
+"""What an operator and a load balancer look at: health, readiness, metrics, and the kernels and sessions of all groups.
+
+What an operator does to a session of another group, and that it reads one, is in the audit log with the token's name.
+"""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from orchestrator.errors import ServerUnavailableError
-from orchestrator.server.answers import Json, Problem
+from orchestrator.errors import ServerUnavailableError, StoreError
+from orchestrator.manager import AgentKernelManager
+from orchestrator.server.answers import Json, Problem, dumps
 from orchestrator.server.metrics import exposition
-from orchestrator.server.native.access import Operator, TheService
+from orchestrator.server.native.access import Operator, SessionId, TheService
+from orchestrator.server.native.sessionroutes import notebook_answer, session_row
+from orchestrator.server.native.viewroutes import CellNumber, Form, Index, Number, cells_answer, output_answer
+from orchestrator.server.service import Service
+from orchestrator.sessions.session import KernelSession
+from orchestrator.store.auditchain import newest
+from orchestrator.store.history import HandleRecord, History, SessionRecord
 
 router = APIRouter(tags=["operation"])
+_AUDIT_BYTES = 1024 * 1024  # of the log's end
+_SECRET = ("code", "command", "prev", "hash")  # what cells and commands say, and what only the chain needs
 
 
 @router.get("/health", summary="Whether the process answers")
@@ -37,3 +53,101 @@ async def metrics(_operator: Operator, service: TheService) -> Response:
 async def overview(_operator: Operator, service: TheService) -> Response:
     """Return what `cellblock ps` shows: pools, queues, and each kernel with its agent, cell and usage."""
     return Json({"managers": service.overview()})
+
+
+@router.get("/v1/operator/sessions", summary="List the sessions of all groups")
+async def list_sessions(
+    _operator: Operator, service: TheService, ended: bool = False, limit: Annotated[int, Query(ge=1, le=10_000)] = 1000
+) -> Response:
+    """Return the sessions of all groups, the last used first; with `ended` also those that have ended."""
+    found = await service.directory.history.run(History.handles, None, ended=ended, limit=limit)
+    return Json(await asyncio.to_thread(dumps, {"sessions": [_row(*each) for each in found]}))
+
+
+@router.get("/v1/operator/sessions/{session_id}", summary="Look at a session of any group")
+async def show(_operator: Operator, session_id: SessionId, service: TheService) -> Response:
+    """Return what is known of a session, also of one that has ended. It is not woken."""
+    return Json(_row(*await service.directory.record_of_any_group(session_id)))
+
+
+@router.get("/v1/operator/sessions/{session_id}/view", summary="Read cells of any group as a page shows them")
+async def view(operator: Operator, session_id: SessionId, service: TheService, first: Number, last: Number) -> Response:
+    """Return 20 cells at most. The audit log has that the operator reads them."""
+    service.trail.note_reading(operator, *await service.directory.record_of_any_group(session_id))
+    return await cells_answer(service, session_id, first, last)
+
+
+@router.get(
+    "/v1/operator/sessions/{session_id}/history/{number}/outputs/{index}", summary="Save an output of any group"
+)
+async def output(
+    operator: Operator, session_id: SessionId, number: CellNumber, index: Index, service: TheService, mime: Form = None
+) -> Response:
+    """Return one output whole, always as plain text to save. The audit log has that the operator reads it."""
+    service.trail.note_reading(operator, *await service.directory.record_of_any_group(session_id))
+    return await output_answer(service, session_id, number, index, mime)
+
+
+@router.get("/v1/operator/sessions/{session_id}/notebook", summary="Export a session of any group as a notebook")
+async def notebook(operator: Operator, session_id: SessionId, service: TheService, title: str = "") -> Response:
+    """Return the session's cells and outputs as a Jupyter notebook. The audit log has that the operator reads it."""
+    handle, record = await service.directory.record_of_any_group(session_id)
+    service.trail.note_reading(operator, handle, record)
+    return await notebook_answer(service, session_id, title or f"Session of {handle.name}")
+
+
+@router.post("/v1/operator/sessions/{session_id}/interrupt", summary="Interrupt the running cell of any group")
+async def interrupt(operator: Operator, session_id: SessionId, service: TheService) -> Response:
+    """Interrupt the session's running cell; `interrupted` is false if none runs."""
+    handle, record = await service.directory.record_of_any_group(session_id)
+    service.trail.note("interrupt", operator, handle, record)
+    live = _live(service, record)
+    return Json({"interrupted": live is not None and live[0].interrupt(live[1])})
+
+
+@router.post("/v1/operator/sessions/{session_id}/hibernate", summary="Put a session of any group to sleep")
+async def hibernate(operator: Operator, session_id: SessionId, service: TheService) -> Response:
+    """Checkpoint a session and give its kernel up; `asleep` is false if it is in use, or has ended."""
+    handle, record = await service.directory.record_of_any_group(session_id)
+    service.trail.note("hibernate", operator, handle, record)
+    live = _live(service, record)
+    if live is None:
+        return Json({"asleep": record.state == "asleep"})
+    return Json({"asleep": await live[0].hibernate(record.agent_id)})
+
+
+@router.delete("/v1/operator/sessions/{session_id}", summary="Kill a session of any group")
+async def kill(operator: Operator, session_id: SessionId, service: TheService) -> Response:
+    """End a session and discard its kernel, whatever runs in it. Its history stays."""
+    handle, record = await service.directory.record_of_any_group(session_id)
+    service.trail.note("kill", operator, handle, record)
+    return Json({"ended": await service.directory.stop(handle, record, "killed")})
+
+
+@router.get("/v1/operator/audit", summary="Read the end of the audit log")
+async def audit(_operator: Operator, service: TheService, limit: Annotated[int, Query(ge=1, le=500)] = 100) -> Response:
+    """Return the newest entries of the log's current file, without code and commands; `on` says if there is a log."""
+    path = service.settings.audit_path
+    entries = [] if path is None else await asyncio.to_thread(_newest, path, limit)
+    return Json({"on": path is not None, "entries": entries})
+
+
+def _newest(path: Path, limit: int) -> list[dict[str, Any]]:
+    try:
+        entries = newest(path, limit, _AUDIT_BYTES)
+    except OSError as error:
+        raise StoreError(f"the audit log cannot be read: {error.strerror or error}.") from error
+    return [{key: item for key, item in entry.items() if key not in _SECRET} for entry in entries]
+
+
+def _row(handle: HandleRecord, record: SessionRecord) -> dict[str, Any]:
+    return {"group": handle.group, **session_row(handle, record)}
+
+
+def _live(service: Service, record: SessionRecord) -> tuple[AgentKernelManager, KernelSession] | None:
+    """Return a session that has a kernel, with its manager."""
+    for manager in service.managers:
+        session = manager.sessions.get(record.agent_id)
+        if session is not None and session.session_id == record.session_id:
+            return manager, session
+    return None

@@ -53,13 +53,13 @@ async def list_sessions(
 ) -> Response:
     """Return the group's sessions, the last used first; with `ended` also those that have ended."""
     found = await service.directory.history.run(History.handles, caller.group, ended=ended, limit=limit)
-    return Json({"sessions": [_row(handle, record) for handle, record in found]})
+    return Json({"sessions": [session_row(handle, record) for handle, record in found]})
 
 
 @router.get("/{session_id}", summary="Look at a session")
 async def show(session_id: SessionId, caller: Caller, service: TheService) -> Response:
     """Return what is known of a session, also of one that has ended. It is not woken."""
-    return Json(_row(*await service.directory.record(caller, session_id)))
+    return Json(session_row(*await service.directory.record(caller, session_id)))
 
 
 @router.delete("/{session_id}", summary="End a session")
@@ -161,12 +161,7 @@ async def history(
 async def notebook(session_id: SessionId, caller: Caller, service: TheService, title: str = "") -> Response:
     """Return the session's cells and outputs as a Jupyter notebook."""
     handle, _ = await service.directory.record(caller, session_id)
-    cells = await _cells(service, caller, session_id)
-    entries = [{"timestamp": cell.started_at, "code": cell.code, "result": cell.result} for cell in cells]
-    text = await asyncio.to_thread(
-        lambda: nbformat.writes(session_notebook(entries, title or f"Session of {handle.name}"))
-    )
-    return Response(text, media_type="application/x-ipynb+json", headers={"X-Content-Type-Options": "nosniff"})
+    return await notebook_answer(service, session_id, title or f"Session of {handle.name}")
 
 
 @router.get("/{session_id}/usage", summary="Measure a session's kernel")
@@ -175,6 +170,14 @@ async def usage(served: TheSession) -> Response:
     if served.session.asleep or served.session.kernel is None:
         return Json({"asleep": True})
     return Json(await served.manager.get_kernel_resource_usage(served.session.kernel_id))
+
+
+async def notebook_answer(service: Service, session_id: str, title: str) -> Response:
+    """Return a session as a notebook, whoever may read it."""
+    cells = await service.directory.history.run_beside(History.cells, session_id)
+    entries = [{"timestamp": cell.started_at, "code": cell.code, "result": cell.result} for cell in cells]
+    text = await asyncio.to_thread(lambda: nbformat.writes(session_notebook(entries, title)))
+    return Response(text, media_type="application/x-ipynb+json", headers={"X-Content-Type-Options": "nosniff"})
 
 
 async def _fork(served: Served, body: Fork, caller: Principal, service: Service) -> list[Served]:
@@ -222,7 +225,8 @@ def _session(served: Served) -> dict[str, Any]:
     }
 
 
-def _row(handle: HandleRecord, record: SessionRecord) -> dict[str, Any]:
+def session_row(handle: HandleRecord, record: SessionRecord) -> dict[str, Any]:
+    """Return what the store has of a session, as JSON."""
     return {
         "session_id": record.session_id,
         "agent_id": handle.name,
