@@ -58,10 +58,10 @@ class RemoteSession:
     @classmethod
     def of(cls, connection: Connection, form: Mapping[str, Any]) -> Self:
         """Return the session that a server described."""
-        session = cls.__new__(cls)
-        session.connection, session.ended, session._tools = connection, None, {}
-        session.update(form)
-        return session
+        found = cls.__new__(cls)
+        found.connection, found.ended, found._tools = connection, None, {}
+        found.update(form)
+        return found
 
     def update(self, form: Mapping[str, Any]) -> None:
         """Take over what the server says of the session now."""

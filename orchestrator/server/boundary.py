@@ -34,6 +34,7 @@ from orchestrator.limits import MIB
 from orchestrator.principal import Principal
 from orchestrator.server.dialect import Dialect
 from orchestrator.server.service import Service
+from orchestrator.server.waiting import ClientGoneError
 
 _log = logging.getLogger(__name__)
 access = logging.getLogger("orchestrator.server.access")
@@ -44,6 +45,7 @@ _RESTING = 1.0  # seconds in which they must come
 _SENDING = 30.0  # seconds in which a client must send the next part of its body
 _READING = 60.0  # seconds in which a client must read what is sent to it
 _RECHECK = 1.0  # seconds between two looks at the token of an open stream
+_GONE = 499  # the status in the access log of a request whose client has gone
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1", "testserver"})
 
 
@@ -90,6 +92,8 @@ class Boundary:
             )
         except CellblockError as error:
             await self._refuse(dialect, error, exchange, scope, receive, send)
+        except ClientGoneError:
+            exchange.status = _GONE
         except asyncio.CancelledError:  # by uvicorn, once the time to end is over
             ended = ServerUnavailableError("the server shuts down; what it was asked for was interrupted.")
             with contextlib.suppress(BrokenOffError):

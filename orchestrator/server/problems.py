@@ -17,7 +17,6 @@ STATUS: Final[dict[str, int]] = {
     "checkpoint_missing": 404,
     "checkpoint_state": 409,
     "checkpoint_too_large": 413,
-    "client_gone": 499,
     "command_limit": 429,
     "engine": 503,
     "engine_permission": 503,

@@ -8,13 +8,11 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from orchestrator.errors import ServerError
-
 T = TypeVar("T")
 
 
-class ClientGoneError(ServerError, code="client_gone"):
-    """The client has closed its connection. Nobody reads this error; the access log has its status."""
+class ClientGoneError(Exception):
+    """The client has closed its connection. ``Boundary`` writes it into the access log; nobody else reads it."""
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -17,6 +17,9 @@ from orchestrator.outcome import Outcome
 from orchestrator.output.events import ExecutionResult, StreamOutput
 from orchestrator.policy.policy import Policy
 from orchestrator.pool.kernelpool import KernelPool
+from orchestrator.remote.failures import failure
+from orchestrator.server.answers import dumps
+from orchestrator.server.problems import problem
 from orchestrator.sessions.registry import SessionRegistry
 
 RESULT = ExecutionResult(
@@ -76,6 +79,15 @@ ERRORS: dict[str, tuple[str, dict[str, Any]]] = {
     "CheckpointForeignError": ("checkpoint_foreign", {**SAYS, "checkpoint": "c", "agent_id": "a"}),
     "CheckpointTooLargeError": ("checkpoint_too_large", {**SAYS, "checkpoint": "c", "limit_mb": 64}),
     "CheckpointStateError": ("checkpoint_state", {**SAYS, "checkpoint": "c"}),
+    "ServerError": ("server", SAYS),
+    "UnauthorizedError": ("unauthorized", SAYS),
+    "ForbiddenError": ("forbidden", SAYS),
+    "UnknownSessionError": ("unknown_session", {**SAYS, "session_id": "s"}),
+    "TooManyRequestsError": ("too_many_requests", {**SAYS, "limit": 8, "retry_after": 2.0}),
+    "RequestTooLargeError": ("request_too_large", {**SAYS, "limit": 1024}),
+    "RequestTimeoutError": ("request_timeout", SAYS),
+    "IdempotencyError": ("idempotency", {**SAYS, "key": "k"}),
+    "ServerUnavailableError": ("server_unavailable", SAYS),
 }  # fmt: skip
 
 
@@ -168,3 +180,21 @@ async def test_a_session_that_another_call_holds_is_busy() -> None:
     assert isinstance(caught.value, TimeoutError)
     assert not isinstance(caught.value, errors.KernelPoolExhaustedError)
     assert (caught.value.agent_id, caught.value.waited) == ("a", 0.01)
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_an_error_of_a_server_is_the_same_to_its_client(name: str) -> None:
+    """Every class has an HTTP status, and its problem+json becomes the class again, with its text and its fields."""
+    error = make(name)
+    form = json.loads(dumps(problem(error)))
+    assert 400 <= form["status"] < 600
+    found = failure(form, form["status"])
+    assert type(found) is type(error)
+    assert (str(found), found.code, found.as_dict()) == (str(error), error.code, error.as_dict())
+
+
+@pytest.mark.parametrize(
+    "form", [None, [], "x", {}, {"code": 1}, {"code": "nosuch", "detail": "d"}, {"detail": "\ud800"}]
+)
+def test_any_other_answer_is_a_server_error(form: object) -> None:
+    assert type(failure(form, 502)) is errors.ServerError
