@@ -2,11 +2,12 @@
 
 Run it with ``make serving``: about seven minutes, on an otherwise idle machine.
 
-- A trivial ``execute`` over HTTP beside the same in a process of its own, in turn; both under one runtime.
-- A lease with its first result over HTTP, beside the same in the process. Each takes a warm kernel.
+- A trivial ``execute`` over HTTP beside the same in a process of its own, in turn: with the standard library's client,
+  which shows what the wire costs, and with ``AgentKernelManager.connect``.
+- A lease with its first result, likewise. Each takes a warm kernel.
 - 200 clients for five minutes: cells, streams, commands, files, new and ended sessions. Refusals are counted by code;
-  anything else that is not an answer is an error. ``/health`` is asked all the time: how long it takes says how
-  long the event loop was held up.
+  anything else that is not an answer is an error. ``/health`` is asked all the time, and the server
+  says for how long its event loop was held up.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import http.client
+import json
 import os
 import random
 import statistics
@@ -26,6 +29,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -40,6 +45,8 @@ CLIENTS = 200
 SECONDS = 300.0
 SEED = 1
 KERNELS = 12
+REFILLED = 1.5  # seconds after which another warm kernel is there
+PLAIN, PYTHON, LOCAL = "plain HTTP", "AgentKernelManager.connect", "in the process"
 POLICY = """
 [limits]
 memory_mb = 256
@@ -62,6 +69,7 @@ class Load:
         refused: by error code.
         faults: whatever must not happen.
         health_ms: how long ``/health`` took, each time.
+        lag_ms: for how long the server's event loop was held up at most.
         rss_mb: the server's memory at each second.
     """
 
@@ -69,6 +77,7 @@ class Load:
     refused: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
     health_ms: list[float] = field(default_factory=list)
+    lag_ms: float = 0.0
     rss_mb: list[float] = field(default_factory=list)
 
 
@@ -103,16 +112,10 @@ async def timed(work: Callable[[], Awaitable[object]]) -> float:
     return 1000 * (time.perf_counter() - begun)
 
 
-async def leased(manager: AgentKernelManager | RemoteKernelManager, agent: str) -> None:
+async def leased(manager: Any, agent: str) -> None:
     """Take a kernel and run a cell in it."""
     async with manager.acquire_kernel(agent, 60) as (_, session):
-        await manager.execute(session, "1")  # type: ignore[arg-type] # its own manager's
-
-
-async def ended(manager: AgentKernelManager | RemoteKernelManager, agent: str) -> None:
-    """End a session, and wait until another warm kernel is there."""
-    await manager.end_session(agent)
-    await asyncio.sleep(1.5)
+        await manager.execute(session, "1")
 
 
 def report(name: str, ours: list[float], theirs: list[float]) -> str:
@@ -126,30 +129,71 @@ def report(name: str, ours: list[float], theirs: list[float]) -> str:
     return f"{name}: {shown[0]} beside {shown[1]} in the process, ratio {ratio:.2f}"
 
 
+class PlainClient:
+    """The server, through the standard library's HTTP client: what the wire itself costs."""
+
+    def __init__(self, url: str) -> None:
+        self._connection = http.client.HTTPConnection(urlsplit(url).netloc)
+
+    async def ask(self, method: str, path: str, body: object = None) -> Any:
+        """Send a request, and return its answer. It blocks the event loop, in which nothing else runs."""
+        content = None if body is None else json.dumps(body)
+        self._connection.request(method, path, content, {"Content-Type": "application/json"})
+        return json.loads(self._connection.getresponse().read())
+
+    async def session(self, agent: str) -> str:
+        """Return the path of an agent's session."""
+        return f"/v1/sessions/{(await self.ask('POST', '/v1/sessions', {'agent_id': agent}))['session_id']}"
+
+    async def execute(self, path: str) -> None:
+        """Run a trivial cell."""
+        result = await self.ask("POST", f"{path}/execute", {"code": "1"})
+        assert result["result"] == "1"
+
+    async def lease(self, agent: str) -> None:
+        """Take a kernel and run a cell in it."""
+        await self.execute(await self.session(agent))
+
+    async def end(self, agent: str) -> None:
+        """End a session."""
+        await self.ask("DELETE", await self.session(agent))
+
+
 async def measure_calls(runtime: str, rounds: int, leases: int) -> None:
-    """Print both ratios."""
+    """Print the ratios."""
     with tempfile.TemporaryDirectory() as name, server(Path(name), runtime) as (url, _):
         os.environ["CELLBLOCK_DATA_DIR"] = f"{name}/own"
         settings = Settings.load().model_copy(update={"runtime": runtime, "audit_log": "off"})
-        local, remote = AgentKernelManager(settings=settings), AgentKernelManager.connect(url)
+        local, remote, plain = AgentKernelManager(settings=settings), AgentKernelManager.connect(url), PlainClient(url)
         async with local, remote:
             async with local.acquire_kernel("a", 60) as (_, here), remote.acquire_kernel("a", 60) as (_, there):
-                times: tuple[list[float], list[float]] = ([], [])
+                path = await plain.session("a")
+                calls: list[tuple[str, Callable[[], Awaitable[object]]]] = [
+                    (PLAIN, lambda: plain.execute(path)),
+                    (PYTHON, lambda: remote.execute(there, "1")),
+                    (LOCAL, lambda: local.execute(here, "1")),
+                ]
+                times: dict[str, list[float]] = {kind: [] for kind, _ in calls}
                 for number in range(rounds + 20):
-                    over_http = await timed(lambda: remote.execute(there, "1"))
-                    in_process = await timed(lambda: local.execute(here, "1"))
-                    if number >= 20:
-                        times[0].append(over_http)
-                        times[1].append(in_process)
-            print(report(f"{runtime}: execute over HTTP", *times), flush=True)
-            first: tuple[list[float], list[float]] = ([], [])
-            managers: tuple[AgentKernelManager | RemoteKernelManager, ...] = (remote, local)
+                    for kind, call in calls:
+                        taken = await timed(call)
+                        if number >= 20:
+                            times[kind].append(taken)
+            for kind in (PLAIN, PYTHON):
+                print(report(f"{runtime}: execute, {kind}", times[kind], times[LOCAL]), flush=True)
+            first: dict[str, list[float]] = {kind: [] for kind in times}
             await asyncio.sleep(3)
             for number in range(leases):
-                for manager, taken in zip(managers, first, strict=True):
-                    taken.append(await timed(partial(leased, manager, f"r{number}")))
-                    await ended(manager, f"r{number}")
-            print(report(f"{runtime}: lease and first result over HTTP", *first), flush=True)
+                agent = f"r{number}"
+                first[PLAIN].append(await timed(partial(plain.lease, agent)))
+                await plain.end(agent)
+                for kind, manager in ((PYTHON, remote), (LOCAL, local)):
+                    await asyncio.sleep(REFILLED)
+                    first[kind].append(await timed(partial(leased, manager, agent)))
+                    await manager.end_session(agent)
+                await asyncio.sleep(REFILLED)
+            for kind in (PLAIN, PYTHON):
+                print(report(f"{runtime}: lease and first result, {kind}", first[kind], first[LOCAL]), flush=True)
 
 
 async def client(manager: RemoteKernelManager, number: int, until: float, chance: random.Random, load: Load) -> None:
@@ -210,10 +254,10 @@ async def _work(
 async def watch(url: str, pid: int, load: Load) -> None:
     """Ask for health all the time, and look at the server's memory each second."""
     process, last = psutil.Process(pid), 0.0
-    async with httpx.AsyncClient(base_url=url, timeout=30) as http:
+    async with httpx.AsyncClient(base_url=url, timeout=30) as asking:
         while True:
             try:
-                load.health_ms.append(await timed(lambda: http.get("/health")))
+                load.health_ms.append(await timed(lambda: asking.get("/health")))
             except httpx.HTTPError as error:
                 load.faults.append(f"health: {error!r}")
             if time.monotonic() - last >= 1:
@@ -231,6 +275,9 @@ async def watching(url: str, pid: int, load: Load) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.wait({task})
+        async with httpx.AsyncClient(base_url=url, timeout=30) as asking:
+            page = (await asking.get("/metrics")).text
+        load.lag_ms = 1000 * float(page.split("cellblock_server_loop_lag_seconds ")[-1].split()[0])
 
 
 async def under_load(url: str, pid: int, clients: int, seconds: float, seed: int) -> Load:
@@ -259,6 +306,7 @@ def measure_load(runtime: str, clients: int, seconds: float, seed: int) -> int:
     print(f"  refused: {refused}; faults: {len(load.faults)}; tracebacks: {log.count('Traceback')}")
     tail = f"p99 {health[len(health) * 99 // 100]:.1f} ms, longest {health[-1]:.1f} ms"
     print(f"  /health: median {statistics.median(health):.1f} ms, {tail}")
+    print(f"  event loop: held up for {load.lag_ms:.0f} ms at most")
     print(f"  memory: {memory[0]:.0f} MiB at first, {middle:.0f} in the second third, {last:.0f} in the last")
     for fault in load.faults[:10]:
         print(f"  {fault}")

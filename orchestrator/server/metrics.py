@@ -33,8 +33,9 @@ class _Merged:
                 ]
         streams = Metric("cellblock_server_requests_open", "Requests and streams that are open now.", "gauge")
         streams.add_sample(streams.name, {}, self._service.slots.open)
-        yield from merged.values()
-        yield streams
+        lag = Metric("cellblock_server_loop_lag_seconds", "The longest time that the event loop was held up.", "gauge")
+        lag.add_sample(lag.name, {}, self._service.lag.longest)
+        yield from (*merged.values(), streams, lag)
 
     def describe(self) -> list[Metric]:
         """Called by prometheus_client: nothing is known before the managers are asked."""

@@ -11,6 +11,7 @@ from orchestrator.limits import MIB
 from orchestrator.server.authentication import Authentication
 from orchestrator.server.directory import Directory
 from orchestrator.server.idempotency import Idempotency
+from orchestrator.server.looplag import LoopLag
 from orchestrator.server.managers import Managers
 from orchestrator.server.operatortrail import OperatorTrail
 from orchestrator.server.slots import Slots
@@ -46,6 +47,7 @@ class Service:
         self.draining = False
         self.managers = Managers(settings, max_kernels)
         self.slots = Slots(concurrent)
+        self.lag = LoopLag()
         self.usage = UsageHistory(lambda: self.managers)
         self.trail = OperatorTrail(self.managers)
         self.idempotency: Idempotency[Any] = Idempotency(lambda kept: len(kept) if isinstance(kept, bytes) else _HANDLE)
@@ -82,7 +84,7 @@ class Service:
             self._directory = Directory(self.managers, history)
             await self.managers.of(self.policies[0])
             await self._directory.load()
-            beside = {asyncio.create_task(work) for work in (self._directory.run(), self.usage.run())}
+            beside = {asyncio.create_task(work) for work in (self._directory.run(), self.usage.run(), self.lag.run())}
             yield
         finally:
             self.draining = True
