@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import OrderedDict
@@ -119,9 +120,10 @@ class Directory:
         _check_labels(wish.labels)
         check_ttl(wish.ttl_s)
         if wish.name and (found := await self._history.run(History.handle_of_agent, principal.group, name)) is not None:
-            served = self._served.get(found[0].session_id) or await self._load(principal, *found)
-            await self._use(served, principal, wish.timeout, wish.priority)
-            return served, False
+            with contextlib.suppress(SessionEndedError):  # it has ended meanwhile: the agent gets a new one
+                served = self._served.get(found[0].session_id) or await self._load(principal, *found)
+                await self._use(served, principal, wish.timeout, wish.priority)
+                return served, False
         policy = wish.policy or principal.policies[0]
         if policy not in principal.policies:
             raise ForbiddenError(
