@@ -64,7 +64,8 @@ def serve(
 
 
 def _log_access() -> None:
-    """Write a line of JSON to standard error for each request."""
+    """Write a line of JSON to standard error for each request, and what libraries warn of."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter('{"at":"%(asctime)s","request":%(message)s}'))
     logger = logging.getLogger("orchestrator.server.access")

@@ -34,7 +34,7 @@ from orchestrator.limits import MIB
 from orchestrator.principal import Principal
 from orchestrator.server.dialect import Dialect
 from orchestrator.server.service import Service
-from orchestrator.server.waiting import ClientGoneError
+from orchestrator.server.waiting import ClientGoneError, stopped
 
 _log = logging.getLogger(__name__)
 access = logging.getLogger("orchestrator.server.access")
@@ -130,9 +130,7 @@ class Boundary:
                     raise UnauthorizedError("the token was revoked, or has expired.")
             serving.result()
         finally:
-            if not serving.done():
-                serving.cancel()
-                await asyncio.wait({serving})
+            await stopped(serving)
 
     def _refuse_when_draining(self, scope: Scope) -> None:
         if self._service.draining and scope.get("method", "GET") not in ("GET", "HEAD"):

@@ -12,6 +12,7 @@ from starlette.responses import StreamingResponse
 from orchestrator.errors import CellblockError
 from orchestrator.server.answers import dumps
 from orchestrator.server.problems import problem
+from orchestrator.server.waiting import stopped
 
 _KEEPALIVE = 15.0  # seconds: proxies close a connection on which nothing has come for a minute
 Numbered = tuple[int | None, dict[str, Any]]
@@ -45,8 +46,7 @@ async def _lines(events: AsyncGenerator[Numbered, None]) -> AsyncIterator[bytes]
         except CellblockError as error:
             yield _line(None, {"type": "problem", "problem": problem(error)})
         finally:
-            coming.cancel()
-            await asyncio.wait({coming})
+            await stopped(coming)
 
 
 def _line(number: int | None, event: dict[str, Any]) -> bytes:

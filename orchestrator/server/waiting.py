@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -30,10 +31,22 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
             return working.result()
         raise ClientGoneError("the client has gone.")
     finally:
-        gone.cancel()
-        if not working.done():
-            working.cancel()
-        await asyncio.wait({working, gone})
+        await stopped(working, gone)
+
+
+async def stopped(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel tasks, and wait until they have ended, even if the caller is cancelled again meanwhile.
+
+    Call it where the caller unwinds already. A generator that a task still reads cannot be closed, and anyio cancels
+    its tasks as long as they run.
+    """
+    for task in tasks:
+        task.cancel()
+    running = {task for task in tasks if not task.done()}
+    while running:
+        with contextlib.suppress(asyncio.CancelledError):
+            _, running = await asyncio.wait(running)
+        running = {task for task in running if not task.done()}
 
 
 async def _gone(request: Request) -> None:

@@ -34,3 +34,11 @@ def test_a_deadline_passes() -> None:
     """Nothing remains of a deadline of no seconds, and something of a long one."""
     assert Deadline(0).remaining() == Deadline(-1).remaining() == 0
     assert 0 < Deadline(100).remaining() <= 100
+
+
+@pytest.mark.parametrize("number", [10**400, 2**63, float("inf")])
+def test_a_limit_of_any_size_is_at_most_the_managers(number: float) -> None:
+    limits = KernelResourceLimits(max_execution_time=5, max_output_size_mb=2)
+    found = limits.within(number, number)  # type: ignore[arg-type] # a whole number, or infinite
+    assert (found.max_execution_time, found.max_output_size_mb) == (5, 2)
+    assert limits.within(None, 1024 * 1024).max_output_size_mb == 1

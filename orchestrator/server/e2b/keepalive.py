@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 
+from orchestrator.server.waiting import stopped
+
 
 async def with_keepalive(
     pieces: AsyncGenerator[bytes, None], seconds: float, ping: bytes
@@ -25,5 +27,4 @@ async def with_keepalive(
                 yield piece
                 coming = asyncio.ensure_future(anext(pieces, None))
         finally:
-            coming.cancel()
-            await asyncio.wait({coming})
+            await stopped(coming)

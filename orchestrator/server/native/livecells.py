@@ -12,6 +12,7 @@ from orchestrator.server.directory import Served
 from orchestrator.server.eventstream import Numbered
 from orchestrator.server.native.bodies import NewCell
 from orchestrator.server.native.questions import Questions
+from orchestrator.server.waiting import stopped
 from orchestrator.sessions.cellhandle import RunningCell
 
 _KEPT = 100  # cells of a session that are over
@@ -86,9 +87,7 @@ async def _merged(
                 event = asyncio.ensure_future(anext(events, None))
                 yield number, come.as_dict()
     finally:
-        for waiting in (event, question):
-            waiting.cancel()
-        await asyncio.wait({event, question})
+        await stopped(event, question)
 
 
 async def start(served: Served, body: NewCell, *, needs_client: bool) -> LiveCell:

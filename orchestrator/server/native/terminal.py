@@ -13,6 +13,7 @@ from orchestrator.errors import CellblockError, InvalidInputError
 from orchestrator.output.commandresult import CommandOutput
 from orchestrator.server.answers import dumps
 from orchestrator.server.problems import problem
+from orchestrator.server.waiting import stopped
 from orchestrator.sessions.commandhandle import RunningCommand
 
 _STREAMS = {"stdout": b"\x01", "stderr": b"\x02"}
@@ -38,9 +39,7 @@ async def converse(websocket: WebSocket, running: RunningCommand) -> None:
     except CellblockError as error:
         await websocket.send_text(dumps({"type": "problem", "problem": problem(error)}).decode())
     finally:
-        for task in (sending, receiving):
-            task.cancel()
-        await asyncio.wait({sending, receiving})
+        await stopped(sending, receiving)
     with contextlib.suppress(RuntimeError):  # the client was quicker
         await websocket.close()
 
