@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from cloudpickle import cloudpickle
 
-from cellblock_session import arrays, pickling
+from cellblock_session import arrays, pickling, shellrefs
 from cellblock_session.classes import reduce_class
 from cellblock_session.notrestored import Lost, NotRestored, lost_of, shorten_reason
 from cellblock_session.pickling import Name, Reduced
@@ -47,6 +47,7 @@ class Capture(cloudpickle.Pickler):
         self._copied: dict[int, object] = {}
         self._sentinels: dict[type, dict[int, tuple[types.ModuleType, str]]] = {}
         self._streams = {id(getattr(sys, name)): name for name in ("stdin", "stdout", "stderr")}
+        self._parts = shellrefs.parts()
         self._current = "?"
         self._lost_ids: dict[int, Lost] = {}
         self._kept: list[object] = []
@@ -81,6 +82,8 @@ class Capture(cloudpickle.Pickler):
             self._lost_ids[id(target)] = (self._current, *lost_of(target)[1:])
             return target.__reduce_ex__(5)
         kind = type(target)
+        if (part := self._parts.get(id(target))) is not None:
+            return shellrefs.find_part, (part,)
         if reason := pickling.refusal(kind):
             return self._replace(target, reason)
         try:

@@ -28,6 +28,7 @@ from cellblock_session.capture import Capture
 from cellblock_session.notrestored import Lost, NotRestored, lost_of
 from cellblock_session.patches import Patches, apply_change
 from cellblock_session.pickling import Name
+from cellblock_session.shellrefs import Variables
 from cellblock_session.stream import Pipe, Sink, Source, reading, writing
 from cellblock_session.surroundings import ELSEWHERE, Surroundings
 from cellblock_session.tolerant import Tolerant
@@ -135,7 +136,12 @@ class SessionState:
 
     def _named(self, values: Mapping[str, Any]) -> list[Any]:
         """Return names and values in turn, so that a lost object is reported under its name."""
-        return [part for name, value in values.items() for part in (Name(name), self._left_out.get(name, value))]
+        space = self._shell.user_ns
+        return [
+            part
+            for name, value in values.items()
+            for part in (Name(name), Variables() if value is space else self._left_out.get(name, value))
+        ]
 
     def _find_culprits(self, names: Mapping[str, Any], patches: Patches) -> bool:
         """Leave out the values that make the whole pickling fail, and return whether there are new ones."""

@@ -54,6 +54,11 @@ VALUES = (
         "all(a is b for a, b in zip(singletons, [None, NotImplemented, Ellipsis, type(None), type(...), int, len], strict=True))",
     ),
     StateKind(
+        "the IPython shell, its methods and parts, and globals()",
+        "shell_ = get_ipython()\nget_shell = get_ipython\nrun_line = shell_.run_line_magic\nparts_ = [shell_.history_manager, shell_.display_formatter, shell_.kernel]\nleave = [exit, quit]\nvariables_ = globals()",
+        "shell_ is get_ipython() and get_shell() is shell_ and run_line.__self__ is shell_ and parts_ == [shell_.history_manager, shell_.display_formatter, shell_.kernel] and len(leave) == 2 and variables_ is globals()",
+    ),
+    StateKind(
         "sentinels: object() compared by identity",
         "MISSING = object()\ndef lookup(key, default=MISSING): return default is MISSING\nmarked = {'a': MISSING}",
         "lookup('a') and not lookup('a', None) and marked['a'] is MISSING and type(MISSING) is object",
