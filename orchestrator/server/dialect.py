@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Protocol
 
 from starlette.responses import Response
@@ -10,6 +10,9 @@ from starlette.types import ASGIApp, Scope
 
 from orchestrator.errors import CellblockError
 from orchestrator.principal import Principal
+from orchestrator.server.answers import Problem
+from orchestrator.server.authentication import token_of
+from orchestrator.server.service import Service
 
 
 class Dialect(Protocol):
@@ -45,3 +48,34 @@ class Dialect(Protocol):
 
     def refusal(self, error: CellblockError) -> Response:
         """Return an error as this wire has it."""
+
+
+class TokenWire:
+    """A wire whose callers have tokens of Cellblock's, and whose answers are short: what most wires have in common."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """See ``Dialect``."""
+        return nullcontext()
+
+    def is_public(self, scope: Scope) -> bool:
+        """See ``Dialect``."""
+        return False
+
+    def is_upload(self, scope: Scope) -> bool:
+        """See ``Dialect``."""
+        return False
+
+    def is_stream(self, scope: Scope) -> bool:
+        """See ``Dialect``."""
+        return False
+
+    async def principal(self, scope: Scope) -> Principal:
+        """See ``Dialect``."""
+        return await self._service.authentication.principal(token_of(dict(scope["headers"])))
+
+    def refusal(self, error: CellblockError) -> Response:
+        """See ``Dialect``."""
+        return Problem(error)

@@ -7,17 +7,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import ASGIApp, Scope
 
-from orchestrator.errors import CellblockError, UnknownSessionError
+from orchestrator.errors import UnknownSessionError
 from orchestrator.mcp.mcpservice import McpService
 from orchestrator.output.events import Event
 from orchestrator.output.fileinfo import FileInfo
 from orchestrator.output.variableinfo import VariableInfo
 from orchestrator.principal import Principal
-from orchestrator.server.answers import Problem
-from orchestrator.server.authentication import token_of
+from orchestrator.server.dialect import TokenWire
 from orchestrator.server.directory import Served, Wish
 from orchestrator.server.service import Service
 from orchestrator.sessions.commandhandle import RunningCommand
@@ -26,13 +24,13 @@ from orchestrator.sessions.session import KernelSession
 _PATH = "/mcp"
 
 
-class McpDoor:
+class McpDoor(TokenWire):
     """The wire of MCP. A session is named by its agent, within the group: ``/v1`` has the same sessions."""
 
     app: ASGIApp
 
     def __init__(self, service: Service) -> None:
-        self._service = service
+        super().__init__(service)
         self._sessions = GroupSessions(service)
         self._mcp = McpService(self._sessions)
         self._endpoint = self._mcp.http(self._owner_of, any_host=True)  # ``Boundary`` checks host and origin
@@ -48,25 +46,9 @@ class McpDoor:
         """See ``Dialect``."""
         return bool(scope["type"] == "http" and scope["path"] == _PATH)
 
-    def is_public(self, scope: Scope) -> bool:
-        """See ``Dialect``."""
-        return False
-
-    def is_upload(self, scope: Scope) -> bool:
-        """See ``Dialect``."""
-        return False
-
     def is_stream(self, scope: Scope) -> bool:
         """See ``Dialect``."""
         return True
-
-    async def principal(self, scope: Scope) -> Principal:
-        """See ``Dialect``."""
-        return await self._service.authentication.principal(token_of(dict(scope["headers"])))
-
-    def refusal(self, error: CellblockError) -> Response:
-        """See ``Dialect``."""
-        return Problem(error)
 
     def _owner_of(self, request: Request) -> str:
         principal: Principal = request.scope["state"]["principal"]

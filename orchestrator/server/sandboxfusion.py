@@ -25,7 +25,7 @@ from orchestrator.output.commandresult import CommandResult
 from orchestrator.output.events import DisplayData, ExecuteResult, ExecutionResult
 from orchestrator.principal import Principal
 from orchestrator.server.answers import Json
-from orchestrator.server.authentication import token_of
+from orchestrator.server.dialect import TokenWire
 from orchestrator.server.directory import Served, Wish
 from orchestrator.server.problems import headers_of, status_of
 from orchestrator.server.service import Service
@@ -65,42 +65,22 @@ class RunJupyter(_Wanted):
     total_timeout: _Seconds = 45.0
 
 
-class SandboxFusion:
+class SandboxFusion(TokenWire):
     """The wire. A client names its token in the URL, as in ``http://:TOKEN@host``, or in a header."""
 
     app: ASGIApp
 
     def __init__(self, service: Service) -> None:
-        self._service = service
+        super().__init__(service)
         routes = [
             Route("/run_code", self._run_code, methods=["POST"]),
             Route("/run_jupyter", self._run_jupyter, methods=["POST"]),
         ]
         self.app = Starlette(routes=routes, exception_handlers={CellblockError: _failed})
 
-    def running(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """See ``Dialect``."""
-        return contextlib.nullcontext()
-
     def claims(self, scope: Scope) -> bool:
         """See ``Dialect``."""
         return scope["path"] in _PATHS
-
-    def is_public(self, scope: Scope) -> bool:
-        """See ``Dialect``."""
-        return False
-
-    def is_upload(self, scope: Scope) -> bool:
-        """See ``Dialect``."""
-        return False
-
-    def is_stream(self, scope: Scope) -> bool:
-        """See ``Dialect``."""
-        return False
-
-    async def principal(self, scope: Scope) -> Principal:
-        """See ``Dialect``."""
-        return await self._service.authentication.principal(token_of(dict(scope["headers"])))
 
     def refusal(self, error: CellblockError) -> Response:
         """See ``Dialect``."""

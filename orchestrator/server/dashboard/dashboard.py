@@ -7,7 +7,6 @@ Invariants:
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Mapping
 from importlib import resources
@@ -23,8 +22,8 @@ from starlette.types import ASGIApp, Scope
 from orchestrator.errors import CellblockError
 from orchestrator.principal import Principal
 from orchestrator.server.answers import Json, Problem
-from orchestrator.server.authentication import token_of
 from orchestrator.server.dashboard.frames import Frames
+from orchestrator.server.dialect import TokenWire
 from orchestrator.server.service import Service
 
 _ROOT = "/dashboard/"
@@ -64,13 +63,13 @@ _FRAME_HEAD: Final = (
 _GONE: Final = b"<p>This output is no longer here. Open the cell again.</p>"
 
 
-class Dashboard:
+class Dashboard(TokenWire):
     """The dashboard's wire. Its files are public, for they hold no data; only a known caller adds a frame."""
 
     app: ASGIApp
 
     def __init__(self, service: Service) -> None:
-        self._service = service
+        super().__init__(service)
         self._frames = Frames()
         self._files = _files()
         self.app = Starlette(
@@ -83,10 +82,6 @@ class Dashboard:
             exception_handlers={CellblockError: _problem},
         )
 
-    def running(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """See ``Dialect``."""
-        return contextlib.nullcontext()
-
     def claims(self, scope: Scope) -> bool:
         """See ``Dialect``."""
         return bool(scope["type"] == "http" and (scope["path"] == "/" or scope["path"].startswith(_ROOT)))
@@ -94,22 +89,6 @@ class Dashboard:
     def is_public(self, scope: Scope) -> bool:
         """See ``Dialect``. The name of a frame is a secret of its own."""
         return bool(scope["method"] in ("GET", "HEAD"))
-
-    def is_upload(self, scope: Scope) -> bool:
-        """See ``Dialect``."""
-        return False
-
-    def is_stream(self, scope: Scope) -> bool:
-        """See ``Dialect``."""
-        return False
-
-    async def principal(self, scope: Scope) -> Principal:
-        """See ``Dialect``."""
-        return await self._service.authentication.principal(token_of(dict(scope["headers"])))
-
-    def refusal(self, error: CellblockError) -> Response:
-        """See ``Dialect``."""
-        return Problem(error)
 
     async def _file(self, request: Request) -> Response:
         found = self._files.get(request.path_params.get("path", "index.html"))

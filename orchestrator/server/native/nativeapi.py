@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -12,9 +10,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Scope
 
 from orchestrator.errors import CellblockError, InvalidInputError
-from orchestrator.principal import Principal
 from orchestrator.server.answers import Json, Problem
-from orchestrator.server.authentication import token_of
+from orchestrator.server.dialect import TokenWire
 from orchestrator.server.native import (
     cellroutes,
     commandroutes,
@@ -30,18 +27,14 @@ _UNREADABLE = "There was an error parsing the body"  # FastAPI's, for whatever P
 _UPLOADS = ("/files/content", "/files/archive")
 
 
-class NativeApi:
+class NativeApi(TokenWire):
     """The native wire. It claims every request that no other wire has claimed."""
 
     app: ASGIApp
 
     def __init__(self, service: Service) -> None:
-        self._service = service
+        super().__init__(service)
         self.app = _application(service)
-
-    def running(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """See ``Dialect``."""
-        return contextlib.nullcontext()
 
     def claims(self, scope: Scope) -> bool:
         """See ``Dialect``."""
@@ -59,14 +52,6 @@ class NativeApi:
         """See ``Dialect``."""
         accept = dict(scope["headers"]).get(b"accept", b"")
         return b"text/event-stream" in accept or scope["path"].endswith("/events")
-
-    async def principal(self, scope: Scope) -> Principal:
-        """See ``Dialect``."""
-        return await self._service.authentication.principal(token_of(dict(scope["headers"])))
-
-    def refusal(self, error: CellblockError) -> Response:
-        """See ``Dialect``."""
-        return Problem(error)
 
 
 def _application(service: Service) -> FastAPI:
