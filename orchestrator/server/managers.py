@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 
 from orchestrator.errors import CellblockError, InvalidInputError, ServerUnavailableError
+from orchestrator.image.recipe import REPOSITORY
 from orchestrator.manager import AgentKernelManager
 from orchestrator.settings import Settings
 
+_IMAGE = re.compile(rf"{REPOSITORY}:[\w.-]{{1,128}}", re.ASCII)  # no other image of the host's engine
 _MOST = 16  # managers: each has warm kernels of its own
 
 
@@ -38,10 +41,14 @@ class Managers:
 
         Raises:
             PolicyError: there is no such policy.
-            InvalidInputError: there are too many already.
+            InvalidInputError: the image is not one of Cellblock's, or there are too many combinations already.
             EngineError, StoreError: it cannot start.
             ServerUnavailableError: the server shuts down.
         """
+        if image and not _IMAGE.fullmatch(image):
+            raise InvalidInputError(
+                f"{image[:100]!r} is no sandbox image.", remedy="`cellblock image list` on the server shows them."
+            )
         key = policy, image
         async with self._starting.setdefault(key, asyncio.Lock()):
             if self._closed:

@@ -139,6 +139,21 @@ async def test_a_policy_that_the_token_does_not_name_is_refused(http: httpx.Asyn
     assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
 
 
+async def test_only_images_of_cellblock_can_be_named(http: httpx.AsyncClient, tokens: Tokens) -> None:
+    """Not any image that the host's engine has."""
+    for image in (
+        "postgres:16",
+        "cellblock-base:x",
+        "x/cellblock-sandbox:1",
+        "cellblock-sandbox:a b",
+        "sha256:" + "0" * 64,
+    ):
+        answer = await http.post("/v1/sessions", json={"image": image}, headers=bearer(tokens.red))
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_input")
+    answer = await http.post("/v1/sessions", json={"image": "cellblock-sandbox:nosuch"}, headers=bearer(tokens.red))
+    assert answer.json()["code"] == "image_missing"
+
+
 async def test_a_revoked_token_loses_its_stream(http: httpx.AsyncClient, guarded: Server) -> None:
     """Within two seconds, in the midst of a cell. The cell goes on: the session is its group's."""
     token = guarded.token("short", "--group", "short")
