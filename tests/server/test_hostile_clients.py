@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Iterator
 
 import httpx
@@ -52,3 +51,44 @@ async def test_base64_that_is_no_ascii_is_refused(http: httpx.AsyncClient, path:
     assert answer.status_code == 422
     body = {"code": "1", "language": "python", "files": {"a": "é"}}
     assert (await http.post("/run_code", json=body)).status_code == 422
+
+
+async def test_numbers_of_any_size_are_read(http: httpx.AsyncClient, path: str) -> None:
+    """Such an offset made the kernel fall silent for 30 s, and such a limit was a failure of the server."""
+    answer = await http.post(f"{path}/execute", json={"code": "1", "output_limit": _HUGE})
+    assert (answer.status_code, answer.json()["outcome"]) == (200, "ok")
+    answer = await http.get(f"{path}/files/content", params={"path": "/etc/hostname", "offset": 2**63}, timeout=5)
+    assert answer.status_code == 422
+    made = (await http.post("/sandboxes", json={"timeout": 60})).json()["sandboxID"]
+    answer = await http.post(f"/sandboxes/{made}/connect", content=b'{"timeout": %d}' % _HUGE)
+    assert answer.status_code == 400
+    assert (await http.delete(f"/sandboxes/{made}")).status_code == 204
+
+
+@pytest.mark.parametrize("query", ["xsignature=1", "a=1&" * 120 + "signature=1", "signature=%ff"])
+async def test_a_malformed_signature_is_no_access(http: httpx.AsyncClient, query: str) -> None:
+    assert (await http.get(f"/files?{query}")).status_code in (400, 401)
+
+
+@pytest.mark.parametrize("mark", ["[1]", "{", '{"x": 1}', '{"source": {}}', "1", "[" * 900])
+async def test_a_label_with_the_marks_name_breaks_no_list(http: httpx.AsyncClient, path: str, mark: str) -> None:
+    made = await http.post("/v1/sessions", json={"agent_id": "marked", "labels": {"cellblock.e2b": mark}})
+    answer = await http.get("/v2/sandboxes")
+    assert (await http.delete(f"/v1/sessions/{made.json()['session_id']}")).status_code == 200
+    assert answer.status_code == 200
+
+
+async def test_two_accept_headers_hide_no_stream(http: httpx.AsyncClient, path: str, guarded: Server) -> None:
+    """Else the stream outlives its token."""
+    gone = guarded.token("gone", "--group", "red")
+    accept = [("Accept", "text/event-stream"), ("Accept", "text/plain"), ("X-API-Key", gone)]
+    code = "import time\nfor n in range(12): print(n, flush=True); time.sleep(0.5)"
+    async with httpx.AsyncClient(base_url=guarded.url, timeout=20) as client:
+        async with client.stream("POST", f"{path}/execute", json={"code": code}, headers=accept) as answer:
+            assert answer.status_code == 200
+            lines = answer.aiter_lines()
+            await anext(lines)
+            await asyncio.to_thread(guarded.command, "token", "revoke", gone.split("_")[1])
+            with pytest.raises(httpx.RemoteProtocolError):
+                _ = [line async for line in lines]
+    await http.post(f"{path}/interrupt")
