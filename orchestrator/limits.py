@@ -63,7 +63,9 @@ class KernelResourceLimits:
                 raise ValueError(f"{name} must be above 0.")
         if timeout is None and output_limit is None:
             return self
-        size = self.max_output_size_mb if output_limit is None else min(output_limit / MIB, self.max_output_size_mb)
+        # an int of any size can be compared with a float, and not divided
+        lower = output_limit is not None and output_limit < self.max_output_size_mb * MIB
+        size = output_limit / MIB if output_limit is not None and lower else self.max_output_size_mb
         time_s = self.max_execution_time if timeout is None else min(timeout, self.max_execution_time)
         return replace(self, max_execution_time=time_s, max_output_size_mb=size)
 
