@@ -9,11 +9,13 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 from orchestrator.errors import (
     CellblockError,
     ForbiddenError,
     InvalidInputError,
+    ServerUnavailableError,
     SessionElsewhereError,
     SessionEndedError,
     UnknownSessionError,
@@ -88,6 +90,7 @@ class Directory:
         self._history = history
         self._served: OrderedDict[str, Served] = OrderedDict()
         self._expiring: dict[str, HandleRecord] = {}
+        self._opening: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @property
     def history(self) -> History:
@@ -111,6 +114,7 @@ class Directory:
         Raises:
             ForbiddenError: the token does not allow the policy.
             InvalidInputError: the wish cannot be used.
+            ServerUnavailableError: another request makes the agent's session, and takes longer than ``wish.timeout``.
             See ``AgentKernelManager.acquire_kernel``.
         """
         name = wish.name or f"session-{time.time_ns():x}"
@@ -118,6 +122,19 @@ class Directory:
         check_environment(wish.environment)
         _check_labels(wish.labels)
         check_ttl(wish.ttl_s)
+        # Two that make one agent's session at once would both say that it is new, and each would hold one of its own.
+        lock = self._opening.setdefault(principal.agent_id(name), asyncio.Lock())
+        try:
+            async with asyncio.timeout(wish.timeout):
+                await lock.acquire()
+        except TimeoutError:
+            raise ServerUnavailableError(f"another request makes the session of {name!r}; try again.") from None
+        try:
+            return await self._open(principal, wish, name)
+        finally:
+            lock.release()
+
+    async def _open(self, principal: Principal, wish: Wish, name: str) -> tuple[Served, bool]:
         if wish.name and (found := await self._history.run(History.handle_of_agent, principal.group, name)) is not None:
             served = self._served.get(found[0].session_id) or await self._load(principal, *found)
             await self._use(served, principal, wish.timeout, wish.priority)

@@ -83,12 +83,30 @@ async def test_two_accept_headers_hide_no_stream(http: httpx.AsyncClient, path: 
     gone = guarded.token("gone", "--group", "red")
     accept = [("Accept", "text/event-stream"), ("Accept", "text/plain"), ("X-API-Key", gone)]
     code = "import time\nfor n in range(12): print(n, flush=True); time.sleep(0.5)"
-    async with httpx.AsyncClient(base_url=guarded.url, timeout=20) as client:
-        async with client.stream("POST", f"{path}/execute", json={"code": code}, headers=accept) as answer:
-            assert answer.status_code == 200
-            lines = answer.aiter_lines()
-            await anext(lines)
-            await asyncio.to_thread(guarded.command, "token", "revoke", gone.split("_")[1])
-            with pytest.raises(httpx.RemoteProtocolError):
-                _ = [line async for line in lines]
+    async with (
+        httpx.AsyncClient(base_url=guarded.url, timeout=20) as client,
+        client.stream("POST", f"{path}/execute", json={"code": code}, headers=accept) as answer,
+    ):
+        assert answer.status_code == 200
+        lines = answer.aiter_lines()
+        await anext(lines)
+        await asyncio.to_thread(guarded.command, "token", "revoke", gone.split("_")[1])
+        with pytest.raises(httpx.RemoteProtocolError):
+            _ = [line async for line in lines]
     await http.post(f"{path}/interrupt")
+
+
+async def test_two_who_make_one_agents_session_have_one(guarded: Server) -> None:
+    """Each with another policy: one makes it, and the other finds it as it is."""
+    both = guarded.token("both", "--group", "pair", "--policy", "default", "--policy", "local-dev")
+    async with httpx.AsyncClient(base_url=guarded.url, timeout=60, headers={"X-API-Key": both}) as client:
+        wishes = [
+            {"agent_id": "one", "labels": {"number": str(number)}, "policy": policy}
+            for number, policy in enumerate(["default", "default", "local-dev", "local-dev"])
+        ]
+        answers = await asyncio.gather(*(client.post("/v1/sessions", json=wish) for wish in wishes))
+        assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 201]
+        found = [answer.json() for answer in answers]
+        assert len({each["session_id"] for each in found}) == 1
+        assert len({each["labels"]["number"] for each in found}) == 1
+        await client.delete(f"/v1/sessions/{found[0]['session_id']}")
