@@ -110,3 +110,21 @@ async def test_two_who_make_one_agents_session_have_one(guarded: Server) -> None
         assert len({each["session_id"] for each in found}) == 1
         assert len({each["labels"]["number"] for each in found}) == 1
         await client.delete(f"/v1/sessions/{found[0]['session_id']}")
+
+
+async def test_more_time_counts_while_another_session_expires(http: httpx.AsyncClient) -> None:
+    """Both expire at once; the first one takes 4 s to be saved, and meanwhile the second one is given an hour."""
+    slow, kept = [
+        f"/v1/sessions/{(await http.post('/v1/sessions', json={'agent_id': name})).json()['session_id']}"
+        for name in ("slow", "kept")
+    ]
+    code = "import time\nclass Slow:\n    def __reduce__(self): time.sleep(4); return int, ()\nslow = Slow()"
+    await http.post(f"{slow}/execute", json={"code": code})
+    await http.put(f"{slow}/lifetime", json={"ttl_s": 0.5, "on_expiry": "hibernate"})
+    await http.put(f"{kept}/lifetime", json={"ttl_s": 0.5})
+    await asyncio.sleep(2.5)
+    assert (await http.put(f"{kept}/lifetime", json={"ttl_s": 3600})).status_code == 200
+    await asyncio.sleep(4)
+    assert (await http.get(kept)).json()["state"] == "live"
+    for session in (slow, kept):
+        await http.delete(session)
