@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -128,3 +130,33 @@ async def test_more_time_counts_while_another_session_expires(http: httpx.AsyncC
     assert (await http.get(kept)).json()["state"] == "live"
     for session in (slow, kept):
         await http.delete(session)
+
+
+async def test_an_mcp_call_has_the_policies_of_its_own_token(guarded: Server) -> None:
+    """Another token of the group calls meanwhile: what it may do is not lent to the first one."""
+    few = guarded.token("few", "--group", "lent", "--policy", "default")
+    more = guarded.token("more", "--group", "lent", "--policy", "local-dev")
+    async with httpx.AsyncClient(base_url=guarded.url, timeout=60) as client:
+        mine, others = await mcp_headers(client, few), await mcp_headers(client, more)
+        run = {"name": "run_python", "arguments": {"code": "1", "session": "mine"}}
+        await asyncio.gather(
+            mcp(client, mine, "tools/call", run), *(mcp(client, others, "tools/list", {}) for _ in range(12))
+        )
+        (session,) = (await client.get("/v1/sessions", headers=mine)).json()["sessions"]
+        await client.delete(f"/v1/sessions/{session['session_id']}", headers=mine)
+        assert session["policy"] == "default"
+
+
+async def mcp_headers(client: httpx.AsyncClient, token: str) -> dict[str, str]:
+    """Open a connection of MCP, and return the headers of its requests."""
+    headers = {"X-API-Key": token, "Accept": "application/json, text/event-stream"}
+    wish = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+    answer = await mcp(client, headers, "initialize", wish)
+    return {**headers, "Mcp-Session-Id": answer.headers["mcp-session-id"]}
+
+
+async def mcp(
+    client: httpx.AsyncClient, headers: dict[str, str], method: str, params: dict[str, Any]
+) -> httpx.Response:
+    body = {"jsonrpc": "2.0", "id": secrets.token_hex(4), "method": method, "params": params}
+    return await client.post("/mcp", json=body, headers=headers)
