@@ -133,18 +133,23 @@ async def test_more_time_counts_while_another_session_expires(http: httpx.AsyncC
 
 
 async def test_an_mcp_call_has_the_policies_of_its_own_token(guarded: Server) -> None:
-    """Another token of the group calls meanwhile: what it may do is not lent to the first one."""
+    """While it waits, another token of the group calls: what that one may do is not lent to the first one."""
     few = guarded.token("few", "--group", "lent", "--policy", "default")
     more = guarded.token("more", "--group", "lent", "--policy", "local-dev")
     async with httpx.AsyncClient(base_url=guarded.url, timeout=60) as client:
         mine, others = await mcp_headers(client, few), await mcp_headers(client, more)
-        run = {"name": "run_python", "arguments": {"code": "1", "session": "mine"}}
-        await asyncio.gather(
-            mcp(client, mine, "tools/call", run), *(mcp(client, others, "tools/list", {}) for _ in range(12))
-        )
-        (session,) = (await client.get("/v1/sessions", headers=mine)).json()["sessions"]
-        await client.delete(f"/v1/sessions/{session['session_id']}", headers=mine)
-        assert session["policy"] == "default"
+        cells = [
+            asyncio.create_task(mcp(client, mine, "tools/call", {"name": "run_python", "arguments": {"code": code}}))
+            for code in ("import time; time.sleep(20)", "1")
+        ]
+        await asyncio.sleep(3)
+        await mcp(client, others, "tools/list", {})
+        (first,) = (await client.get("/v1/sessions", headers=mine)).json()["sessions"]
+        await client.delete(f"/v1/sessions/{first['session_id']}", headers=mine)  # the second cell needs a new session
+        await asyncio.gather(*cells)
+        (second,) = (await client.get("/v1/sessions", headers=mine)).json()["sessions"]
+        await client.delete(f"/v1/sessions/{second['session_id']}", headers=mine)
+    assert (first["policy"], second["policy"]) == ("default", "default")
 
 
 async def mcp_headers(client: httpx.AsyncClient, token: str) -> dict[str, str]:
