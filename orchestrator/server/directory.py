@@ -287,6 +287,8 @@ class Directory:
         await self._history.run(History.set_expiry, handle.session_id, None, handle.on_expiry)
         if (served := self._served.get(handle.session_id)) is not None:
             served.handle = replace(served.handle, expires_at=None)
+        if found[1].state == "live":  # in this process, or in one that was killed
+            served = await self.find(Principal("expiry", handle.group, token_id=handle.token_id), handle.session_id)
             served.manager.interrupt(served.session)
             await served.manager.hibernate(served.session.agent_id)
 
