@@ -6,7 +6,7 @@ It never starts or ends the manager: who made the manager does.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import pydantic
@@ -45,13 +45,22 @@ class McpService:
         manager: what runs the code; see ``Facade``.
         owner: the principal of calls over stdio. Agent ids are "PRINCIPAL:SESSION".
         patience: seconds after which a call is answered, whatever runs.
+        note: called with the request of each call over HTTP, in the context in which the call and its job run.
 
     Attributes:
         server: the SDK's server.
         tooling: its tools.
     """
 
-    def __init__(self, manager: Facade, *, owner: str = "mcp", patience: float = PATIENCE) -> None:
+    def __init__(
+        self,
+        manager: Facade,
+        *,
+        owner: str = "mcp",
+        patience: float = PATIENCE,
+        note: Callable[[Request], None] = lambda _request: None,
+    ) -> None:
+        self._note = note
         self._owner = check_owner(owner)
         self._resources: Shelf[Attachment] = Shelf(items=_MOST_RESOURCES, each=_OWN_BYTES, total=_ALL_BYTES)
         self.tooling = Tooling(manager, self._owner_of, self._resources, patience)
@@ -90,7 +99,10 @@ class McpService:
 
     def _owner_of(self, ctx: Context[Any, Any]) -> str:
         request = ctx.request_context.request
-        return owner_of_request(request) if isinstance(request, Request) else self._owner
+        if not isinstance(request, Request):
+            return self._owner
+        self._note(request)
+        return owner_of_request(request)
 
     def resource(self, uri: str, ctx: Context[Any, Any]) -> Attachment:
         """Return what a link leads to.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import re
@@ -118,7 +117,7 @@ def token_of(headers: dict[bytes, bytes]) -> str | None:
     if scheme.lower() == "basic":
         try:
             return base64.b64decode(value, validate=True).decode("latin-1").rpartition(":")[2]
-        except binascii.Error:
+        except ValueError:
             return ""
     key = headers.get(b"x-api-key")
     return None if key is None else key.decode("latin-1")

@@ -46,7 +46,7 @@ _SENDING = 30.0  # seconds in which a client must send the next part of its body
 _READING = 60.0  # seconds in which a client must read what is sent to it
 _RECHECK = 1.0  # seconds between two looks at the token of an open stream
 _GONE = 499  # the status in the access log of a request whose client has gone
-_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1", "testserver"})
+_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @dataclass(slots=True)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 from orchestrator.errors import (
     CellblockError,
     ForbiddenError,
     InvalidInputError,
+    ServerUnavailableError,
     SessionElsewhereError,
     SessionEndedError,
     UnknownSessionError,
@@ -30,6 +33,7 @@ from orchestrator.store.records import Expiry
 _log = logging.getLogger(__name__)
 _HELD = 1000  # session objects that are kept while nobody uses them
 _TICK = 1.0  # seconds between two looks at what expires
+_AGAIN = 10.0  # seconds after which a session is looked at again that expired and could not be ended
 _MOST_LABELS, _LONGEST_LABEL = 64, 1000
 _LONGEST_TTL = 366 * 86400.0  # seconds
 
@@ -89,6 +93,7 @@ class Directory:
         self._history = history
         self._served: OrderedDict[str, Served] = OrderedDict()
         self._expiring: dict[str, HandleRecord] = {}
+        self._opening: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @property
     def history(self) -> History:
@@ -112,6 +117,7 @@ class Directory:
         Raises:
             ForbiddenError: the token does not allow the policy.
             InvalidInputError: the wish cannot be used.
+            ServerUnavailableError: another request makes the agent's session, and takes longer than ``wish.timeout``.
             See ``AgentKernelManager.acquire_kernel``.
         """
         name = wish.name or f"session-{time.time_ns():x}"
@@ -119,6 +125,19 @@ class Directory:
         check_environment(wish.environment)
         _check_labels(wish.labels)
         check_ttl(wish.ttl_s)
+        # Two that make one agent's session at once would both say that it is new, and each would hold one of its own.
+        lock = self._opening.setdefault(principal.agent_id(name), asyncio.Lock())
+        try:
+            async with asyncio.timeout(wish.timeout):
+                await lock.acquire()
+        except TimeoutError:
+            raise ServerUnavailableError(f"another request makes the session of {name!r}; try again.") from None
+        try:
+            return await self._open(principal, wish, name)
+        finally:
+            lock.release()
+
+    async def _open(self, principal: Principal, wish: Wish, name: str) -> tuple[Served, bool]:
         if wish.name and (found := await self._history.run(History.handle_of_agent, principal.group, name)) is not None:
             with contextlib.suppress(SessionEndedError):  # it has ended meanwhile: the agent gets a new one
                 served = self._served.get(found[0].session_id) or await self._load(principal, *found)
@@ -249,26 +268,31 @@ class Directory:
             await asyncio.sleep(_TICK)
             now = time.time()
             for handle in [each for each in self._expiring.values() if (each.expires_at or now) <= now]:
-                self._expiring.pop(handle.session_id, None)
+                if self._expiring.get(handle.session_id) is not handle:
+                    continue  # while another one ended, a client gave this one more time
+                del self._expiring[handle.session_id]
                 try:
                     await self._expire(handle)
                 except CellblockError as error:
-                    _log.warning("session %s expired, and could not be ended: %s", handle.session_id, error)
+                    _log.warning("session %s expired, and could not be ended yet: %s", handle.session_id, error)
+                    self._expiring.setdefault(handle.session_id, replace(handle, expires_at=time.time() + _AGAIN))
             self._shrink()
 
     async def _expire(self, handle: HandleRecord) -> None:
-        owner = Principal("expiry", handle.group, token_id=handle.token_id)
-        try:
-            served = await self.find(owner, handle.session_id)
-        except (UnknownSessionError, SessionEndedError):
+        """End or hibernate a session. One that sleeps is not woken for that: it may wait long for a kernel."""
+        found = await self._history.run(History.handle, None, handle.session_id)
+        if found is None or (found[0].expires_at or math.inf) > time.time():
             return
-        if handle.on_expiry == "hibernate":
-            await self._history.run(History.set_expiry, handle.session_id, None, handle.on_expiry)
+        if handle.on_expiry == "end":
+            await self.stop(*found, "expired")
+            return
+        await self._history.run(History.set_expiry, handle.session_id, None, handle.on_expiry)
+        if (served := self._served.get(handle.session_id)) is not None:
             served.handle = replace(served.handle, expires_at=None)
+        if found[1].state == "live":  # in this process, or in one that was killed
+            served = await self.find(Principal("expiry", handle.group, token_id=handle.token_id), handle.session_id)
             served.manager.interrupt(served.session)
             await served.manager.hibernate(served.session.agent_id)
-        else:
-            await self.end(served, "expired")
 
     async def _load(self, principal: Principal, handle: HandleRecord, record: SessionRecord) -> Served:
         """Return a session that the server has not held yet, awake.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 from starlette.requests import Request
@@ -22,6 +23,7 @@ from orchestrator.sessions.commandhandle import RunningCommand
 from orchestrator.sessions.session import KernelSession
 
 _PATH = "/mcp"
+_caller: ContextVar[Principal] = ContextVar("caller")  # of the call that runs; two tokens of a group differ in policies
 
 
 class McpDoor(TokenWire):
@@ -32,8 +34,8 @@ class McpDoor(TokenWire):
     def __init__(self, service: Service) -> None:
         super().__init__(service)
         self._sessions = GroupSessions(service)
-        self._mcp = McpService(self._sessions)
-        self._endpoint = self._mcp.http(self._owner_of, any_host=True)  # ``Boundary`` checks host and origin
+        self._mcp = McpService(self._sessions, note=_note_caller)
+        self._endpoint = self._mcp.http(_group_of, any_host=True)  # ``Boundary`` checks host and origin
         self.app = self._endpoint
 
     @contextlib.asynccontextmanager
@@ -50,22 +52,12 @@ class McpDoor(TokenWire):
         """See ``Dialect``."""
         return True
 
-    def _owner_of(self, request: Request) -> str:
-        principal: Principal = request.scope["state"]["principal"]
-        self._sessions.note(principal)
-        return principal.group
-
 
 class GroupSessions:
     """The manager that MCP's tools see: the sessions of the server's directory, each with the manager of its policy."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._principals: dict[str, Principal] = {}
-
-    def note(self, principal: Principal) -> None:
-        """Take note of a caller: new sessions of the group have the policies of its token."""
-        self._principals[principal.group] = principal
 
     @property
     def sessions(self) -> Mapping[str, KernelSession]:
@@ -77,8 +69,8 @@ class GroupSessions:
         self, agent_id: str, timeout: float | None = None, *, caller: str = ""
     ) -> AsyncIterator[tuple[None, Served]]:
         """Yield the agent's session, awake."""
-        group, _, name = agent_id.partition(":")
-        served, _ = await self._service.directory.open(self._principals[group], Wish(name, timeout=timeout))
+        name = agent_id.partition(":")[2]
+        served, _ = await self._service.directory.open(_caller.get(), Wish(name, timeout=timeout))
         yield None, served
 
     async def stream_code(
@@ -150,9 +142,22 @@ class GroupSessions:
 
     async def end_session(self, agent_id: str) -> bool:
         """See ``AgentKernelManager.end_session``."""
-        group, _, name = agent_id.partition(":")
+        name = agent_id.partition(":")[2]
         try:
-            served = await self._service.directory.of_agent(self._principals[group], name)
+            served = await self._service.directory.of_agent(_caller.get(), name)
         except UnknownSessionError:
             return False
         return await self._service.directory.end(served)
+
+
+def _principal_of(request: Request) -> Principal:
+    principal: Principal = request.scope["state"]["principal"]
+    return principal
+
+
+def _group_of(request: Request) -> str:
+    return _principal_of(request).group
+
+
+def _note_caller(request: Request) -> None:
+    _caller.set(_principal_of(request))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import contextlib
 import secrets
 import time
@@ -209,5 +208,5 @@ async def _parsed(kind: type[Any], request: Request) -> Any:
 def _decoded(path: str, content: str) -> bytes:
     try:
         return base64.b64decode(content, validate=True)
-    except binascii.Error:
+    except ValueError:
         raise InvalidInputError(f"the content of {path[:100]!r} is no base64.") from None

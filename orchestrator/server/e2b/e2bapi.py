@@ -111,7 +111,7 @@ class E2bApi:
     def _signer(self, scope: Scope) -> tuple[str, str]:
         query = query_of(scope)
         return self._e2b.keys.signer(
-            query["signature"],
+            query.get("signature", ""),
             query.get("path", ""),
             "read" if scope["method"] in ("GET", "HEAD") else "write",
             query.get("username", ""),

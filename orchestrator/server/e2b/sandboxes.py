@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -34,8 +35,13 @@ class Mark:
 
     @classmethod
     def of(cls, handle: HandleRecord) -> Self:
-        """Return the mark of a session."""
-        return cls(**json.loads(handle.labels.get(_MARK, "{}")))
+        """Return the mark of a session. Another door's client may have written any text there: that is no mark."""
+        with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
+            form = json.loads(handle.labels.get(_MARK, "{}"))
+            kinds = {"resumes": bool}
+            if all(isinstance(value, kinds.get(name, str)) for name, value in form.items()):
+                return cls(**form)
+        return cls()
 
     @property
     def is_snapshot(self) -> bool:

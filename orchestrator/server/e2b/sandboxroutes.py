@@ -132,6 +132,7 @@ async def connect(request: Request) -> Response:
     """Resume a sandbox that is paused; let one that runs live at least as long as asked."""
     e2b, caller = of(request), caller_of(request)
     ttl = _seconds(parsed(await request.body())) or DEFAULT_TTL
+    check_ttl(ttl)
     handle, record = await record_of(e2b.directory, caller, request.path_params["id"])
     paused = is_paused(handle, record)
     served = await served_of(e2b.directory, caller, record.session_id)

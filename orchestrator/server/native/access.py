@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Path, Request
 from starlette.requests import HTTPConnection
+from starlette.types import Scope
 
 from orchestrator.errors import ForbiddenError
 from orchestrator.principal import Principal
@@ -45,4 +46,12 @@ TheSession = Annotated[Served, Depends(_served)]
 
 def wants_events(request: Request) -> bool:
     """Return whether the client asks for server-sent events."""
-    return "text/event-stream" in request.headers.get("accept", "")
+    return asks_for_events(request.scope)
+
+
+def asks_for_events(scope: Scope) -> bool:
+    """Return whether any of a request's Accept headers has server-sent events.
+
+    ``Boundary`` and the routes must agree: it ends a stream whose token is revoked, and counts the open ones.
+    """
+    return any(name == b"accept" and b"text/event-stream" in value for name, value in scope["headers"])

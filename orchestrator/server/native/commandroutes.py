@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, WebSocket
@@ -144,5 +143,5 @@ def decoded(text: str) -> bytes | None:
     """
     try:
         return base64.b64decode(text, validate=True) if text else None
-    except binascii.Error:
+    except ValueError:
         raise InvalidInputError("the input is no base64.") from None

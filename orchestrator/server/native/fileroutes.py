@@ -20,6 +20,7 @@ from orchestrator.server.native.access import TheSession
 router = APIRouter(prefix="/v1/sessions/{session_id}/files", tags=["files"])
 _PIECE = 4 * MIB  # bytes that are read at once
 _LARGEST = 1024 * MIB
+_FARTHEST = 2**53  # bytes: from 2**63 on no file has an offset, and the kernel would not answer
 _RANGE = re.compile(r"bytes=(\d{0,15})-(\d{0,15})")
 PathDescription = Annotated[
     str, Query(description="Absolute, or relative to `/work`. Bytes that are no UTF-8 are percent-encoded as they are.")
@@ -31,9 +32,9 @@ async def read(
     served: TheSession,
     request: Request,
     path: PathDescription,
-    offset: Annotated[int, Query(ge=0)] = 0,
-    length: Annotated[int | None, Query(ge=0)] = None,
-    limit: Annotated[int, Query(ge=0)] = _LARGEST,
+    offset: Annotated[int, Query(ge=0, le=_FARTHEST)] = 0,
+    length: Annotated[int | None, Query(ge=0, le=_FARTHEST)] = None,
+    limit: Annotated[int, Query(ge=0, le=_FARTHEST)] = _LARGEST,
     wanted: Annotated[str | None, Header(alias="Range")] = None,
 ) -> Response:
     """Stream a file, or a part of it: by `offset` and `length`, or by a `Range` of bytes.

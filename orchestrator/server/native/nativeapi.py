@@ -20,6 +20,7 @@ from orchestrator.server.native import (
     sessionroutes,
     viewroutes,
 )
+from orchestrator.server.native.access import asks_for_events
 from orchestrator.server.service import Service
 
 _PUBLIC = frozenset({"/health", "/ready", "/openapi.json", "/docs"})
@@ -50,8 +51,7 @@ class NativeApi(TokenWire):
 
     def is_stream(self, scope: Scope) -> bool:
         """See ``Dialect``."""
-        accept = dict(scope["headers"]).get(b"accept", b"")
-        return b"text/event-stream" in accept or scope["path"].endswith("/events")
+        return asks_for_events(scope) or scope["path"].endswith("/events")
 
 
 def _application(service: Service) -> FastAPI:
