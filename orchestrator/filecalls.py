@@ -14,6 +14,7 @@ from orchestrator.output.fileinfo import FileInfo
 from orchestrator.sessions.session import KernelSession
 from orchestrator.wiring.lifespan import Lifespan
 
+_FARTHEST = 2**53  # bytes: from 2**63 on no file has an offset, and the kernel would not answer
 _LARGEST = 1024 * MIB  # bytes of one file, unless the caller asks for more
 
 
@@ -86,11 +87,11 @@ class FileCalls:
             limit: the largest number of bytes to return.
 
         Raises:
-            InvalidInputError: the offset, the length or the limit is below 0.
+            InvalidInputError: the offset, the length or the limit is below 0, or the offset is above 2**53.
             FileTransferError: it cannot be read, or is larger than ``limit``.
         """
-        if offset < 0 or (length is not None and length < 0) or limit < 0:
-            raise InvalidInputError("offset, length and limit must be 0 or more.")
+        if not 0 <= offset <= _FARTHEST or (length is not None and length < 0) or limit < 0:
+            raise InvalidInputError("offset, length and limit must be 0 or more, and the offset at most 2**53.")
         async with self._life.in_use(session):
             kernel = session.live_kernel()
             found = await transfer.read_file(kernel, path, limit, offset=offset, length=length)

@@ -3,7 +3,7 @@
 Invariants:
 - No handler runs before the caller is known, unless the request is public.
 - A body is bounded in size, and each wait for more of it in time. So is each wait for a client to read.
-- A caller whose token was revoked loses its open streams within two seconds.
+- A caller whose token was revoked loses its open requests and streams within two seconds.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SMALL = 64 * 1024  # bytes of a refused request's body that are read all the sa
 _RESTING = 1.0  # seconds in which they must come
 _SENDING = 30.0  # seconds in which a client must send the next part of its body
 _READING = 60.0  # seconds in which a client must read what is sent to it
-_RECHECK = 1.0  # seconds between two looks at the token of an open stream
+_RECHECK = 1.0  # seconds between two looks at the token of an open request
 _GONE = 499  # the status in the access log of a request whose client has gone
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -113,12 +113,10 @@ class Boundary:
             return await dialect.app(scope, receive, send)
         stream = scope["type"] == "websocket" or dialect.is_stream(scope)
         with self._service.slots.taken(principal, stream=stream):
-            if not stream:
-                return await dialect.app(scope, receive, send)
             await self._while_valid(principal, asyncio.ensure_future(dialect.app(scope, receive, send)))
 
     async def _while_valid(self, principal: Principal, serving: asyncio.Future[None]) -> None:
-        """Wait for a stream's end, or end it when its token is no longer valid.
+        """Wait for a request's end, or end it when its token is no longer valid.
 
         Raises:
             UnauthorizedError: the token was revoked, or expired.

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakValueDictionary
@@ -17,7 +17,7 @@ from orchestrator.errors import (
     CellblockError,
     ForbiddenError,
     InvalidInputError,
-    ServerUnavailableError,
+    SessionBusyError,
     SessionElsewhereError,
     SessionEndedError,
     UnknownSessionError,
@@ -33,6 +33,7 @@ from orchestrator.store.records import Expiry
 _log = logging.getLogger(__name__)
 _HELD = 1000  # session objects that are kept while nobody uses them
 _TICK = 1.0  # seconds between two looks at what expires
+_AT_ONCE = 16  # sessions that are ended at once
 _AGAIN = 10.0  # seconds after which a session is looked at again that expired and could not be ended
 _MOST_LABELS, _LONGEST_LABEL = 64, 1000
 _LONGEST_TTL = 366 * 86400.0  # seconds
@@ -117,7 +118,7 @@ class Directory:
         Raises:
             ForbiddenError: the token does not allow the policy.
             InvalidInputError: the wish cannot be used.
-            ServerUnavailableError: another request makes the agent's session, and takes longer than ``wish.timeout``.
+            SessionBusyError: another request makes the agent's session, and takes longer than ``wish.timeout``.
             See ``AgentKernelManager.acquire_kernel``.
         """
         name = wish.name or f"session-{time.time_ns():x}"
@@ -131,7 +132,9 @@ class Directory:
             async with asyncio.timeout(wish.timeout):
                 await lock.acquire()
         except TimeoutError:
-            raise ServerUnavailableError(f"another request makes the session of {name!r}; try again.") from None
+            raise SessionBusyError(
+                f"another request makes the session of {name!r}.", agent_id=name, waited=wish.timeout or 0.0
+            ) from None
         try:
             return await self._open(principal, wish, name)
         finally:
@@ -144,10 +147,7 @@ class Directory:
                 await self._use(served, principal, wish.timeout, wish.priority)
                 return served, False
         policy = wish.policy or principal.policies[0]
-        if policy not in principal.policies:
-            raise ForbiddenError(
-                f"this token may not use the policy {policy!r}.", remedy=f"It may use: {', '.join(principal.policies)}."
-            )
+        _check_policy(principal, policy)
         manager = await self._managers.of(policy, wish.image)
         session = await self._acquire(manager, principal, name, wish.timeout, wish.priority)
         if (other := self._served.get(session.session_id)) is not None:  # another request was quicker
@@ -214,15 +214,22 @@ class Directory:
         """
         return _known(await self._history.run(History.handle, None, session_id), session_id)
 
-    async def adopt(self, parent: Served, session: KernelSession, name: str) -> Served:
-        """Enter a fork of a session. It has the parent's policy, variables and labels.
+    async def fork(self, principal: Principal, parent: Served, names: Sequence[str]) -> list[Served]:
+        """Make sessions with the state of one, for agents of these names. They have its policy, variables and labels.
 
         Raises:
-            StoreError: it cannot be written.
+            ForbiddenError: the token does not allow the parent's policy.
+            See ``AgentKernelManager.fork``.
         """
-        handle = replace(parent.handle, session_id=session.session_id, name=name, expires_at=None)
-        await self._history.run(History.add_handle, handle)
-        return self._enter(handle, parent.manager, session)
+        _check_policy(principal, parent.handle.policy)
+        agents = [principal.agent_id(name) for name in names]
+        made = await parent.manager.fork(parent.session, len(names), agent_ids=agents)
+        found = []
+        for session, name in zip(made, names, strict=True):
+            handle = replace(parent.handle, session_id=session.session_id, name=name, expires_at=None)
+            await self._history.run(History.add_handle, handle)
+            found.append(self._enter(handle, parent.manager, session))
+        return found
 
     async def set_expiry(self, served: Served, ttl_s: float | None, on_expiry: Expiry) -> None:
         """Set after how many seconds from now a session expires; None: never.
@@ -264,35 +271,52 @@ class Directory:
 
     async def run(self) -> None:
         """End or hibernate the sessions that expire, until cancelled."""
-        while True:
-            await asyncio.sleep(_TICK)
-            now = time.time()
-            for handle in [each for each in self._expiring.values() if (each.expires_at or now) <= now]:
-                if self._expiring.get(handle.session_id) is not handle:
-                    continue  # while another one ended, a client gave this one more time
-                del self._expiring[handle.session_id]
-                try:
-                    await self._expire(handle)
-                except CellblockError as error:
-                    _log.warning("session %s expired, and could not be ended yet: %s", handle.session_id, error)
-                    self._expiring.setdefault(handle.session_id, replace(handle, expires_at=time.time() + _AGAIN))
-            self._shrink()
+        ending: set[asyncio.Task[None]] = set()
+        try:
+            while True:
+                await asyncio.sleep(_TICK)
+                now = time.time()
+                due = [each for each in self._expiring.values() if (each.expires_at or now) <= now]
+                for handle in due[: max(0, _AT_ONCE - len(ending))]:
+                    del self._expiring[handle.session_id]
+                    task = asyncio.create_task(self._expire(handle))
+                    ending.add(task)
+                    task.add_done_callback(ending.discard)
+                self._shrink()
+        finally:
+            for task in ending:
+                task.cancel()
+            if ending:
+                await asyncio.wait(ending)
 
     async def _expire(self, handle: HandleRecord) -> None:
-        """End or hibernate a session. One that sleeps is not woken for that: it may wait long for a kernel."""
+        """End or hibernate a session. What fails, or is in use, is tried again."""
+        try:
+            done = await self._expired(handle)
+        except CellblockError as error:
+            _log.warning("session %s expired, and could not be ended yet: %s", handle.session_id, error)
+            done = False
+        if not done:
+            self._expiring.setdefault(handle.session_id, replace(handle, expires_at=time.time() + _AGAIN))
+
+    async def _expired(self, handle: HandleRecord) -> bool:
+        """Return whether nothing is left to do. A session that sleeps is not woken: it may wait long for a kernel."""
         found = await self._history.run(History.handle, None, handle.session_id)
         if found is None or (found[0].expires_at or math.inf) > time.time():
-            return
+            return True
         if handle.on_expiry == "end":
             await self.stop(*found, "expired")
-            return
-        await self._history.run(History.set_expiry, handle.session_id, None, handle.on_expiry)
-        if (served := self._served.get(handle.session_id)) is not None:
-            served.handle = replace(served.handle, expires_at=None)
+            return True
         if found[1].state == "live":  # in this process, or in one that was killed
             served = await self.find(Principal("expiry", handle.group, token_id=handle.token_id), handle.session_id)
             served.manager.interrupt(served.session)
-            await served.manager.hibernate(served.session.agent_id)
+            if not await served.manager.hibernate(served.session.agent_id) and served.session.is_awake:
+                return False
+        if handle.session_id not in self._expiring:  # else a client gave it more time meanwhile
+            await self._history.run(History.set_expiry, handle.session_id, None, handle.on_expiry)
+            if (held := self._served.get(handle.session_id)) is not None:
+                held.handle = replace(held.handle, expires_at=None)
+        return True
 
     async def _load(self, principal: Principal, handle: HandleRecord, record: SessionRecord) -> Served:
         """Return a session that the server has not held yet, awake.
@@ -370,6 +394,18 @@ def check_ttl(ttl_s: float | None) -> None:
     """
     if ttl_s is not None and not 0 < ttl_s <= _LONGEST_TTL:
         raise InvalidInputError(f"a time to live is a number of seconds above 0, and at most {_LONGEST_TTL:.0f}.")
+
+
+def _check_policy(principal: Principal, policy: str) -> None:
+    """Check that a caller may make sessions of a policy.
+
+    Raises:
+        ForbiddenError: its token does not name the policy.
+    """
+    if policy not in principal.policies:
+        raise ForbiddenError(
+            f"this token may not use the policy {policy!r}.", remedy=f"It may use: {', '.join(principal.policies)}."
+        )
 
 
 def _check_labels(labels: Mapping[str, str]) -> None:

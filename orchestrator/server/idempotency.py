@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, TypeVar
 
 from orchestrator.errors import IdempotencyError, InvalidInputError
@@ -15,8 +16,8 @@ from orchestrator.principal import Principal
 
 T = TypeVar("T")
 _KEPT = 24 * 3600.0  # seconds
-_MOST = 10_000
-_MOST_BYTES = 64 * 1024 * 1024  # of all answers; the oldest are forgotten first
+_MOST = 10_000  # answers of one group
+_MOST_BYTES = 32 * 1024 * 1024  # of one group's answers; the oldest are forgotten first
 _LONGEST = 255  # characters of a key
 
 
@@ -25,6 +26,34 @@ class _Entry(Generic[T]):
     digest: bytes
     answer: asyncio.Future[T]
     at: float = field(default_factory=time.monotonic)
+
+
+class _Share(Generic[T]):
+    """The answers of one group, bounded on their own: no group makes another one's be forgotten."""
+
+    def __init__(self, size: Callable[[T], int]) -> None:
+        self.entries: OrderedDict[str, _Entry[T]] = OrderedDict()
+        self._size = size
+        self._bytes = 0
+
+    def settle(self, key: str, answer: asyncio.Future[T]) -> None:
+        """Keep an answer, or forget a request that failed."""
+        if answer.cancelled() or answer.exception() is not None:
+            self.entries.pop(key, None)
+        else:
+            self._bytes += self._size(answer.result())
+            self.shrink()
+
+    def shrink(self) -> None:
+        """Forget the oldest answers beyond the bounds."""
+        oldest = time.monotonic() - _KEPT
+        while self.entries:
+            key, entry = next(iter(self.entries.items()))
+            fits = len(self.entries) <= _MOST and self._bytes <= _MOST_BYTES and entry.at >= oldest
+            if fits or not entry.answer.done():  # what is not done yet ends, and is looked at again then
+                return
+            del self.entries[key]
+            self._bytes -= self._size(entry.answer.result())
 
 
 class Idempotency(Generic[T]):
@@ -36,8 +65,7 @@ class Idempotency(Generic[T]):
 
     def __init__(self, size: Callable[[T], int]) -> None:
         self._size = size
-        self._bytes = 0
-        self._entries: OrderedDict[tuple[str, str], _Entry[T]] = OrderedDict()
+        self._shares: dict[str, _Share[T]] = {}
 
     async def once(self, principal: Principal, key: str | None, request: bytes, make: Callable[[], Awaitable[T]]) -> T:
         """Return the answer of a request, made once for each key. It is made to its end, also if its client goes.
@@ -55,28 +83,13 @@ class Idempotency(Generic[T]):
             return await make()
         if not 0 < len(key) <= _LONGEST:
             raise InvalidInputError(f"an idempotency key has 1 to {_LONGEST} characters.")
-        place, digest = (principal.group, key), hashlib.sha256(request).digest()
-        entry = self._entries.get(place)
+        share = self._shares.setdefault(principal.group, _Share(self._size))
+        digest = hashlib.sha256(request).digest()
+        entry = share.entries.get(key)
         if entry is None:
-            entry = self._entries[place] = _Entry(digest, asyncio.ensure_future(make()))
-            entry.answer.add_done_callback(lambda answer: self._settle(place, answer))
-            self._shrink()
+            entry = share.entries[key] = _Entry(digest, asyncio.ensure_future(make()))
+            entry.answer.add_done_callback(partial(share.settle, key))
+            share.shrink()
         elif entry.digest != digest:
             raise IdempotencyError("this idempotency key was used for another request.", key=key)
         return await asyncio.shield(entry.answer)
-
-    def _settle(self, place: tuple[str, str], answer: asyncio.Future[T]) -> None:
-        if answer.cancelled() or answer.exception() is not None:
-            self._entries.pop(place, None)
-        else:
-            self._bytes += self._size(answer.result())
-            self._shrink()
-
-    def _shrink(self) -> None:
-        oldest = time.monotonic() - _KEPT
-        for place, entry in list(self._entries.items()):
-            if len(self._entries) <= _MOST and self._bytes <= _MOST_BYTES and entry.at >= oldest:
-                return
-            if entry.answer.done():
-                del self._entries[place]
-                self._bytes -= self._size(entry.answer.result())

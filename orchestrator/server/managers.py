@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterator
+from weakref import WeakValueDictionary
 
 from orchestrator.errors import CellblockError, InvalidInputError, ServerUnavailableError
 from orchestrator.image.recipe import REPOSITORY
@@ -27,7 +28,7 @@ class Managers:
         self._settings = settings
         self._max_kernels = max_kernels
         self._managers: dict[tuple[str, str], AgentKernelManager] = {}
-        self._starting: dict[tuple[str, str], asyncio.Lock] = {}
+        self._starting: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self._closed = False
 
     def __iter__(self) -> Iterator[AgentKernelManager]:
@@ -50,6 +51,8 @@ class Managers:
                 f"{image[:100]!r} is no sandbox image.", remedy="`cellblock image list` on the server shows them."
             )
         key = policy, image
+        if (running := self._managers.get(key)) is not None and not self._closed:
+            return running
         async with self._starting.setdefault(key, asyncio.Lock()):
             if self._closed:
                 raise ServerUnavailableError("the server shuts down.", remedy="Try again in a moment.")

@@ -137,8 +137,8 @@ class GroupSessions:
 
     async def fork(self, session: Served, count: int, *, agent_ids: Sequence[str] | None = None) -> Sequence[Served]:
         """See ``AgentKernelManager.fork``."""
-        forks = await session.manager.fork(session.session, count, agent_ids=agent_ids)
-        return [await self._service.directory.adopt(session, each, each.agent_id.partition(":")[2]) for each in forks]
+        names = [agent_id.partition(":")[2] for agent_id in agent_ids or ()]
+        return await self._service.directory.fork(_caller.get(), session, names)
 
     async def end_session(self, agent_id: str) -> bool:
         """See ``AgentKernelManager.end_session``."""

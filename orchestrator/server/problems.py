@@ -50,7 +50,7 @@ STATUS: Final[dict[str, int]] = {
     "session_busy": 409,
     "session_elsewhere": 409,
     "session_ended": 410,
-    "settings": 500,
+    "settings": 503,
     "store": 503,
     "too_many_requests": 429,
     "unauthorized": 401,

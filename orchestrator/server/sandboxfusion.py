@@ -71,6 +71,7 @@ class SandboxFusion(TokenWire):
 
     def __init__(self, service: Service) -> None:
         super().__init__(service)
+        self._ending: set[asyncio.Future[bool]] = set()
         routes = [
             Route("/run_code", self._run_code, methods=["POST"]),
             Route("/run_jupyter", self._run_jupyter, methods=["POST"]),
@@ -136,7 +137,13 @@ class SandboxFusion(TokenWire):
         """Yield a new session with these files, and end it."""
         contents = {path: _decoded(path, content) for path, content in files.items() if content is not None}
         directory = self._service.directory
-        served, _ = await directory.open(principal, Wish(f"run-{secrets.token_hex(8)}", timeout=None))
+        wish = Wish(f"run-{secrets.token_hex(8)}", timeout=None)
+        opening = asyncio.ensure_future(directory.open(principal, wish))
+        try:
+            served, _ = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(self._end_abandoned)
+            raise
         try:
             for path, content in contents.items():
                 await served.manager.write_file(served.session, path, content)
@@ -144,6 +151,13 @@ class SandboxFusion(TokenWire):
         finally:
             ending = asyncio.ensure_future(directory.end(served))
             await asyncio.shield(ending)
+
+    def _end_abandoned(self, opening: asyncio.Future[tuple[Served, bool]]) -> None:
+        """End a session whose client went while it was made."""
+        if not opening.cancelled() and opening.exception() is None:
+            ending = asyncio.ensure_future(self._service.directory.end(opening.result()[0]))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
 
 
 async def _fetched(served: Served, paths: list[str]) -> dict[str, str]:

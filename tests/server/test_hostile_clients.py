@@ -116,7 +116,7 @@ async def test_two_who_make_one_agents_session_have_one(guarded: Server) -> None
 
 
 async def test_more_time_counts_while_another_session_expires(http: httpx.AsyncClient) -> None:
-    """Both expire at once; the first one takes 4 s to be saved, and meanwhile the second one is given an hour."""
+    """While a session that has expired takes 4 s to be saved, another one that is about to expire is given an hour."""
     slow, kept = [
         f"/v1/sessions/{(await http.post('/v1/sessions', json={'agent_id': name})).json()['session_id']}"
         for name in ("slow", "kept")
@@ -124,7 +124,7 @@ async def test_more_time_counts_while_another_session_expires(http: httpx.AsyncC
     code = "import time\nclass Slow:\n    def __reduce__(self): time.sleep(4); return int, ()\nslow = Slow()"
     await http.post(f"{slow}/execute", json={"code": code})
     await http.put(f"{slow}/lifetime", json={"ttl_s": 0.5, "on_expiry": "hibernate"})
-    await http.put(f"{kept}/lifetime", json={"ttl_s": 0.5})
+    await http.put(f"{kept}/lifetime", json={"ttl_s": 3.5})
     await asyncio.sleep(2.5)
     assert (await http.put(f"{kept}/lifetime", json={"ttl_s": 3600})).status_code == 200
     await asyncio.sleep(4)
@@ -180,3 +180,49 @@ async def test_a_killed_servers_session_still_hibernates(tmp_path: Path) -> None
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client, asyncio.timeout(30):
             while (await client.get(path)).json()["state"] != "asleep":
                 await asyncio.sleep(0.3)
+
+
+async def test_a_fork_gives_no_policy_that_the_token_lacks(guarded: Server) -> None:
+    """A token that sees its group's session of another policy cannot make more of them."""
+    wide = guarded.token("wide", "--group", "forks", "--policy", "default", "--policy", "local-dev")
+    narrow = guarded.token("narrow", "--group", "forks", "--policy", "default")
+    async with httpx.AsyncClient(base_url=guarded.url, timeout=60) as http:
+        wish = {"agent_id": "parent", "policy": "local-dev"}
+        made = (await http.post("/v1/sessions", json=wish, headers={"X-API-Key": wide})).json()
+        path = f"/v1/sessions/{made['session_id']}/fork"
+        answer = await http.post(path, json={"count": 1}, headers={"X-API-Key": narrow})
+        assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+        assert (await http.post(path, json={"count": 1}, headers={"X-API-Key": wide})).status_code == 201
+
+
+async def test_a_revoked_token_loses_its_long_request(guarded: Server) -> None:
+    """Not streams alone: a cell that is waited for is interrupted, and the client is told why."""
+    token = guarded.token("long", "--group", "long")
+    headers = {"X-API-Key": token}
+    async with httpx.AsyncClient(base_url=guarded.url, timeout=60, headers=headers) as http:
+        path = f"/v1/sessions/{(await http.post('/v1/sessions', json={})).json()['session_id']}/execute"
+        asking = asyncio.create_task(http.post(path, json={"code": "import time; time.sleep(25)"}))
+        await asyncio.sleep(0.5)
+        await asyncio.to_thread(guarded.command, "token", "revoke", token.split("_")[1])
+        async with asyncio.timeout(10):
+            answer = await asking
+    assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
+
+
+async def test_a_session_in_use_is_put_to_sleep_once_it_is_not(guarded: Server, token: str) -> None:
+    """It expires while a command keeps it awake: it is tried again, and keeps its state."""
+    async with httpx.AsyncClient(base_url=guarded.url, timeout=60, headers={"X-API-Key": token}) as http:
+        wish = {"agent_id": "used", "ttl_s": 1, "on_expiry": "hibernate"}
+        path = f"/v1/sessions/{(await http.post('/v1/sessions', json=wish)).json()['session_id']}"
+        await http.post(f"{path}/execute", json={"code": "x = 5"})
+        waiting = asyncio.create_task(http.post(f"{path}/commands", json={"command": "sleep 4"}))
+        await asyncio.sleep(3)
+        assert (await http.get(path)).json()["state"] == "live"
+        assert (await waiting).json()["exit_code"] == 0
+        for _ in range(40):
+            await asyncio.sleep(0.5)
+            if (await http.get(path)).json()["state"] == "asleep":
+                break
+        found = (await http.get(path)).json()
+        assert (found["state"], found["expires_at"]) == ("asleep", None)
+        assert (await http.post(f"{path}/execute", json={"code": "x"})).json()["result"] == "5"

@@ -137,8 +137,7 @@ async def from_snapshot(
 
 async def _forks(directory: Directory, caller: Principal, parent: Served, count: int) -> list[Served]:
     names = [f"session-{secrets.token_hex(8)}" for _ in range(count)]
-    forks = await parent.manager.fork(parent.session, count, agent_ids=[caller.agent_id(name) for name in names])
-    return [await directory.adopt(parent, session, name) for session, name in zip(forks, names, strict=True)]
+    return await directory.fork(caller, parent, names)
 
 
 async def _rows(directory: Directory, caller: Principal) -> list[tuple[HandleRecord, SessionRecord]]:

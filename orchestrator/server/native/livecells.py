@@ -33,6 +33,7 @@ class LiveCell:
         self._needs_client = needs_client
         self._followers = 0
         self._abandoned: asyncio.TimerHandle | None = None
+        self._wait_for_follower()
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -61,8 +62,12 @@ class LiveCell:
                     yield item
         finally:
             self._followers -= 1
-            if self._needs_client and not self._followers and self.cell.is_running:
-                self._abandoned = asyncio.get_running_loop().call_later(_ABANDONED, self.cell.interrupt)
+            self._wait_for_follower()
+
+    def _wait_for_follower(self) -> None:
+        """Interrupt the cell after a while, unless somebody follows it or it needs nobody."""
+        if self._needs_client and not self._followers and self.cell.is_running:
+            self._abandoned = asyncio.get_running_loop().call_later(_ABANDONED, self.cell.interrupt)
 
 
 async def _merged(

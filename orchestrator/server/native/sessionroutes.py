@@ -182,9 +182,9 @@ async def notebook_answer(service: Service, session_id: str, title: str) -> Resp
 
 async def _fork(served: Served, body: Fork, caller: Principal, service: Service) -> list[Served]:
     names = body.agent_ids or [f"{served.handle.name}~{number}" for number in range(1, body.count + 1)]
-    agents = [caller.agent_id(name) for name in names]
-    sessions = await served.manager.fork(served.session, body.count, agent_ids=agents)
-    return [await service.directory.adopt(served, session, name) for session, name in zip(sessions, names, strict=True)]
+    if len(names) != body.count:
+        raise InvalidInputError("agent_ids must have count entries.")
+    return await service.directory.fork(caller, served, names)
 
 
 async def _cells(service: Service, caller: Principal, session_id: str) -> list[CellRecord]:
