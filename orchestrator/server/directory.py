@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,6 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from orchestrator.errors import (
-    CellblockError,
     ForbiddenError,
     InvalidInputError,
     SessionBusyError,
@@ -25,6 +23,7 @@ from orchestrator.errors import (
 from orchestrator.inputs import check_agent_id, check_environment
 from orchestrator.manager import AgentKernelManager
 from orchestrator.principal import Principal
+from orchestrator.server.expiries import Expiries
 from orchestrator.server.managers import Managers
 from orchestrator.sessions.session import KernelSession
 from orchestrator.store.history import HandleRecord, History, SessionRecord
@@ -32,9 +31,6 @@ from orchestrator.store.records import Expiry
 
 _log = logging.getLogger(__name__)
 _HELD = 1000  # session objects that are kept while nobody uses them
-_TICK = 1.0  # seconds between two looks at what expires
-_AT_ONCE = 16  # sessions that are ended at once
-_AGAIN = 10.0  # seconds after which a session is looked at again that expired and could not be ended
 _MOST_LABELS, _LONGEST_LABEL = 64, 1000
 _LONGEST_TTL = 366 * 86400.0  # seconds
 
@@ -87,13 +83,17 @@ class Wish:
 
 
 class Directory:
-    """The sessions of one server."""
+    """The sessions of one server.
+
+    Attributes:
+        expiries: ends those that expire.
+    """
 
     def __init__(self, managers: Managers, history: History) -> None:
         self._managers = managers
         self._history = history
         self._served: OrderedDict[str, Served] = OrderedDict()
-        self._expiring: dict[str, HandleRecord] = {}
+        self.expiries = Expiries(self)
         self._opening: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @property
@@ -101,14 +101,9 @@ class Directory:
         """The store. A session's past can be read there without waking it."""
         return self._history
 
-    async def load(self) -> None:
-        """Read which sessions expire.
-
-        Raises:
-            StoreError: the store cannot be read.
-        """
-        for handle in await self._history.run(History.expiring):
-            self._expiring[handle.session_id] = handle
+    def held(self, session_id: str) -> Served | None:
+        """Return a session of any group that was used lately."""
+        return self._served.get(session_id)
 
     async def open(self, principal: Principal, wish: Wish) -> tuple[Served, bool]:
         """Return the session of an agent, and whether it is new.
@@ -241,7 +236,7 @@ class Directory:
         expires_at = None if ttl_s is None else time.time() + ttl_s
         await self._history.run(History.set_expiry, served.session_id, expires_at, on_expiry)
         served.handle = replace(served.handle, expires_at=expires_at, on_expiry=on_expiry)
-        self._note_expiry(served.handle)
+        self.expiries.note(served.handle)
 
     async def end(self, served: Served, reason: str = "end_session") -> bool:
         """End a session. Returns whether it had not ended yet.
@@ -268,55 +263,6 @@ class Directory:
             return False
         self._forget(record.session_id)
         return await manager.end_session(record.agent_id, reason=reason)
-
-    async def run(self) -> None:
-        """End or hibernate the sessions that expire, until cancelled."""
-        ending: set[asyncio.Task[None]] = set()
-        try:
-            while True:
-                await asyncio.sleep(_TICK)
-                now = time.time()
-                due = [each for each in self._expiring.values() if (each.expires_at or now) <= now]
-                for handle in due[: max(0, _AT_ONCE - len(ending))]:
-                    del self._expiring[handle.session_id]
-                    task = asyncio.create_task(self._expire(handle))
-                    ending.add(task)
-                    task.add_done_callback(ending.discard)
-                self._shrink()
-        finally:
-            for task in ending:
-                task.cancel()
-            if ending:
-                await asyncio.wait(ending)
-
-    async def _expire(self, handle: HandleRecord) -> None:
-        """End or hibernate a session. What fails, or is in use, is tried again."""
-        try:
-            done = await self._expired(handle)
-        except CellblockError as error:
-            _log.warning("session %s expired, and could not be ended yet: %s", handle.session_id, error)
-            done = False
-        if not done:
-            self._expiring.setdefault(handle.session_id, replace(handle, expires_at=time.time() + _AGAIN))
-
-    async def _expired(self, handle: HandleRecord) -> bool:
-        """Return whether nothing is left to do. A session that sleeps is not woken: it may wait long for a kernel."""
-        found = await self._history.run(History.handle, None, handle.session_id)
-        if found is None or (found[0].expires_at or math.inf) > time.time():
-            return True
-        if handle.on_expiry == "end":
-            await self.stop(*found, "expired")
-            return True
-        if found[1].state == "live":  # in this process, or in one that was killed
-            served = await self.find(Principal("expiry", handle.group, token_id=handle.token_id), handle.session_id)
-            served.manager.interrupt(served.session)
-            if not await served.manager.hibernate(served.session.agent_id) and served.session.is_awake:
-                return False
-        if handle.session_id not in self._expiring:  # else a client gave it more time meanwhile
-            await self._history.run(History.set_expiry, handle.session_id, None, handle.on_expiry)
-            if (held := self._served.get(handle.session_id)) is not None:
-                held.handle = replace(held.handle, expires_at=None)
-        return True
 
     async def _load(self, principal: Principal, handle: HandleRecord, record: SessionRecord) -> Served:
         """Return a session that the server has not held yet, awake.
@@ -363,19 +309,14 @@ class Directory:
 
     def _enter(self, handle: HandleRecord, manager: AgentKernelManager, session: KernelSession) -> Served:
         served = self._served[handle.session_id] = Served(handle, manager, session)
-        self._note_expiry(handle)
+        self.expiries.note(handle)
         return served
-
-    def _note_expiry(self, handle: HandleRecord) -> None:
-        self._expiring.pop(handle.session_id, None)
-        if handle.expires_at is not None:
-            self._expiring[handle.session_id] = handle
 
     def _forget(self, session_id: str) -> None:
         self._served.pop(session_id, None)
-        self._expiring.pop(session_id, None)
+        self.expiries.forget(session_id)
 
-    def _shrink(self) -> None:
+    def shrink(self) -> None:
         """Let go of ended sessions, and of those that sleep and were used longest ago."""
         over = len(self._served) - _HELD
         for session_id, served in list(self._served.items()):

@@ -83,8 +83,10 @@ class Service:
             self._authentication = Authentication(history, self.policies, is_open=is_open)
             self._directory = Directory(self.managers, history)
             await self.managers.of(self.policies[0])
-            await self._directory.load()
-            beside = {asyncio.create_task(work) for work in (self._directory.run(), self.usage.run(), self.lag.run())}
+            await self._directory.expiries.load()
+            beside = {
+                asyncio.create_task(work) for work in (self._directory.expiries.run(), self.usage.run(), self.lag.run())
+            }
             yield
         finally:
             self.draining = True
