@@ -212,14 +212,15 @@ async def test_a_revoked_token_loses_its_long_request(guarded: Server) -> None:
 async def test_a_session_in_use_is_put_to_sleep_once_it_is_not(guarded: Server, token: str) -> None:
     """It expires while a command keeps it awake: it is tried again, and keeps its state."""
     async with httpx.AsyncClient(base_url=guarded.url, timeout=60, headers={"X-API-Key": token}) as http:
-        wish = {"agent_id": "used", "ttl_s": 1, "on_expiry": "hibernate"}
-        path = f"/v1/sessions/{(await http.post('/v1/sessions', json=wish)).json()['session_id']}"
+        path = f"/v1/sessions/{(await http.post('/v1/sessions', json={'agent_id': 'used'})).json()['session_id']}"
         await http.post(f"{path}/execute", json={"code": "x = 5"})
-        waiting = asyncio.create_task(http.post(f"{path}/commands", json={"command": "sleep 4"}))
-        await asyncio.sleep(3)
+        waiting = asyncio.create_task(http.post(f"{path}/commands", json={"command": "sleep 6"}))
+        await asyncio.sleep(1)
+        await http.put(f"{path}/lifetime", json={"ttl_s": 0.5, "on_expiry": "hibernate"})
+        await asyncio.sleep(2.5)
         assert (await http.get(path)).json()["state"] == "live"
         assert (await waiting).json()["exit_code"] == 0
-        for _ in range(40):
+        for _ in range(80):
             await asyncio.sleep(0.5)
             if (await http.get(path)).json()["state"] == "asleep":
                 break
