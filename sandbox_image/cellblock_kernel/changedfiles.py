@@ -1,7 +1,7 @@
 """Which files of the working folder a cell or a command has made, changed or removed.
 
 Compares two looks at the folder. A look is bounded: the folders near the top come first, and when its time is over, the
-deeper ones are left out of the comparison.
+deeper ones are left out of the comparison. The first thousand entries are always looked at, however busy the host is.
 """
 
 import os
@@ -16,7 +16,8 @@ __builtins__ = BUILTINS
 
 TOP = b"/work"
 MOST_TIME = 0.01  # seconds of one look: about 6,000 files under runc
-OFTEN = 64  # files between two looks at the clock
+LEAST = 1000  # entries that are looked at in any case
+OFTEN = 64  # entries between two looks at the clock
 MOST_NAMED = 100  # files in one report
 SKIPPED = frozenset((b"__pycache__", b".ipynb_checkpoints"))
 
@@ -29,13 +30,16 @@ def look() -> Look:
     end = monotonic() + MOST_TIME
     found: Look = {}
     folders = deque([TOP])
-    while folders and monotonic() < end:
+    seen = 0
+    while folders and (seen < LEAST or monotonic() < end):
         folder = folders.popleft()
+        seen += 1
         names: dict[bytes, Facts | None] = {}
         try:
             with os.scandir(folder) as entries:
-                for number, entry in enumerate(entries):
-                    if number % OFTEN == OFTEN - 1 and monotonic() > end:
+                for entry in entries:
+                    seen += 1
+                    if seen > LEAST and seen % OFTEN == 0 and monotonic() > end:
                         return found
                     if entry.is_dir(follow_symlinks=False):
                         if entry.name not in SKIPPED:
