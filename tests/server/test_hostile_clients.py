@@ -168,15 +168,14 @@ async def mcp(
     return await client.post("/mcp", json=body, headers=headers)
 
 
-async def test_a_killed_servers_session_still_hibernates(tmp_path: Path) -> None:
-    state = str(tmp_path / "state")
-    with serving(tmp_path, CELLBLOCK_STATE_DIR=state) as server:
+async def test_a_killed_servers_session_still_hibernates(tmp_path: Path, state: Path) -> None:
+    with serving(tmp_path, CELLBLOCK_STATE_DIR=str(state)) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
             wish = {"agent_id": "sleeper", "ttl_s": 3, "on_expiry": "hibernate"}
             path = f"/v1/sessions/{(await client.post('/v1/sessions', json=wish)).json()['session_id']}"
         server.process.kill()
         server.process.wait()
-    with serving(tmp_path, CELLBLOCK_STATE_DIR=state) as server:
+    with serving(tmp_path, CELLBLOCK_STATE_DIR=str(state)) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client, asyncio.timeout(30):
             while (await client.get(path)).json()["state"] != "asleep":
                 await asyncio.sleep(0.3)
