@@ -12,7 +12,7 @@ NAME = "cellblock"
 
 @dataclass(frozen=True, slots=True)
 class ClientConfig:
-    """How one client is told of a server.
+    """The configuration that names a server to one client.
 
     Attributes:
         place: the file that the text belongs into.

@@ -10,7 +10,7 @@ from orchestrator.output.sizes import content_size, cost
 
 
 class EventLog:
-    """Events in their order. Whoever follows them never makes the cell wait.
+    """Events in their order. A follower never makes the cell wait.
 
     Args:
         most_bytes: of memory. Later events are left out, and one OutputDropped stands for them; the last one is kept.
@@ -51,7 +51,7 @@ class EventLog:
         self._wake()
 
     def close(self, error: BaseException | None = None) -> None:
-        """Say that no event follows. Whoever follows gets the error, if there is one, after the last event."""
+        """Say that no event follows. Followers get the error, if there is one, after the last event."""
         self._is_over, self._error = True, error
         self._wake()
 

@@ -25,7 +25,10 @@ DECLARED = {503}  # with a problem that says why
 
 @pytest.mark.alone
 async def test_no_request_gets_an_answer_that_was_not_meant(tmp_path: Path) -> None:
-    """No 5xx but declared refusals, no traceback in the log, every refusal typed; and it goes on serving."""
+    """No 5xx but declared refusals, no traceback in the log, every refusal typed; and it goes on serving.
+
+    A file that is being sent when another request ends its session is cut off, which is not a fault.
+    """
     with serving(tmp_path, "--max-kernels", "4") as server:
         http = httpx.AsyncClient(base_url=server.url, timeout=60)
         async with http:
@@ -44,8 +47,9 @@ async def test_no_request_gets_an_answer_that_was_not_meant(tmp_path: Path) -> N
                                 request.method, request.path, headers=request.headers, content=request.content
                             )
                     except (httpx.HTTPError, TimeoutError) as error:
-                        if isinstance(error, httpx.RemoteProtocolError) and "/files/" in request.path:
-                            continue  # another request ended the session in the midst of a file: it is broken off
+                        # Another request ended the session while a file was sent: the client must see that it is cut.
+                        if request.method == "GET" and "/files/" in request.path and "incomplete" in str(error):
+                            continue
                         faults.append(f"{error!r}: {request}"[:600])
                         continue
                     statuses[answer.status_code] += 1

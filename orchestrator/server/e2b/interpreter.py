@@ -107,7 +107,7 @@ def _stream(lines: AsyncGenerator[Line, None]) -> Response:
 
 
 async def _encoded(lines: AsyncGenerator[Line, None]) -> AsyncGenerator[bytes, None]:
-    """Yield the lines as they are sent. A refusal is told as the error of the code, which did not run.
+    """Yield the lines as they are sent. A refusal is reported as an error of the code, which did not run.
 
     Raises:
         CellblockError: the sandbox is gone: the connection breaks off, and E2B's clients ask whether it is there.

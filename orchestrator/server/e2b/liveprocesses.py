@@ -45,7 +45,7 @@ class LiveProcess:
         return {**form, "tag": self._tag} if self._tag else form
 
     def read(self) -> None:
-        """Begin to read its output. Whoever follows it from its start does so before."""
+        """Begin to read its output. A client that follows it from its start must do so before."""
         self._reading = asyncio.create_task(self._read())
 
     async def stop_reading(self) -> None:

@@ -30,7 +30,7 @@ _TTL: Final = 300.0  # seconds of a fork
 
 
 async def fork(request: Request) -> Response:
-    """Make sandboxes with the state of one. Each is told apart: it may fail alone."""
+    """Make sandboxes with the state of one. Each is reported on its own: it may fail alone."""
     e2b, caller = of(request), caller_of(request)
     body = parsed(await request.body())
     count = member(body, "count", int, 1)

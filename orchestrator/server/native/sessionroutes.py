@@ -173,7 +173,7 @@ async def usage(served: TheSession) -> Response:
 
 
 async def notebook_answer(service: Service, session_id: str, title: str) -> Response:
-    """Return a session as a notebook, whoever may read it."""
+    """Return a session as a notebook. The caller has checked who may read it."""
     cells = await service.directory.history.run_beside(History.cells, session_id)
     entries = [{"timestamp": cell.started_at, "code": cell.code, "result": cell.result} for cell in cells]
     text = await asyncio.to_thread(lambda: nbformat.writes(session_notebook(entries, title)))

@@ -66,7 +66,7 @@ async def output(
 
 
 async def cells_answer(service: Service, session_id: str, first: int, last: int) -> Response:
-    """Return the answer of some cells of a session, whoever may read it.
+    """Return the answer of some cells of a session. The caller has checked who may read it.
 
     Raises:
         InvalidInputError: they are more than 20.
@@ -78,7 +78,7 @@ async def cells_answer(service: Service, session_id: str, first: int, last: int)
 
 
 async def output_answer(service: Service, session_id: str, number: int, index: int, mime: str | None) -> Response:
-    """Return the answer of one output, whoever may read it.
+    """Return the answer of one output. The caller has checked who may read it.
 
     Raises:
         InvalidInputError: there is no such output.
