@@ -30,7 +30,7 @@ def seen(look: Look) -> Seen:
 
 
 def changes(before: Seen, now: Seen) -> list[tuple[str, str]]:
-    """Return (type, name) of each change between two lists, by name. A new file is reported as E2B's envd reports it."""
+    """Return (type, name) of each change between two lists, by name. A new file is reported as envd does it."""
     found: list[tuple[str, str]] = [("EVENT_TYPE_REMOVE", name) for name in before if name not in now]
     for name, (kind, size, mtime, mode) in now.items():
         was = before.get(name)
