@@ -37,7 +37,7 @@ from typing import Any
 from cellblock_kernel.changedfiles import ChangedFiles
 from cellblock_kernel.files import decoded
 from cellblock_kernel.originals import BUILTINS
-from cellblock_kernel.orphans import Orphans, processes
+from cellblock_kernel.orphans import Orphans, parents_first, processes
 
 __builtins__ = BUILTINS
 
@@ -315,19 +315,23 @@ class Command:
         self._look()
 
     def _kill_all(self) -> None:
-        """Kill its processes. First look, then kill: without its parent, one of another session is not found."""
+        """Kill its processes. First look, then kill: without its parent, one of another session is not found.
+
+        Parents die before their children: a shell whose child is killed goes on with its next command.
+        """
         for _ in range(MOST_ROUNDS):
             killed = [_killed(pid) for pid in self._members()]
             if not any(killed):
                 break
 
-    def _members(self) -> set[int]:
-        """Return the process, those of its group and of its session, and all their descendants."""
+    def _members(self) -> list[int]:
+        """Return the process, those of its group and of its session, and all their descendants, parents first."""
         found = processes()
+        parents = {each.pid: each.parent for each in found}
         mine = {each.pid for each in found if self.pid in (each.pid, each.group, each.session)}
-        while more := {each.pid for each in found if each.parent in mine} - mine:
+        while more := {pid for pid, parent in parents.items() if parent in mine} - mine:
             mine |= more
-        return mine
+        return parents_first(mine, parents)
 
     def _look(self) -> None:
         """Look whether the process has ended, and report that once its output is complete."""

@@ -90,8 +90,8 @@ class Orphans:
         for _ in range(10):  # one that forks all the time may escape a single look
             found = {each.pid: each for each in processes()}
             self._sessions &= {each.session for each in found.values()}
-            left = [pid for pid in found if pid >= self._first and not self._is_kept(pid, found)]
-            for pid in left:
+            left = {pid for pid in found if pid >= self._first and not self._is_kept(pid, found)}
+            for pid in parents_first(left, {each.pid: each.parent for each in found.values()}):
                 with contextlib.suppress(ProcessLookupError):
                     kill(pid, SIGKILL)
             if not left:
@@ -133,6 +133,17 @@ class Process(NamedTuple):
     parent: int
     group: int
     session: int
+
+
+def parents_first(pids: set[int], parents: dict[int, int]) -> list[int]:
+    """Return ``pids`` in an order in which a process comes before its children."""
+    ordered: list[int] = []
+    rest = pids
+    while rest:  # at least one of them has no parent among them: a process is no descendant of its own
+        layer = {pid for pid in rest if parents.get(pid) not in rest} or rest  # /proc changes while it is read
+        ordered += sorted(layer)
+        rest = rest - layer
+    return ordered
 
 
 def processes() -> list[Process]:

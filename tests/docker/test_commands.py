@@ -397,3 +397,28 @@ async def test_sigkill_reaches_everything_that_a_command_has_started(
     await awaited(running.kill(signal.SIGKILL))
     await running.wait(20)
     assert (await manager.run_command(session, ["pgrep", "-f", "sleep 1237"])).exit_code == 1
+
+
+async def test_a_killed_commands_processes_do_not_go_on(manager: AgentKernelManager, session: KernelSession) -> None:
+    """A shell whose child was killed before it would run its next command. The order may depend on process ids."""
+    for shift in range(1, 17):
+        await manager.run_command(session, "true; " * shift)
+        running = await manager.start_command(session, "(sh -c 'sleep 97; echo c'; echo b); echo a")
+        async with asyncio.timeout(20):
+            while (await manager.run_command(session, ["pgrep", "-fx", "sleep 97"])).exit_code:
+                await asyncio.sleep(0.01)
+        await awaited(running.kill())
+        result = await running.wait(20)
+        assert (result.outcome, result.stdout) == ("interrupted", b"")
+
+
+async def test_parents_are_killed_before_their_children_whatever_their_ids(
+    manager: AgentKernelManager, session: KernelSession
+) -> None:
+    """The order alone keeps a shell from going on; how often a wrong order shows depends on the host's scheduler."""
+    result = await manager.execute(
+        session,
+        "from cellblock_kernel.orphans import parents_first\n"
+        "parents_first({7, 8, 9, 16}, {8: 9, 9: 16, 16: 1, 7: 8, 3: 7}), parents_first({5, 6}, {5: 6, 6: 5})",
+    )
+    assert result.result == "([16, 9, 8, 7], [5, 6])"
