@@ -10,6 +10,7 @@ from typing import Any
 
 from nbformat import NotebookNode
 
+from orchestrator.celloptions import CellOptions
 from orchestrator.errors import InvalidInputError, KernelTimeoutError
 from orchestrator.inputs import check_code, check_environment
 from orchestrator.kernel import variables
@@ -27,6 +28,7 @@ from orchestrator.tool import Tool, ToolFunction, tools_by_name
 from orchestrator.wiring.lifespan import Lifespan
 from orchestrator.wiring.parts import Parts
 
+_DEFAULTS = CellOptions()
 _CELLS_KNOWN = 1000  # of ``start_code``
 _LOG_LEAST = 4 * MIB  # bytes of a started cell's events, beyond twice its output limit
 _UNREACHABLE = "unreachable: a stream ends with CellFinished or an error"
@@ -133,6 +135,7 @@ class CellCalls:
         output_limit: int | None = None,
         environment: Mapping[str, str] | None = None,
         tools: Iterable[Tool | ToolFunction] = (),
+        options: CellOptions = _DEFAULTS,
     ) -> AsyncGenerator[Event, None]:
         """Run one cell and yield its outputs as they come; the last event is ``CellFinished`` with the result.
 
@@ -140,6 +143,7 @@ class CellCalls:
 
         Args:
             answer, timeout, output_limit, environment, tools: see ``execute``.
+            options: see ``CellOptions``.
 
         Raises:
             See ``execute_code``.
@@ -152,7 +156,9 @@ class CellCalls:
         async with self._life.in_use(session):
             with self.telemetry.span("execute_cell", runtime=self.runtime) as span:
                 try:
-                    async with contextlib.aclosing(session.run(code, limits, answer, environment, offered)) as events:
+                    async with contextlib.aclosing(
+                        session.run(code, limits, answer, environment, offered, options)
+                    ) as events:
                         async for event in events:
                             if isinstance(event, CellFinished):
                                 finished = event

@@ -12,13 +12,25 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
 from functools import partial
+from typing import Any
 
+from orchestrator.celloptions import CellOptions
 from orchestrator.container.usage import Usage
 from orchestrator.errors import EngineError, KernelDiedError
+from orchestrator.kernel.boundedjson import load
 from orchestrator.kernel.channel import Message
 from orchestrator.kernel.interruption import Interruption
 from orchestrator.kernel.kernel import Kernel
-from orchestrator.kernel.translate import OUTPUT_KINDS, Reply, left_out, to_event, to_input_request
+from orchestrator.kernel.translate import (
+    COMM_KINDS,
+    OUTPUT_KINDS,
+    Reply,
+    count,
+    left_out,
+    to_comm,
+    to_event,
+    to_input_request,
+)
 from orchestrator.limits import MIB, KernelResourceLimits, OutputLimits
 from orchestrator.outcome import Exit, Outcome, Stop
 from orchestrator.output.cellfacts import CellFacts
@@ -35,6 +47,7 @@ from orchestrator.output.events import (
 from orchestrator.output.judgement import judge, make_result, timeout_error
 from orchestrator.output.mimefilter import MimeFilter
 from orchestrator.output.sizes import cost
+from orchestrator.output.watched import CellBegun
 from orchestrator.policy.policy import Policy
 from orchestrator.toolcalls import ToolCalls
 
@@ -44,6 +57,7 @@ _END_OF_FILE = "\x04"  # what a kernel takes for the end of its input
 _NOT_BEGUN = 0.25  # seconds after which a cell that had not begun is interrupted again: the first did not reach it
 _AT_ONCE = 0.05  # seconds between a cell's idle status and its reply, above which the idle status may be forged
 _SECOND_END = 0.25  # seconds in which the true idle status follows its reply; then the channel disconnects the forger
+_DEFAULTS = CellOptions()
 _BEHIND = MIB  # bytes of events that may wait for the consumer before the kernel has to wait
 
 
@@ -56,7 +70,13 @@ class Cell:
         answer: answers its ``input()``, where the policy has ``channels.stdin``. Without it, ``input()`` fails.
         environment: variables that it has beside those of the kernel.
         tools: the tools of the host that it may call.
+        options: see ``CellOptions``.
+
+    Attributes:
+        announced: whether ``run`` yields ``CellBegun`` too. Set it before ``send``.
     """
+
+    announced = False
 
     _doubt: asyncio.TimerHandle | None = None  # set while the end may be forged
     _answering: asyncio.Task[None] | None = None
@@ -72,7 +92,10 @@ class Cell:
         answer: InputHandler | None = None,
         environment: Mapping[str, str] | None = None,
         tools: ToolCalls | None = None,
+        options: CellOptions = _DEFAULTS,
     ) -> None:
+        self._options = options
+        self._begun = False
         self._environment = dict(environment or {})
         self._tools = tools
         self._tool_timer: asyncio.TimerHandle | None = None
@@ -81,7 +104,7 @@ class Cell:
         self._code = code
         self._limits = limits
         self._policy = policy
-        self._events: deque[OutputEvent] = deque()
+        self._events: deque[OutputEvent | CellBegun] = deque()
         self._events_cost = 0
         self._held = False  # whether the kernel has to wait for the consumer
         self._muted = False  # whether the consumer gets no more events: it kept a cell waiting that has to end
@@ -144,7 +167,7 @@ class Cell:
             self._tools.close()
             self._cancel_tool_timer()
 
-    async def run(self) -> AsyncGenerator[Event, None]:
+    async def run(self) -> AsyncGenerator[Event | CellBegun, None]:
         """Yield the outputs of a cell that was sent, as they come, and ``CellFinished`` as the last event.
 
         The time limit holds however slowly the consumer takes the events. When the consumer stops early or is
@@ -214,6 +237,11 @@ class Cell:
         self._kernel.forget(self._id)
 
     @property
+    def extras(self) -> Mapping[str, Any]:
+        """What its reply has for Jupyter's clients: see ``Reply``."""
+        return {} if self._reply is None else self._reply.extras
+
+    @property
     def age_s(self) -> float:
         """Seconds since it was sent."""
         return time.monotonic() - self._started
@@ -242,9 +270,9 @@ class Cell:
             **environment,
             **tools,
             "code": self._code,
-            "silent": False,
-            "store_history": True,
-            "user_expressions": {},
+            "silent": self._options.silent,
+            "store_history": self._options.store_history,
+            "user_expressions": dict(self._options.user_expressions),
             "allow_stdin": self._answer is not None,  # without it, input() fails at once with an error that says why
             "stop_on_error": False,
         }
@@ -263,6 +291,8 @@ class Cell:
             return self._answer is not None and self._answering is None
         if kind == "status":
             return size <= _LONGEST_STATUS
+        if kind == "execute_input":
+            return self.announced and not self._begun
         return kind == "execute_reply" or self._channels.comms
 
     def _receive(self, message: Message) -> None:
@@ -282,6 +312,11 @@ class Cell:
             self._busy = True
             if message.content.get("execution_state") == "idle" and not self._idle:
                 self._idle, self._idle_since = True, time.monotonic()
+        elif message.kind == "execute_input":
+            self._begin(count(message.content.get("execution_count")))
+        elif message.kind in COMM_KINDS:
+            if (comm := to_comm(message.kind, message.content, load(message.metadata), message.buffers)) is not None:
+                self._take(comm)
         elif (event := to_event(message.kind, message.content)) is not None:
             self._take(self._mimes.filter(event))
             if missing := left_out(message.content):
@@ -291,6 +326,11 @@ class Cell:
             self._note_end()
             self._interruption.settle()
         self._awake()
+
+    def _begin(self, number: int | None) -> None:
+        if self.announced and not self._begun:
+            self._begun = True
+            self._events.append(CellBegun(number))
 
     def _weigh_end(self) -> None:
         """Wait for a second end if the idle status came long before the reply: an honest kernel sends both at once."""
@@ -326,8 +366,10 @@ class Cell:
             self._hold(self._events_cost > _BEHIND)
         self._check_output()
 
-    def _next_event(self) -> OutputEvent:
+    def _next_event(self) -> OutputEvent | CellBegun:
         event = self._events.popleft()
+        if isinstance(event, CellBegun):
+            return event
         self._events_cost -= cost(event)
         self._hold(self._held and self._events_cost > _BEHIND // 2)
         return event

@@ -18,6 +18,8 @@ class Message:
     parent_id: str
     content: dict[str, Any]
     buffers: Sequence[bytes]
+    metadata: bytes = b"{}"
+    """JSON that nobody has checked."""
 
 
 Handler = Callable[[Message], None]

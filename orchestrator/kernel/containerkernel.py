@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,11 +184,12 @@ class ContainerKernel(Kernel):
         handler: Handler,
         buffers: Sequence[bytes] = (),
         accept: Accept | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> str:
         self._home.check()
         if not self.is_alive:
             raise self.died_error(Outcome.KERNEL_DIED)
-        return self._client.send(channel, kind, content, handler, buffers, accept)
+        return self._client.send(channel, kind, content, handler, buffers, accept, metadata)
 
     def forget(self, message_id: str) -> None:
         self._client.forget(message_id)

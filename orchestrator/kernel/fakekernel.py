@@ -184,6 +184,7 @@ class FakeKernel(Kernel):
         handler: Handler,
         buffers: Sequence[bytes] = (),
         accept: Accept | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> str:
         if not self.is_alive:
             raise self.died_error(Outcome.KERNEL_DIED)

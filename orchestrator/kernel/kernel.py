@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from orchestrator.container.exits import Exit
@@ -105,6 +105,7 @@ class Kernel(Protocol):
         handler: Handler,
         buffers: Sequence[bytes] = (),
         accept: Accept | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> str:
         """Send a request and return its id.
 
@@ -112,6 +113,7 @@ class Kernel(Protocol):
             handler: called with every message whose parent is this request, until ``forget``.
             accept: called before a message is parsed, with its kind and the bytes that its content takes in memory at
                 most; returns whether ``handler`` gets it. None: always.
+            metadata: of the request; None: none.
 
         Raises:
             KernelDiedError: the kernel is gone.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,9 +30,10 @@ class KernelClient:
         handler: Handler,
         buffers: Sequence[bytes] = (),
         accept: Accept | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> str:
         """Send a request and return its id. See ``Kernel.send``."""
-        message = self._session.msg(kind, content)
+        message = self._session.msg(kind, content, metadata=None if metadata is None else dict(metadata))
         # Not jupyter_client's numbered one: a kernel that can guess the next answers before it has read the question.
         message_id = message["header"]["msg_id"] = secrets.token_hex(16)
         parts = [self._session.pack(message[part]) for part in ("header", "parent_header", "metadata", "content")]
@@ -51,4 +52,4 @@ def _receive(handler: Handler, accept: Accept | None, raw: RawMessage) -> None:
         MalformedError: its content is no JSON object.
     """
     if accept is None or accept(raw.kind, memory(raw.content)):
-        handler(Message(raw.channel, raw.kind, raw.parent_id, load(raw.content), raw.buffers))
+        handler(Message(raw.channel, raw.kind, raw.parent_id, load(raw.content), raw.buffers, raw.parts[2]))

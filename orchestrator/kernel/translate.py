@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from orchestrator.output.events import (
@@ -28,7 +28,7 @@ _DEEPEST = 64  # levels of nesting in a mime bundle; far above any real one, far
 
 
 OUTPUT_KINDS = frozenset(("stream", "display_data", "update_display_data", "execute_result", "error", "clear_output"))
-_COMM_KINDS = frozenset(("comm_open", "comm_msg", "comm_close"))
+COMM_KINDS = frozenset(("comm_open", "comm_msg", "comm_close"))
 _LONGEST_PROMPT = 10_000  # characters
 _MOST_WARNINGS = 8  # of a reply
 _LONGEST_WARNING = 300  # characters
@@ -37,12 +37,17 @@ _LONGEST_ERROR = 64 * 1024  # characters that are kept of each text of an error 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What is kept of an ``execute_reply``: its count, its error if it has one, its warnings, and the changed files."""
+    """What is kept of an ``execute_reply``: its count, its error if it has one, its warnings, and the changed files.
+
+    Attributes:
+        extras: for Jupyter's clients: "payload" (a list) and "user_expressions" (a dict), where it has them.
+    """
 
     count: int | None
     error: ErrorOutput | None
     warnings: tuple[str, ...] = ()
     changed_files: tuple[ChangedFile, ...] = ()
+    extras: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Self:
@@ -55,7 +60,12 @@ class Reply:
         warnings = _reply_warnings(content.get("warnings"))
         if more:
             warnings += (f"{more} more files of /work changed",)
-        return cls(count(content.get("execution_count")), error, warnings, changed)
+        extras = {
+            name: clean(content[name])
+            for name, kind in (("payload", list), ("user_expressions", dict))
+            if isinstance(content.get(name), kind) and content[name]
+        }
+        return cls(count(content.get("execution_count")), error, warnings, changed, extras)
 
 
 def _reply_warnings(value: object) -> tuple[str, ...]:
@@ -66,8 +76,18 @@ def _reply_warnings(value: object) -> tuple[str, ...]:
     return tuple(line for line in lines if line)
 
 
+def to_comm(
+    kind: str, content: Mapping[str, Any], metadata: Mapping[str, Any], buffers: Sequence[bytes]
+) -> CommMessage | None:
+    """Return the event of a comm's message; None for other kinds."""
+    if kind not in COMM_KINDS:
+        return None
+    names = text(content.get("comm_id"))[:_LONGEST_ID], text(content.get("target_name"))[:_LONGEST_ID]
+    return CommMessage(kind, *names, _mapping(content.get("data")), _mapping(metadata), tuple(buffers))
+
+
 def to_event(kind: str, content: Mapping[str, Any]) -> OutputEvent | None:
-    """Return the event of an iopub message; None for kinds that are no output, and for malformed ones."""
+    """Return the event of an output's message; None for kinds that are no output, and for malformed ones."""
     match kind:
         case "stream":
             name = content.get("name")
@@ -85,9 +105,6 @@ def to_event(kind: str, content: Mapping[str, Any]) -> OutputEvent | None:
             return to_error(content)
         case "clear_output":
             return ClearOutput(wait=content.get("wait") is True)
-    if kind in _COMM_KINDS:
-        names = text(content.get("comm_id"))[:_LONGEST_ID], text(content.get("target_name"))[:_LONGEST_ID]
-        return CommMessage(kind, *names, _mapping(content.get("data")))
     return None
 
 

@@ -5,8 +5,9 @@ All of it that came from a sandbox is a claim of hostile code: show it, never ru
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+import base64
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from orchestrator.output.fields import Fields
@@ -72,12 +73,16 @@ class CommMessage:
 
     Attributes:
         kind: "comm_open", "comm_msg" or "comm_close".
+        metadata: of the message; a widget's has the version of its protocol.
+        buffers: binary parts of ``data``.
     """
 
     kind: str
     comm_id: str
     target_name: str
     data: Mapping[str, Any]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    buffers: Sequence[bytes] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -86,6 +91,8 @@ class CommMessage:
             "comm_id": self.comm_id,
             "target_name": self.target_name,
             "data": dict(self.data),
+            "metadata": dict(self.metadata),
+            "buffers_base64": [base64.b64encode(each).decode() for each in self.buffers],
         }
 
     @classmethod
@@ -97,7 +104,21 @@ class CommMessage:
         """
         fields = Fields(form, "comm")
         kind, comm_id = fields.value("kind", str), fields.value("comm_id", str)
-        return cls(kind, comm_id, fields.value("target_name", str), fields.value("data", dict))
+        return cls(
+            kind,
+            comm_id,
+            fields.value("target_name", str),
+            fields.value("data", dict),
+            fields.value("metadata", dict),
+            tuple(map(_buffer, fields.texts("buffers_base64"))),
+        )
+
+
+def _buffer(encoded: str) -> bytes:
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except ValueError as error:
+        raise ValueError("'buffers_base64' must be a list of base64 texts") from error
 
 
 @dataclass(frozen=True, slots=True)

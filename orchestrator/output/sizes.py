@@ -30,7 +30,7 @@ def cost(event: OutputEvent) -> int:
         case ErrorOutput():
             return EVENT + memory_of([event.ename, event.evalue, *event.traceback])
         case CommMessage():
-            return EVENT + memory_of(event.data)
+            return EVENT + memory_of(event.data) + memory_of(event.metadata) + sum(map(len, event.buffers))
     return EVENT
 
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from orchestrator.celloptions import CellOptions
 from orchestrator.errors import ManagerClosedError, SessionBusyError, StoreError
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.output.commandresult import CommandResult
-from orchestrator.output.events import Event, ExecutionResult, InputHandler
+from orchestrator.output.events import Event, ExecutionResult, InputHandler, OutputEvent
+from orchestrator.output.watched import CellEnded, CellStarted, CellWatcher
 from orchestrator.sessions.installing import install_tool
 from orchestrator.sessions.lifecycle import Lifecycle
 from orchestrator.sessions.sessioncommands import SessionCommands
@@ -27,6 +29,8 @@ from orchestrator.sessions.turn import Turn
 from orchestrator.store.history import CommandRecord
 from orchestrator.tool import Tool
 from orchestrator.toolcalls import calling
+
+_DEFAULTS = CellOptions()
 
 
 @dataclass(eq=False)
@@ -39,6 +43,7 @@ class KernelSession(Lifecycle):
     installing: asyncio.Lock = field(default_factory=asyncio.Lock, init=False, repr=False)
     _tools: Mapping[str, Tool] = field(default_factory=dict, init=False, repr=False)
     _had_tools: bool = field(default=False, init=False, repr=False)  # then a cell without tools is told so
+    _watchers: tuple[CellWatcher, ...] = field(default=(), init=False, repr=False)
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock, init=False, repr=False)
 
     # Commands
@@ -80,6 +85,7 @@ class KernelSession(Lifecycle):
         answer: InputHandler | None = None,
         environment: Mapping[str, str] | None = None,
         tools: Mapping[str, Tool] | None = None,
+        options: CellOptions = _DEFAULTS,
     ) -> AsyncGenerator[Event, None]:
         """Run one cell when its turn comes, and keep it in the history, however it ends.
 
@@ -87,7 +93,7 @@ class KernelSession(Lifecycle):
         interrupt ends with the grace period; until then the session's next cell waits.
 
         Args:
-            answer, environment: see ``Cell``.
+            answer, environment, options: see ``Cell``.
             tools: what it may call beside the session's own tools.
 
         Raises:
@@ -108,13 +114,38 @@ class KernelSession(Lifecycle):
             if self.closing:
                 raise ManagerClosedError("the manager shuts down; the cell has not run.")
             await self._begin_cell(code, kernel)
-            self._turn = turn = Turn(self, kernel, code, limits, answer, environment, self._offered(tools))
+            self._turn = turn = Turn(self, kernel, code, limits, answer, environment, self._offered(tools), options)
         except BaseException:
             self._lock.release()
             raise
         async with contextlib.aclosing(turn.run()) as events:
             async for event in events:
                 yield event
+
+    def watch(self, watcher: CellWatcher) -> Callable[[], None]:
+        """Call ``watcher`` with what the session's cells do, whoever runs them, in the context of who runs them.
+
+        Return what ends this; it is idempotent. A cell that runs already is not announced.
+
+        Args:
+            watcher: must not raise.
+        """
+        self._watchers += (watcher,)
+
+        def end() -> None:
+            self._watchers = tuple(one for one in self._watchers if one is not watcher)
+
+        return end
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether anybody watches its cells."""
+        return bool(self._watchers)
+
+    def tell(self, event: CellStarted | OutputEvent | CellEnded) -> None:
+        """Tell those who watch what a cell does. Called by the turn."""
+        for watcher in self._watchers:
+            watcher(event)
 
     def internal_tools(self, kernel: Kernel) -> dict[str, Tool]:
         """Return the tools of Cellblock's own that a cell may call."""

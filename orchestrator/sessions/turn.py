@@ -8,16 +8,19 @@ from collections.abc import AsyncGenerator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.celloptions import CellOptions
 from orchestrator.execution import Cell
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.output.events import CellFinished, Event, ExecutionResult, InputHandler
+from orchestrator.output.watched import CellBegun, CellEnded, CellStarted
 from orchestrator.tool import Tool
 from orchestrator.toolcalls import ToolCalls
 
 if TYPE_CHECKING:
     from orchestrator.sessions.session import KernelSession
 
+_DEFAULTS = CellOptions()
 _CANCELLED = 0.4  # seconds that a cancelled consumer waits for its cell: an interrupt took 0.02-0.23 s
 
 
@@ -38,11 +41,13 @@ class Turn:
         answer: InputHandler | None,
         environment: Mapping[str, str] | None = None,
         tools: Mapping[str, Tool] | None = None,
+        options: CellOptions = _DEFAULTS,
     ) -> None:
         note = partial(session.note, kernel)
         internal = session.internal_tools(kernel)
         calls = ToolCalls(kernel, tools, internal, session.policy.tools, note, session)
-        self.cell = Cell(kernel, code, limits, session.policy, answer, environment, calls)
+        self.cell = Cell(kernel, code, limits, session.policy, answer, environment, calls, options)
+        self.cell.announced = session.is_watched
         self.task = asyncio.current_task()
         self._session = session
         self._kernel = kernel
@@ -59,10 +64,15 @@ class Turn:
             finally:
                 self._note_start()  # after sending: the audit log's thread would hold up the request
             async for event in events:
+                if isinstance(event, CellBegun):
+                    self._session.tell(CellStarted(self._code, event.execution_count))
+                    continue
                 if isinstance(event, CellFinished):
                     result = event.result  # if it cannot be written now, no partial result takes its place
                     result = await self._session.keep_result(result)  # before the caller sees it
                     event = CellFinished(result)
+                else:
+                    self._session.tell(event)
                 yield event
         finally:
             await events.aclose()
@@ -89,6 +99,7 @@ class Turn:
         finally:
             result = result or self.cell.partial_result()
             self._note_end(result)
+            self._session.tell(CellEnded(result, self.cell.extras))
             self._session.end_turn(result)
 
     def _note_start(self) -> None:

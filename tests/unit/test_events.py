@@ -74,7 +74,7 @@ EVENTS: st.SearchStrategy[Event] = st.one_of(
     OUTPUTS,
     st.builds(UpdateDisplayData, TEXT, BUNDLES, BUNDLES),
     st.builds(ClearOutput, st.booleans()),
-    st.builds(CommMessage, TEXT, TEXT, TEXT, BUNDLES),
+    st.builds(CommMessage, TEXT, TEXT, TEXT, BUNDLES, BUNDLES, st.lists(st.binary(max_size=9), max_size=2).map(tuple)),
     st.builds(OutputDropped, COUNTS, COUNTS),
     st.builds(CellFinished, RESULTS),
 )

@@ -40,6 +40,7 @@ from orchestrator.output.events import (
     InputRequest,
     StreamOutput,
 )
+from orchestrator.output.watched import CellBegun
 from orchestrator.policy.policy import Policy
 from orchestrator.policy.sections import Channels
 from orchestrator.policy.sections import Output as OutputPolicy
@@ -68,7 +69,7 @@ def cell_of(
 
 async def events_of(cell: Cell) -> list[Event]:
     async with asyncio.timeout(10):
-        return [event async for event in cell.run()]
+        return [event async for event in cell.run() if not isinstance(event, CellBegun)]
 
 
 async def result_of(cell: Cell) -> ExecutionResult:
