@@ -49,7 +49,7 @@ def test_imports_point_down_only(repository: Path) -> None:
         (
             "orchestrator/store/audit.py",
             "import jupyter_client",
-            "only kernel/, broker/ and jupyter/ import jupyter_client",
+            "only kernel/, broker/, jupyter/ import jupyter_client",
         ),
         ("orchestrator/cli/prune.py", "import mcp", "only mcp/ imports the MCP SDK"),
         ("orchestrator/container/lease.py", "import zmq", "only broker/ imports zmq"),
