@@ -127,6 +127,11 @@ class Instance:
         return self._config.instance
 
     @property
+    def folder(self) -> Path:
+        """Its folder on this host, closed to other users."""
+        return self._config.folder
+
+    @property
     def runtime(self) -> str:
         return self._config.runtime
 

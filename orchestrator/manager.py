@@ -8,18 +8,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from orchestrator.broker.leasedkernel import LeasedKernel
 from orchestrator.cellcalls import CellCalls
 from orchestrator.commandcalls import CommandCalls
+from orchestrator.container.folders import broker_folder
 from orchestrator.errors import CellblockError, InvalidInputError, SettingsError, UnknownKernelNameError
 from orchestrator.filecalls import FileCalls
 from orchestrator.inputs import check_agent_id, check_lease_request
-from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import Deadline, KernelResourceLimits
 from orchestrator.policy.policy import Policy
 from orchestrator.sessions import checkpoint as checkpoints
@@ -170,8 +172,10 @@ class AgentKernelManager(CellCalls, CommandCalls, FileCalls):
         priority: int = 0,
         handover: bool = False,
         tools: Iterable[Tool | ToolFunction] | None = None,
-    ) -> AsyncIterator[tuple[Kernel, KernelSession]]:
+    ) -> AsyncIterator[tuple[LeasedKernel, KernelSession]]:
         """Yield the agent's kernel and session: those that it has, with its variables, or new ones.
+
+        The kernel is an ``AsyncKernelManager`` of jupyter_client: its ``client()`` is a stock client.
 
         A session that sleeps wakes in a fresh kernel, from its newest checkpoint: ``session.restored`` says what was
         lost. Leaving the context keeps the session for the agent's next call. If an earlier kernel of this agent has
@@ -221,9 +225,14 @@ class AgentKernelManager(CellCalls, CommandCalls, FileCalls):
                 handover=handover,
             )
         self.telemetry.leased(time.monotonic() - asked)
+        sockets = broker_folder(self._parts.live_instance().folder, secrets.token_hex(4))
         async with self._life.in_use(session):
-            with session.offering(offered):
-                yield session.live_kernel(), session
+            kernel = LeasedKernel(self, session, sockets)
+            try:
+                with session.offering(offered):
+                    yield kernel, session
+            finally:
+                await kernel.close()
 
     async def restart_kernel(
         self, session: KernelSession, *, keep_files: bool = True, timeout: float | None = None

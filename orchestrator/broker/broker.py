@@ -32,6 +32,7 @@ from orchestrator.output.watched import CellEnded, CellStarted
 from orchestrator.sessions.session import KernelSession
 
 Subscriber = Callable[[JupyterMessage], None]
+_RESTART: tuple[State, ...] = ("restarting", "starting", "idle")
 _AT_ONCE = frozenset(("kernel_info_request", "comm_info_request"))  # are answered also while a cell runs
 
 
@@ -65,15 +66,18 @@ class Broker:
 
     def add(self, client: Client) -> None:
         """Add a client, before its first message."""
-        client.shell = Requests(partial(self._serve, client))
-        client.control = Requests(partial(self._serve, client))
+        serve, done = partial(self._serve, client), partial(self._forget, client)
+        client.shell, client.control = Requests(serve, done), Requests(serve, done)
         self._clients.add(client)
 
-    async def remove(self, client: Client) -> None:
-        """Remove a client. A cell that it runs is interrupted."""
-        self._clients.discard(client)
-        await client.shell.close()
-        await client.control.close()
+    def remove(self, client: Client) -> None:
+        """Remove a client that has gone. What it has asked for goes on, as in any Jupyter kernel."""
+        client.leave()
+        self._forget(client)
+
+    def _forget(self, client: Client) -> None:
+        if client.left and client.shell.is_idle and client.control.is_idle:
+            self._clients.discard(client)
 
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
         """Call ``subscriber`` with every message for all clients. Return what ends this.
@@ -101,11 +105,19 @@ class Broker:
         """Tell all clients what the kernel does, beside any request."""
         self._publish(self.maker.status(state, {}))
 
+    def restarted(self) -> None:
+        """Tell all clients that the session has a fresh kernel."""
+        self._kernel_id = self._session.kernel_id
+        for state in _RESTART:
+            self.announce(state)
+
     async def close(self) -> None:
-        """Serve nobody any more."""
+        """Serve nobody any more. A cell that a client runs is interrupted."""
         self._unwatch()
         for client in list(self._clients):
-            await self.remove(client)
+            client.leave()
+            await client.shell.close()
+            await client.control.close()
 
     # Requests
 

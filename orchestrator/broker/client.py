@@ -18,10 +18,12 @@ class Requests:
 
     Args:
         serve: serves one. Must not raise.
+        done: called when all are served.
     """
 
-    def __init__(self, serve: Callable[[Channel, JupyterMessage], Awaitable[None]]) -> None:
+    def __init__(self, serve: Callable[[Channel, JupyterMessage], Awaitable[None]], done: Callable[[], None]) -> None:
         self._serve = serve
+        self._done = done
         self._pending: deque[tuple[Channel, JupyterMessage]] = deque()
         self._work: asyncio.Task[None] | None = None
 
@@ -40,11 +42,6 @@ class Requests:
         self._pending = deque(each for each in self._pending if each[1].kind != kind)
         return taken
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether none is served or waits."""
-        return self._work is None
-
     async def close(self) -> None:
         """Serve no more. What is being served is cancelled."""
         self._pending.clear()
@@ -58,6 +55,16 @@ class Requests:
                 await self._serve(*self._pending.popleft())
         finally:
             self._work = None
+            self._done()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether none is served or waits."""
+        return self._work is None
+
+
+def _nobody(_channel: Channel, _message: JupyterMessage) -> None:
+    """Stands in for a client that has gone."""
 
 
 class Client:
@@ -69,7 +76,10 @@ class Client:
     Attributes:
         shell: its requests that wait for cells.
         control: those that do not.
+        left: whether it has gone.
     """
+
+    left = False
 
     shell: Requests
     control: Requests
@@ -77,6 +87,11 @@ class Client:
     def __init__(self, send: Send) -> None:
         self.send = send
         self._question: asyncio.Future[str] | None = None
+
+    def leave(self) -> None:
+        """Send it no more. What it has asked for goes on."""
+        self.left = True
+        self.send = _nobody
 
     async def ask(self, question: JupyterMessage) -> str:
         """Send an ``input_request``, and return the line that the client answers."""

@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import OrderedDict
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-import zmq
 from jupyter_client.session import Session
 
 from orchestrator.broker.broker import Broker
 from orchestrator.broker.client import Client
 from orchestrator.broker.messages import Channel, JupyterMessage
-from orchestrator.broker.zmqport import ZmqPort
+from orchestrator.broker.zmtpserver import Peer, SocketType, ZmtpServer
+from orchestrator.kernel import zmtp
 
-_MOST_CLIENTS = 1000  # that are remembered; ZMQ does not tell when one goes
-_MOST_REJECTS = 100  # malformed messages of one client, after which all of its messages are dropped unread
+_MOST_REJECTS = 100  # malformed messages of one connection, after which it is closed
+_MOST_TOPICS = 100  # of one subscriber; Jupyter's clients have one, which is empty
 _REQUESTS: tuple[Channel, ...] = ("shell", "control", "stdin")
 
 
 class ZmqFront:
-    """Five bound sockets.
+    """Five bound sockets. A client is known by the routing identity that its sockets share.
 
     Args:
-        connection: a connection file's content: "transport", "ip", the five ports, "key", "signature_scheme", and the
-            CurveZMQ keys where it has them.
+        connection: a connection file's content: "transport", "ip", the five ports, "key" and "signature_scheme".
 
     Attributes:
         rejected: how many messages were dropped because they were malformed or wrongly signed.
 
     Raises:
-        zmq.ZMQError: an address cannot be bound.
+        OSError: an address cannot be bound.
         KeyError: the connection lacks a field.
     """
 
@@ -46,59 +44,57 @@ class ZmqFront:
             unpacker="json",
         )
         self.rejected = 0
-        self._rejects: OrderedDict[bytes, int] = OrderedDict()
-        self._clients: OrderedDict[bytes, Client] = OrderedDict()
-        self._removals: set[asyncio.Task[None]] = set()
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._ports: dict[str, ZmqPort] = {}
+        self._clients: dict[bytes, Client] = {}
+        self._routes: dict[tuple[str, bytes], Peer] = {}
+        self._servers: dict[str, ZmtpServer] = {}
         try:
             for channel in _REQUESTS:
-                self._bind(channel, zmq.ROUTER, partial(self._take, channel), connection)
-            self._bind("iopub", zmq.XPUB, self._welcome, connection)
-            self._bind("hb", zmq.ROUTER, self._beat, connection)
+                calls = (partial(call, channel) for call in (self._take, self._greeted, self._gone))
+                self._bind(channel, "ROUTER", connection, *calls)
+            self._bind("iopub", "XPUB", connection, self._subscribe)
+            self._bind("hb", "ROUTER", connection, Peer.send)
         except BaseException:
-            self._close_sockets()
-            self._context.term()
+            for server in self._servers.values():
+                server.abandon()
             raise
         self._unsubscribe = broker.subscribe(self._publish)
 
     async def close(self) -> None:
         """Close the sockets, once what was sent has gone out: a second at most."""
         self._unsubscribe()
-        self._close_sockets()
-        for task in list(self._removals):
-            await task
-        for client in self._clients.values():
-            await self._broker.remove(client)
-        await asyncio.to_thread(self._context.term)
+        for server in self._servers.values():
+            await server.close()
 
-    def _bind(self, channel: str, kind: int, take: Any, connection: Mapping[str, Any]) -> None:
-        between = "-" if connection["transport"] == "ipc" else ":"
-        address = f"{connection['transport']}://{connection['ip']}{between}{connection[f'{channel}_port']}"
-        self._ports[channel] = ZmqPort(self._context, kind, address, take, connection)
-
-    def _close_sockets(self) -> None:
-        for port in self._ports.values():
-            port.close()
+    def _bind(self, channel: str, kind: SocketType, connection: Mapping[str, Any], *calls: Any) -> None:
+        ip, port = str(connection["ip"]), connection[f"{channel}_port"]
+        address = Path(f"{ip}-{port}") if connection["transport"] == "ipc" else (ip.replace("*", ""), int(port))
+        self._servers[channel] = ZmtpServer(kind, address, *calls)
 
     # What clients send
 
-    def _take(self, channel: Channel, frames: list[bytes]) -> None:
-        identity = frames[0]
-        if self._rejects.get(identity, 0) >= _MOST_REJECTS:
-            return
+    def _take(self, channel: Channel, peer: Peer, frames: list[bytes]) -> None:
         try:
             message = self._parsed(frames)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            self._reject(identity)
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+            self.rejected += 1
+            peer.rejected += 1
+            if peer.rejected >= _MOST_REJECTS:
+                peer.disconnect()
             return
-        self._broker.take(self._client(identity), channel, message)
+        peer.trust()
+        self._routes[channel, peer.identity] = peer
+        client = self._clients.get(peer.identity)
+        if client is None:
+            client = self._clients[peer.identity] = Client(partial(self._send, peer.identity))
+            self._broker.add(client)
+        self._broker.take(client, channel, message)
 
     def _parsed(self, frames: list[bytes]) -> JupyterMessage:
         """Check a message's signature, and parse it.
 
         Raises:
-            ValueError, KeyError, TypeError, RecursionError: it is malformed, wrongly signed, or came before.
+            ValueError, KeyError, TypeError, IndexError, RecursionError: it is malformed, wrongly signed, or came
+                before.
         """
         _identities, rest = self._session.feed_identities(frames)
         parsed = self._session.deserialize(rest, content=True)
@@ -109,54 +105,45 @@ class ZmqFront:
             raise TypeError("a part that is no object")
         return JupyterMessage(header, {}, content, metadata, [bytes(each) for each in parsed["buffers"]])
 
-    def _reject(self, identity: bytes) -> None:
-        self.rejected += 1
-        self._rejects[identity] = self._rejects.get(identity, 0) + 1
-        if len(self._rejects) > _MOST_CLIENTS:
-            self._rejects.popitem(last=False)
+    def _greeted(self, channel: Channel, peer: Peer) -> None:
+        """Note where questions go to. A stranger who names another's identity does not take its place."""
+        self._routes.setdefault((channel, peer.identity), peer)
 
-    def _client(self, identity: bytes) -> Client:
-        client = self._clients.get(identity)
-        if client is None:
-            client = self._clients[identity] = Client(partial(self._send, identity))
-            self._broker.add(client)
-            self._forget_clients()
-        self._clients.move_to_end(identity)
-        return client
+    def _gone(self, channel: Channel, peer: Peer) -> None:
+        """Forget a client once none of its connections is left. What it has asked for goes on."""
+        if self._routes.get((channel, peer.identity)) is peer:
+            del self._routes[channel, peer.identity]
+        if not any((each, peer.identity) in self._routes for each in _REQUESTS):
+            client = self._clients.pop(peer.identity, None)
+            if client is not None:
+                self._broker.remove(client)
 
-    def _forget_clients(self) -> None:
-        """Forget those that have asked for nothing for the longest, where there are too many."""
-        if len(self._clients) <= _MOST_CLIENTS:
-            return
-        for identity, client in self._clients.items():
-            if client.shell.is_idle and client.control.is_idle:
-                del self._clients[identity]
-                task = asyncio.get_running_loop().create_task(self._broker.remove(client))
-                self._removals.add(task)
-                task.add_done_callback(self._removals.discard)
-                return
-
-    def _beat(self, frames: list[bytes]) -> None:
-        self._ports["hb"].send(frames)
-
-    def _welcome(self, frames: list[bytes]) -> None:
-        """Greet a client that subscribes: it knows then that it gets what comes from now on."""
-        if frames[0][:1] == b"\x01":
-            topic = frames[0][1:]
+    def _subscribe(self, peer: Peer, frames: list[bytes]) -> None:
+        """Note what a client subscribes to, and greet it: it knows then that it gets what comes from now on."""
+        act, topic = frames[0][:1], frames[0][1:]
+        if act == b"\x00" and topic in peer.topics:
+            peer.topics.remove(topic)
+        elif act == b"\x01" and len(peer.topics) < _MOST_TOPICS:
+            peer.topics.append(topic)
             form = {"subscription": topic.decode("utf-8", "replace")}
-            message = self._broker.maker.make("iopub_welcome", form, {})
-            self._ports["iopub"].send(self._frames([topic], message))
+            peer.send(self._frames([topic], self._broker.maker.make("iopub_welcome", form, {})))
 
     # What they get
 
     def _send(self, identity: bytes, channel: Channel, message: JupyterMessage) -> None:
-        self._ports[channel].send(self._frames([identity], message))
+        peer = self._routes.get((channel, identity))
+        if peer is not None:
+            peer.send(self._frames([], message))
 
     def _publish(self, message: JupyterMessage) -> None:
-        if not self._ports["iopub"].send(self._frames([message.kind.encode()], message)):
-            text = "[cellblock] an output was left out: a client that does not read keeps too many waiting\n"
-            note = self._broker.maker.make("stream", {"name": "stderr", "text": text}, message.parent)
-            self._ports["iopub"].send(self._frames([b"stream"], note))
+        subscribers = self._servers["iopub"].peers
+        if not subscribers:
+            return
+        topic = message.kind.encode()
+        data = zmtp.encode(self._frames([topic], message))
+        for peer in list(subscribers):
+            if any(topic.startswith(prefix) for prefix in peer.topics):
+                peer.write(data)
 
     def _frames(self, route: list[bytes], message: JupyterMessage) -> list[bytes]:
         form = {

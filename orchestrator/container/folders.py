@@ -4,6 +4,7 @@
     <state>/uid-<user id>.lock        held by the orchestrator whose container has that user id
     <state>/i-<instance>/             that orchestrator's
     <state>/i-<instance>/<kernel>/    one kernel's, named by the first 12 digits of its id
+    <state>/i-<instance>/b-<name>/    the sockets of one broker's clients
     …/<kernel>/wire/                  what its sandbox sees: the sockets and the connection file
 
 The names are short, since the path of a unix socket has 107 bytes at most.
@@ -50,6 +51,11 @@ def lock_files(folder: Path) -> list[Path]:
 def kernel_folder(folder: Path, kernel_id: str) -> Path:
     """Return a kernel's folder in the folder of its instance."""
     return folder / kernel_id[:_KERNEL_DIGITS]
+
+
+def broker_folder(folder: Path, name: str) -> Path:
+    """Return the folder of one broker's sockets in the folder of its instance."""
+    return folder / f"b-{name}"
 
 
 def wire_folder(kernel: Path) -> Path:

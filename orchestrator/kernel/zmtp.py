@@ -32,6 +32,8 @@ class Parser:
 
     Attributes:
         ready: whether the peer has completed its handshake.
+        handshake: the READY command that completed it.
+        bound: what one message may weigh from now on.
 
     Args:
         bound: what one message may weigh: the bytes of its frames, and 64 for each frame.
@@ -39,7 +41,8 @@ class Parser:
 
     def __init__(self, bound: int) -> None:
         self.ready = False
-        self._bound = bound
+        self.handshake = b""
+        self.bound = bound
         self._greeted = False
         self._buffer = bytearray()
         self._at = 0
@@ -72,6 +75,7 @@ class Parser:
             self._at = end
             if flags & _COMMAND:
                 self.ready = True
+                self.handshake = bytes(self._buffer[start:end])
                 continue
             with memoryview(self._buffer) as view:
                 self._frames.append(bytes(view[start:end]))
@@ -116,8 +120,8 @@ class Parser:
     def _check(self, flags: int, size: int) -> None:
         if bool(flags & _COMMAND) == self.ready or (flags & _COMMAND and size > _COMMAND_BOUND):
             raise Violation("a command that is not the handshake's" if flags & _COMMAND else "no handshake")
-        if self._weight + size + _FRAME_COST > self._bound:
-            raise Violation(f"a message exceeds {self._bound} bytes", excess=True)
+        if self._weight + size + _FRAME_COST > self.bound:
+            raise Violation(f"a message exceeds {self.bound} bytes", excess=True)
         if len(self._frames) == FRAMES_BOUND:
             raise Violation(f"a message has more than {FRAMES_BOUND} frames", excess=True)
 
@@ -129,6 +133,21 @@ def ready(socket_type: str, identity: bytes = b"") -> bytes:
         bytes([len(name)]) + name + len(value).to_bytes(4, "big") + value for name, value in properties.items()
     )
     return bytes([_COMMAND, len(body)]) + body
+
+
+def properties(handshake: bytes) -> dict[bytes, bytes]:
+    """Return the properties of a READY command, by their names in lower case. A malformed rest is left out."""
+    found: dict[bytes, bytes] = {}
+    at = 1 + handshake[0] if handshake else 0
+    while at < len(handshake):
+        name_end = at + 1 + handshake[at]
+        start = name_end + 4
+        end = start + int.from_bytes(handshake[name_end:start], "big")
+        if end > len(handshake):
+            break
+        found[handshake[at + 1 : name_end].lower()] = handshake[start:end]
+        at = end
+    return found
 
 
 def encode(frames: Sequence[bytes]) -> bytes:

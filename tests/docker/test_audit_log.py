@@ -70,7 +70,7 @@ async def test_the_log_says_who_ran_what_where_and_how_it_ended(runtime: str, tm
             await manager.execute_code(session, code)
             await manager.put_file(session, tmp_path / "in.txt", "in.txt")
             await manager.get_file(session, "in.txt", tmp_path / "out.txt")
-        image, policy = kernel.description()["image"], manager.policy.digest
+        image, policy = session.live_kernel().description()["image"], manager.policy.digest
         with contextlib.closing(docker.from_env()) as client:
             assert client.api.inspect_container(kernel.container_name)["Image"] == image
     log = [json.loads(line) for line in path.read_text().splitlines()]

@@ -266,7 +266,8 @@ async def test_a_state_that_came_before_it_was_asked_for_is_loaded(runtime: str)
         with CheckpointFiles(made.path.parent.parent).reading(made.path) as reader:
             pieces = (reader.piece(0),)
             assert len(pieces[0]) == reader.size
-        async with manager.acquire_kernel("fresh", timeout=60) as (kernel, fresh):
+        async with manager.acquire_kernel("fresh", timeout=60) as (_kernel, fresh):
+            kernel = fresh.live_kernel()
             for last, buffers in ((False, pieces), (True, ())):
                 given = await kernel.request(
                     "control", "state_give_request", {"transfer": "t", "last": last}, timeout=10, buffers=buffers

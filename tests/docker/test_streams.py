@@ -239,5 +239,5 @@ async def test_a_cell_cancelled_at_any_moment_leaves_a_usable_kernel(manager: Ag
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         assert (await manager.execute_code(session, "kept"))["result"] == "'mine'"
-        assert kernel.is_alive
+        assert await kernel.is_alive()
     await manager.end_session("cancelled")

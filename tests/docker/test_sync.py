@@ -39,7 +39,7 @@ def test_cells_run_and_results_come_through_as_they_are(manager: Manager) -> Non
         assert manager.execute(session, "x = 20; x + 1").result == "21"
         assert manager.execute_code(session, "x")["result"] == "20"
         assert manager.sessions["cells"] is session
-        assert session.kernel is kernel
+        assert session.kernel_id == kernel.kernel_id
         assert [entry["code"] for entry in session.execution_history] == ["x = 20; x + 1", "x"]
         assert manager.put_file(session, b"data", "in.txt") == 4
         assert manager.execute(session, "open('in.txt').read()").result == "'data'"

@@ -39,7 +39,7 @@ async def test_a_killed_engine_is_told_as_such(engine: PrivateEngine, runtime: s
             assert result["error"]["ename"] == "EngineLost"
             assert result["stdout"] == "begun\n"
             assert result["evidence"]["exit_code"] is None
-            assert not kernel.is_alive
+            assert not await kernel.is_alive()
             with pytest.raises(KernelDiedError) as died:
                 await manager.execute_code(session, "kept")
             assert died.value.reason == "engine_lost"
