@@ -14,10 +14,10 @@ from typing import Any
 
 from orchestrator.broker import messages
 from orchestrator.broker.asked import ASKED, Asked
-from orchestrator.broker.calls import SessionCalls
 from orchestrator.broker.client import Client, Requests
 from orchestrator.broker.kernelside import KernelSide
 from orchestrator.broker.messages import Channel, JupyterMessage, MessageMaker, State
+from orchestrator.broker.sessioncalls import SessionCalls
 from orchestrator.celloptions import CellOptions
 from orchestrator.errors import CellblockError, KernelTimeoutError
 from orchestrator.output.events import (
@@ -157,6 +157,11 @@ class Broker:
     @contextlib.asynccontextmanager
     async def _acquired(self) -> AsyncIterator[KernelSession]:
         """Yield the agent's session with a live kernel: a fresh one, if its last one was lost."""
+        if self._session.is_awake:
+            self._follow(self._session)
+            with self._session.in_use():
+                yield self._session
+            return
         async with self._calls.acquire_kernel(self._agent, caller=self._caller) as (_kernel, session):
             self._follow(session)
             yield session

@@ -14,7 +14,7 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import AsyncKernelManager
 
 from orchestrator.broker.broker import Broker
-from orchestrator.broker.calls import SessionCalls
+from orchestrator.broker.sessioncalls import SessionCalls
 from orchestrator.broker.zmqfront import ZmqFront
 from orchestrator.errors import InvalidInputError
 from orchestrator.sessions.session import KernelSession

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jupyter_client.session import Session
+from jupyter_client.session import DELIM, Session
 
 from orchestrator.broker.broker import Broker
 from orchestrator.broker.client import Client
@@ -44,6 +44,7 @@ class ZmqFront:
             unpacker="json",
         )
         self.rejected = 0
+        self._parent: tuple[Mapping[str, Any], bytes] = ({}, b"{}")
         self._clients: dict[bytes, Client] = {}
         self._routes: dict[tuple[str, bytes], Peer] = {}
         self._servers: dict[str, ZmtpServer] = {}
@@ -146,10 +147,9 @@ class ZmqFront:
                 peer.write(data)
 
     def _frames(self, route: list[bytes], message: JupyterMessage) -> list[bytes]:
-        form = {
-            "header": message.header,
-            "parent_header": message.parent,
-            "metadata": message.metadata,
-            "content": message.content,
-        }
-        return [*self._session.serialize(form, ident=route), *message.buffers]
+        pack = self._session.pack
+        if message.parent is not self._parent[0]:  # one request has many messages
+            self._parent = message.parent, pack(message.parent)
+        metadata = pack(message.metadata) if message.metadata else b"{}"
+        parts = [pack(message.header), self._parent[1], metadata, pack(message.content)]
+        return [*route, DELIM, self._session.sign(parts), *parts, *message.buffers]

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from orchestrator.broker.broker import Broker
-from orchestrator.broker.calls import SessionCalls
+from orchestrator.broker.sessioncalls import SessionCalls
 from orchestrator.broker.zmqfront import ZmqFront
 from orchestrator.sessions.session import KernelSession
 

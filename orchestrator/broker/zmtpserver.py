@@ -12,6 +12,7 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +44,8 @@ class Peer(asyncio.Protocol):
         self._parser = zmtp.Parser(_STRANGERS_BOUND)
         self._transport: asyncio.Transport | None = None
         self._turn: asyncio.Handle | None = None
+        self._outgoing: list[bytes] = []  # what this turn of the event loop sends, in one piece
+        self._outgoing_bytes = 0
         self._greeted = False
 
     def trust(self) -> None:
@@ -57,10 +60,18 @@ class Peer(asyncio.Protocol):
         """Send a message that is encoded already."""
         if self._transport is None or self._transport.is_closing():
             return
-        if self._transport.get_write_buffer_size() > _MOST_WAITING:
+        if self._transport.get_write_buffer_size() + self._outgoing_bytes > _MOST_WAITING:
             self.disconnect()
             return
-        self._transport.write(data)
+        if not self._outgoing:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._outgoing.append(data)
+        self._outgoing_bytes += len(data)
+
+    def _flush(self) -> None:
+        outgoing, self._outgoing, self._outgoing_bytes = self._outgoing, [], 0
+        if outgoing and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(outgoing[0] if len(outgoing) == 1 else b"".join(outgoing))
 
     def disconnect(self) -> None:
         """Close the connection at once. Idempotent."""
@@ -69,6 +80,7 @@ class Peer(asyncio.Protocol):
 
     def close(self) -> None:
         """Close the connection once what was sent has gone out."""
+        self._flush()
         if self._transport is not None:
             self._transport.close()
 
@@ -78,7 +90,6 @@ class Peer(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.write(zmtp.GREETING)
-        self._server.joined(self)
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed(data)
@@ -181,10 +192,6 @@ class ZmtpServer:
 
     # Called by its peers
 
-    def joined(self, peer: Peer) -> None:
-        """Add a peer."""
-        self.peers.add(peer)
-
     def left(self, peer: Peer) -> None:
         """Remove a peer."""
         self.peers.discard(peer)
@@ -206,15 +213,22 @@ class ZmtpServer:
             self._loop.remove_reader(self._socket)
             self._loop.call_later(_ACCEPT_AGAIN, self._watch)
             return
-        if len(self.peers) + len(self._joining) >= _MOST_PEERS:
+        if len(self.peers) >= _MOST_PEERS:
             connection.close()
             return
         connection.setblocking(False)
         if self._path is None:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: Peer(self), connection))
+        peer = Peer(self)
+        self.peers.add(peer)
+        task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: peer, connection))
         self._joining.add(task)
-        task.add_done_callback(self._joining.discard)
+        task.add_done_callback(partial(self._joined, peer))
+
+    def _joined(self, peer: Peer, task: asyncio.Task[Any]) -> None:
+        self._joining.discard(task)
+        if task.cancelled() or task.exception() is not None:  # it has closed again
+            self.peers.discard(peer)
 
 
 def _bound(address: Path | tuple[str, int]) -> socket.socket:
