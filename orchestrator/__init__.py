@@ -2,6 +2,12 @@
 
 from importlib.metadata import version
 
+from orchestrator.broker.leasedkernel import (
+    LeasedKernel,
+)
+from orchestrator.celloptions import (
+    CellOptions,
+)
 from orchestrator.container.usage import (
     Usage,
 )
@@ -156,6 +162,7 @@ __version__ = version("cellblock")
 __all__ = [
     "AgentKernelManager",
     "CellFinished",
+    "CellOptions",
     "CellblockError",
     "ChangedFile",
     "Checkpoint",
@@ -210,6 +217,7 @@ __all__ = [
     "KernelState",
     "KernelTimeoutError",
     "LeaseRequest",
+    "LeasedKernel",
     "Lost",
     "ManagerClosedError",
     "Monitor",

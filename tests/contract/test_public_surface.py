@@ -44,11 +44,10 @@ EVENTS = {
     "OutputEvent", "Status", "StreamOutput", "Truncation", "UpdateDisplayData",
 }  # fmt: skip
 OTHERS = {
-    "AgentKernelManager", "ChangedFile", "Checkpoint", "CommandEvent", "CommandFinished", "CommandOutput",
-    "CommandResult", "FileInfo", "Kernel", "KernelPool", "KernelResource", "KernelResourceLimits", "KernelSession",
-    "LeaseRequest", "Lost", "Monitor", "Policy", "Recovery", "Restored", "RunningCell", "RunningCommand", "Sample",
-    "Settings",
-    "Telemetry", "Tool", "Usage", "VariableInfo",
+    "AgentKernelManager", "CellOptions", "ChangedFile", "Checkpoint", "CommandEvent", "CommandFinished",
+    "CommandOutput", "CommandResult", "FileInfo", "Kernel", "KernelPool", "KernelResource", "KernelResourceLimits",
+    "KernelSession", "LeaseRequest", "LeasedKernel", "Lost", "Monitor", "Policy", "Recovery", "Restored",
+    "RunningCell", "RunningCommand", "Sample", "Settings", "Telemetry", "Tool", "Usage", "VariableInfo",
 }  # fmt: skip
 OF_THE_COMMAND_LINE = ("rich", "textual", "typer")
 
