@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Mapping
 from functools import partial
 from typing import Any
 
 from orchestrator.celloptions import CellOptions
-from orchestrator.container.usage import Usage
+from orchestrator.celltimer import CellTimer
+from orchestrator.cellusage import CellUsage
 from orchestrator.errors import EngineError, KernelDiedError
+from orchestrator.eventqueue import EventQueue
 from orchestrator.kernel.boundedjson import load
 from orchestrator.kernel.channel import Message
 from orchestrator.kernel.interruption import Interruption
@@ -31,7 +32,7 @@ from orchestrator.kernel.translate import (
     to_event,
     to_input_request,
 )
-from orchestrator.limits import MIB, KernelResourceLimits, OutputLimits
+from orchestrator.limits import KernelResourceLimits, OutputLimits
 from orchestrator.outcome import Exit, Outcome, Stop
 from orchestrator.output.cellfacts import CellFacts
 from orchestrator.output.collector import OutputCollector
@@ -46,7 +47,6 @@ from orchestrator.output.events import (
 )
 from orchestrator.output.judgement import judge, make_result, timeout_error
 from orchestrator.output.mimefilter import MimeFilter
-from orchestrator.output.sizes import cost
 from orchestrator.output.watched import CellBegun
 from orchestrator.policy.policy import Policy
 from orchestrator.toolcalls import ToolCalls
@@ -58,7 +58,6 @@ _NOT_BEGUN = 0.25  # seconds after which a cell that had not begun is interrupte
 _AT_ONCE = 0.05  # seconds between a cell's idle status and its reply, above which the idle status may be forged
 _SECOND_END = 0.25  # seconds in which the true idle status follows its reply; then the channel disconnects the forger
 _DEFAULTS = CellOptions()
-_BEHIND = MIB  # bytes of events that may wait for the consumer before the kernel has to wait
 
 
 class Cell:
@@ -98,16 +97,12 @@ class Cell:
         self._begun = False
         self._environment = dict(environment or {})
         self._tools = tools
-        self._tool_timer: asyncio.TimerHandle | None = None
-        self._time_left = limits.max_execution_time  # seconds, when the timer is paused
+        self._timer = CellTimer(limits.max_execution_time, partial(self._stop, Outcome.TIMEOUT))
         self._kernel = kernel
         self._code = code
         self._limits = limits
         self._policy = policy
-        self._events: deque[OutputEvent | CellBegun] = deque()
-        self._events_cost = 0
-        self._held = False  # whether the kernel has to wait for the consumer
-        self._muted = False  # whether the consumer gets no more events: it kept a cell waiting that has to end
+        self._events = EventQueue(kernel.hold_output)
         self._collector = OutputCollector(
             OutputLimits(limits.max_output_bytes, policy.output.messages, policy.output.displays)
         )
@@ -125,12 +120,9 @@ class Cell:
         self._end: Exit | None = None
         self._started = time.monotonic()
         self._ended: float | None = None
-        self._before = kernel.usage()
-        self._after: Usage | None = None
-        self._killed_before = 0 if self._before is None else self._before.oom_kills - kernel.oom_kills_reported
+        self._usage = CellUsage(kernel)
         self._loop = asyncio.get_running_loop()
         self._id = ""
-        kernel.reset_peak()
 
     def send(self) -> None:
         """Send the cell to the kernel.
@@ -140,7 +132,7 @@ class Cell:
         """
         self._id = self._kernel.send("shell", "execute_request", self._request(), self._receive, accept=self._accept)
         self._undo = self._kernel.on_lost(self._lost)
-        self._timer = self._loop.call_later(self._limits.max_execution_time, self._stop, Outcome.TIMEOUT)
+        self._timer.start()
         if self._tools is not None:
             self._tools.on_busy = self._pause_timer
 
@@ -150,22 +142,13 @@ class Cell:
         if self._stopped is not None or self._has_ended:
             return
         if busy:
-            self._time_left = max(0.0, self._timer.when() - self._loop.time())
-            self._timer.cancel()
-            left = max(0.0, self._policy.tools.time_s - self._tools.seconds)
-            self._tool_timer = self._loop.call_later(left, self._stop, Outcome.TIMEOUT)
+            self._timer.pause(self._policy.tools.time_s - self._tools.seconds)
         else:
-            self._cancel_tool_timer()
-            self._timer = self._loop.call_later(self._time_left, self._stop, Outcome.TIMEOUT)
-
-    def _cancel_tool_timer(self) -> None:
-        if self._tool_timer is not None:
-            self._tool_timer.cancel()
+            self._timer.start()
 
     def _close_tools(self) -> None:
         if self._tools is not None:
             self._tools.close()
-            self._cancel_tool_timer()
 
     async def run(self) -> AsyncGenerator[Event | CellBegun, None]:
         """Yield the outputs of a cell that was sent, as they come, and ``CellFinished`` as the last event.
@@ -181,10 +164,10 @@ class Cell:
         try:
             while not self.is_over or self._events:
                 while self._events:
-                    yield self._next_event()
+                    yield self._events.take()
                 await self._woken()
             for event in self._collector.finish():
-                if not self._muted:
+                if not self._events.muted:
                     yield event
             result = await self._result()
             if self._unanswered is not None:
@@ -194,8 +177,7 @@ class Cell:
             yield CellFinished(result)
         except (asyncio.CancelledError, GeneratorExit):
             self._stop(Outcome.CANCELLED)
-            self._muted = True
-            self._hold(False)
+            self._events.mute()
             raise
         finally:
             if self.is_over:
@@ -256,7 +238,7 @@ class Cell:
 
     def partial_result(self) -> ExecutionResult:
         """Return what is known of a cell that is over, and was cancelled or lost."""
-        self._measure()
+        self._usage.measure()
         list(self._collector.finish())
         if self._has_ended and self._stopped is None:  # its consumer stopped once the cell was over
             return self._judge()
@@ -330,7 +312,7 @@ class Cell:
     def _begin(self, number: int | None) -> None:
         if self.announced and not self._begun:
             self._begun = True
-            self._events.append(CellBegun(number))
+            self._events.announce(CellBegun(number))
 
     def _weigh_end(self) -> None:
         """Wait for a second end if the idle status came long before the reply: an honest kernel sends both at once."""
@@ -360,25 +342,9 @@ class Cell:
         if isinstance(event, ErrorOutput):
             self._error = event
         shown = self._collector.add(event)
-        if shown is not None and not self._muted:
-            self._events.append(shown)
-            self._events_cost += cost(shown)
-            self._hold(self._events_cost > _BEHIND)
+        if shown is not None:
+            self._events.add(shown)
         self._check_output()
-
-    def _next_event(self) -> OutputEvent | CellBegun:
-        event = self._events.popleft()
-        if isinstance(event, CellBegun):
-            return event
-        self._events_cost -= cost(event)
-        self._hold(self._held and self._events_cost > _BEHIND // 2)
-        return event
-
-    def _hold(self, held: bool) -> None:
-        """Make the kernel wait for the consumer, or let it go on."""
-        if held != self._held:
-            self._held = held
-            self._kernel.hold_output(held)
 
     def _check_output(self) -> None:
         if self._policy.output.past_limit == "stop" and self._collector.is_past_limit:
@@ -405,14 +371,9 @@ class Cell:
         self._stopped = why
         self._close_tools()
         self._count_interrupt()
-        self._release()
+        self._events.release()
         self._timer.cancel()
         self._interruption.stop(partial(self._kill, why))
-
-    def _release(self) -> None:
-        """Let a cell that waits for its consumer go on to its end. The result has the events that are not yielded."""
-        self._muted = self._muted or self._held
-        self._hold(False)
 
     def _count_interrupt(self) -> None:
         self._interrupts += 1
@@ -420,13 +381,13 @@ class Cell:
             self._stopped_after = time.monotonic() - self._started
 
     def _kill(self, why: Stop) -> None:
-        self._measure()
+        self._usage.measure()
         self._kernel.kill(why)
 
     def _lost(self) -> None:
         """Called once the kernel is disconnected. Measures at once: its cgroup may be gone a moment later."""
         self._close_tools()
-        self._measure()
+        self._usage.measure()
         self._note_end()
         self._awake()
 
@@ -434,14 +395,9 @@ class Cell:
         """Note when the cell ended. The engine's report and the consumer may take longer."""
         self._ended = self._ended or time.monotonic()
 
-    def _measure(self) -> None:
-        self._after = self._kernel.usage() or self._after
-        if self._after is not None:
-            self._kernel.oom_kills_reported = self._after.oom_kills
-
     async def _result(self) -> ExecutionResult:
         if self._kernel.is_alive:
-            self._measure()
+            self._usage.measure()
         else:
             self._end = await self._kernel_exit()
         return self._judge()
@@ -478,9 +434,9 @@ class Cell:
             excess=kernel.excess,
             disconnect_reason=kernel.disconnect_reason,
             end=self._end,
-            before=self._before,
-            after=self._after,
-            killed_before=self._killed_before,
+            before=self._usage.before,
+            after=self._usage.after,
+            killed_before=self._usage.killed_before,
             outputs=collector.outputs(),
             updates=collector.updates,
             truncated=collector.truncation,
