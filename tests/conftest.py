@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import os
 import signal
@@ -59,6 +60,7 @@ T = TypeVar("T")
 ManagerMaker = Callable[..., AgentKernelManager]
 
 
+@functools.cache  # asked for each test that takes a runtime
 def engine_runtimes() -> list[str]:
     """Return the runtimes that kernels can run under here; none without an engine, and then tests fail, not skip."""
     client = connect(30)
