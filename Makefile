@@ -14,9 +14,10 @@ STAMP := $(VENV)/.complete
 DOCS_VENV := .venv-docs
 DOCS_STAMP := $(DOCS_VENV)/.complete
 # Two at once, since most tests wait for the engine; those of one file and runtime in one process, which then starts
-# fewer kernels. Then, one after another, the tests that measure or look at the whole machine.
+# fewer kernels (tests/filescheduling.py). In the order of the files: the short ones, in tests/unit, fill up the end.
+# Then, one after another, the tests that measure or look at the whole machine.
 define run_tests
-@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not alone" $(1); together=$$?; \
+@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder -m "not alone" $(1); together=$$?; \
 	$(BIN)/python -m pytest -m alone $(1) && exit $$together
 endef
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 \

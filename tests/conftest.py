@@ -18,6 +18,7 @@ from sqlalchemy import create_engine, text
 
 from orchestrator import AgentKernelManager, KernelResourceLimits, KernelSession, Settings
 from orchestrator.container.engine import connect, gvisor_fault
+from tests.filescheduling import FileScheduling
 from tests.postgres import postgres_server
 
 # A shell that starts something in the background has it ignore SIGINT, and whatever that starts too: the programs that
@@ -71,13 +72,9 @@ def engine_runtimes() -> list[str]:
     return ["runc"] if gvisor_fault(runtimes) else ["runc", "runsc"]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of one file and runtime in one process: they share their module's manager and its kernels."""
-    for item in items:
-        callspec = getattr(item, "callspec", None)
-        runtime = callspec.params.get("runtime", "") if callspec is not None else ""
-        item.add_marker(pytest.mark.xdist_group(f"{item.path}::{runtime}"))
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FileScheduling:
+    return FileScheduling(config, log)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
