@@ -23,7 +23,7 @@ endef
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help demo test test-modern conformance jobs serving full-image check lint bench bench-peers soak reactions usage schedule service-times history crashes sessions screenshots chromium vendor state-table docs verify fuzz fuzz-server seccomp-record engine engine-stop image venv lock clean FORCE
+.PHONY: help demo test test-runtimes test-modern conformance jobs serving full-image check lint bench bench-peers soak reactions usage schedule service-times history crashes sessions screenshots chromium vendor state-table docs verify fuzz fuzz-server seccomp-record engine engine-stop image venv lock clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -33,6 +33,9 @@ demo: image ## three agents analyse a workbook, each in its own locked kernel
 
 test: image chromium ## the whole test suite, on real containers
 	$(call run_tests)
+
+test-runtimes: image ## the tests of what the host decides, under each runtime; `make test` runs them under one
+	@CELLBLOCK_TEST_EVERY_RUNTIME=1 $(BIN)/python -m pytest -m one_runtime
 
 check: lint ## every check that needs no engine: lint, types, imports, unit and contract tests
 	$(call run_tests,tests/unit tests/contract)

@@ -56,6 +56,7 @@ def state() -> Iterator[Path]:
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
+EVERY_RUNTIME = bool(os.environ.get("CELLBLOCK_TEST_EVERY_RUNTIME"))
 
 T = TypeVar("T")
 ManagerMaker = Callable[..., AgentKernelManager]
@@ -78,9 +79,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FileScheduli
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run every test that takes ``runtime`` once under each runtime of the engine."""
+    """Run every test that takes ``runtime`` once under each runtime of the engine; one marked ``one_runtime``, once.
+
+    CELLBLOCK_TEST_EVERY_RUNTIME runs those too under each.
+    """
     if "runtime" in metafunc.fixturenames:
-        metafunc.parametrize("runtime", engine_runtimes(), scope="module")
+        is_one = metafunc.definition.get_closest_marker("one_runtime") and not EVERY_RUNTIME
+        runtimes = engine_runtimes()
+        metafunc.parametrize("runtime", runtimes[:1] if is_one else runtimes, scope="module")
 
 
 def make_manager(

@@ -164,6 +164,7 @@ def test_a_current_image_is_not_rebuilt() -> None:
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.one_runtime
 def test_a_signal_ends_run_with_130(runtime: str, tmp_path: Path, ending: signal.Signals) -> None:
     """SIGINT and SIGTERM during a script end the command with one message and status 130."""
     (tmp_path / "slow.py").write_text("print('begun', flush=True)\nimport time; time.sleep(25)")
@@ -192,6 +193,7 @@ def test_run_gives_options_after_the_script_to_the_script(tmp_path: Path) -> Non
     assert cellblock("run", "--epochs", "script.py", cwd=tmp_path).returncode == 2
 
 
+@pytest.mark.one_runtime
 def test_run_copies_what_the_script_made(runtime: str, tmp_path: Path) -> None:
     """New and changed files of /work are in --out, but no links, hidden names or inputs; sys.exit prints no advice."""
     (tmp_path / "data.txt").write_text("old")

@@ -147,6 +147,7 @@ async def test_an_orchestrator_in_a_container(runtime: str, state: Path, tmp_pat
         assert (await manager.execute(session, "x + 1")).result == "42"
 
 
+@pytest.mark.one_runtime
 async def test_a_restored_backup_wakes_sessions(runtime: str, tmp_path: Path, state: Path) -> None:
     """A backup while the service runs. After the loss of the folder and a restore, the agent has all its state."""
     data, archive = tmp_path / "data", tmp_path / "backup.tar.gz"

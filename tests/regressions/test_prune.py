@@ -141,6 +141,7 @@ def check_asleep(sessions: list[str]) -> None:
     history.close()
 
 
+@pytest.mark.one_runtime
 def test_prune_says_what_it_leaves(
     runtime: str, own_state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +165,7 @@ def test_prune_says_what_it_leaves(
     assert not theirs & containers()
 
 
+@pytest.mark.one_runtime
 async def test_prune_applies_retention_and_says_so(
     runtime: str, data_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
