@@ -8,12 +8,12 @@ from xdist.scheduler import LoadScopeScheduling
 
 _RUNTIME = re.compile(r"\[(runc|runsc)[-\]]")
 
-# Tests of these files use the same thing of the engine, and never run at the same time.
+# No two tests of files that share something of the engine run at the same time: test_layers looks at all images, and
+# removes those that are new; test_user_ids has the same ids under both runtimes.
 _SHARING = {
     "test_deployment.py": "images",
     "test_image.py": "images",
     "test_layers.py": "images",
-    "test_prune.py": "images",
     "test_user_ids.py": "user ids",
 }
 

@@ -14,6 +14,8 @@ import docker
 import pytest
 
 from orchestrator.container.hostconfig import INSTANCE_LABEL
+from orchestrator.image.recipe import Recipe
+from orchestrator.policy.sections import Image
 from orchestrator.settings import Settings
 from orchestrator.store.checkpointfiles import CheckpointFiles
 from orchestrator.store.history import History
@@ -41,7 +43,7 @@ def strangers() -> Iterator[set[str]]:
     client = docker.from_env()
     made = []
     try:
-        image = client.images.list(name="cellblock-sandbox")[0]
+        image = Recipe.of(Settings.load(), Image()).name
         for name in ("cellblock-stranger", "stranger"):
             name = f"{name}-{os.getpid()}"
             made += [client.containers.create(image, ["true"], name=name, network_mode="none")]
