@@ -207,9 +207,10 @@ async def test_sessions_outlive_an_upgrade_of_the_image(tmp_path: Path, state: P
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Install gunicorn and Celery, and return the folder of their programs."""
     folder = tmp_path_factory.mktemp("venv")
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    pip = [str(folder / "bin/pip"), "install", "-qq", "--disable-pip-version-check"]
-    subprocess.run([*pip, "gunicorn>=23", "celery>=5.4"], check=True, timeout=240)
+    uv = [sys.executable, "-m", "uv"]
+    subprocess.run([*uv, "venv", "-q", "--python", sys.executable, str(folder)], check=True)
+    install = [*uv, "pip", "install", "-q", "--python", str(folder / "bin/python")]
+    subprocess.run([*install, "gunicorn>=23", "celery>=5.4"], check=True, timeout=240)
     return folder / "bin"
 
 
