@@ -2,6 +2,8 @@
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+# Without bytecode each of the suite's processes compiles what it imports: pytest takes 10 s of CPU to collect, not 5.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Any Python from 3.11 on: make PYTHON=python3.12 …
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -12,15 +14,16 @@ STAMP := $(VENV)/.complete
 DOCS_VENV := .venv-docs
 DOCS_STAMP := $(DOCS_VENV)/.complete
 # Two at once, since most tests wait for the engine; those of one file and runtime in one process, which then starts
-# fewer kernels. Then, one after another, the tests that measure or look at the whole machine.
+# fewer kernels (tests/filescheduling.py). In the order of the files: the short ones, in tests/unit, fill up the end.
+# Then, one after another, the tests that measure or look at the whole machine.
 define run_tests
-@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not alone" $(1); together=$$?; \
+@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder -m "not alone" $(1); together=$$?; \
 	$(BIN)/python -m pytest -m alone $(1) && exit $$together
 endef
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help demo test test-modern conformance jobs serving full-image check lint bench bench-peers soak reactions usage schedule service-times history crashes sessions screenshots chromium vendor state-table docs verify fuzz fuzz-server seccomp-record engine engine-stop image venv lock clean FORCE
+.PHONY: help demo test test-runtimes test-modern conformance jobs serving full-image check lint bench bench-peers soak reactions usage schedule service-times history crashes sessions screenshots chromium vendor state-table docs verify fuzz fuzz-server seccomp-record engine engine-stop image venv lock clean FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -30,6 +33,9 @@ demo: image ## three agents analyse a workbook, each in its own locked kernel
 
 test: image chromium ## the whole test suite, on real containers
 	$(call run_tests)
+
+test-runtimes: image ## the tests of what the host decides, under each runtime; `make test` runs them under one
+	@CELLBLOCK_TEST_EVERY_RUNTIME=1 $(BIN)/python -m pytest -m one_runtime
 
 check: lint ## every check that needs no engine: lint, types, imports, unit and contract tests
 	$(call run_tests,tests/unit tests/contract)

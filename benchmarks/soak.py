@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
+from docker import DockerClient
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -46,7 +47,7 @@ KERNELS, WARM = 6, 2
 THREADS = 6  # of asyncio's thread pool, its maximum on two cores
 LIMITS = KernelResourceLimits(max_cpu_percent=100, max_memory_mb=256, max_execution_time=3, max_output_size_mb=1)
 SHIMS = ("containerd-shim", "runsc-sandbox", "runsc-gofer")
-SETTLE = 4  # counts of the shims, a second apart; the lowest is used
+SETTLE = 4  # counts of the shims at most, a second apart, until each has a container; the lowest is used
 SLOPE = 1.0  # MiB by which resident memory may grow per 1,000 leases
 SLOWER = 1.5  # maximum p99 of the last tenth of the cells, divided by that of the first tenth
 
@@ -164,9 +165,9 @@ def sample_of(leases: int, instance: str, folder: Path) -> Sample:
     client = connect(30)
     try:
         containers = client.containers.list(all=True, filters={"label": f"{INSTANCE_LABEL}={instance}"})
+        shims = _settled_shims(client)
     finally:
         client.close()
-    shims = min(_shims() for _ in range(SETTLE))
     return Sample(
         leases,
         len(containers),
@@ -179,10 +180,18 @@ def sample_of(leases: int, instance: str, folder: Path) -> Sample:
     )
 
 
-def _shims() -> int:
-    time.sleep(1)  # a shim without a container takes a moment to exit
-    commands = (process.info["cmdline"] or [""] for process in psutil.process_iter(["cmdline"]))
-    return sum(1 for command in commands if Path(command[0]).name.startswith(SHIMS))
+def _settled_shims(client: DockerClient) -> int:
+    """Return the number of shims. One without a container takes a moment to exit."""
+    counts = []
+    for _ in range(SETTLE):
+        time.sleep(1)
+        commands = [process.info["cmdline"] or [""] for process in psutil.process_iter(["cmdline"])]
+        shims = [" ".join(command) for command in commands if Path(command[0]).name.startswith(SHIMS)]
+        living = [container["Id"] for container in client.api.containers()]
+        counts.append(len(shims))
+        if all(any(container in shim for container in living) for shim in shims):
+            break
+    return min(counts)
 
 
 async def soak(runtime: str, leases: int, seed: int, folder: Path, *, faults: int = FAULTS, parts: int = 20) -> Soak:

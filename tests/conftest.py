@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import os
 import signal
@@ -17,6 +18,7 @@ from sqlalchemy import create_engine, text
 
 from orchestrator import AgentKernelManager, KernelResourceLimits, KernelSession, Settings
 from orchestrator.container.engine import connect, gvisor_fault
+from tests.filescheduling import FileScheduling
 from tests.postgres import postgres_server
 
 # A shell that starts something in the background has it ignore SIGINT, and whatever that starts too: the programs that
@@ -54,11 +56,13 @@ def state() -> Iterator[Path]:
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
+EVERY_RUNTIME = bool(os.environ.get("CELLBLOCK_TEST_EVERY_RUNTIME"))
 
 T = TypeVar("T")
 ManagerMaker = Callable[..., AgentKernelManager]
 
 
+@functools.cache  # asked for each test that takes a runtime
 def engine_runtimes() -> list[str]:
     """Return the runtimes that kernels can run under here; none without an engine, and then tests fail, not skip."""
     client = connect(30)
@@ -69,19 +73,20 @@ def engine_runtimes() -> list[str]:
     return ["runc"] if gvisor_fault(runtimes) else ["runc", "runsc"]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of one file and runtime in one process: they share their module's manager and its kernels."""
-    for item in items:
-        callspec = getattr(item, "callspec", None)
-        runtime = callspec.params.get("runtime", "") if callspec is not None else ""
-        item.add_marker(pytest.mark.xdist_group(f"{item.path}::{runtime}"))
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FileScheduling:
+    return FileScheduling(config, log)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run every test that takes ``runtime`` once under each runtime of the engine."""
+    """Run every test that takes ``runtime`` once under each runtime of the engine; one marked ``one_runtime``, once.
+
+    CELLBLOCK_TEST_EVERY_RUNTIME runs those too under each.
+    """
     if "runtime" in metafunc.fixturenames:
-        metafunc.parametrize("runtime", engine_runtimes(), scope="module")
+        is_one = metafunc.definition.get_closest_marker("one_runtime") and not EVERY_RUNTIME
+        runtimes = engine_runtimes()
+        metafunc.parametrize("runtime", runtimes[:1] if is_one else runtimes, scope="module")
 
 
 def make_manager(

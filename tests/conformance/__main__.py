@@ -31,9 +31,10 @@ def environment(name: str) -> Path:
     wanted = "\n".join((*packages, *TOOLS))
     if not stamp.exists() or stamp.read_text() != wanted:
         print(f"conformance: installing {', '.join(packages)}", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-        subprocess.run([*pip, *packages, *TOOLS, "-e", str(REPOSITORY)], check=True)
+        uv = [sys.executable, "-m", "uv"]
+        subprocess.run([*uv, "venv", "-q", "--clear", "--python", sys.executable, str(folder)], check=True)
+        install = [*uv, "pip", "install", "-q", "--python", str(python)]
+        subprocess.run([*install, *packages, *TOOLS, "-e", str(REPOSITORY)], check=True)
         stamp.write_text(wanted)
     return python
 

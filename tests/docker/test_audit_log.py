@@ -104,6 +104,7 @@ async def test_a_policy_may_have_the_code_itself_written_down(tmp_path: Path) ->
     assert [entry["code"] for entry in log if entry["event"] == "cell.started"] == [code]
 
 
+@pytest.mark.one_runtime
 async def test_the_program_log_has_neither_code_nor_what_a_sandbox_makes_long(
     runtime: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -118,6 +119,7 @@ async def test_the_program_log_has_neither_code_nor_what_a_sandbox_makes_long(
     assert max(map(len, lines)) < 3000
 
 
+@pytest.mark.one_runtime
 async def test_a_session_ends_once(runtime: str, tmp_path: Path) -> None:
     """Its kernel dies and its agent ends it at the same moment: one entry says that it has ended, and one count."""
     path = tmp_path / "audit.jsonl"

@@ -97,6 +97,7 @@ async def test_what_is_lost_is_reported_and_says_so_when_it_is_used(runtime: str
         assert {loss.name for loss in again.lost} == {"held", "file", "lock"}
 
 
+@pytest.mark.one_runtime
 async def test_session_with_a_checkpoint_outlives_its_manager(runtime: str) -> None:
     async with one_session(runtime) as (manager, session):
         await run(manager, session, STATE)
@@ -127,6 +128,7 @@ async def test_session_goes_on_from_its_checkpoint_when_its_kernel_dies(runtime:
             assert any("after cell 1" in warning and "2 cells" in warning for warning in result["warnings"])
 
 
+@pytest.mark.one_runtime
 async def test_forks_are_independent_and_may_outnumber_the_kernels(runtime: str) -> None:
     async with one_session(runtime, max_kernels=2) as (manager, session):
         await run(manager, session, "import os\npath = ['root']\nopen('f', 'w').write('f')")
@@ -142,6 +144,7 @@ async def test_forks_are_independent_and_may_outnumber_the_kernels(runtime: str)
             await manager.fork(session, 1, agent_ids=["agent~1"])
 
 
+@pytest.mark.one_runtime
 async def test_checkpoint_that_cannot_be_used_leaves_the_session_unharmed(runtime: str, tmp_path: Path) -> None:
     async with one_session(runtime, max_kernels=3) as (manager, session):
         await run(manager, session, "x = 'mine'")
@@ -168,6 +171,7 @@ async def test_checkpoint_that_cannot_be_used_leaves_the_session_unharmed(runtim
         assert (await run(manager, session, "x"))["result"] == "'mine'"
 
 
+@pytest.mark.one_runtime
 async def test_state_past_the_policys_size_is_refused_and_the_session_goes_on(runtime: str, tmp_path: Path) -> None:
     policy = tmp_path / "small.toml"
     policy.write_text("[sessions]\ncheckpoint_mb = 2\n")
@@ -202,6 +206,7 @@ async def test_hostile_reduce_ends_in_time_and_with_a_typed_error(
             assert (await run(manager, session, "x"))["result"] == "1"
 
 
+@pytest.mark.one_runtime
 async def test_more_agents_than_kernels_each_find_their_own(runtime: str) -> None:
     async with make_manager(runtime, max_kernels=2, warm=1) as manager:
         for turn in range(2):
@@ -214,6 +219,7 @@ async def test_more_agents_than_kernels_each_find_their_own(runtime: str) -> Non
         assert len(manager.pool.kernels) <= 2
 
 
+@pytest.mark.one_runtime
 async def test_checkpoint_after_every_so_many_cells(runtime: str, tmp_path: Path) -> None:
     policy = tmp_path / "often.toml"
     policy.write_text("[sessions]\ncheckpoint_every = 2\n")
@@ -227,6 +233,7 @@ async def test_checkpoint_after_every_so_many_cells(runtime: str, tmp_path: Path
         assert session.restored.cell == 4
 
 
+@pytest.mark.one_runtime
 async def test_agents_that_hold_no_kernel_are_not_shut_out_by_those_that_do_nothing(runtime: str) -> None:
     """Four agents at once over two kernels, through their session objects alone, each with cells in turn."""
     async with make_manager(runtime, max_kernels=2) as manager:
@@ -246,6 +253,7 @@ async def test_agents_that_hold_no_kernel_are_not_shut_out_by_those_that_do_noth
             assert (await run(manager, session, "mine"))["result"] == str([number] * 4)
 
 
+@pytest.mark.one_runtime
 async def test_a_restored_session_goes_on_from_what_it_was_restored_to(runtime: str) -> None:
     """And not from its newer checkpoint, whose state its agent had just left."""
     async with one_session(runtime) as (manager, session):

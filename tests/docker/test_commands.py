@@ -74,7 +74,6 @@ async def test_a_command_has_exactly_this_result(
     assert result.kernel_state == "idle"
 
 
-@pytest.mark.alone
 async def test_a_flood_of_1_gb_is_bounded_on_the_host(manager: AgentKernelManager, session: KernelSession) -> None:
     """The result has the beginning and the end; the host's memory grows by the limit and little more."""
     peak, before = 0, psutil.Process().memory_info().rss

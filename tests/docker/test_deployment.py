@@ -147,6 +147,7 @@ async def test_an_orchestrator_in_a_container(runtime: str, state: Path, tmp_pat
         assert (await manager.execute(session, "x + 1")).result == "42"
 
 
+@pytest.mark.one_runtime
 async def test_a_restored_backup_wakes_sessions(runtime: str, tmp_path: Path, state: Path) -> None:
     """A backup while the service runs. After the loss of the folder and a restore, the agent has all its state."""
     data, archive = tmp_path / "data", tmp_path / "backup.tar.gz"
@@ -206,9 +207,10 @@ async def test_sessions_outlive_an_upgrade_of_the_image(tmp_path: Path, state: P
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Install gunicorn and Celery, and return the folder of their programs."""
     folder = tmp_path_factory.mktemp("venv")
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    pip = [str(folder / "bin/pip"), "install", "-qq", "--disable-pip-version-check"]
-    subprocess.run([*pip, "gunicorn>=23", "celery>=5.4"], check=True, timeout=240)
+    uv = [sys.executable, "-m", "uv"]
+    subprocess.run([*uv, "venv", "-q", "--python", sys.executable, str(folder)], check=True)
+    install = [*uv, "pip", "install", "-q", "--python", str(folder / "bin/python")]
+    subprocess.run([*install, "gunicorn>=23", "celery>=5.4"], check=True, timeout=240)
     return folder / "bin"
 
 

@@ -82,6 +82,7 @@ async def test_exec_is_transparent(manager: AgentKernelManager, tmp_path: Path) 
     assert [entry["exit_code"] for entry in entries if entry["event"] == "command.ended"][:3] == [7, 0, 0]
 
 
+@pytest.mark.one_runtime
 async def test_ctrl_c_interrupts_the_command(manager: AgentKernelManager, session: KernelSession) -> None:
     process = await start(
         manager, "exec", "agent", "--", "sh", "-c", "trap 'echo caught; exit 9' INT; echo up; sleep 60 & wait"
@@ -94,6 +95,7 @@ async def test_ctrl_c_interrupts_the_command(manager: AgentKernelManager, sessio
         assert await process.wait() == 9
 
 
+@pytest.mark.one_runtime
 async def test_a_client_that_is_killed_ends_its_command(manager: AgentKernelManager, session: KernelSession) -> None:
     process = await start(manager, "exec", "agent", "--", "sh", "-c", "echo up; sleep 4321")
     assert process.stdout is not None
@@ -125,6 +127,7 @@ async def test_shell_is_a_terminal(manager: AgentKernelManager) -> None:
 
 
 @pytest.mark.usefixtures("session")
+@pytest.mark.one_runtime
 async def test_shell_needs_a_terminal(manager: AgentKernelManager) -> None:
     code, _, err = await run(manager, "shell", "agent")
     assert (code, "needs a terminal" in err) == (1, True)

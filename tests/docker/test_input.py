@@ -115,6 +115,7 @@ async def test_an_answerer_that_fails_ends_the_cell_and_its_caller_learns_why(as
     assert (await manager.execute_code(session, "6 * 7"))["result"] == "42"
 
 
+@pytest.mark.one_runtime
 async def test_a_question_that_was_not_allowed_is_dropped(runtime: str) -> None:
     """Under the default policy a forged question reaches no answerer."""
     asked: list[InputRequest] = []

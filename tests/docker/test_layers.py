@@ -27,8 +27,6 @@ from orchestrator.settings import Settings
 from tests.conftest import make_manager, one_session
 from tests.docker.packageindex import PackageIndex
 
-pytestmark = pytest.mark.alone  # a test looks at all images of the engine, and removes those that are new
-
 
 @pytest.fixture(autouse=True)
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PackageIndex]:

@@ -75,6 +75,7 @@ async def test_ps_lists_every_kernel(manager: AgentKernelManager, runtime: str) 
     assert "1 instance, 3 of 3 kernels" in table
 
 
+@pytest.mark.one_runtime
 async def test_top_interrupts_and_kills(manager: AgentKernelManager) -> None:
     """In `top`, i interrupts the selected cell, k and y kill its kernel, q quits; the audit log records each act."""
     async with manager.acquire_kernel("agent") as (_kernel, session):
@@ -103,6 +104,7 @@ async def test_top_interrupts_and_kills(manager: AgentKernelManager) -> None:
     assert events == ["operator.interrupt", "operator.interrupt", "operator.kill"]
 
 
+@pytest.mark.one_runtime
 async def test_ps_reports_an_empty_host_and_silent_instances(manager: AgentKernelManager, tmp_path: Path) -> None:
     """`ps` prints an empty summary if nothing runs, and names an instance whose socket does not answer."""
     manager.settings.__dict__["state_dir"] = str(tmp_path / "none")
@@ -122,6 +124,7 @@ async def test_ps_reports_an_empty_host_and_silent_instances(manager: AgentKerne
     "line",
     [b"\n", b"{\n", b'{"do": "no"}\n', b'{"do": []}\n', b"[" * 100_000 + b"\n", b'{"do": "kill", "kernel": 5}\n', b""],
 )  # fmt: skip
+@pytest.mark.one_runtime
 async def test_nonsense_on_the_control_socket_is_refused(manager: AgentKernelManager, line: bytes) -> None:
     """An invalid request is answered with an error, and the manager keeps serving requests."""
     (client,) = control_clients(Path(manager.settings.state_dir))
@@ -135,6 +138,7 @@ async def test_nonsense_on_the_control_socket_is_refused(manager: AgentKernelMan
     assert await client.ask({"do": "overview"}, 5)
 
 
+@pytest.mark.one_runtime
 async def test_the_control_socket_is_removed_at_shutdown(runtime: str, state: Path) -> None:
     """An instance has one control socket while its manager runs, and none after the shutdown."""
     async with make_manager(runtime, state_dir=str(state)) as manager:
@@ -145,6 +149,7 @@ async def test_the_control_socket_is_removed_at_shutdown(runtime: str, state: Pa
     assert control_clients(state) == []
 
 
+@pytest.mark.one_runtime
 async def test_interrupt_and_kill_by_id_name_the_operator(manager: AgentKernelManager) -> None:
     """`cellblock interrupt` and `kill` take an agent or the beginning of an id; the audit log has who did it."""
     async with manager.acquire_kernel("agent-7", timeout=60) as (_kernel, session):

@@ -31,7 +31,6 @@ async def neighbours_p99(manager: AgentKernelManager, session: KernelSession, un
     return quantile(taken, 0.99)
 
 
-@pytest.mark.alone
 async def test_a_hundred_megabytes_cost_no_more_than_the_limit(runtime: str) -> None:
     """RSS grows by less than the limit plus 16 MB; the head and the tail are there, and what is missing is counted."""
     limits = KernelResourceLimits(max_output_size_mb=10, max_execution_time=300)
@@ -114,6 +113,7 @@ async def test_a_policy_may_have_the_cell_stopped(runtime: str, tmp_path: Path) 
         ("displays = 5", "for n in range(20): display({'text/html': f'<b>{n}</b>'}, raw=True)", "displays"),
     ],
 )
+@pytest.mark.one_runtime
 async def test_messages_and_displays_are_limited_too(
     runtime: str, tmp_path: Path, limit: str, code: str, reason: str
 ) -> None:
@@ -130,6 +130,7 @@ async def test_messages_and_displays_are_limited_too(
 
 
 @pytest.mark.parametrize("code", ["'x' * 8_000_000", "display({'image/png': 'A' * 8_000_000}, raw=True)"])
+@pytest.mark.one_runtime
 async def test_what_no_message_can_hold_is_counted_too(runtime: str, code: str) -> None:
     """The kernel leaves it out itself; the output says so in its place, the result how much it was."""
     async with one_session(runtime) as (manager, session):
@@ -143,7 +144,6 @@ async def test_what_no_message_can_hold_is_counted_too(runtime: str, code: str) 
     assert result["evidence"]["output_bytes"] > 7_900_000
 
 
-@pytest.mark.alone
 async def test_a_slow_consumer_costs_no_memory(runtime: str) -> None:
     """While the consumer takes no events the kernel waits: RSS stays, and nothing below the limit is lost."""
     limits = KernelResourceLimits(max_output_size_mb=64, max_execution_time=120)

@@ -19,12 +19,13 @@ PAGES = [page for page in (DOCS / "quickstart.md", *sorted((DOCS / "tasks").glob
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in (WEB, SERVER)], ids=lambda page: page.stem)
 def test_every_program_of_a_page_runs_and_prints_what_it_promises(page: Path, tmp_path: Path, state: Path) -> None:
-    """In the order of the page, each in a process of its own, in one empty folder."""
+    """In the order of the page, each in a process of its own, in one empty folder; none needs a second kernel ready."""
+    variables = environment(tmp_path / "data", state) | {"CELLBLOCK_WARM_KERNELS": "0"}
     for source in programs(page):
         done = subprocess.run(
             [sys.executable, "-c", source],
             cwd=tmp_path,
-            env=environment(tmp_path / "data", state),
+            env=variables,
             capture_output=True,
             text=True,
             timeout=120,

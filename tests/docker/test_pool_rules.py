@@ -32,6 +32,7 @@ async def run(manager: AgentKernelManager, agent: str, code: str, group: str | N
         return str((await manager.execute_code(session, code))["result"])
 
 
+@pytest.mark.one_runtime
 async def test_a_group_at_its_quota_lets_its_own_session_sleep(runtime: str, tmp_path: Path) -> None:
     """And no other group's, though that was used less recently; the sleeper's group is known when it wakes."""
     rules = policy(tmp_path, "[groups.small]\nquota = 1\n")
@@ -50,6 +51,7 @@ async def test_a_group_at_its_quota_lets_its_own_session_sleep(runtime: str, tmp
 
 
 @pytest.mark.alone
+@pytest.mark.one_runtime
 async def test_with_the_strategy_fail_an_idle_session_makes_room_and_a_busy_one_refuses(
     runtime: str, tmp_path: Path
 ) -> None:
@@ -81,6 +83,7 @@ async def test_a_waiting_kernel_that_is_stuck_is_replaced(runtime: str, tmp_path
         assert manager.sessions["agent"].kernel_id != stuck
 
 
+@pytest.mark.one_runtime
 async def test_a_kernel_that_has_waited_too_long_is_replaced(runtime: str, tmp_path: Path) -> None:
     """A fresh one is ready before it goes, and works."""
     rules = policy(tmp_path, "[pool]\nmax_age_s = 1\n")
@@ -96,6 +99,7 @@ async def test_a_kernel_that_has_waited_too_long_is_replaced(runtime: str, tmp_p
 
 
 @pytest.mark.alone
+@pytest.mark.one_runtime
 async def test_a_host_without_memory_for_as_many_runs_fewer(runtime: str, tmp_path: Path) -> None:
     """All memory is reserved: there is one kernel, sessions take turns with it, and the error says why."""
     rules = policy(tmp_path, f"[scheduling]\nmemory_reserve_mb = {2**24}\n")
@@ -111,6 +115,7 @@ async def test_a_host_without_memory_for_as_many_runs_fewer(runtime: str, tmp_pa
     assert (caught.value.reason, caught.value.free_bytes) == ("memory", 0)
 
 
+@pytest.mark.one_runtime
 async def test_a_group_and_a_priority_are_checked(runtime: str) -> None:
     async with make_manager(runtime) as manager:
         for group, priority in (("a\nb", 0), ("a" * 201, 0), ("a", 101)):

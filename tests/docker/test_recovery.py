@@ -123,6 +123,7 @@ async def test_a_new_policy_moves_the_state_to_a_new_kernel(runtime: str, own_st
                 assert session.previous_end == "reconfigured"
 
 
+@pytest.mark.one_runtime
 async def test_more_kernels_than_the_new_process_may_have(runtime: str, own_state: Path) -> None:
     with program(runtime) as process:
         process.kill()
@@ -134,6 +135,7 @@ async def test_more_kernels_than_the_new_process_may_have(runtime: str, own_stat
         assert len(kernels(own_state)) == 1
 
 
+@pytest.mark.one_runtime
 async def test_an_adopted_session_that_nobody_asked_for_outlives_the_next_process_too(runtime: str) -> None:
     """A short-lived program that happens to start first does not end what it only found."""
     with program(runtime) as process:
@@ -145,6 +147,7 @@ async def test_an_adopted_session_that_nobody_asked_for_outlives_the_next_proces
         assert await value(manager, session, "name") == "'idle'"
 
 
+@pytest.mark.one_runtime
 async def test_a_live_process_keeps_its_own(runtime: str, own_state: Path) -> None:
     with program(runtime) as process:
         before = kernels(own_state)
@@ -159,6 +162,7 @@ async def test_a_live_process_keeps_its_own(runtime: str, own_state: Path) -> No
         assert set(manager.sessions) == {"idle", "kept", "busy"}
 
 
+@pytest.mark.one_runtime
 async def test_two_starts_at_once_lose_nothing(runtime: str, own_state: Path) -> None:
     """Whichever has the dead process's kernels goes on with all of its sessions; the other leaves them alone."""
     with program(runtime) as process:
@@ -172,6 +176,7 @@ async def test_two_starts_at_once_lose_nothing(runtime: str, own_state: Path) ->
         await asyncio.gather(*(manager.shutdown() for manager in managers))
 
 
+@pytest.mark.one_runtime
 async def test_a_start_leaves_alone_what_another_has_just_taken(
     runtime: str, own_state: Path, proxy: EngineProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +204,7 @@ async def test_a_start_leaves_alone_what_another_has_just_taken(
             assert await value(manager, session, "name, next(numbers)") == "('kept', 1)"
 
 
+@pytest.mark.one_runtime
 async def test_a_start_that_is_called_off_leaves_what_it_had_adopted(
     runtime: str, own_state: Path, proxy: EngineProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,6 +269,7 @@ async def test_what_cannot_be_removed_costs_no_session(
     assert kernels(own_state) == set()
 
 
+@pytest.mark.one_runtime
 async def test_a_start_that_fails_and_one_with_other_folders_leave_all_to_the_next(
     runtime: str, own_state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,6 +346,7 @@ async def test_sigterm_keeps_every_session(runtime: str, own_state: Path) -> Non
         assert await value(manager, session, "turns > 10") == "True"
 
 
+@pytest.mark.one_runtime
 async def test_sigterm_that_a_program_handles_itself_is_its_own_affair(runtime: str) -> None:
     def handler(*_: object) -> None:
         """Ours."""

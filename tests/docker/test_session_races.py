@@ -63,6 +63,7 @@ async def test_a_kernel_that_dies_right_after_a_restore_costs_no_place(runtime: 
         await until_empty(manager)
 
 
+@pytest.mark.one_runtime
 async def test_a_session_that_ends_while_it_is_restored_costs_no_place(runtime: str) -> None:
     async with make_manager(runtime, max_kernels=2) as manager:
         async with manager.acquire_kernel("agent", timeout=60) as (_kernel, session):
@@ -78,6 +79,7 @@ async def test_a_session_that_ends_while_it_is_restored_costs_no_place(runtime: 
             assert fresh.session_id != session.session_id
 
 
+@pytest.mark.one_runtime
 async def test_a_session_that_ends_while_it_wakes_has_ended(runtime: str) -> None:
     async with make_manager(runtime, max_kernels=2) as manager:
         async with manager.acquire_kernel("agent", timeout=60) as (_kernel, session):
@@ -97,6 +99,7 @@ async def test_a_session_that_ends_while_it_wakes_has_ended(runtime: str) -> Non
             assert (await manager.execute_code(fresh, "slow"))["error"]["ename"] == "NameError"
 
 
+@pytest.mark.one_runtime
 async def test_forks_at_the_same_time_are_all_different(runtime: str) -> None:
     async with one_session(runtime, max_kernels=2) as (manager, session):
         await run(manager, session, "x = 'root'")
@@ -107,6 +110,7 @@ async def test_forks_at_the_same_time_are_all_different(runtime: str) -> None:
             assert (await run(manager, fork, "x"))["result"] == "'root'"
 
 
+@pytest.mark.one_runtime
 async def test_a_shutdown_that_keeps_sessions_does_not_wait_for_cells_that_wait(runtime: str) -> None:
     """The running cell has its grace period; the one behind it is refused; the state is there for the next process."""
     async with make_manager(runtime) as manager, manager.acquire_kernel("agent", timeout=60) as (_kernel, session):

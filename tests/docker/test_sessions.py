@@ -65,6 +65,7 @@ async def test_max_kernels_is_never_exceeded(runtime: str) -> None:
     assert 1 <= most <= 2
 
 
+@pytest.mark.one_runtime
 async def test_another_agent_waits_for_a_place_and_gets_it(runtime: str) -> None:
     """While all kernels belong to agents, another one waits; a session that ends lets it in, with a fresh kernel."""
     async with make_manager(runtime, max_kernels=1) as manager:
@@ -79,6 +80,7 @@ async def test_another_agent_waits_for_a_place_and_gets_it(runtime: str) -> None
         assert not await manager.end_session("a")
 
 
+@pytest.mark.one_runtime
 async def test_an_exhausted_pool_says_so_at_the_timeout(runtime: str) -> None:
     """The error comes at the timeout, with the pool's size, and takes nothing away."""
     async with make_manager(runtime, max_kernels=1) as manager:
@@ -109,6 +111,7 @@ async def test_an_idle_session_sleeps_and_wakes_with_its_state(runtime: str) -> 
             assert (await manager.execute_code(again, "x"))["result"] == "1"
 
 
+@pytest.mark.one_runtime
 async def test_an_idle_session_ends_where_the_policy_has_no_hibernation(runtime: str, tmp_path: Path) -> None:
     policy = tmp_path / "policy.toml"
     policy.write_text("[sessions]\nhibernate = false\n")
@@ -124,6 +127,7 @@ async def test_an_idle_session_ends_where_the_policy_has_no_hibernation(runtime:
             assert (await manager.execute_code(again, "x"))["error"]["ename"] == "NameError"
 
 
+@pytest.mark.one_runtime
 async def test_warm_kernels_are_kept_and_refilled(runtime: str) -> None:
     """The pool fills up to its warm target, and again behind a lease."""
     async with make_manager(runtime, max_kernels=3, warm=1) as manager:
@@ -178,6 +182,7 @@ async def test_ending_a_session_ends_its_running_cell(runtime: str) -> None:
             await manager.execute_code(session, "1")
 
 
+@pytest.mark.one_runtime
 async def test_concurrent_calls_of_one_agent_share_one_session(runtime: str) -> None:
     """Ten tasks that acquire the same agent's kernel at once get one kernel between them."""
     async with make_manager(runtime, max_kernels=2) as manager:
@@ -211,6 +216,7 @@ async def test_usage_is_measured_and_real(runtime: str) -> None:
     assert after["pids"] >= 1
 
 
+@pytest.mark.one_runtime
 async def test_a_closed_manager_refuses(runtime: str) -> None:
     """After ``shutdown`` every call says that the manager is closed; a second shutdown is harmless."""
     manager = make_manager(runtime)
@@ -233,6 +239,7 @@ async def test_a_timeout_covers_the_start_of_a_kernel(runtime: str) -> None:
         assert await run(manager, "b", "6 * 7") == "42"
 
 
+@pytest.mark.one_runtime
 async def test_history_records_every_cell(runtime: str) -> None:
     """Cells that ended well, in error and at their limit are all in the history, and in a checkpoint."""
     limits = KernelResourceLimits(max_execution_time=5)
@@ -245,6 +252,7 @@ async def test_history_records_every_cell(runtime: str) -> None:
     assert outcomes == ["ok", "error", "timeout"]
 
 
+@pytest.mark.one_runtime
 async def test_a_finished_cell_is_in_the_history_when_its_call_returns(runtime: str) -> None:
     """A checkpoint taken straight after a cell has its result, and the next cell need not wait."""
     async with make_manager(runtime) as manager, manager.acquire_kernel("a", timeout=60) as (_kernel, session):
@@ -253,6 +261,7 @@ async def test_a_finished_cell_is_in_the_history_when_its_call_returns(runtime: 
         assert not session.is_busy
 
 
+@pytest.mark.one_runtime
 async def test_ending_idle_sessions_spares_one_whose_agent_came_back(runtime: str) -> None:
     """Two sessions become idle at once; the one that is acquired again, while the other is being ended, lives."""
     limits = KernelResourceLimits(idle_timeout_seconds=1.0)

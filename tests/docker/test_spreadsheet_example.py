@@ -202,15 +202,16 @@ def test_a_broken_workbook(tmp_path: Path) -> None:
     """What openpyxl cannot read fails in the sandboxes alone: the report says how, and the exit status is 1."""
     with zipfile.ZipFile(tmp_path / "broken.xlsx", "w") as archive:
         archive.writestr("nothing", "in it")
-    done = run(tmp_path, "broken.xlsx", "--json", "found.json")
+    done = run(tmp_path, "broken.xlsx", "--json", "found.json", CELLBLOCK_RUNTIME="runc")
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.count("failed: Read every cell: KeyError") == 3
     report = json.loads((tmp_path / "found.json").read_text())
     assert {agent["status"] for agent in report["agents"].values()} == {"error"}
 
 
-async def test_a_failing_agent_stops_no_other(tmp_path: Path) -> None:
+async def test_a_failing_agent_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Agents that fail, lie or hand out too much are shown as failures; the others' findings are there."""
+    monkeypatch.setenv("CELLBLOCK_RUNTIME", "runc")
     scripts = {
         "raises": "# %% First\nprint('here')\n# %% Second\n1 / 0\n",
         "silent": "# %% First\nprint('no findings')\n",

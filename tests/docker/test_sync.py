@@ -104,6 +104,7 @@ def test_an_error_inside_the_context_reaches_the_caller_and_leaves_the_session(m
     manager.end_session("error")
 
 
+@pytest.mark.one_runtime
 def test_a_handler_may_block_and_may_not_call_the_manager(runtime: str, tmp_path: Path) -> None:
     """``answered_by`` runs it in a thread of its own; in the event loop's own thread a call would never return."""
     policy = tmp_path / "policy.toml"
@@ -121,6 +122,7 @@ def test_a_handler_may_block_and_may_not_call_the_manager(runtime: str, tmp_path
         assert manager.execute(session, "input()", answer=calls_back).result == "'refused'"
 
 
+@pytest.mark.one_runtime
 def test_shutdown_ends_calls_in_other_threads(runtime: str) -> None:
     """A cell ends with its kernel, and a caller that waits for a kernel is refused; nobody waits for ever."""
     manager = make_sync(runtime)
@@ -181,6 +183,7 @@ async def test_execute_returns_a_result_for_every_end_of_a_cell(runtime: str) ->
 
 
 @pytest.mark.parametrize("keep_sessions", [True, False])
+@pytest.mark.one_runtime
 def test_the_manager_says_whether_leaving_it_keeps_sessions(runtime: str, keep_sessions: bool) -> None:
     """With ``keep_sessions`` the next manager goes on with the variables; without, it starts with none."""
     with (

@@ -40,6 +40,7 @@ async def test_an_interrupt_on_demand_keeps_the_kernel(runtime: str) -> None:
         assert (await manager.execute_code(session, "kept"))["result"] == "7"
 
 
+@pytest.mark.one_runtime
 async def test_outputs_come_on_their_own_channel_only(runtime: str) -> None:
     """What a cell writes to the control channel in the form of an output is none, signed or not."""
     forged = 'once(signed(\'stream\', b\'{{"name": "stdout", "text": "forged"}}\'), number=4)\nprint(\'own\')'
@@ -73,6 +74,7 @@ async def test_an_interrupt_reaches_a_kernel_that_does_not_answer(runtime: str) 
     assert result["duration_s"] < 10
 
 
+@pytest.mark.one_runtime
 async def test_a_slow_consumer_does_not_make_a_cell_slow(runtime: str) -> None:
     """Seconds and the warning of the time limit are the cell's own; who leaves once it is over changes no outcome."""
     limits = KernelResourceLimits(max_execution_time=2)
@@ -226,6 +228,7 @@ async def test_usage_comes_from_the_engine_where_cgroups_cannot_be_read(runtime:
     assert row["usage"]["memory_mb"] > 200
 
 
+@pytest.mark.one_runtime
 async def test_metrics_tell_of_real_cells(runtime: str) -> None:
     """Over HTTP, as Prometheus asks: outcomes, durations, output, the phases of a start, and the pool by state."""
     with socket.socket() as probe:

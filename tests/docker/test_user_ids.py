@@ -19,7 +19,6 @@ from orchestrator.policy.sections import Image
 from orchestrator.settings import Settings
 from tests.conftest import make_manager
 
-pytestmark = pytest.mark.alone  # both runtimes' tests take the same ids of one engine
 BASE = 310_000  # beyond every other test's range
 
 

@@ -14,6 +14,7 @@ def audit_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CELLBLOCK_AUDIT_LOG", str(tmp_path / "audit.jsonl"))
 
 
+@pytest.mark.one_runtime
 def test_no_deadline_moves(tmp_path: Path, runtime: str) -> None:
     """Cells, callers at a full pool, and calls to the engine end at their limits."""
     run_stepping("tests.faults.stepping", "deadlines", runtime, folder=tmp_path)

@@ -141,6 +141,7 @@ async def count(manager: AgentKernelManager, session: KernelSession) -> int:
     return int(result["result"])
 
 
+@pytest.mark.one_runtime
 async def test_a_session_outlasts_a_full_disk(disk: SmallDisk, runtime: str) -> None:
     """Each call reports what it could not store, stored data is intact, and the rest is stored once there is space."""
     await outlast(disk, runtime, "bytes")
@@ -394,6 +395,7 @@ async def test_shutting_down_on_a_full_disk(disk: SmallDisk) -> None:
     assert_checkpoints_are_noted(disk)
 
 
+@pytest.mark.one_runtime
 async def test_a_shutdown_that_keeps_sessions_leaves_to_their_kernels_what_it_cannot_write(
     disk: SmallDisk, state: Path, runtime: str
 ) -> None:

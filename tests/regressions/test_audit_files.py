@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from orchestrator.eventfeed import EventFeed
 from orchestrator.settings import Settings
 from orchestrator.store.audit import AuditLog
@@ -118,6 +120,7 @@ def test_the_log_of_a_process_keeps_as_many_as_its_setting_says(tmp_path: Path) 
     assert json.loads(path.read_text().splitlines()[-1])["number"] == 199
 
 
+@pytest.mark.one_runtime
 async def test_a_manager_bounds_its_audit_log(runtime: str, tmp_path: Path) -> None:
     """With the smallest files that a setting allows, and one kept: never more than 2 MiB and a few entries."""
     path = tmp_path / "audit.jsonl"

@@ -147,6 +147,7 @@ async def kill_in_a_loop(manager: AgentKernelManager, seconds: float) -> tuple[i
     return kernels, seen
 
 
+@pytest.mark.one_runtime
 async def test_a_loop_of_dying_kernels_is_held_back_and_seen(runtime: str) -> None:
     """Its neighbour gets kernels as ever, and the overview names the agent."""
     async with make_manager(runtime, max_kernels=3) as manager:

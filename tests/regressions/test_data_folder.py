@@ -178,6 +178,7 @@ async def test_an_agent_at_its_quota_sleeps_with_its_state_and_costs_no_other_a_
     await world.close()
 
 
+@pytest.mark.one_runtime
 async def test_a_quota_ends_with_a_deleted_session(runtime: str, data_folder: Path) -> None:
     """On a real kernel: the cell is refused at once, the kernel and its files stay, and the remedy helps."""
     async with make_manager(runtime, agent_quota_mb=1) as manager:
@@ -367,6 +368,7 @@ def test_the_oldest_outputs_are_found_by_an_index(tmp_path: Path) -> None:
     assert "TEMP B-TREE" not in plan
 
 
+@pytest.mark.one_runtime
 async def test_the_history_of_a_live_and_a_sleeping_session_shrinks(runtime: str, data_folder: Path) -> None:
     """On real kernels: retention keeps the size, and both sessions go on."""
     async with make_manager(runtime, history_mb=5) as manager:

@@ -116,6 +116,7 @@ def test_every_call_of_a_manager_is_tried() -> None:
     assert expected == set(arguments(KernelSession("s", "k", "a"), Path()))
 
 
+@pytest.mark.one_runtime
 async def test_another_threads_loop_is_refused_and_changes_nothing(runtime: str, tmp_path: Path) -> None:
     """Every call, the kernel, the session and the pool refuse it at once; here all goes on."""
     async with one_session(runtime) as (manager, session):
@@ -177,6 +178,7 @@ for call in (lambda: manager.execute(session, "x"), first, manager.start, manage
 """
 
 
+@pytest.mark.one_runtime
 def test_a_closed_loop_is_refused_and_its_kernels_end_with_the_process(
     runtime: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +215,7 @@ def test_a_start_that_failed_binds_to_no_loop(monkeypatch: pytest.MonkeyPatch) -
     asyncio.run(manager.shutdown())
 
 
+@pytest.mark.one_runtime
 async def test_after_a_shutdown_every_call_says_so(runtime: str, tmp_path: Path) -> None:
     """In this event loop and in another; a shutdown may be repeated in both."""
     async with one_session(runtime) as (manager, session):
@@ -229,6 +232,7 @@ async def test_after_a_shutdown_every_call_says_so(runtime: str, tmp_path: Path)
     await asyncio.to_thread(asyncio.run, manager.shutdown())
 
 
+@pytest.mark.one_runtime
 async def test_during_a_shutdown_calls_say_so(runtime: str) -> None:
     """A cell that runs holds the shutdown up; callers that wait, and new ones, are refused at once."""
     manager = make_manager(runtime, max_kernels=1)
@@ -262,6 +266,7 @@ async def test_a_shutdown_before_the_start_is_remembered() -> None:
             await call
 
 
+@pytest.mark.one_runtime
 def test_the_synchronous_manager_says_so_in_every_thread(runtime: str) -> None:
     """Several threads use it at once; its session refuses the caller's own event loop; after the end all is refused."""
     manager = Manager(max_kernels=2, settings=Settings.load().model_copy(update={"runtime": runtime}))

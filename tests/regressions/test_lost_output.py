@@ -140,6 +140,7 @@ async def test_output_between_cells_comes_with_the_next_result(runtime: str) -> 
         "display({'application/json': [[i] for i in range(9000)], 'text/plain': 'shown'}, raw=True)",
     ],
 )
+@pytest.mark.one_runtime
 async def test_a_display_of_more_items_than_a_message_may_have_is_shortened(runtime: str, code: str) -> None:
     """Its text is there, and the result says that something is missing."""
     async with one_session(runtime) as (manager, session):
@@ -149,6 +150,7 @@ async def test_a_display_of_more_items_than_a_message_may_have_is_shortened(runt
     assert result["truncated"]["reason"] == "message_size"
 
 
+@pytest.mark.one_runtime
 async def test_an_error_of_more_lines_than_a_message_may_have_is_shortened(runtime: str) -> None:
     """Both the output and the reply reach the host."""
     code = "class E(Exception):\n    def _render_traceback_(self): return ['y'] * 40000\nraise E('x')"

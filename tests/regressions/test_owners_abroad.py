@@ -94,6 +94,7 @@ def program(runtime: str, state: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     running.kill()
 
 
+@pytest.mark.one_runtime
 def test_a_state_folder_that_the_engine_does_not_see_is_refused_at_start(runtime: str, state: Path) -> None:
     """A process whose folder is its own, as in a container without the mount."""
     mounted = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o mode=0700 none "$0" && exec "$1" -c "$2"']

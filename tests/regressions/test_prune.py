@@ -14,6 +14,8 @@ import docker
 import pytest
 
 from orchestrator.container.hostconfig import INSTANCE_LABEL
+from orchestrator.image.recipe import Recipe
+from orchestrator.policy.sections import Image
 from orchestrator.settings import Settings
 from orchestrator.store.checkpointfiles import CheckpointFiles
 from orchestrator.store.history import History
@@ -41,7 +43,7 @@ def strangers() -> Iterator[set[str]]:
     client = docker.from_env()
     made = []
     try:
-        image = client.images.list(name="cellblock-sandbox")[0]
+        image = Recipe.of(Settings.load(), Image()).name
         for name in ("cellblock-stranger", "stranger"):
             name = f"{name}-{os.getpid()}"
             made += [client.containers.create(image, ["true"], name=name, network_mode="none")]
@@ -141,6 +143,7 @@ def check_asleep(sessions: list[str]) -> None:
     history.close()
 
 
+@pytest.mark.one_runtime
 def test_prune_says_what_it_leaves(
     runtime: str, own_state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +167,7 @@ def test_prune_says_what_it_leaves(
     assert not theirs & containers()
 
 
+@pytest.mark.one_runtime
 async def test_prune_applies_retention_and_says_so(
     runtime: str, data_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -234,6 +234,7 @@ async def test_one_slow_and_one_deaf_kernel_hold_up_their_own_agents_only(runtim
     assert not list(lost.rglob("*"))
 
 
+@pytest.mark.one_runtime
 async def test_a_shutdown_during_the_recovery_leaves_nothing_and_loses_nothing(runtime: str, lost: Path) -> None:
     """It waits until each kernel has moved or ended, no longer than the kernels' own bounds."""
     manager = make_manager(runtime, max_kernels=6)
@@ -249,6 +250,7 @@ async def test_a_shutdown_during_the_recovery_leaves_nothing_and_loses_nothing(r
                 assert (await manager.execute_code(session, code))["result"] == value
 
 
+@pytest.mark.one_runtime
 async def test_a_start_that_is_cancelled_while_a_state_moves_loses_nothing(runtime: str, lost: Path) -> None:
     """The next start, of the same manager, has every session."""
     manager = make_manager(runtime, max_kernels=6)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
+
 from tests.conftest import one_session
 
 
@@ -117,6 +119,7 @@ async def test_what_a_session_registers_is_restored(runtime: str) -> None:
             assert faults == {}
 
 
+@pytest.mark.one_runtime
 async def test_a_generator_that_numpy_cannot_take_back_is_named(runtime: str) -> None:
     """``np.random`` with another bit generator starts anew, and the restore says so."""
     async with one_session(runtime) as (manager, session):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from orchestrator import AgentKernelManager, KernelSession
 from tests.conftest import make_manager, one_session
 
@@ -41,6 +43,7 @@ async def test_libraries_survive_four_moves_with_nothing_lost(runtime: str) -> N
         await use_all(manager, session)
 
 
+@pytest.mark.one_runtime
 async def test_a_placeholder_in_a_module_or_class_is_lost_again(runtime: str) -> None:
     """And does not keep the next capture from succeeding."""
     setup = """
@@ -61,6 +64,7 @@ shelf.Shelf.source = textwrap.TextWrapper.source = (n for n in 'ab')
                 assert result["error"]["ename"] == "NotRestoredError", use
 
 
+@pytest.mark.one_runtime
 async def test_a_session_hibernates_again_and_again(runtime: str) -> None:
     """``hibernate`` is true of a session that sleeps with its newest state."""
     async with make_manager(runtime) as manager:

@@ -75,6 +75,7 @@ def test_the_mark_stands_where_the_output_was(case: str, unread: bool) -> None:
     assert str(outputs).count("left out here") == 1
 
 
+@pytest.mark.one_runtime
 async def test_displays_that_are_too_large_leave_stdout_alone(runtime: str) -> None:
     """Of 12 displays of 200 KB, 1 MiB has room for the first and last: stdout is what was printed."""
     limits = replace(KernelResourceLimits(), max_output_size_mb=1)
