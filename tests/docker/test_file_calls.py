@@ -271,7 +271,6 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("answer", HOSTILE.values(), ids=HOSTILE)
-@pytest.mark.one_runtime
 async def test_a_hostile_kernel_lies_about_its_files(runtime: str, answer: str) -> None:
     """What is no list, or names what is not in the folder, is refused."""
     lie = (
@@ -295,7 +294,6 @@ async def test_a_hostile_kernel_lies_about_its_files(runtime: str, answer: str) 
             await manager.stat_file(session, "a")
 
 
-@pytest.mark.one_runtime
 async def test_an_endless_list_is_stopped(runtime: str) -> None:
     lie = (
         "from ipykernel.kernelapp import IPKernelApp\n"

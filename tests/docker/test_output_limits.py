@@ -113,7 +113,6 @@ async def test_a_policy_may_have_the_cell_stopped(runtime: str, tmp_path: Path) 
         ("displays = 5", "for n in range(20): display({'text/html': f'<b>{n}</b>'}, raw=True)", "displays"),
     ],
 )
-@pytest.mark.one_runtime
 async def test_messages_and_displays_are_limited_too(
     runtime: str, tmp_path: Path, limit: str, code: str, reason: str
 ) -> None:
@@ -130,7 +129,6 @@ async def test_messages_and_displays_are_limited_too(
 
 
 @pytest.mark.parametrize("code", ["'x' * 8_000_000", "display({'image/png': 'A' * 8_000_000}, raw=True)"])
-@pytest.mark.one_runtime
 async def test_what_no_message_can_hold_is_counted_too(runtime: str, code: str) -> None:
     """The kernel leaves it out itself; the output says so in its place, the result how much it was."""
     async with one_session(runtime) as (manager, session):

@@ -42,7 +42,6 @@ async def reason_of(manager: AgentKernelManager, session: Any, *requirements: st
     return caught.value.reason
 
 
-@pytest.mark.one_runtime
 async def test_the_default_policy_allows_none_and_says_which_setting_would(runtime: str) -> None:
     """The refusal is immediate, from the manager, ``%pip`` and ``!pip``; what the image has is satisfied."""
     async with one_session(runtime) as (manager, session):
@@ -95,7 +94,6 @@ async def test_a_package_is_there_at_once_and_after_sleep_restore_and_fork(
     assert {each["package"] for each in installed[0]["wheels"]} == {"violet-2.0", "lilac-1.0"}
 
 
-@pytest.mark.one_runtime
 async def test_what_is_refused(runtime: str, tmp_path: Path, index: PackageIndex) -> None:
     """An unlisted name, a squatting one, a version, a hash, a source distribution, a dependency, a URL, an option."""
     digest = index.add_wheel("lilac", "1.0")
@@ -128,7 +126,6 @@ async def test_what_is_refused(runtime: str, tmp_path: Path, index: PackageIndex
         assert "--index-url is not supported" in result.stderr
 
 
-@pytest.mark.one_runtime
 async def test_an_unreachable_index(runtime: str, tmp_path: Path) -> None:
     """What was resolved once comes from the cache, in any later session; anything else is refused with a reason."""
     index = PackageIndex(tmp_path / "index")
@@ -144,7 +141,6 @@ async def test_an_unreachable_index(runtime: str, tmp_path: Path) -> None:
         assert await reason_of(manager, session, "violet") == "unreachable"
 
 
-@pytest.mark.one_runtime
 async def test_a_changed_cache_is_noticed(runtime: str, tmp_path: Path, index: PackageIndex, cache: Path) -> None:
     index.add_wheel("lilac", "1.0")
     path = policy(tmp_path, ["lilac"], index.url)

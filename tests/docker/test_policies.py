@@ -137,7 +137,6 @@ async def test_environment_variables_of_the_policy_are_set(runtime: str, tmp_pat
     assert result["stdout"] == 'north = "x" /work\n'
 
 
-@pytest.mark.one_runtime
 async def test_mime_types_that_the_policy_leaves_out_do_not_arrive(runtime: str, tmp_path: Path) -> None:
     """A mime type that the policy does not list is dropped and reported."""
     text = "[output]\nmime_types = ['text/plain', 'image/png']\n"
@@ -148,7 +147,6 @@ async def test_mime_types_that_the_policy_leaves_out_do_not_arrive(runtime: str,
     assert result["mime_dropped"] == ["text/html"]
 
 
-@pytest.mark.one_runtime
 async def test_comms_arrive_where_the_policy_has_them(runtime: str, tmp_path: Path) -> None:
     """Comm messages become events only if the policy enables channels.comms."""
     code = "from ipykernel.comm import Comm\nc = Comm(target_name='t', data={'n': 1}); c.send({'n': 2})"

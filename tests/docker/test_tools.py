@@ -152,7 +152,6 @@ async def test_fifty_gathered_calls_overlap(manager: AgentKernelManager, session
     assert 0.3 <= result.evidence.tool_s < 0.9
 
 
-@pytest.mark.one_runtime
 async def test_no_more_run_at_once_than_the_policy_allows(runtime: str) -> None:
     running = most = 0
 
@@ -265,7 +264,6 @@ async def test_a_tool_cannot_run_a_cell_of_its_own_session(manager: AgentKernelM
     assert (await manager.execute(session, "tools.again()", tools=[again])).result == "'refused'"
 
 
-@pytest.mark.one_runtime
 async def test_tools_of_a_call_and_of_a_lease(runtime: str) -> None:
     """A call's tools are offered beside the lease's, for that cell; after the lease there are none."""
     async with make_manager(runtime) as manager:
@@ -343,7 +341,6 @@ FORGED = {
 
 
 @pytest.mark.parametrize("attack", FORGED)
-@pytest.mark.one_runtime
 async def test_forged_calls(runtime: str, attack: str) -> None:
     """A forged call reaches a function only if it is listed and its arguments are valid, and once."""
     calls = 0
@@ -365,7 +362,6 @@ async def test_forged_calls(runtime: str, attack: str) -> None:
         )
 
 
-@pytest.mark.one_runtime
 async def test_the_audit_log_has_every_call(runtime: str, tmp_path: Path) -> None:
     async with one_session(runtime, audit_log=str(tmp_path / "audit.jsonl")) as (manager, session):
         code = "import tools\ntools.add(1)\ntry: tools.add('x')\nexcept tools.ToolError: pass\ntools.failing()"
