@@ -107,7 +107,8 @@ class ZmqFront:
             raise ValueError("a header without type or id")
         if not isinstance(content, dict) or not isinstance(metadata, dict):
             raise TypeError("a part that is no object")
-        return JupyterMessage(header, {}, content, metadata, [bytes(each) for each in parsed["buffers"]])
+        buffers = [bytes(each) for each in parsed["buffers"]]
+        return JupyterMessage(header, {}, content, metadata, buffers, sum(map(len, frames)))
 
     def _reject(self, identity: bytes) -> None:
         self.rejected += 1

@@ -80,6 +80,7 @@ async def serve(
             http=HttpProtocol,
             ws="websockets-sansio",
             ws_max_size=_LARGEST_MESSAGE,
+            ws_per_message_deflate=False,  # 10 MB of outputs would hold the event loop up for 0.3 s
             lifespan="off",
             log_config=None,
             access_log=False,
