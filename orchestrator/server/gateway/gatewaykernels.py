@@ -192,7 +192,7 @@ class GatewayKernels:
         return {
             "id": kernel_id,
             "name": handle.labels.get(_NAME, handle.policy),
-            "last_activity": time_text(last_used_at),
+            "last_activity": time_text(last_used_at if held is None else held.session.last_used_at),
             "execution_state": "busy" if busy else "idle",
             "connections": 0 if live is None else live.connections,
         }
