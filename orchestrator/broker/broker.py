@@ -103,9 +103,12 @@ class Broker:
         self._publish(self.maker.status(state, {}))
 
     def restarted(self) -> None:
-        """Tell all clients that the session has a fresh kernel, once it has."""
+        """Tell all clients that somebody has given the session a fresh kernel, once it has.
+
+        Not "restarting": JupyterLab says then that the kernel has died.
+        """
         self._kernel_id, self._lost = self._session.kernel_id, False
-        self.announce("restarting")
+        self.announce("starting")
         self.announce("idle")
 
     async def close(self) -> None:
@@ -168,7 +171,9 @@ class Broker:
     def _tell_loss(self) -> None:
         """Tell all clients after a request that found the kernel lost: they forget what they have asked before."""
         if self._lost:
-            self.restarted()
+            self._lost = False
+            self.announce("restarting")
+            self.announce("idle")
 
     # Cells
 

@@ -11,6 +11,8 @@ import pytest_asyncio
 
 from tests.server.conftest import Server, serving
 
+WEBSOCKETS = 16  # that one token may have open
+
 
 @dataclass
 class Gateway:
@@ -34,9 +36,9 @@ class Gateway:
         return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=90)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with serving(tmp_path_factory.mktemp("gateway"), tokens=1) as server:
+    with serving(tmp_path_factory.mktemp("gateway"), "--concurrent", str(WEBSOCKETS), tokens=1) as server:
         mine = server.token("mine", "--group", "mine", "--policy", "local-dev", "--policy", "default")
         yield Gateway(server, mine, server.token("theirs", "--group", "theirs"))
 
