@@ -23,6 +23,7 @@ CELLS = [
     "'plt' in globals()",
     "import os; os._exit(1)",
     "print('lives', 6 * 7)",
+    "print('lives on')",
 ]
 
 
@@ -45,11 +46,12 @@ class Lab:
         outputs = f"document.querySelectorAll('.jp-Notebook .jp-CodeCell')[{cell}].querySelector('.jp-OutputArea')"
         await self.page.until(f"(e => {condition})({outputs})", seconds=60)
 
-    async def dialogs(self) -> str:
-        """Return what the open dialogs say."""
-        return str(
-            await self.page.evaluate("[...document.querySelectorAll('.jp-Dialog')].map(e => e.innerText).join()")
-        )
+    async def accept(self) -> None:
+        """Press the button of the open dialog that agrees."""
+        button = "document.querySelector('.jp-Dialog .jp-mod-accept')"
+        await self.page.until(button)
+        await self.page.click(button)
+        await self.page.until("!document.querySelector('.jp-Dialog')")
 
 
 KERNEL = "jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel"
@@ -79,15 +81,17 @@ async def test_a_notebook_in_jupyterlab(lab: Lab) -> None:
     await lab.page.evaluate("void jupyterapp.commands.execute('notebook:interrupt-kernel')")
     await lab.until_output(1, "e.innerText.includes('KeyboardInterrupt')")
     await lab.page.evaluate("void jupyterapp.commands.execute('notebook:restart-kernel')")
-    await lab.page.until("document.querySelector('.jp-Dialog .jp-mod-accept')")
-    await lab.page.click("document.querySelector('.jp-Dialog .jp-mod-accept')")
-    await lab.page.until("!document.querySelector('.jp-Dialog')")
+    await lab.accept()
     await lab.until_status("idle")
     await lab.run_cell()
     await lab.until_output(2, "e.innerText.includes('False')")
-    assert await lab.dialogs() == ""
+    assert await lab.page.evaluate("document.querySelector('.jp-Dialog')?.innerText ?? ''") == ""
     await lab.run_cell()
     await lab.until_output(3, "e.innerText.includes('KernelDied')")
     await lab.run_cell()
     await lab.until_output(4, "e.innerText.includes('lives 42')")
-    print("dialogs", await lab.dialogs(), await lab.page.evaluate(f"{KERNEL}.status"))
+    await lab.page.until("document.querySelector('.jp-Dialog')?.innerText.includes('appears to have died')")
+    await lab.accept()
+    await lab.until_status("idle")
+    await lab.run_cell()
+    await lab.until_output(5, "e.innerText.includes('lives on')")
