@@ -266,12 +266,14 @@ async def test_another_groups_kernel_is_as_unknown_as_any(
         bodies = [{"path": "p", "type": "x", "kernel": {"id": each}} for each in (kernel, NOBODY)]
         found = [await theirs.post("/api/sessions", json=body) for body in bodies]
         assert [answer.status_code for answer in found] == [404, 404]
-    for each in (kernel, NOBODY, "../x", "x"):
-        with pytest.raises(InvalidStatus) as refused:
-            async with wire_client(gateway.url, each, gateway.theirs):
-                pass
-        assert refused.value.response.status_code in (403, 404)
-    async with wire_client(gateway.url, kernel, gateway.mine) as client:
+    async with wire_client(gateway.url, kernel, gateway.mine, session_id="s") as client:
+        for each in (kernel, NOBODY, "../x", "x"):
+            with pytest.raises(InvalidStatus) as refused:
+                async with wire_client(gateway.url, each, gateway.theirs, session_id="s"):
+                    pass
+            assert refused.value.response.status_code == (403 if "/" in each else 404)
+        async with gateway.http(gateway.theirs) as theirs:
+            assert (await theirs.get(f"/api/kernels/{kernel}")).status_code == 404
         assert (await client.execute("1")).value == "1"
 
 

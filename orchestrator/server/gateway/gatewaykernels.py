@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from orchestrator.errors import CellblockError, UnknownSessionError
+from orchestrator.errors import CellblockError, InvalidInputError, UnknownSessionError
 from orchestrator.principal import Principal
 from orchestrator.server.directory import Directory, Wish
 from orchestrator.server.gateway.gatewayclient import GatewayClient
@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 _AGENT = "jupyter-"
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NAME = "jupyter.kernel"  # the label that keeps the name under which the kernel was asked for
+_LONGEST_ID = 200  # characters of a client's session id
 Found = tuple[HandleRecord, SessionRecord]
 
 
@@ -82,8 +83,11 @@ class GatewayKernels:
 
         Raises:
             UnknownSessionError: the group has no such kernel.
+            InvalidInputError: the client's session id is too long.
             See ``Directory.find``.
         """
+        if len(session_id) > _LONGEST_ID:
+            raise InvalidInputError(f"a session id has at most {_LONGEST_ID} characters.")
         CALLER.set(principal)
         live = await self._live_of(principal, kernel_id)
         async with live.connected(session_id) as (client, socket):

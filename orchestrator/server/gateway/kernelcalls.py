@@ -50,9 +50,10 @@ class KernelCalls:
             raise SessionEndedError(
                 f"the kernel was shut down: {reason}.", reason=reason, remedy="Start another kernel."
             )
-        handle = self.served.handle
-        wish = Wish(handle.name, handle.policy, handle.image, handle.environment, handle.labels, timeout=timeout)
-        self.served, _ = await self._directory.open(CALLER.get(), wish)
+        if not self.served.session.is_awake:
+            handle = self.served.handle
+            wish = Wish(handle.name, handle.policy, handle.image, handle.environment, handle.labels, timeout=timeout)
+            self.served, _ = await self._directory.open(CALLER.get(), wish)
         with self.served.session.in_use():
             yield None, self.served.session
 

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable
 
 from orchestrator.broker.broker import Broker
 from orchestrator.broker.messages import JupyterMessage
-from orchestrator.errors import InvalidInputError
 from orchestrator.server.directory import Directory, Served
 from orchestrator.server.gateway.gatewayclient import GatewayClient
 from orchestrator.server.gateway.kernelcalls import KernelCalls
@@ -18,7 +17,6 @@ from orchestrator.server.waiting import stopped
 _KEPT = 60.0  # seconds for which a client without a WebSocket is kept, and longer while its cells run
 _LONGEST = 3600.0  # seconds for which it is kept at most
 _MOST_AWAY = 8  # clients without a WebSocket
-_LONGEST_ID = 200  # characters of a client's session id
 
 
 class LiveKernel:
@@ -64,13 +62,7 @@ class LiveKernel:
 
     @contextlib.asynccontextmanager
     async def connected(self, session_id: str) -> AsyncIterator[tuple[GatewayClient, asyncio.Event]]:
-        """Yield the client of this id for one WebSocket, and what is set once the WebSocket has to end.
-
-        Raises:
-            InvalidInputError: the id is too long.
-        """
-        if len(session_id) > _LONGEST_ID:
-            raise InvalidInputError(f"a session id has at most {_LONGEST_ID} characters.")
+        """Yield the client of this id for one WebSocket, and what is set once the WebSocket has to end."""
         client = next((each for each in self._clients if session_id and each.session_id == session_id), None)
         if client is None:
             client = GatewayClient(session_id)
