@@ -102,12 +102,13 @@ class Broker:
         """Tell all clients what the kernel does, beside any request."""
         self._publish(self.maker.status(state, {}))
 
-    def restarted(self) -> None:
-        """Tell all clients that somebody has given the session a fresh kernel, once it has.
+    def restarted(self, session: KernelSession) -> None:
+        """Tell all clients that somebody has given the agent's session a fresh kernel.
 
         Not "restarting": JupyterLab says then that the kernel has died.
         """
-        self._kernel_id, self._lost = self._session.kernel_id, False
+        self._follow(session)
+        self._lost = False
         self.announce("starting")
         self.announce("idle")
 

@@ -150,14 +150,23 @@ async def test_interrupt_and_restart(gateway: Gateway, http: httpx.AsyncClient, 
             assert (await other.execute("'kept' in globals(), open('kept.txt').read()")).value == "(False, 'here')"
 
 
-async def test_a_kernel_that_died_is_followed_by_a_fresh_one(gateway: Gateway, kernel: str) -> None:
-    """The client learns it, stays connected, and its next cell runs."""
+async def test_a_kernel_that_died_is_followed_by_a_fresh_one(
+    gateway: Gateway, http: httpx.AsyncClient, kernel: str
+) -> None:
+    """The client learns it, stays connected, and its next cell runs; or somebody restarts the kernel before."""
     async with wire_client(gateway.url, kernel, gateway.mine) as client:
         died = await client.execute("import os; os._exit(1)")
         assert died.of("execute_reply")[0]["ename"] == "KernelDied"
         fresh = await client.execute("'os' in globals()")
         assert (fresh.value, fresh.kinds[-1]) == ("False", "status")
         await client.heard("status", execution_state="restarting")
+        await client.execute("import os; os._exit(1)")
+        assert (await http.post(f"/api/kernels/{kernel}/interrupt")).status_code == 204
+        assert (await http.post(f"/api/kernels/{kernel}/restart")).status_code == 200
+        await client.heard("status", execution_state="starting")
+        assert (await client.execute("'os' in globals()")).value == "False"
+        with pytest.raises(TimeoutError):
+            await client.heard("status", timeout=0.5, execution_state="restarting")
 
 
 async def test_a_shut_down_kernel_is_gone_for_everybody(gateway: Gateway, http: httpx.AsyncClient) -> None:
@@ -364,20 +373,20 @@ async def test_a_client_that_reads_nothing_costs_nobody_anything(gateway: Gatewa
     """It is disconnected once more than 16 MiB wait for it; the cell, and other clients, do not wait for it."""
     async with wire_client(gateway.url, kernel, gateway.mine) as client:
         address = f"{gateway.url.replace('http', 'ws')}/api/kernels/{kernel}/channels?token={gateway.mine}"
-        slow = await connect(address, subprotocols=[V1], max_size=None, max_queue=1, proxy=None)  # type: ignore[list-item]
-        slow.transport.pause_reading()
-        for _ in range(4):
-            big = await client.execute("print('x' * 8_000_000)")
-            assert big.of("execute_reply")[0]["status"] == "ok"
-            assert len(big.text) == 8_000_001
-        slow.transport.resume_reading()
-        received = 0
-        with pytest.raises(ConnectionClosed):
-            async with asyncio.timeout(60):
-                while True:
-                    received += len(await slow.recv())
-        assert received < 32_000_000
-        assert slow.close_code == 1013
+        async with connect(address, subprotocols=[V1], max_size=None, max_queue=1, proxy=None) as slow:  # type: ignore[list-item]
+            slow.transport.pause_reading()
+            for _ in range(4):
+                big = await client.execute("print('x' * 8_000_000)")
+                assert big.of("execute_reply")[0]["status"] == "ok"
+                assert len(big.text) == 8_000_001
+            slow.transport.resume_reading()
+            received = 0
+            with pytest.raises(ConnectionClosed):
+                async with asyncio.timeout(60):
+                    while True:
+                        received += len(await slow.recv())
+            assert received < 32_000_000
+            assert slow.close_code == 1013
 
 
 async def test_a_token_has_so_many_websockets_and_no_more(gateway: Gateway, kernel: str) -> None:

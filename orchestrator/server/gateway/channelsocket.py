@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from orchestrator.errors import InvalidInputError
+from orchestrator.errors import InvalidInputError, RequestTimeoutError
 from orchestrator.server.gateway.framing import V1, parse
 from orchestrator.server.gateway.gatewayclient import GatewayClient
 from orchestrator.server.gateway.livekernel import LiveKernel
@@ -42,7 +42,7 @@ async def converse(websocket: WebSocket, live: LiveKernel, client: GatewayClient
             done, _ = await asyncio.wait(tasks, timeout=_LOOK, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
-    except WebSocketDisconnect:
+    except (WebSocketDisconnect, RequestTimeoutError):
         return
     except InvalidInputError:
         code, reason = _MALFORMED

@@ -14,7 +14,7 @@ from typing import Any
 
 from orchestrator.errors import CellblockError, InvalidInputError, UnknownSessionError
 from orchestrator.principal import Principal
-from orchestrator.server.directory import Directory, Wish
+from orchestrator.server.directory import Directory, Served, Wish
 from orchestrator.server.gateway.gatewayclient import GatewayClient
 from orchestrator.server.gateway.kernelcalls import CALLER
 from orchestrator.server.gateway.kernelspecs import policy_of
@@ -99,8 +99,12 @@ class GatewayKernels:
         Raises:
             UnknownSessionError: the group has no such kernel.
         """
-        handle, _ = await self._found(principal, kernel_id)
-        served = self._directory.held(handle.session_id)
+        live = self._live.get((principal.group, kernel_id))
+        if live is not None and not live.is_over:
+            served: Served | None = live.served
+        else:
+            handle, _ = await self._found(principal, kernel_id)
+            served = self._directory.held(handle.session_id)
         if served is not None:
             served.manager.interrupt(served.session)
 
@@ -111,13 +115,14 @@ class GatewayKernels:
             UnknownSessionError: the group has no such kernel.
             See ``AgentKernelManager.restart_kernel``.
         """
+        CALLER.set(principal)
         live = self._live.get((principal.group, kernel_id))
-        if live is None or not live.is_lost:  # a lost one gets a fresh kernel with its next cell anyhow
-            await self._found(principal, kernel_id)
-            served, _ = await self._directory.open(principal, Wish(_AGENT + kernel_id))
-            await served.manager.restart_kernel(served.session)
-        if live is not None:
-            live.broker.restarted()
+        if live is not None and not live.is_over:
+            await live.restart()
+            return
+        await self._found(principal, kernel_id)
+        served, _ = await self._directory.open(principal, Wish(_AGENT + kernel_id))
+        await served.manager.restart_kernel(served.session)
 
     async def stop(self, principal: Principal, kernel_id: str) -> None:
         """End a kernel's session, and disconnect its clients.
@@ -135,10 +140,6 @@ class GatewayKernels:
                 raise
             return  # it was lost: only its clients were left
         await self._directory.stop(*found, "end_session")
-
-    def connections(self, group: str) -> int:
-        """Return how many WebSockets a group's kernels have."""
-        return sum(live.connections for (owner, _), live in self._live.items() if owner == group)
 
     async def close(self) -> None:
         """Disconnect all clients."""

@@ -51,11 +51,6 @@ class LiveKernel:
         return self._calls.is_over
 
     @property
-    def is_lost(self) -> bool:
-        """Whether the kernel has died, and its session with it. The next cell gets a fresh one."""
-        return self.served.session.ended is not None and not self.is_over
-
-    @property
     def connections(self) -> int:
         """How many WebSockets it has."""
         return sum(client.is_connected for client in self._clients)
@@ -78,6 +73,18 @@ class LiveKernel:
             if client.owns(socket):
                 client.disconnect()
                 await self._leave(client)
+
+    async def restart(self) -> None:
+        """Give the session a fresh kernel, and tell all clients. Its files stay, unless the kernel was lost.
+
+        Raises:
+            See ``KernelCalls.acquire_kernel`` and ``AgentKernelManager.restart_kernel``.
+        """
+        was_lost = self.served.session.ended is not None
+        async with self._calls.acquire_kernel(""):
+            if not was_lost:
+                await self.served.manager.restart_kernel(self.served.session)
+        self.broker.restarted(self.served.session)
 
     async def close(self) -> None:
         """End all WebSockets, and what their clients run."""
