@@ -207,6 +207,8 @@ async def test_a_client_that_comes_back_gets_what_it_missed(gateway: Gateway, ke
     await asyncio.sleep(2)
     async with wire_client(gateway.url, kernel, gateway.mine, session_id="returns", v1=False) as client:
         answer = await client.answer(request)
+        assert (await client.heard("status"))["parent_header"] == {}  # what the kernel does now
+        assert (await client.execute("1")).value == "1"
         assert (answer.text, answer.of("execute_reply")[0]["status"]) == ("missed\n", "ok")
     async with wire_client(gateway.url, kernel, gateway.mine) as client:
         await client.ask("execute_request", {"code": "done = False\nimport time; time.sleep(100)\ndone = True"})

@@ -42,6 +42,20 @@ def test_a_header_keeps_what_answers_repeat() -> None:
     assert found[1].header == {"msg_id": "m", "msg_type": "comm_msg", "session": "s"}
 
 
+@pytest.mark.parametrize("v1", [True, False])
+def test_buffers_do_not_overlap(v1: bool) -> None:
+    """Else a message of 2 MiB could have a thousand buffers of as much."""
+    parts = parts_of(MessageMaker().make("x", {}, {}))
+    if v1:
+        frame = bytearray(v1_frame("shell", parts, [b"x" * 100, b"y"]))
+        struct.pack_into("<Q", frame, 8 * 7, struct.unpack_from("<Q", frame, 8 * 6)[0] - 50)
+    else:
+        frame = bytearray(json_frame("shell", HEADER, parts, [b"x" * 100, b"y"]))
+        struct.pack_into("!I", frame, 4 * 3, struct.unpack_from("!I", frame, 4 * 2)[0] - 50)
+    with pytest.raises(InvalidInputError):
+        parse(bytes(frame), v1=v1)
+
+
 _NUMBERS = st.integers(0, 2**64 - 1) | st.integers(0, 80)
 _V1 = st.builds(
     lambda numbers, rest: struct.pack(f"<{len(numbers)}Q", *numbers) + rest, st.lists(_NUMBERS), st.binary()

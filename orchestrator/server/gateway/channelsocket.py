@@ -31,7 +31,7 @@ async def converse(websocket: WebSocket, live: LiveKernel, client: GatewayClient
     v1 = V1 in websocket.scope.get("subprotocols", ())
     await websocket.accept(V1 if v1 else None)
     tasks: set[asyncio.Future[Any]] = {
-        asyncio.ensure_future(_send(websocket, client, v1=v1)),
+        asyncio.ensure_future(_send(websocket, client, over, v1=v1)),
         asyncio.ensure_future(_receive(websocket, live, client, v1=v1)),
         asyncio.ensure_future(over.wait()),
     }
@@ -54,12 +54,16 @@ async def converse(websocket: WebSocket, live: LiveKernel, client: GatewayClient
         await websocket.close(code, reason)
 
 
-async def _send(websocket: WebSocket, client: GatewayClient, *, v1: bool) -> None:
+async def _send(websocket: WebSocket, client: GatewayClient, over: asyncio.Event, *, v1: bool) -> None:
+    """Send what waits. A message that this WebSocket did not get whole is left for the next one."""
     outbox = client.outbox
     while (message := await outbox.first()) is not None:
         frame = await message.frame(v1=v1)
+        if over.is_set():
+            return
         await (websocket.send_text(frame) if isinstance(frame, str) else websocket.send_bytes(frame))
-        outbox.sent(message)
+        if not over.is_set():
+            outbox.sent(message)
     raise TooSlowError
 
 

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 
 from orchestrator.broker.broker import Broker
-from orchestrator.broker.messages import JupyterMessage
+from orchestrator.broker.messages import JupyterMessage, State
 from orchestrator.server.directory import Directory, Served
 from orchestrator.server.gateway.gatewayclient import GatewayClient
 from orchestrator.server.gateway.kernelcalls import KernelCalls
@@ -67,6 +67,9 @@ class LiveKernel:
             client.removal.cancel()
             client.removal = None
         socket = client.connect()
+        # JupyterLab takes no status from answers to its own questions, and would know none until the next cell.
+        state: State = "busy" if self.served.session.is_busy else "idle"
+        client.outbox.put(Outgoing("iopub", self.broker.maker.status(state, {})))
         try:
             yield client, socket
         finally:
