@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from orchestrator.broker.messages import MessageMaker
 from orchestrator.errors import InvalidInputError
 from orchestrator.server.gateway.framing import json_frame, parse, parts_of, v1_frame
+from orchestrator.server.gateway.outgoing import Outgoing
 
 HEADER = {"msg_id": "m", "msg_type": "comm_msg", "more": "x", "date": 1.5, "session": "s"}
 BUFFERS = [b"", b"\x00\xff", b"abc"]
@@ -72,3 +73,18 @@ def test_nonsense_is_refused(frame: bytes | str, v1: bool) -> None:
     """Whatever comes: no other error than the one that ends the WebSocket."""
     with contextlib.suppress(InvalidInputError):
         parse(frame, v1=v1)
+
+
+async def test_the_size_of_a_message_is_what_it_takes() -> None:
+    """What waits for a client is bounded by it: the header of the request and escaped characters count."""
+    maker = MessageMaker()
+    for text in ("x" * 50_000, "\u20ac" * 50_000):
+        for made in (
+            maker.make("stream", {"text": text}, {}),
+            maker.make("stream", {}, {"msg_id": text}),
+            maker.make("stream", {"data": [{text: None}]}, {}, {}, [b"y" * 50_000]),
+        ):
+            outgoing = Outgoing("iopub", made)
+            for v1 in (True, False):
+                frame = await outgoing.frame(v1=v1)
+                assert len(frame) <= outgoing.size <= len(frame) + 2000

@@ -10,7 +10,8 @@ from orchestrator.broker.messages import Channel, JupyterMessage
 from orchestrator.server.gateway.framing import json_frame, parts_of, v1_frame
 
 _LARGE = 100_000  # bytes from which on a thread is worth its 0.1 ms
-_ENVELOPE = 1000  # bytes of headers and the like
+_ENVELOPE = 1000  # bytes of its own header, and of what holds it
+_ESCAPED = 6  # bytes of a character outside of ASCII
 
 
 class Outgoing:
@@ -24,7 +25,8 @@ class Outgoing:
         self._channel = channel
         self._message = message
         self._parts: list[bytes] | None = None
-        self.size = _ENVELOPE + _weight(message.content) + sum(map(len, message.buffers))
+        told = _weight(message.parent) + _weight(message.metadata) + _weight(message.content)
+        self.size = _ENVELOPE + told + sum(map(len, message.buffers))
 
     async def frame(self, *, v1: bool) -> bytes | str:
         """Return it as a frame: text, where the subprotocol has text."""
@@ -43,7 +45,7 @@ class Outgoing:
 def _weight(value: Any) -> int:
     """Return about how many bytes a value takes as JSON. The broker made it: it is bounded in depth and items."""
     if isinstance(value, str):
-        return len(value)
+        return len(value) if value.isascii() else _ESCAPED * len(value)
     if isinstance(value, Mapping):
         return sum(_weight(key) + _weight(each) for key, each in value.items())
     if isinstance(value, list | tuple):
