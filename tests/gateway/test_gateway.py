@@ -423,48 +423,44 @@ async def test_a_kernel_that_sleeps_wakes_with_its_variables(
             await client.heard("status", timeout=0.5, execution_state="restarting")
 
 
-def open_webui(url: str, token: str, code: str) -> dict[str, str]:
+async def open_webui(url: str, token: str, code: str) -> dict[str, str]:
     """Run code as Open WebUI's code execution does: a kernel for each run, its token in every address, JSON frames."""
-
-    async def run() -> dict[str, str]:
-        async with httpx.AsyncClient(base_url=url, params={"token": token}, timeout=60) as http:
-            kernel_id = (await http.post("/api/kernels")).raise_for_status().json()["id"]
-            found = {"stdout": "", "stderr": "", "result": ""}
-            try:
-                address = f"{url.replace('http', 'ws', 1)}/api/kernels/{kernel_id}/channels?token={token}"
-                async with connect(address, proxy=None) as socket:
-                    header = {"msg_id": "a1", "msg_type": "execute_request", "session": "b2", "date": ""}
-                    content = {"code": code, "silent": False, "store_history": True, "allow_stdin": False}
-                    request = {"header": header, "parent_header": {}, "metadata": {}, "content": content}
-                    await socket.send(json.dumps({**request, "channel": "shell"}))
-                    while True:
-                        message = json.loads(await socket.recv())
-                        if message["parent_header"].get("msg_id") != "a1":
-                            continue
-                        content = message["content"]
-                        if message["msg_type"] == "stream":
-                            found[content["name"]] += content["text"]
-                        elif message["msg_type"] in ("execute_result", "display_data"):
-                            data = content["data"]
-                            found["result"] += data.get("image/png", data.get("text/plain", ""))
-                        elif message["msg_type"] == "error":
-                            found["stderr"] += "\n".join(content["traceback"])
-                        elif content.get("execution_state") == "idle":
-                            return found
-            finally:
-                (await http.delete(f"/api/kernels/{kernel_id}")).raise_for_status()
-
-    return asyncio.run(run())
+    async with httpx.AsyncClient(base_url=url, params={"token": token}, timeout=60) as http:
+        kernel_id = (await http.post("/api/kernels")).raise_for_status().json()["id"]
+        found = {"stdout": "", "stderr": "", "result": ""}
+        try:
+            address = f"{url.replace('http', 'ws', 1)}/api/kernels/{kernel_id}/channels?token={token}"
+            async with connect(address, proxy=None) as socket:
+                header = {"msg_id": "a1", "msg_type": "execute_request", "session": "b2", "date": ""}
+                content = {"code": code, "silent": False, "store_history": True, "allow_stdin": False}
+                request = {"header": header, "parent_header": {}, "metadata": {}, "content": content}
+                await socket.send(json.dumps({**request, "channel": "shell"}))
+                while True:
+                    message = json.loads(await socket.recv())
+                    if message["parent_header"].get("msg_id") != "a1":
+                        continue
+                    content = message["content"]
+                    if message["msg_type"] == "stream":
+                        found[content["name"]] += content["text"]
+                    elif message["msg_type"] in ("execute_result", "display_data"):
+                        data = content["data"]
+                        found["result"] += data.get("image/png", data.get("text/plain", ""))
+                    elif message["msg_type"] == "error":
+                        found["stderr"] += "\n".join(content["traceback"])
+                    elif content.get("execution_state") == "idle":
+                        return found
+        finally:
+            (await http.delete(f"/api/kernels/{kernel_id}")).raise_for_status()
 
 
 async def test_open_webuis_code_execution(gateway: Gateway, http: httpx.AsyncClient) -> None:
     """Its wire in our own words: outputs, a picture and an error; and it leaves no kernel."""
     before = len((await http.get("/api/kernels")).json())
-    run = await asyncio.to_thread(open_webui, gateway.url, gateway.theirs, "print('out')\n6 * 7")
+    run = await open_webui(gateway.url, gateway.theirs, "print('out')\n6 * 7")
     assert run == {"stdout": "out\n", "stderr": "", "result": "42"}
     plot = "import matplotlib.pyplot as plt\nplt.plot([1, 4, 9])\nplt.show()"
-    run = await asyncio.to_thread(open_webui, gateway.url, gateway.theirs, plot)
+    run = await open_webui(gateway.url, gateway.theirs, plot)
     assert run["result"].startswith("iVBOR")
-    run = await asyncio.to_thread(open_webui, gateway.url, gateway.theirs, "1 / 0")
+    run = await open_webui(gateway.url, gateway.theirs, "1 / 0")
     assert "ZeroDivisionError" in run["stderr"]
     assert len((await http.get("/api/kernels")).json()) == before
