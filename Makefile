@@ -121,8 +121,9 @@ verify: image ## probe every promise on this host, and every probe on containers
 	@$(BIN)/cellblock verify --self-test
 
 # SUITES says which: make conformance SUITES="inspect fastmcp"
-conformance: image ## run the suites of inspect_ai, pydantic_ai and FastMCP over sandboxes, each in an environment of its own
+conformance: image ## run the suites of inspect_ai, pydantic_ai and FastMCP over sandboxes, and JupyterLab's library for Node, which needs npm
 	@$(BIN)/python -m tests.conformance $(SUITES)
+	@[ -n "$(SUITES)" ] || $(BIN)/python -m pytest -q tests/gateway/suite_labservices.py
 
 # CASES and SEED say how many, and which: make fuzz CASES=500000 SEED=7
 fuzz: image ## send seeded nonsense from hostile kernels, 200,000 cases under each runtime

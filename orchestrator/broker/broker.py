@@ -32,7 +32,6 @@ from orchestrator.output.watched import CellEnded, CellStarted
 from orchestrator.sessions.session import KernelSession
 
 Subscriber = Callable[[JupyterMessage], None]
-_RESTART: tuple[State, ...] = ("restarting", "starting", "idle")
 _AT_ONCE = frozenset(("kernel_info_request", "comm_info_request"))  # are answered also while a cell runs
 
 
@@ -57,6 +56,7 @@ class Broker:
         self._subscribers: tuple[Subscriber, ...] = ()
         self._clients: set[Client] = set()
         self._host_cell: Asked | None = None
+        self._lost = False  # whether the session has lost its variables, and its clients were not told yet
         self.maker = MessageMaker()
         self.kernel_side = KernelSide(self.maker, self._publish)
         self._session, self._kernel_id = session, session.kernel_id
@@ -105,11 +105,15 @@ class Broker:
         """Tell all clients what the kernel does, beside any request."""
         self._publish(self.maker.status(state, {}))
 
-    def restarted(self) -> None:
-        """Tell all clients that the session has a fresh kernel."""
-        self._kernel_id = self._session.kernel_id
-        for state in _RESTART:
-            self.announce(state)
+    def restarted(self, session: KernelSession) -> None:
+        """Tell all clients that somebody has given the agent's session a fresh kernel.
+
+        Not "restarting": JupyterLab says then that the kernel has died.
+        """
+        self._follow(session)
+        self._lost = False
+        self.announce("starting")
+        self.announce("idle")
 
     async def close(self) -> None:
         """Serve nobody any more. A cell that a client runs is interrupted."""
@@ -133,6 +137,7 @@ class Broker:
         if reply is not None:
             self._reply(client, channel, message, reply)
         self._publish(self.maker.status("idle", message.header))
+        self._tell_loss()
 
     async def _answer(self, message: JupyterMessage) -> dict[str, Any] | None:
         """Return the content of a request's reply; None where it has none."""
@@ -172,7 +177,14 @@ class Broker:
             self._session, self._unwatch = session, session.watch(self._watch)
         if session.kernel_id != self._kernel_id:
             self._kernel_id = session.kernel_id
+            self._lost = session.restored is None  # else it was woken, and has its variables
+
+    def _tell_loss(self) -> None:
+        """Tell all clients after a request that found the kernel lost: they forget what they have asked before."""
+        if self._lost:
+            self._lost = False
             self.announce("restarting")
+            self.announce("idle")
 
     # Cells
 
@@ -188,6 +200,7 @@ class Broker:
         metadata = {"started": started, "dependencies_met": True, "status": content["status"]}
         client.send(channel, self.maker.make("execute_reply", content, message.header, metadata))
         self._publish(self.maker.status("idle", message.header))
+        self._tell_loss()
         if content["status"] != "ok" and message.content.get("stop_on_error", True):
             for waiting in client.shell.take_all("execute_request"):
                 self._abort(client, *waiting)

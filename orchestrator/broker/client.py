@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from orchestrator.broker.messages import Channel, JupyterMessage
 
 _MOST_PENDING = 1000  # requests of one queue that wait: nbclient has one, JupyterLab's "run all" one for each cell
+_MOST_BYTES = 16 * 1024 * 1024  # of them together; one alone may be larger
 
 Send = Callable[[Channel, JupyterMessage], None]
 
@@ -25,12 +26,15 @@ class Requests:
         self._serve = serve
         self._done = done
         self._pending: deque[tuple[Channel, JupyterMessage]] = deque()
+        self._bytes = 0
         self._work: asyncio.Task[None] | None = None
 
     def add(self, channel: Channel, message: JupyterMessage) -> bool:
         """Add a request. Returns False if too many wait."""
-        if len(self._pending) >= _MOST_PENDING:
+        too_large = self._pending and self._bytes + message.size > _MOST_BYTES
+        if len(self._pending) >= _MOST_PENDING or too_large:
             return False
+        self._bytes += message.size
         self._pending.append((channel, message))
         if self._work is None:
             self._work = asyncio.get_running_loop().create_task(self._run())
@@ -40,7 +44,13 @@ class Requests:
         """Remove the requests of a kind that wait, and return them."""
         taken = [each for each in self._pending if each[1].kind == kind]
         self._pending = deque(each for each in self._pending if each[1].kind != kind)
+        self._bytes = sum(message.size for _, message in self._pending)
         return taken
+
+    async def settled(self) -> None:
+        """Wait until none is served or waits."""
+        while self._work is not None:
+            await asyncio.wait({self._work})
 
     async def close(self) -> None:
         """Serve no more. What is being served is cancelled."""
@@ -52,7 +62,9 @@ class Requests:
     async def _run(self) -> None:
         try:
             while self._pending:
-                await self._serve(*self._pending.popleft())
+                channel, message = self._pending.popleft()
+                self._bytes -= message.size
+                await self._serve(channel, message)
         finally:
             self._work = None
             self._done()

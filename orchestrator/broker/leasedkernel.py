@@ -151,7 +151,7 @@ class LeasedKernel(AsyncKernelManager):
         """
         await self._calls.restart_kernel(self._leased)
         if self._broker is not None:
-            self._broker.restarted()
+            self._broker.restarted(self._leased)
 
     async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:  # type: ignore[override]
         """End the session; with ``restart``, do what ``restart_kernel`` does."""

@@ -33,6 +33,7 @@ class JupyterMessage:
     Attributes:
         header: its "msg_id", "msg_type", "session", "username", "date" and "version".
         parent: the header of the request that it answers; {}: none.
+        size: how many bytes a client has sent.
     """
 
     header: Mapping[str, Any]
@@ -40,6 +41,7 @@ class JupyterMessage:
     content: Mapping[str, Any]
     metadata: Mapping[str, Any] = field(default_factory=dict)
     buffers: Sequence[bytes] = ()
+    size: int = 0
 
     @property
     def kind(self) -> str:

@@ -104,7 +104,8 @@ class ZmqFront:
             raise ValueError("a header without type or id")
         if not isinstance(content, dict) or not isinstance(metadata, dict):
             raise TypeError("a part that is no object")
-        return JupyterMessage(header, {}, content, metadata, [bytes(each) for each in parsed["buffers"]])
+        buffers = [bytes(each) for each in parsed["buffers"]]
+        return JupyterMessage(header, {}, content, metadata, buffers, sum(map(len, frames)))
 
     def _greeted(self, channel: Channel, peer: Peer) -> None:
         """Note where questions go to. A stranger who names another's identity does not take its place."""

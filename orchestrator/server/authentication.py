@@ -112,7 +112,7 @@ class Authentication:
 def token_of(headers: dict[bytes, bytes]) -> str | None:
     """Return the token of a request: a bearer's, an API key, or a password, as in ``http://:TOKEN@host/``."""
     scheme, _, value = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
-    if scheme.lower() == "bearer":
+    if scheme.lower() in ("bearer", "token"):  # Jupyter's clients write "token"
         return value.strip()
     if scheme.lower() == "basic":
         try:

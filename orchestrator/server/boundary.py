@@ -231,7 +231,7 @@ def _sending(exchange: _Exchange, send: Send) -> Send:
     """Bound how long a client takes to read, and name the request in the answer."""
 
     async def bounded(message: Message) -> None:
-        if message["type"] == "http.response.start":
+        if message["type"] in ("http.response.start", "websocket.http.response.start"):
             exchange.started, exchange.status = True, message["status"]
             message["headers"] = [*message.get("headers", []), (b"x-request-id", exchange.id.encode())]
         elif message["type"] == "http.response.body":

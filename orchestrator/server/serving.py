@@ -20,6 +20,7 @@ from orchestrator.server.boundary import Boundary, BrokenOffError
 from orchestrator.server.doors import dialects
 from orchestrator.server.httpprotocol import HttpProtocol
 from orchestrator.server.service import Service
+from orchestrator.server.websocketprotocol import WebSocketProtocol
 
 _SOCKETS = 2048  # connections at once
 _LARGEST_MESSAGE = 2 * 1024 * 1024  # bytes of a WebSocket message
@@ -79,8 +80,9 @@ async def serve(
         config = uvicorn.Config(
             Boundary(service, wires),
             http=HttpProtocol,
-            ws="websockets-sansio",
+            ws=WebSocketProtocol,
             ws_max_size=_LARGEST_MESSAGE,
+            ws_per_message_deflate=False,  # 10 MB of outputs would hold the event loop up for 0.3 s
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -109,8 +111,9 @@ async def serve(
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Return whether a line of uvicorn's log says more than that an answer was broken off on purpose."""
-    return not (record.exc_info and isinstance(record.exc_info[1], BrokenOffError))
+    """Return whether a line of uvicorn's log is worth one. Below warnings it has addresses, with the tokens in them."""
+    broken_off = bool(record.exc_info and isinstance(record.exc_info[1], BrokenOffError))
+    return record.levelno >= logging.WARNING and not broken_off
 
 
 class _Server(uvicorn.Server):

@@ -228,6 +228,8 @@ async def test_a_time_limit_is_named_in_the_reply(runtime: str, state: Path) -> 
         fresh = await client.execute("'x' in globals()")
         assert fresh.of("execute_result")[0]["data"]["text/plain"] == "False"
         assert "kernel" in fresh.text  # the warning that says what was lost
+        lost = await client.heard("status")  # after the cell: JupyterLab forgets then what it has asked
+        assert (lost["content"]["execution_state"], lost["parent_header"]) == ("restarting", {})
 
 
 async def test_a_shutdown_is_replied_to_all_and_reported(served: Served, client: StockClient, state: Path) -> None:

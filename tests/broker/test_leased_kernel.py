@@ -80,7 +80,7 @@ async def test_interrupt_restart_and_shutdown(manager: AgentKernelManager, tmp_p
                 if message["parent_header"].get("msg_id") == request and message["msg_type"] == "stream":
                     texts.append(message["content"]["text"])
             assert texts == ["kept False\n"]
-            assert "restarting" in states
+            assert "starting" in states
         finally:
             client.stop_channels()
         with pytest.raises(InvalidInputError):

@@ -16,7 +16,9 @@ SUITES = {
     "pydantic": ("pydantic-ai-slim==2.68.0", "anyio"),
 }
 CLIENTS = {
+    "autogen": ("autogen-ext[docker-jupyter-executor]==0.7.5",),
     "gunicorn": ("gunicorn==27.0.1", "httpx==0.28.1"),
+    "jupyterlab": ("jupyterlab==4.6.6", "jupyter-server==2.21.1"),
     "sandbox_fusion": ("sandbox-fusion==0.3.7",),
 }  # whose environments tests use
 OPTIONS = ["-q", "-rxXs", "-p", "no:cacheprovider", "--noconftest", "-c", "/dev/null", "-o", "asyncio_mode=auto"]

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 
-from orchestrator.server.serving import Address, _bind
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
+
+from orchestrator.server.boundary import BrokenOffError
+from orchestrator.server.serving import Address, _bind, _is_news
+from orchestrator.server.websocketprotocol import WebSocketProtocol
 
 
 async def test_answers_are_not_held_back() -> None:
@@ -21,5 +28,55 @@ async def test_answers_are_not_held_back() -> None:
         reader, writer = await asyncio.open_connection(*listening.getsockname())
         assert await asyncio.wait_for(seen, 5)
         await reader.read()
+        writer.close()
+        await writer.wait_closed()
+
+
+def test_uvicorn_logs_no_address() -> None:
+    """It writes a WebSocket's address, with a token in it, at INFO, and its headers at DEBUG."""
+
+    def record(level: int, error: BaseException | None = None) -> logging.LogRecord:
+        info = None if error is None else (type(error), error, None)
+        return logging.LogRecord("uvicorn.error", level, "", 0, "x", (), info)
+
+    assert [_is_news(record(level)) for level in (logging.DEBUG, logging.INFO)] == [False, False]
+    assert [_is_news(record(logging.ERROR, each)) for each in (None, BrokenOffError())] == [True, False]
+
+
+HANDSHAKE = (
+    b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+
+
+class Impatient(WebSocketProtocol):
+    patience = 0.2
+
+
+async def test_a_websocket_that_is_not_read_is_broken_off() -> None:
+    """Also after the server has closed it: what is left of its last message does not stay in memory."""
+
+    sent = asyncio.Event()
+
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        sent.set()
+        await send({"type": "websocket.send", "bytes": b"x" * 20_000_000})
+
+    state = ServerState()
+    config = uvicorn.Config(app, ws_ping_interval=None, log_config=None)
+    config.load()
+    loop = asyncio.get_running_loop()
+    listening = await loop.create_server(lambda: Impatient(config, state, {}), "127.0.0.1", 0)
+    async with listening:
+        port = listening.sockets[0].getsockname()[1]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)  # reads ahead no more than that
+        writer.write(HANDSHAKE)
+        async with asyncio.timeout(20):
+            await sent.wait()
+            while state.connections:
+                await asyncio.sleep(0.05)
+        assert len(await reader.read()) < 20_000_000
         writer.close()
         await writer.wait_closed()
