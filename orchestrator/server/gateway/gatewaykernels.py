@@ -130,16 +130,19 @@ class GatewayKernels:
         Raises:
             UnknownSessionError: the group has no such kernel.
         """
-        live = self._live.pop((principal.group, kernel_id), None)
-        if live is not None:
-            await live.close()
+        key = principal.group, kernel_id
+        live = self._live.get(key)
         try:
-            found = await self._found(principal, kernel_id)
+            await self._directory.stop(*await self._found(principal, kernel_id), "end_session")
         except UnknownSessionError:
             if live is None or live.is_over:
                 raise
-            return  # it was lost: only its clients were left
-        await self._directory.stop(*found, "end_session")
+            # it was lost, and only its clients were left
+        finally:
+            if live is not None:  # last: who is disconnected finds no kernel any more
+                if self._live.get(key) is live:
+                    del self._live[key]
+                await live.close()
 
     async def close(self) -> None:
         """Disconnect all clients."""
