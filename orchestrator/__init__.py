@@ -7,6 +7,7 @@ from orchestrator.container.usage import (
 )
 from orchestrator.errors import (
     CellblockError,
+    CellNotFoundError,
     CheckpointDamagedError,
     CheckpointError,
     CheckpointForeignError,
@@ -31,12 +32,18 @@ from orchestrator.errors import (
     InvalidAgentIdError,
     InvalidCodeError,
     InvalidInputError,
+    InvalidPositionError,
     KernelDiedError,
     KernelError,
+    KernelNotFoundError,
     KernelPoolExhaustedError,
     KernelStartError,
     KernelTimeoutError,
     ManagerClosedError,
+    NotebookConflictError,
+    NotebookCreationError,
+    NotebookError,
+    NotebookNotFoundError,
     PackageError,
     PolicyError,
     PolicyFault,
@@ -68,6 +75,25 @@ from orchestrator.limits import (
 )
 from orchestrator.manager import (
     AgentKernelManager,
+)
+from orchestrator.notebooks.cell import (
+    Cell,
+    CellType,
+)
+from orchestrator.notebooks.cellexecutionresult import (
+    CellExecutionResult,
+)
+from orchestrator.notebooks.cellselector import (
+    CellSelector,
+)
+from orchestrator.notebooks.dispatcher import (
+    Dispatcher,
+)
+from orchestrator.notebooks.notebookdocument import (
+    NotebookDocument,
+)
+from orchestrator.notebooks.notebooks import (
+    Notebooks,
 )
 from orchestrator.operator.monitor import (
     Monitor,
@@ -155,7 +181,12 @@ __version__ = version("cellblock")
 
 __all__ = [
     "AgentKernelManager",
+    "Cell",
+    "CellExecutionResult",
     "CellFinished",
+    "CellNotFoundError",
+    "CellSelector",
+    "CellType",
     "CellblockError",
     "ChangedFile",
     "Checkpoint",
@@ -173,6 +204,7 @@ __all__ = [
     "CommandLimitError",
     "CommandOutput",
     "CommandResult",
+    "Dispatcher",
     "DisplayData",
     "EngineError",
     "EnginePermissionError",
@@ -198,9 +230,11 @@ __all__ = [
     "InvalidAgentIdError",
     "InvalidCodeError",
     "InvalidInputError",
+    "InvalidPositionError",
     "Kernel",
     "KernelDiedError",
     "KernelError",
+    "KernelNotFoundError",
     "KernelPool",
     "KernelPoolExhaustedError",
     "KernelResource",
@@ -213,6 +247,12 @@ __all__ = [
     "Lost",
     "ManagerClosedError",
     "Monitor",
+    "NotebookConflictError",
+    "NotebookCreationError",
+    "NotebookDocument",
+    "NotebookError",
+    "NotebookNotFoundError",
+    "Notebooks",
     "Outcome",
     "Output",
     "OutputDropped",

@@ -21,7 +21,6 @@ from typing import Any
 from mcp_types import CallToolResult, ContentBlock, ImageContent, ResourceLink, TextContent
 
 from orchestrator.errors import CellblockError
-from orchestrator.mcp.tokencount import fitted, head
 from orchestrator.output.amounts import amount
 from orchestrator.output.commandresult import CommandResult
 from orchestrator.output.fileinfo import FileInfo
@@ -29,6 +28,7 @@ from orchestrator.output.formodels import plain
 from orchestrator.output.outputs import DisplayData, ExecuteResult
 from orchestrator.output.printable import printable
 from orchestrator.output.result import ExecutionResult
+from orchestrator.output.tokencount import fitted, head
 from orchestrator.output.variableinfo import VariableInfo
 
 BUDGET = 8500  # estimated tokens of one text: clients warn at 10,000

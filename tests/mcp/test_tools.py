@@ -15,7 +15,7 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import BlobResourceContents, TextResourceContents
 
 from orchestrator.manager import AgentKernelManager
-from orchestrator.mcp.tokencount import tokens
+from orchestrator.output.tokencount import tokens
 from tests.conftest import make_manager
 from tests.mcp.servers import (
     PATIENCE,

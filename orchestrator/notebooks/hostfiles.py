@@ -1,0 +1,92 @@
+"""HostFiles: notebooks in files of the host. Only for callers who may read and write there."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import secrets
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from orchestrator.errors import StoreError
+from orchestrator.notebooks.ipynb import LARGEST_FILE
+from orchestrator.notebooks.notebookfiles import digest
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+class HostFiles:
+    """See ``NotebookFiles``. A link is followed, and stays a link."""
+
+    async def read(self, path: str) -> bytes | None:
+        """See ``NotebookFiles``."""
+        return await asyncio.to_thread(_checked, _read, Path(path))
+
+    async def replace(self, path: str, content: bytes, seen: str) -> bytes | None:
+        """See ``NotebookFiles``. What another program writes meanwhile is found, and put back."""
+        return await asyncio.to_thread(_checked, lambda target: _replace(target, content, seen), Path(path))
+
+
+def _checked(work: Callable[[Path], bytes | None], path: Path) -> bytes | None:
+    try:
+        return work(path.resolve())
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be read or written: {error.strerror or error}.",
+            remedy="Check that its folder exists, is writable and has room.",
+        ) from error
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        with path.open("rb") as file:
+            return file.read(LARGEST_FILE + 1)
+    except FileNotFoundError:
+        return None
+
+
+def _replace(path: Path, content: bytes, seen: str) -> bytes | None:
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        _write(part, content, path)
+        there = _read(path)
+        if digest(there) != seen:
+            return there
+        if there is None:
+            os.link(part, path)  # fails if there is a file by now
+        elif not _exchange(part, path):
+            part.replace(path)
+        elif digest(was := _read(part)) != seen:  # written since it was read above
+            _exchange(part, path)
+            return was
+        _sync(path.parent)
+        return None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _write(part: Path, content: bytes, path: Path) -> None:
+    """Write a file beside ``path``, with the mode of ``path``, and wait until it is on the disk."""
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644), "wb") as file:
+        if path.exists():
+            os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two files change places at once. Returns whether the file system can do that."""
+    names = (os.fsencode(one), os.fsencode(other))
+    return bool(_LIBC.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,185 @@
+"""Reads and writes .ipynb files. Pure. A file may be hostile: it is checked and bounded, and nothing in it is run.
+
+Older notebooks are brought to nbformat 4.5, where cells have ids. Fields that are not known here are kept. The marks of
+trust, with which Jupyter renders output unescaped, are left out in both directions.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import nbformat
+from nbformat import ValidationError
+
+from orchestrator.errors import NotebookCreationError
+from orchestrator.limits import MIB
+from orchestrator.notebooks.cell import Cell, CellType
+from orchestrator.notebooks.livingdocument import LONGEST_SOURCE, MOST_CELLS, MOST_OUTPUT, MOST_SOURCE
+from orchestrator.notebooks.notebookdocument import MINOR, NotebookDocument
+from orchestrator.output.amounts import amount, memory_of
+from orchestrator.output.mimebundle import is_valid
+from orchestrator.output.printable import printable
+
+LARGEST_FILE = 100 * MIB  # bytes
+_DEEPEST = 100  # levels of JSON
+_CELL_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+_OF_CELLS = frozenset(("id", "cell_type", "source", "metadata", "execution_count", "outputs"))
+_OF_NOTEBOOKS = frozenset(("cells", "metadata", "nbformat", "nbformat_minor"))
+_TRUST = frozenset(("trusted", "signature"))
+
+
+def parse(content: bytes, notebook_id: str, base: NotebookDocument | None = None) -> NotebookDocument:
+    """Return the notebook in a file.
+
+    Args:
+        base: an earlier state of the file: cells without ids get the ids that the same cells had there.
+
+    Raises:
+        NotebookCreationError: it is no notebook, or too large.
+    """
+    if len(content) > LARGEST_FILE:
+        raise NotebookCreationError(
+            f"the notebook has {amount(len(content))}; at most {amount(LARGEST_FILE)} are read."
+        )
+    try:
+        form = json.loads(content, parse_constant=lambda _constant: None)
+    except (ValueError, RecursionError) as error:
+        raise NotebookCreationError(f"this is not a notebook: {_reason(error)}.") from None
+    return from_form(form, notebook_id, base)
+
+
+def from_form(form: Any, notebook_id: str, base: NotebookDocument | None = None) -> NotebookDocument:
+    """Return the notebook that a value has, which was read from JSON.
+
+    Raises:
+        NotebookCreationError: see ``parse``.
+    """
+    if _is_deep(form):
+        raise NotebookCreationError(f"this is not a notebook: it is nested more than {_DEEPEST} levels deep.")
+    try:
+        node = nbformat.reads(json.dumps(form), as_version=4)
+        if not isinstance(node.get("cells"), list):
+            raise ValueError("it has no cells")
+        node.nbformat_minor = max(MINOR, node.nbformat_minor)
+        _give_ids(node.cells, base)
+        _drop_invalid_content(node.cells)
+        nbformat.validate(node, relax_add_props=True)
+    except (ValidationError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise NotebookCreationError(f"this is not a notebook: {_reason(error)}.") from None
+    document = _document(json.loads(json.dumps(node)), notebook_id)
+    _check_size(document)
+    return document
+
+
+def dump(document: NotebookDocument) -> bytes:
+    """Return a notebook as a .ipynb file has it: as nbformat writes it."""
+    form = document.as_dict()
+    form["metadata"] = _without_trust(form["metadata"])
+    for cell in form["cells"]:
+        cell["metadata"] = _without_trust(cell["metadata"])
+    node = nbformat.from_dict(form)
+    text = nbformat.writes(node, version=nbformat.NO_CONVERT) + "\n"
+    try:
+        return str(text).encode()
+    except UnicodeEncodeError:  # a file may spell a lone surrogate as an escape
+        return (json.dumps(json.loads(text), indent=1, sort_keys=True) + "\n").encode()
+
+
+def _document(form: dict[str, Any], notebook_id: str) -> NotebookDocument:
+    return NotebookDocument(
+        id=notebook_id,
+        cells=tuple(map(_cell, form["cells"])),
+        metadata=_without_trust(form["metadata"]),
+        minor=form["nbformat_minor"],
+        extra={key: value for key, value in form.items() if key not in _OF_NOTEBOOKS},
+    )
+
+
+def _cell(form: dict[str, Any]) -> Cell:
+    return Cell(
+        id=form["id"],
+        cell_type=CellType(form["cell_type"]),
+        source=form["source"],
+        metadata=_without_trust(form["metadata"]),
+        execution_count=form.get("execution_count"),
+        outputs=tuple(form.get("outputs", ())),
+        extra={key: value for key, value in form.items() if key not in _OF_CELLS},
+    )
+
+
+def _check_size(document: NotebookDocument) -> None:
+    size = sum(len(cell.source) for cell in document.cells)
+    longest = max((len(cell.source) for cell in document.cells), default=0)
+    if len(document.cells) > MOST_CELLS or size > MOST_SOURCE or longest > LONGEST_SOURCE:
+        raise NotebookCreationError("the notebook has too many cells, or too much source.")
+    if memory_of([cell.outputs for cell in document.cells]) > MOST_OUTPUT:
+        raise NotebookCreationError(
+            f"the notebook's outputs take more than {amount(MOST_OUTPUT)}.", remedy="Clear some of its outputs."
+        )
+
+
+def _give_ids(cells: Sequence[Any], base: NotebookDocument | None) -> None:
+    """Give ids to cells that have none, an unusable one, or one that an earlier cell has."""
+    taken: set[str] = set()
+    without = []
+    for cell in cells:
+        name = cell.get("id")
+        if isinstance(name, str) and _CELL_ID.fullmatch(name) and name not in taken:
+            taken.add(name)
+        else:
+            without.append(cell)
+    known = [cell for cell in base.cells if cell.id not in taken] if base is not None else []
+    names = _ids_of_same(known, without)
+    for number, cell in enumerate(without):
+        cell["id"] = names.get(number) or secrets.token_hex(4)
+
+
+def _ids_of_same(known: Sequence[Cell], cells: Sequence[Any]) -> dict[int, str]:
+    """Return the earlier ids of cells, by the cells' numbers: of equal cells, and of edited ones between them."""
+    then = [(cell.cell_type.value, cell.source) for cell in known]
+    now = [(str(cell.get("cell_type")), str(cell.get("source"))) for cell in cells]
+    names: dict[int, str] = {}
+    for kind, a, a_end, b, b_end in difflib.SequenceMatcher(None, then, now, autojunk=False).get_opcodes():
+        if kind == "equal" or (kind == "replace" and a_end - a == b_end - b):
+            names |= {b + number: known[a + number].id for number in range(b_end - b)}
+    return names
+
+
+def _drop_invalid_content(cells: Sequence[Any]) -> None:
+    """Leave out content that is not what its mime type says, such as a picture that is no base64."""
+    for cell in cells:
+        for output in cell.get("outputs", []) if isinstance(cell.get("outputs"), list) else []:
+            data = output.get("data")
+            if isinstance(data, dict):
+                output["data"] = {mime: item for mime, item in data.items() if is_valid(mime, item)}
+
+
+def _without_trust(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in metadata.items() if key not in _TRUST}
+
+
+def _is_deep(form: Any) -> bool:
+    level = [form]
+    for _ in range(_DEEPEST):
+        level = [
+            item
+            for value in level
+            if isinstance(value, dict | list)
+            for item in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, json.JSONDecodeError):
+        return f"no JSON at line {error.lineno}"
+    return printable(str(error).partition("\n")[0], 200).rstrip(".") or type(error).__name__
