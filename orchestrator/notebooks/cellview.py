@@ -21,7 +21,10 @@ from orchestrator.output.printable import printable
 from orchestrator.output.tokencount import fitted, tokens
 
 _ENVELOPE = 60  # tokens of an answer beside its cells
-_LEAST = 40  # tokens to which a text is shortened at most
+_LEAST = 40  # tokens that a shortened text has, or more
+_SHORTEST = 60  # characters that a shortened text has, or more
+_VIEW = 15  # tokens of an output beside its text
+_COMMA = 2  # tokens between two entries
 _LINE = 80  # characters of a cell in an outline
 _TEXTS = ("text/plain", "text/markdown", "text/latex")
 
@@ -53,7 +56,7 @@ def page(selected: Sequence[tuple[int, Cell]], stale: AbstractSet[str], budget: 
         while cost(entry) > left and not entries and share > _LEAST:
             share = max(_LEAST, share * 2 // 3)
             entry = _entry(index, cell, cell.id in stale, share)
-        left -= cost(entry)
+        left -= cost(entry) + _COMMA
         if left < 0 and entries:
             return Page(entries, index)
         entries.append(entry)
@@ -69,7 +72,7 @@ def outline(selected: Sequence[tuple[int, Cell]], stale: AbstractSet[str], budge
         if cell.cell_type != "code":
             entry["type"] = cell.cell_type.value
         entry |= _flags(cell, cell.id in stale)
-        left -= cost(entry)
+        left -= cost(entry) + _COMMA
         if left < 0 and entries:
             return Page(entries, index)
         entries.append(entry)
@@ -78,20 +81,17 @@ def outline(selected: Sequence[tuple[int, Cell]], stale: AbstractSet[str], budge
 
 def outputs_view(outputs: Sequence[Mapping[str, Any]], budget: int) -> list[dict[str, Any]]:
     """Return outputs as text within about ``budget`` tokens. Of many, the first and the last ones are shown."""
-    many = max(2, budget // _LEAST)
+    many = max(2, budget // (_LEAST + _VIEW))
     shown = list(enumerate(outputs))
     if len(shown) > many:
         left = len(shown) - many
         shown = shown[: many // 2] + shown[len(shown) - (many - many // 2) :]
     views = [_view(number, output) for number, output in shown]
-    texts = [view["text"] for view in views]
-    share = max(_LEAST, budget // max(1, len(views)))
-    spare = budget - sum(min(share, tokens(text[: share * 8])) for text in texts)
+    share = max(_LEAST, budget // max(1, len(views)) - _VIEW)
+    spare = sum(max(0, share - cost(view["text"][: share * 5])) for view in views)  # what short ones leave to long ones
     for view in views:
-        allowed = share + max(0, spare)
-        short = _fitted(view["text"], allowed)
-        spare -= max(0, tokens(short) - share)
-        view["text"] = short
+        view["text"] = _fitted(view["text"], share + spare)
+        spare -= max(0, cost(view["text"]) - share)
     if len(outputs) > many:
         views.insert(many // 2, {"type": "left_out", "text": f"[{left} outputs left out]"})
     return views
@@ -105,7 +105,7 @@ def piece(text: str, offset: int, budget: int) -> dict[str, Any]:
     """
     if not 0 <= offset <= len(text):
         raise InvalidPositionError(f"the text has {len(text):,} characters.", position=offset, total=len(text))
-    part = fitted(lambda limit: text[offset : offset + limit], max(_LEAST, budget - _ENVELOPE))
+    part = fitted(lambda limit: text[offset : offset + limit], (budget - _ENVELOPE) * 3 // 4)  # JSON escapes cost too
     end = offset + len(part)
     found: dict[str, Any] = {"text": formodels.plain(part)}
     return found if end == len(text) else {**found, "next_offset": end, "characters": len(text)}
@@ -207,6 +207,11 @@ def _first_line(source: str) -> str:
 
 def _fitted(text: str, budget: int) -> str:
     """Return the text, or its beginning and end within a budget of tokens."""
-    if len(text) <= budget * 10 and tokens(text) <= budget:
+    if len(text) <= budget * 10 and cost(text) <= budget:
         return text
-    return fitted(lambda limit: formodels.shortened(text, limit), budget)
+    limit = budget * 5
+    while True:
+        short = formodels.shortened(text, limit)
+        if (taken := cost(short)) <= budget or limit <= _SHORTEST:
+            return short
+        limit = max(_SHORTEST, int(min(limit, len(text)) * budget / taken * 0.95))

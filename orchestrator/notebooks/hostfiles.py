@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
+import errno
+import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from orchestrator.errors import StoreError
+from orchestrator.limits import Deadline
 from orchestrator.notebooks.ipynb import LARGEST_FILE
 from orchestrator.notebooks.notebookfiles import digest
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_PATIENCE, _PAUSE = 10.0, 0.01  # seconds
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -52,20 +58,44 @@ def _replace(path: Path, content: bytes, seen: str) -> bytes | None:
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         _write(part, content, path)
-        there = _read(path)
-        if digest(there) != seen:
-            return there
-        if there is None:
-            os.link(part, path)  # fails if there is a file by now
-        elif not _exchange(part, path):
-            part.replace(path)
-        elif digest(was := _read(part)) != seen:  # written since it was read above
-            _exchange(part, path)
-            return was
-        _sync(path.parent)
+        with _locked(path.parent) as folder:
+            there = _read(path)
+            if digest(there) != seen:
+                return there
+            if there is None:
+                os.link(part, path)  # fails if there is a file by now
+            elif not _exchange(part, path):
+                part.replace(path)
+            elif digest(was := _read(part)) != seen:  # another program wrote it since it was read above
+                _exchange(part, path)
+                return was
+            os.fsync(folder)
         return None
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[int]:
+    """Let one process of Cellblock at a time replace files of a folder. Yields the folder's descriptor.
+
+    Raises:
+        TimeoutError: another process has had the lock for 10 s.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    deadline = Deadline(_PATIENCE)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not deadline.remaining():
+                    raise TimeoutError(errno.ETIMEDOUT, "another process has locked the folder") from None
+                time.sleep(_PAUSE)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _write(part: Path, content: bytes, path: Path) -> None:
@@ -82,11 +112,3 @@ def _exchange(one: Path, other: Path) -> bool:
     """Let two files change places at once. Returns whether the file system can do that."""
     names = (os.fsencode(one), os.fsencode(other))
     return bool(_LIBC.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

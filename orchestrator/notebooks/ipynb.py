@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import nbformat
-from nbformat import ValidationError
+from nbformat import ValidationError, reader
 
 from orchestrator.errors import NotebookCreationError
 from orchestrator.limits import MIB
 from orchestrator.notebooks.cell import Cell, CellType
-from orchestrator.notebooks.livingdocument import LONGEST_SOURCE, MOST_CELLS, MOST_OUTPUT, MOST_SOURCE
+from orchestrator.notebooks.notebookbounds import BOUNDS
 from orchestrator.notebooks.notebookdocument import MINOR, NotebookDocument
 from orchestrator.output.amounts import amount, memory_of
 from orchestrator.output.mimebundle import is_valid
@@ -62,10 +62,13 @@ def from_form(form: Any, notebook_id: str, base: NotebookDocument | None = None)
     if _is_deep(form):
         raise NotebookCreationError(f"this is not a notebook: it is nested more than {_DEEPEST} levels deep.")
     try:
-        node = nbformat.reads(json.dumps(form), as_version=4)
+        node = reader.reads(
+            json.dumps(form)
+        )  # without the checks of ``nbformat.reads``, which would give ids by chance
+        node = node if node.nbformat == 4 else nbformat.convert(node, 4)
         if not isinstance(node.get("cells"), list):
             raise ValueError("it has no cells")
-        node.nbformat_minor = max(MINOR, node.nbformat_minor)
+        node.nbformat_minor = max(MINOR, node.get("nbformat_minor", 0))
         _give_ids(node.cells, base)
         _drop_invalid_content(node.cells)
         nbformat.validate(node, relax_add_props=True)
@@ -115,11 +118,11 @@ def _cell(form: dict[str, Any]) -> Cell:
 def _check_size(document: NotebookDocument) -> None:
     size = sum(len(cell.source) for cell in document.cells)
     longest = max((len(cell.source) for cell in document.cells), default=0)
-    if len(document.cells) > MOST_CELLS or size > MOST_SOURCE or longest > LONGEST_SOURCE:
+    if len(document.cells) > BOUNDS.cells or size > BOUNDS.source or longest > BOUNDS.cell_source:
         raise NotebookCreationError("the notebook has too many cells, or too much source.")
-    if memory_of([cell.outputs for cell in document.cells]) > MOST_OUTPUT:
+    if memory_of([cell.outputs for cell in document.cells]) > BOUNDS.output_bytes:
         raise NotebookCreationError(
-            f"the notebook's outputs take more than {amount(MOST_OUTPUT)}.", remedy="Clear some of its outputs."
+            f"the notebook's outputs take more than {amount(BOUNDS.output_bytes)}.", remedy="Clear some of its outputs."
         )
 
 

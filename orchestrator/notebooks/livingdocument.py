@@ -1,8 +1,8 @@
 """LivingDocument: a notebook that changes: its cells, and which of them are stale. Pure: it runs nothing.
 
-A code cell is stale if it has not run in the session since it was edited, if a cell above it is stale or ran later than
-it, or if a code cell above it was added, edited, moved or deleted since it ran. Where no cell is stale, the outputs are
-those of a run from top to bottom.
+A code cell is stale if it has not run in the session as it is now, below the code that is above it now; if a cell
+above it is stale or ran later; or if the kernel lost what it made. Where no cell is stale, the outputs are those of a
+run from top to bottom.
 """
 
 from __future__ import annotations
@@ -14,17 +14,13 @@ from datetime import datetime
 from typing import Any
 
 from orchestrator.errors import CellNotFoundError, InvalidInputError, InvalidPositionError, NotebookError
-from orchestrator.limits import MIB
 from orchestrator.notebooks.cell import Cell, CellType
 from orchestrator.notebooks.celloutputs import CellOutputs, times
+from orchestrator.notebooks.notebookbounds import BOUNDS, NotebookBounds
 from orchestrator.notebooks.notebookdocument import NotebookDocument
 from orchestrator.output.amounts import memory_of
 from orchestrator.output.events import ExecutionResult
 
-MOST_CELLS = 10_000
-LONGEST_SOURCE = MIB  # characters of one cell
-MOST_SOURCE = 16 * MIB  # characters of all cells
-MOST_OUTPUT = 32 * MIB  # bytes of all outputs in memory
 _LEFT_OUT = "[The output was left out: the notebook holds as much output as it may.]\n"
 
 
@@ -34,20 +30,23 @@ class _Run:
 
     Attributes:
         number: of the run, among all runs of this notebook.
-        outdated: whether the cell, or one above it, was changed since.
+        code: the hash of the code from the top to this cell, when it began.
+        is_lost: whether it has no result, or the kernel lost what it made.
         session_cell: how many cells the session had run at its end; None while it runs.
     """
 
     number: int
-    outdated: bool = False
+    code: int
+    is_lost: bool = False
     session_cell: int | None = None
 
 
 class LivingDocument:
     """A notebook that changes."""
 
-    def __init__(self, document: NotebookDocument) -> None:
+    def __init__(self, document: NotebookDocument, bounds: NotebookBounds = BOUNDS) -> None:
         self._document = document
+        self._bounds = bounds
         self._cells = list(document.cells)
         self._runs: dict[str, _Run] = {}
         self._displays: dict[str, tuple[str | None, ...]] = {}
@@ -98,12 +97,13 @@ class LivingDocument:
             NotebookError: the notebook has as many cells as it may, or as much source.
         """
         at = self._position(position, len(self._cells))
-        if len(self._cells) >= MOST_CELLS:
-            raise NotebookError(f"a notebook has at most {MOST_CELLS:,} cells.", remedy="Begin another notebook.")
+        if len(self._cells) >= self._bounds.cells:
+            raise NotebookError(
+                f"a notebook has at most {self._bounds.cells:,} cells.", remedy="Begin another notebook."
+            )
         self._check_source(source)
         cell = Cell(self._new_id(), cell_type, source, dict(metadata or {}))
         self._cells.insert(at, cell)
-        self._changed_at(at, cell)
         return cell
 
     def edit(self, cell_id: str, source: str, *, cell_type: CellType | None = None, clear_outputs: bool = True) -> Cell:
@@ -122,8 +122,7 @@ class LivingDocument:
         cell = replace(before, source=source, cell_type=kind)
         self._cells[index] = cell
         if clear_outputs or kind is not CellType.CODE:
-            cell = self._without_run(cell)
-        self._changed_at(index, before, cell)
+            return self._without_outputs(cell)
         return cell
 
     def delete(self, cell_id: str) -> Cell:
@@ -136,7 +135,6 @@ class LivingDocument:
         cell = self._cells.pop(index)
         for known in (self._runs, self._displays, self._sizes):
             known.pop(cell_id, None)
-        self._changed_at(index, cell)
         return cell
 
     def move(self, cell_id: str, position: int) -> None:
@@ -148,21 +146,19 @@ class LivingDocument:
         """
         index = self.index_of(cell_id)
         at = self._position(position, len(self._cells) - 1)
-        if at != index:
-            cell = self._cells.pop(index)
-            self._cells.insert(at, cell)
-            self._changed_at(min(index, at), cell)
+        self._cells.insert(at, self._cells.pop(index))
 
     def begin(self, cell_id: str) -> str:
-        """Note that a cell begins to run. Return its source.
+        """Note that a cell that can run begins to. Return its source.
 
         Raises:
             CellNotFoundError: there is no such cell.
         """
-        source = self.cell(cell_id).source
+        index = self.index_of(cell_id)
+        *_, (_, code) = self._code_hashes(self._cells[: index + 1])
         self._run_count += 1
-        self._runs[cell_id] = _Run(self._run_count)
-        return source
+        self._runs[cell_id] = _Run(self._run_count, code)
+        return self._cells[index].source
 
     def finish(self, cell_id: str, result: ExecutionResult, ended: datetime, session_cell: int) -> CellOutputs:
         """Give a cell the outputs of its run, and earlier displays the content that it gave them.
@@ -176,10 +172,10 @@ class LivingDocument:
             The outputs as they stand in the notebook.
         """
         made = CellOutputs.of(result)
-        self._update_displays(cell_id, made.updates or {})
+        self._update_displays(made.updates or {})
         if cell_id not in (cell.id for cell in self._cells):
             return made
-        room = MOST_OUTPUT - sum(self._sizes.values()) + self._sizes.get(cell_id, 0)
+        room = self._bounds.output_bytes - sum(self._sizes.values()) + self._sizes.get(cell_id, 0)
         if memory_of(made.outputs) > room:
             made = CellOutputs(({"output_type": "stream", "name": "stderr", "text": _LEFT_OUT},), (None,))
         cell = self.cell(cell_id)
@@ -193,42 +189,32 @@ class LivingDocument:
     def abandon(self, cell_id: str) -> None:
         """Note that a run has no result: the cell is stale."""
         if cell_id in self._runs:
-            self._runs[cell_id].outdated = True
+            self._runs[cell_id].is_lost = True
 
     def forget_runs(self, after: int = -1) -> None:
         """Note that the session's variables are gone that its cells after number ``after`` made."""
         for run in self._runs.values():
             if run.session_cell is not None and run.session_cell > after:
-                run.outdated = True
+                run.is_lost = True
 
     def stale(self) -> list[str]:
         """Return the ids of the cells that are stale, in their order."""
         found: list[str] = []
         last = 0
-        for cell in self._cells:
-            if not cell.is_runnable:
-                continue
+        for cell, code in self._code_hashes(self._cells):
             run = self._runs.get(cell.id)
-            if found or run is None or run.outdated or run.number < last:
+            if found or run is None or run.is_lost or run.code != code or run.number < last:
                 found.append(cell.id)
             last = last if run is None else max(last, run.number)
         return found
 
     def adopt(self, document: NotebookDocument) -> None:
-        """Become another state of the same notebook. Code that differs makes cells stale, from the first such cell on.
-
-        Cells whose outputs are the same keep the ids of their displays.
-        """
-        before = {cell.id: cell for cell in self._cells}
-        ran = [(cell.id, cell.source) for cell in self._cells if cell.cell_type is CellType.CODE]
-        runs = [(cell.id, cell.source) for cell in document.cells if cell.cell_type is CellType.CODE]
+        """Become another state of the same notebook. Cells with the same outputs keep the ids of their displays."""
+        before = {cell.id: cell.outputs for cell in self._cells}
         self._document, self._cells = document, list(document.cells)
-        same = next((n for n, (old, new) in enumerate(zip(ran, runs, strict=False)) if old != new), len(ran))
-        self._outdate(cell_id for cell_id, _source in runs[same:])
-        gone = [cell_id for cell_id in before if cell_id not in {cell.id for cell in document.cells}]
-        kept = {cell.id for cell in document.cells if cell.id in before and before[cell.id].outputs == cell.outputs}
-        for cell_id in gone:
-            self._runs.pop(cell_id, None)
+        left = {cell.id for cell in document.cells}
+        kept = {cell.id for cell in document.cells if before.get(cell.id) == cell.outputs}
+        self._runs = {cell_id: run for cell_id, run in self._runs.items() if cell_id in left}
         self._displays = {cell_id: ids for cell_id, ids in self._displays.items() if cell_id in kept}
         self._sizes = {}
         self._measure(self._cells)
@@ -251,26 +237,29 @@ class LivingDocument:
             source.encode()
         except UnicodeEncodeError as error:
             raise InvalidInputError(f"the source has a lone surrogate at character {error.start}.") from None
-        if len(source) > LONGEST_SOURCE:
-            raise InvalidInputError(f"the source has {len(source):,} characters; a cell may have {LONGEST_SOURCE:,}.")
-        if sum(len(cell.source) for cell in self._cells) - len(instead_of) + len(source) > MOST_SOURCE:
-            raise NotebookError(f"a notebook has at most {MOST_SOURCE:,} characters.", remedy="Begin another notebook.")
+        if len(source) > self._bounds.cell_source:
+            raise InvalidInputError(
+                f"the source has {len(source):,} characters; a cell may have {self._bounds.cell_source:,}."
+            )
+        if sum(len(cell.source) for cell in self._cells) - len(instead_of) + len(source) > self._bounds.source:
+            raise NotebookError(
+                f"a notebook has at most {self._bounds.source:,} characters.", remedy="Begin another notebook."
+            )
 
     def _new_id(self) -> str:
         taken = {cell.id for cell in self._cells}
         return next(name for name in iter(lambda: secrets.token_hex(4), "") if name not in taken)
 
-    def _changed_at(self, index: int, *cells: Cell) -> None:
-        """Note that a cell at ``index`` is another one than before, which makes the code from there on stale."""
-        if any(cell.cell_type is CellType.CODE for cell in cells):
-            self._outdate(cell.id for cell in self._cells[index:])
+    @staticmethod
+    def _code_hashes(cells: Iterable[Cell]) -> Iterator[tuple[Cell, int]]:
+        """Yield each cell that can run, with the hash of the code from the first cell to it."""
+        code = 0
+        for cell in cells:
+            if cell.is_runnable:
+                code = hash((code, cell.id, cell.source))
+                yield cell, code
 
-    def _outdate(self, cell_ids: Iterable[str]) -> None:
-        for cell_id in cell_ids:
-            if cell_id in self._runs:
-                self._runs[cell_id].outdated = True
-
-    def _without_run(self, cell: Cell) -> Cell:
+    def _without_outputs(self, cell: Cell) -> Cell:
         metadata = {key: value for key, value in cell.metadata.items() if key != "execution"}
         return self._replace(replace(cell, metadata=metadata, execution_count=None), CellOutputs())
 
@@ -285,16 +274,16 @@ class LivingDocument:
         for cell in cells:
             self._sizes[cell.id] = memory_of(cell.outputs)
 
-    def _update_displays(self, cell_id: str, updates: Mapping[str, Mapping[str, Any]]) -> None:
-        """Give displays of other cells new content, as far as the notebook has room for it."""
-        for cell, shown in self._displayed(cell_id):
+    def _update_displays(self, updates: Mapping[str, Mapping[str, Any]]) -> None:
+        """Give displays of earlier runs new content, as far as the notebook has room for it."""
+        for cell, shown in self._displayed():
             made = shown.updated(updates)
             growth = 0 if made is shown else memory_of(made.outputs) - self._sizes[cell.id]
-            if made is not shown and sum(self._sizes.values()) + max(0, growth) <= MOST_OUTPUT:
+            if made is not shown and sum(self._sizes.values()) + max(0, growth) <= self._bounds.output_bytes:
                 self._replace(cell, made)
 
-    def _displayed(self, but: str) -> Iterator[tuple[Cell, CellOutputs]]:
+    def _displayed(self) -> Iterator[tuple[Cell, CellOutputs]]:
         for cell in list(self._cells):
             ids = self._displays.get(cell.id, ())
-            if cell.id != but and len(ids) == len(cell.outputs) and any(ids):
+            if len(ids) == len(cell.outputs) and any(ids):
                 yield cell, CellOutputs(cell.outputs, ids)

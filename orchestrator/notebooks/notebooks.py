@@ -298,7 +298,7 @@ class Notebooks:
     async def _run(
         self, living: LivingDocument, cell: Cell, timeout: float | None, listen: Listener | None
     ) -> CellExecutionResult:
-        if cell.cell_type is not CellType.CODE:
+        if not cell.is_runnable:
             return CellExecutionResult(cell.id, success=True)
         source = living.begin(cell.id)
         try:

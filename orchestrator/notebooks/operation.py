@@ -12,7 +12,7 @@ from orchestrator.errors import InvalidInputError
 
 DEFAULT_BUDGET = 4000  # tokens of an answer
 LARGEST_BUDGET = 100_000
-_LEAST_BUDGET = 200
+_LEAST_BUDGET = 300
 
 
 @dataclass(frozen=True, slots=True)
