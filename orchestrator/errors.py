@@ -35,7 +35,7 @@
     ├── NotebookError                          notebook                 a notebook, and not the code in its cells
     │   ├── NotebookCreationError              notebook_creation        it cannot be made, or its file be opened
     │   ├── NotebookNotFoundError (LookupError)       notebook_not_found
-    │   ├── NotebookConflictError              notebook_conflict        its file was changed by others; nothing was written
+    │   ├── NotebookConflictError              notebook_conflict        others changed its file; nothing was written
     │   ├── KernelNotFoundError (LookupError)  kernel_not_found         it is for a kernel that sandboxes do not have
     │   ├── CellNotFoundError (LookupError)    cell_not_found
     │   └── InvalidPositionError (IndexError)  invalid_position

@@ -154,6 +154,21 @@ def command(result: CommandResult) -> Reply:
     return Reply(text, attachments=whole, is_error=result.outcome == "engine_lost", outcome=result.outcome)
 
 
+def notebook(answer: Mapping[str, Any]) -> Reply:
+    """Return an answer of the notebook protocol as JSON, with the picture that it has."""
+    form = dict(answer)
+    outcome = str(form.get("outcome", form["status"]))
+    content = form.pop("base64", None)
+    text = plain(json.dumps(form, ensure_ascii=False))
+    if content is None:
+        return Reply(text, outcome=outcome)
+    mime, data, pictures = str(form["mime"]), base64.b64decode(content), _Pictures()
+    if pictures.take(mime, data):
+        return Reply(text, tuple(pictures.taken), outcome=outcome)
+    safe = mime if _MIME.fullmatch(mime) else "application/octet-stream"
+    return Reply(text, attachments=(Attachment(f"output.{_extension(mime)}", safe, data),), outcome=outcome)
+
+
 def unfinished(name: str, state: str, seconds: float, so_far: str) -> Reply:
     """Return what a cell, or anything else that goes on, has put out so far, and how to go on."""
     said = f'{state} after {seconds:.0f} s: wait("{name}") waits on, interrupt("{name}") stops it'

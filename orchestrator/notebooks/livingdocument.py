@@ -31,14 +31,18 @@ class _Run:
     Attributes:
         number: of the run, among all runs of this notebook.
         code: the hash of the code from the top to this cell, when it began.
-        is_lost: whether it has no result, or the kernel lost what it made.
-        session_cell: how many cells the session had run at its end; None while it runs.
+        session_cell: how many cells the session had run at its end; None while it runs, and if it had no result.
+        is_lost: whether the kernel lost what it made.
     """
 
     number: int
     code: int
-    is_lost: bool = False
     session_cell: int | None = None
+    is_lost: bool = False
+
+    def holds(self, code: int) -> bool:
+        """Return whether it has a result, of this code, which the kernel still has."""
+        return self.session_cell is not None and not self.is_lost and self.code == code
 
 
 class LivingDocument:
@@ -186,11 +190,6 @@ class LivingDocument:
                 self._runs[cell_id].session_cell = session_cell
         return made
 
-    def abandon(self, cell_id: str) -> None:
-        """Note that a run has no result: the cell is stale."""
-        if cell_id in self._runs:
-            self._runs[cell_id].is_lost = True
-
     def forget_runs(self, after: int = -1) -> None:
         """Note that the session's variables are gone that its cells after number ``after`` made."""
         for run in self._runs.values():
@@ -203,7 +202,7 @@ class LivingDocument:
         last = 0
         for cell, code in self._code_hashes(self._cells):
             run = self._runs.get(cell.id)
-            if found or run is None or run.is_lost or run.code != code or run.number < last:
+            if found or run is None or not run.holds(code) or run.number < last:
                 found.append(cell.id)
             last = last if run is None else max(last, run.number)
         return found

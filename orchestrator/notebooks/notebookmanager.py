@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
 from orchestrator.output.events import Event
 
 
 class NotebookManager(Protocol):
-    """The methods mean what those of ``AgentKernelManager`` mean. A session is only handed back."""
+    """The methods mean what those of ``AgentKernelManager`` mean. A session is only handed back.
 
-    def stream_code(
-        self, session: Any, code: str, *, timeout: float | None = None, environment: Mapping[str, str] | None = None
-    ) -> AsyncGenerator[Event, None]: ...
+    ``stream_code`` takes ``environment`` too, where ``Notebooks`` has one.
+    """
 
-    async def read_file(
-        self, session: Any, path: str, *, offset: int = 0, length: int | None = None, limit: int = ...
-    ) -> bytes: ...
+    def stream_code(self, session: Any, code: str, *, timeout: float | None = None) -> AsyncGenerator[Event, None]: ...
+
+    async def read_file(self, session: Any, path: str) -> bytes: ...
 
     async def write_file(self, session: Any, path: str, data: bytes) -> int: ...

@@ -146,7 +146,8 @@ class Notebooks:
 
         Args:
             stale: run only those of them that are stale.
-            stop_on_error: whether to stop after the first one that fails. A kernel that ended always stops.
+            stop_on_error: whether to stop after the first one that fails. One that was interrupted, or whose kernel
+                ended, always is the last.
             timeout, listen: see ``execute_cell``; the timeout is of each cell.
 
         Raises:
@@ -164,7 +165,7 @@ class Notebooks:
             if not any(known.id == cell.id for known in living.cells):  # deleted meanwhile
                 continue
             results.append(done := await self._run(living, living.cell(cell.id), timeout, listen))
-            if not done.success and (stop_on_error or (done.result and done.result.kernel_state == "dead")):
+            if not done.success and (stop_on_error or _ends_all(done)):
                 break
         return results
 
@@ -289,11 +290,16 @@ class Notebooks:
             await found.save(self._files)
         self._open.pop(notebook_id, None)
 
-    def continue_with(self, session: Any) -> None:
-        """Go on with another session of the same agent: the one before has ended, and all code is stale."""
-        if session is not self._session:
-            self._session, self._kernel_id = session, _kernel_id(session)
+    def continue_with(self, session: Any, files: NotebookFiles | None = None) -> None:
+        """Go on with another session of the same agent, after the one before has ended: all code is stale.
+
+        Args:
+            files: where paths lead from now on; None: as before.
+        """
+        if session.session_id != self._session.session_id:
+            self._kernel_id = _kernel_id(session)
             self._forget_runs()
+        self._session, self._files = session, files or self._files
 
     async def _run(
         self, living: LivingDocument, cell: Cell, timeout: float | None, listen: Listener | None
@@ -306,12 +312,9 @@ class Notebooks:
         except StoreError as error:
             if error.result is not None:
                 self._finish(living, cell.id, error.result)
-            living.abandon(cell.id)
             raise
-        except BaseException as error:
-            living.abandon(cell.id)
-            if isinstance(error, KernelDiedError):
-                self._forget_runs()
+        except KernelDiedError:
+            self._forget_runs()
             raise
         return self._finish(living, cell.id, result)
 
@@ -334,7 +337,8 @@ class Notebooks:
         return _done("", done.result, done.outputs)
 
     async def _result(self, source: str, timeout: float | None, listen: Listener | None) -> ExecutionResult:
-        events = self._manager.stream_code(self._session, source, timeout=timeout, environment=self._environment)
+        options: dict[str, Any] = {"environment": self._environment} if self._environment else {}
+        events = self._manager.stream_code(self._session, source, timeout=timeout, **options)
         try:
             async with contextlib.aclosing(events):
                 async for event in events:
@@ -390,6 +394,10 @@ def _done(cell_id: str, result: ExecutionResult, outputs: Sequence[Mapping[str, 
     milliseconds = round(result.duration_s * 1000, 1)
     error = None if success else result.error
     return CellExecutionResult(cell_id, success, tuple(outputs), error, result.execution_count, milliseconds, result)
+
+
+def _ends_all(done: CellExecutionResult) -> bool:
+    return done.result is not None and (done.result.kernel_state == "dead" or done.result.outcome == "interrupted")
 
 
 def _kernel_id(session: Any) -> str:

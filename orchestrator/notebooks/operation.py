@@ -95,6 +95,9 @@ OPERATIONS: Mapping[str, Operation] = {
     "save_notebook": Operation("write the file; edits of others are merged", ("path", "overwrite")),
     "close_notebook": Operation("save and close", ("save",)),
 }
+RUNNING = frozenset(("add_cell", "edit_cell", "execute_cell", "execute_cells"))
+"""The operations that run cells, and so wait for their turn."""
+
 ALIASES = {"update_cell": "edit_cell"}
 
 SCHEMA: Mapping[str, Any] = {

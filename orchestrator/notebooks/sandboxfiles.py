@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from orchestrator.errors import FileTransferError
-from orchestrator.notebooks.ipynb import LARGEST_FILE
 from orchestrator.notebooks.notebookfiles import digest
 from orchestrator.notebooks.notebookmanager import NotebookManager
 
@@ -23,7 +22,7 @@ class SandboxFiles:
     async def read(self, path: str) -> bytes | None:
         """See ``NotebookFiles``."""
         try:
-            return await self._manager.read_file(self._session, path, limit=LARGEST_FILE)
+            return await self._manager.read_file(self._session, path)
         except FileTransferError as error:
             if error.fault == "missing":
                 return None

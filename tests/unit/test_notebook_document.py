@@ -136,7 +136,6 @@ class Sequences(RuleBasedStateMachine):
             return
         self.clock += 1
         self.living.begin(cell.id)
-        self.living.abandon(cell.id)
         cell.ran, cell.above, cell.lost = self.clock, self.above(self.model.index(cell)), True
 
     @rule(back=st.integers(0, 5))
