@@ -6,7 +6,6 @@ trust, with which Jupyter renders output unescaped, are left out in both directi
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import secrets
@@ -19,6 +18,7 @@ from nbformat import ValidationError, reader
 from orchestrator.errors import NotebookCreationError
 from orchestrator.limits import MIB
 from orchestrator.notebooks.cell import Cell, CellType
+from orchestrator.notebooks.cellmatching import matched
 from orchestrator.notebooks.notebookbounds import BOUNDS
 from orchestrator.notebooks.notebookdocument import MINOR, NotebookDocument
 from orchestrator.output.amounts import amount, memory_of
@@ -137,20 +137,10 @@ def _give_ids(cells: Sequence[Any], base: NotebookDocument | None) -> None:
         else:
             without.append(cell)
     known = [cell for cell in base.cells if cell.id not in taken] if base is not None else []
-    names = _ids_of_same(known, without)
-    for number, cell in enumerate(without):
-        cell["id"] = names.get(number) or secrets.token_hex(4)
-
-
-def _ids_of_same(known: Sequence[Cell], cells: Sequence[Any]) -> dict[int, str]:
-    """Return the earlier ids of cells, by the cells' numbers: of equal cells, and of edited ones between them."""
     then = [(cell.cell_type.value, cell.source) for cell in known]
-    now = [(str(cell.get("cell_type")), str(cell.get("source"))) for cell in cells]
-    names: dict[int, str] = {}
-    for kind, a, a_end, b, b_end in difflib.SequenceMatcher(None, then, now, autojunk=False).get_opcodes():
-        if kind == "equal" or (kind == "replace" and a_end - a == b_end - b):
-            names |= {b + number: known[a + number].id for number in range(b_end - b)}
-    return names
+    names = matched(then, [(str(cell.get("cell_type")), str(cell.get("source"))) for cell in without])
+    for number, cell in enumerate(without):
+        cell["id"] = known[names[number]].id if number in names else secrets.token_hex(4)
 
 
 def _drop_invalid_content(cells: Sequence[Any]) -> None:
