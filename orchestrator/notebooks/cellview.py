@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import InvalidInputError, InvalidPositionError
-from orchestrator.notebooks.cell import Cell
+from orchestrator.notebooks.cell import Cell, CellType
 from orchestrator.output import formodels
 from orchestrator.output.outputs import DisplayData, ErrorOutput, ExecuteResult, Output, StreamOutput
 from orchestrator.output.printable import printable
@@ -37,7 +37,7 @@ class Page:
         following: the index with which to go on; None: these are all.
     """
 
-    cells: list[dict[str, Any]]
+    cells: Sequence[dict[str, Any] | str]
     following: int | None
 
 
@@ -64,19 +64,20 @@ def page(selected: Sequence[tuple[int, Cell]], stale: AbstractSet[str], budget: 
 
 
 def outline(selected: Sequence[tuple[int, Cell]], stale: AbstractSet[str], budget: int) -> Page:
-    """Return a line for each cell, as many as fit in ``budget`` tokens, and at least one."""
-    entries: list[dict[str, Any]] = []
+    """Return a line for each cell, as many as fit in ``budget`` tokens, and at least one.
+
+    A line has the index, the id, the type unless it is code, "stale" and "failed", and the source's first line.
+    """
+    lines: list[str] = []
     left = budget - _ENVELOPE
     for index, cell in selected:
-        entry: dict[str, Any] = {"index": index, "cell_id": cell.id, "line": _first_line(cell.source)}
-        if cell.cell_type != "code":
-            entry["type"] = cell.cell_type.value
-        entry |= _flags(cell, cell.id in stale)
-        left -= cost(entry) + _COMMA
-        if left < 0 and entries:
-            return Page(entries, index)
-        entries.append(entry)
-    return Page(entries, None)
+        kind = [] if cell.cell_type is CellType.CODE else [cell.cell_type.value]
+        line = f"{' '.join([str(index), cell.id, *kind, *_flags(cell, cell.id in stale)])}: {_first_line(cell.source)}"
+        left -= cost(line) + _COMMA
+        if left < 0 and lines:
+            return Page(lines, index)
+        lines.append(line)
+    return Page(lines, None)
 
 
 def outputs_view(outputs: Sequence[Mapping[str, Any]], budget: int) -> list[dict[str, Any]]:
