@@ -35,6 +35,8 @@ ERRORS = {
     "SessionBusyError", "SessionElsewhereError", "SessionEndedError",
     "SettingsError", "StoreError", "UnknownKernelNameError", "UnknownRuntimeError", "UserIdTakenError",
     "WrongEventLoopError",
+    "CellNotFoundError", "InvalidPositionError", "KernelNotFoundError", "NotebookConflictError", "NotebookCreationError",
+    "NotebookError", "NotebookNotFoundError",
     "ForbiddenError", "IdempotencyError", "RequestTimeoutError", "RequestTooLargeError", "ServerError",
     "ServerUnavailableError", "TooManyRequestsError", "UnauthorizedError", "UnknownSessionError",
 }  # fmt: skip
@@ -49,6 +51,7 @@ OTHERS = {
     "LeaseRequest", "Lost", "Monitor", "Policy", "Recovery", "Restored", "RunningCell", "RunningCommand", "Sample",
     "Settings",
     "Telemetry", "Tool", "Usage", "VariableInfo",
+    "Cell", "CellExecutionResult", "CellSelector", "CellType", "Dispatcher", "NotebookDocument", "Notebooks",
 }  # fmt: skip
 OF_THE_COMMAND_LINE = ("rich", "textual", "typer")
 
