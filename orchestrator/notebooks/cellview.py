@@ -24,6 +24,7 @@ _ENVELOPE = 60  # tokens of an answer beside its cells
 _LEAST = 40  # tokens that a shortened text has, or more
 _SHORTEST = 60  # characters that a shortened text has, or more
 _VIEW = 15  # tokens of an output beside its text
+_MOST_FORMS = 8  # of an output that are named
 _COMMA = 2  # tokens between two entries
 _LINE = 80  # characters of a cell in an outline
 _TEXTS = ("text/plain", "text/markdown", "text/latex")
@@ -174,7 +175,7 @@ def _view(number: int, output: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(typed, StreamOutput) and typed.name == "stderr":
         view["name"] = "stderr"
     if isinstance(typed, DisplayData | ExecuteResult):
-        rich = [printable(mime, 100) for mime in typed.data if mime not in _TEXTS]
+        rich = [printable(mime, 100) for mime in typed.data if mime not in _TEXTS][:_MOST_FORMS]
         view |= {"output": number, "data": rich} if rich else {}
     return view
 

@@ -14,6 +14,7 @@ from orchestrator.notebooks.cellexecutionresult import CellExecutionResult
 from orchestrator.notebooks.cellselector import CellSelector
 from orchestrator.notebooks.notebooks import Listener, Notebooks
 from orchestrator.notebooks.operation import DEFAULT_BUDGET, SCHEMA, checked
+from orchestrator.output.printable import printable
 
 _ENVELOPE = 80  # tokens of an answer beside its outputs
 _PER_CELL = 30  # tokens of an entry of a cell that ran, beside its outputs
@@ -107,7 +108,7 @@ class Dispatcher:
         about = {
             "notebook_id": name,
             "path": self._notebooks.path_of(name),
-            "kernel_spec": dict(document.kernel_spec),
+            "kernel_spec": {"name": printable(str(document.kernel_spec.get("name", "")), 100)},
             "language_info": {"name": document.language_info.get("name", "")},
             "stale": len(stale),
         }

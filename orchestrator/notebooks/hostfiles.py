@@ -39,9 +39,9 @@ class HostFiles:
 def _checked(work: Callable[[Path], bytes | None], path: Path) -> bytes | None:
     try:
         return work(path.resolve())
-    except OSError as error:
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL in the path, or links in a circle
         raise StoreError(
-            f"{path} cannot be read or written: {error.strerror or error}.",
+            f"{str(path)!r} cannot be read or written: {getattr(error, 'strerror', None) or error}.",
             remedy="Check that its folder exists, is writable and has room.",
         ) from error
 

@@ -7,6 +7,7 @@ trust, with which Jupyter renders output unescaped, are left out in both directi
 from __future__ import annotations
 
 import json
+import math
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -19,18 +20,22 @@ from orchestrator.errors import NotebookCreationError
 from orchestrator.limits import MIB
 from orchestrator.notebooks.cell import Cell, CellType
 from orchestrator.notebooks.cellmatching import matched
+from orchestrator.notebooks.jsonbounds import DEEPEST, has_many_parts, is_deep
 from orchestrator.notebooks.notebookbounds import BOUNDS
 from orchestrator.notebooks.notebookdocument import MINOR, NotebookDocument
 from orchestrator.output.amounts import amount, memory_of
 from orchestrator.output.mimebundle import is_valid
 from orchestrator.output.printable import printable
 
-LARGEST_FILE = 100 * MIB  # bytes
-_DEEPEST = 100  # levels of JSON
+LARGEST_FILE = 48 * MIB  # bytes
 _CELL_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _OF_CELLS = frozenset(("id", "cell_type", "source", "metadata", "execution_count", "outputs"))
 _OF_NOTEBOOKS = frozenset(("cells", "metadata", "nbformat", "nbformat_minor"))
-_TRUST = frozenset(("trusted", "signature"))
+_NEVER_KEPT = frozenset(
+    ("trusted", "signature", "orig_nbformat", "orig_nbformat_minor")
+)  # marks, of trust and nbformat's
+# What nbformat raises for a notebook that is none; its converter of older ones checks nothing itself.
+_FAULTS = (ValidationError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError)
 
 
 def parse(content: bytes, notebook_id: str, base: NotebookDocument | None = None) -> NotebookDocument:
@@ -46,8 +51,10 @@ def parse(content: bytes, notebook_id: str, base: NotebookDocument | None = None
         raise NotebookCreationError(
             f"the notebook has {amount(len(content))}; at most {amount(LARGEST_FILE)} are read."
         )
+    if has_many_parts(content):
+        raise NotebookCreationError("the notebook has too many parts: objects, lists and values.")
     try:
-        form = json.loads(content, parse_constant=lambda _constant: None)
+        form = json.loads(content, parse_constant=lambda _constant: None, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise NotebookCreationError(f"this is not a notebook: {_reason(error)}.") from None
     return from_form(form, notebook_id, base)
@@ -59,12 +66,12 @@ def from_form(form: Any, notebook_id: str, base: NotebookDocument | None = None)
     Raises:
         NotebookCreationError: see ``parse``.
     """
-    if _is_deep(form):
-        raise NotebookCreationError(f"this is not a notebook: it is nested more than {_DEEPEST} levels deep.")
+    if is_deep(form):
+        raise NotebookCreationError(f"this is not a notebook: it is nested more than {DEEPEST} levels deep.")
     try:
-        node = reader.reads(
-            json.dumps(form)
-        )  # without the checks of ``nbformat.reads``, which would give ids by chance
+        node = reader.reads(json.dumps(form))  # unlike ``nbformat.reads``, it gives no ids by chance
+        if node.nbformat not in (3, 4):
+            raise ValueError("its version of nbformat is neither 3 nor 4")
         node = node if node.nbformat == 4 else nbformat.convert(node, 4)
         if not isinstance(node.get("cells"), list):
             raise ValueError("it has no cells")
@@ -72,9 +79,9 @@ def from_form(form: Any, notebook_id: str, base: NotebookDocument | None = None)
         _give_ids(node.cells, base)
         _drop_invalid_content(node.cells)
         nbformat.validate(node, relax_add_props=True)
-    except (ValidationError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        document = _document(json.loads(json.dumps(node)), notebook_id)
+    except _FAULTS as error:
         raise NotebookCreationError(f"this is not a notebook: {_reason(error)}.") from None
-    document = _document(json.loads(json.dumps(node)), notebook_id)
     _check_size(document)
     return document
 
@@ -104,13 +111,14 @@ def _document(form: dict[str, Any], notebook_id: str) -> NotebookDocument:
 
 
 def _cell(form: dict[str, Any]) -> Cell:
+    is_code = form["cell_type"] == CellType.CODE
     return Cell(
         id=form["id"],
         cell_type=CellType(form["cell_type"]),
         source=form["source"],
         metadata=_without_trust(form["metadata"]),
-        execution_count=form.get("execution_count"),
-        outputs=tuple(form.get("outputs", ())),
+        execution_count=form["execution_count"] if is_code else None,
+        outputs=tuple(form["outputs"]) if is_code else (),
         extra={key: value for key, value in form.items() if key not in _OF_CELLS},
     )
 
@@ -153,21 +161,12 @@ def _drop_invalid_content(cells: Sequence[Any]) -> None:
 
 
 def _without_trust(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in metadata.items() if key not in _TRUST}
+    return {key: value for key, value in metadata.items() if key not in _NEVER_KEPT}
 
 
-def _is_deep(form: Any) -> bool:
-    level = [form]
-    for _ in range(_DEEPEST):
-        level = [
-            item
-            for value in level
-            if isinstance(value, dict | list)
-            for item in (value.values() if isinstance(value, dict) else value)
-        ]
-        if not level:
-            return False
-    return True
+def _finite(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
 
 
 def _reason(error: Exception) -> str:

@@ -14,7 +14,7 @@ from orchestrator.notebooks.notebookdocument import NotebookDocument
 _KERNELS = {"python3": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}}
 _LANGUAGE = {"name": "python", "mimetype": "text/x-python", "file_extension": ".py"}
 _LANGUAGES = ("python", "ipython")
-_LONGEST_METADATA = 64 * 1024  # characters of JSON
+_LONGEST_METADATA = 4096  # characters of JSON
 
 
 def empty(notebook_id: str, kernel_name: str, metadata: Mapping[str, Any] | None) -> NotebookDocument:

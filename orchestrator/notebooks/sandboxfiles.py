@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from orchestrator.errors import FileTransferError
+from orchestrator.notebooks.ipynb import LARGEST_FILE
 from orchestrator.notebooks.notebookfiles import digest
 from orchestrator.notebooks.notebookmanager import NotebookManager
 
@@ -22,7 +23,7 @@ class SandboxFiles:
     async def read(self, path: str) -> bytes | None:
         """See ``NotebookFiles``."""
         try:
-            return await self._manager.read_file(self._session, path)
+            return await self._manager.read_file(self._session, path, length=LARGEST_FILE + 1)
         except FileTransferError as error:
             if error.fault == "missing":
                 return None

@@ -35,8 +35,8 @@ ERRORS = {
     "SessionBusyError", "SessionElsewhereError", "SessionEndedError",
     "SettingsError", "StoreError", "UnknownKernelNameError", "UnknownRuntimeError", "UserIdTakenError",
     "WrongEventLoopError",
-    "CellNotFoundError", "InvalidPositionError", "KernelNotFoundError", "NotebookConflictError", "NotebookCreationError",
-    "NotebookError", "NotebookNotFoundError",
+    "CellNotFoundError", "InvalidPositionError", "KernelNotFoundError", "NotebookConflictError",
+    "NotebookCreationError", "NotebookError", "NotebookNotFoundError",
     "ForbiddenError", "IdempotencyError", "RequestTimeoutError", "RequestTooLargeError", "ServerError",
     "ServerUnavailableError", "TooManyRequestsError", "UnauthorizedError", "UnknownSessionError",
 }  # fmt: skip

@@ -317,6 +317,20 @@ async def test_the_dispatcher_is_the_single_entry(notebooks: Notebooks, tmp_path
     assert (saved["total"], opened["total"]) == (3, 3)
 
 
+async def test_output_that_is_nested_deeply_is_left_out_and_the_notebook_can_be_saved(
+    notebooks: Notebooks, tmp_path: Path
+) -> None:
+    """A cell may display what no reader of notebooks can read."""
+    name = await notebooks.create_notebook()
+    code = "deep = 1\nfor _ in range({}): deep = [deep]\n"
+    code += "display({{'application/json': deep, 'text/plain': 'kept'}}, raw=True, display_id='d')"
+    for depth in (50, 150, 400, 900):
+        await notebooks.execute_cell(name, code.format(depth))
+    await notebooks.save_notebook(name, str(tmp_path / "deep.ipynb"))
+    nbformat.validate(nbformat.read(tmp_path / "deep.ipynb", as_version=4))
+    assert (await shown(notebooks, name))[1] == ["kept"]
+
+
 async def test_a_picture_is_named_and_fetched(notebooks: Notebooks) -> None:
     dispatch = Dispatcher(notebooks).dispatch
     code = "import matplotlib.pyplot as plt; plt.plot([1, 2]); plt.show()"

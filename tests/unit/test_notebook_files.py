@@ -52,6 +52,7 @@ def move(index: int, to: int) -> Change:
     return lambda cells: cells.insert(to, cells.pop(index))
 
 
+WORDS = ["cells", "metadata", "nbformat_minor", "id", "cell_type", "source", "outputs", "worksheets", "attachments"]
 OUT = ({"output_type": "stream", "name": "stdout", "text": "new"},)
 BASE = document("a", "b", "c", "d")
 
@@ -275,13 +276,43 @@ async def test_an_older_notebook_gets_ids_and_keeps_them_when_a_person_saves_it_
         json.dumps(form("x" * 1_100_000)).encode(),
         json.dumps({**form("a"), "nbformat": 3}).encode(),
         json.dumps({**form("a"), "nbformat": 9}).encode(),
+        b'{"a": [' + b"[]," * 400_000 + b"[]]}",
+        b" " * (ipynb.LARGEST_FILE + 1),
     ],
-    ids=range(11),
+    ids=range(13),
 )
 def test_what_is_no_notebook_is_refused(content: bytes) -> None:
     """Also where it is nested deeply, or too large."""
     with pytest.raises(NotebookCreationError):
         ipynb.parse(content, "nb-1")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 6) | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*WORDS, "x"]), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200, derandomize=True, database=None)
+@given(st.dictionaries(st.sampled_from(WORDS), JSON), st.dictionaries(st.sampled_from(WORDS), JSON), st.integers(0, 5))
+def test_any_json_is_a_valid_notebook_or_refused(top: Any, cell: Any, version: int) -> None:
+    """A file with wrong values in any of its places: no other error, and what is read can be written and read again."""
+    strange = form("a", "b") | {"nbformat": version}
+    strange["cells"][0] |= cell
+    try:
+        read = ipynb.parse(json.dumps(strange | top).encode(), "nb-1")
+    except NotebookCreationError:
+        return
+    nbformat.validate(json.loads(ipynb.dump(read)), relax_add_props=True)
+    assert ipynb.parse(ipynb.dump(read), "nb-1") == read
+
+
+def test_commas_in_text_are_no_parts() -> None:
+    """A notebook that printed a large table is read."""
+    wide = form("a")
+    wide["cells"][0]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": '1,"2",[3]\n' * 300_000}]
+    assert len(ipynb.parse(json.dumps(wide).encode(), "nb-1").cells) == 1
 
 
 def test_a_hostile_notebook_is_read_without_its_traps() -> None:
