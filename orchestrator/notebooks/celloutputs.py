@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from orchestrator.notebooks.jsonbounds import is_deep
 from orchestrator.output.events import DisplayData, ErrorOutput, ExecutionResult
 
-_LEFT_OUT = "[content left out: it is nested too deeply]"
 _BESIDE = ("type", "display_id")  # keys of a result's outputs that nbformat does not have
 Content = Mapping[str, Any]
 
@@ -35,7 +33,7 @@ class CellOutputs:
         shown = list(result.outputs)
         if result.error is not None and not any(isinstance(output, ErrorOutput) for output in shown):
             shown.append(result.error)
-        forms = (_without_deep(output.as_dict()) for output in shown)
+        forms = (output.as_dict() for output in shown)
         updates = {update.display_id: _content(update) for update in result.updates}
         updates |= {
             output.display_id: _content(output)
@@ -79,12 +77,4 @@ def _iso(moment: datetime) -> str:
 
 
 def _content(display: Any) -> Content:
-    return _without_deep({"data": dict(display.data), "metadata": dict(display.metadata)})
-
-
-def _without_deep(output: dict[str, Any]) -> dict[str, Any]:
-    """Return an output without content that is nested so deeply that a notebook of it cannot be read."""
-    if not is_deep([output.get("data"), output.get("metadata")]):
-        return output
-    data = {mime: item for mime, item in output.get("data", {}).items() if not is_deep(item)}
-    return {**output, "data": data or {"text/plain": _LEFT_OUT}, "metadata": {}}
+    return {"data": dict(display.data), "metadata": dict(display.metadata)}

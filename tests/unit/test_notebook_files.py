@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
+import random
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +23,7 @@ from orchestrator import Cell, CellType, NotebookConflictError, NotebookCreation
 from orchestrator.notebooks import ipynb
 from orchestrator.notebooks.hostfiles import HostFiles
 from orchestrator.notebooks.merging import merge
+from orchestrator.notebooks.notebookfiles import digest
 from orchestrator.notebooks.opennotebook import OpenNotebook
 from tests.unit.notebookworld import MemoryFiles, document, form
 
@@ -357,6 +361,41 @@ async def test_files_of_the_host_are_replaced_as_a_whole(tmp_path: Path) -> None
     assert (target.stat().st_mode & 0o777, link.is_symlink()) == (0o600, True)
     await notebook.save(files, str(tmp_path / "third.ipynb"))
     assert sorted(os.listdir(tmp_path)) == ["link.ipynb", "real.ipynb", "third.ipynb"]
+
+
+async def test_what_another_program_writes_at_that_very_moment_is_put_back(tmp_path: Path) -> None:
+    """It knows no lock, and writes once in each of many rounds: its file is there in the end of each."""
+    target, files, chance = tmp_path / FILE, HostFiles(), random.Random(1)  # noqa: S311 - seeded
+    took = 0.002  # seconds, as measured so far
+
+    def other(delay: float) -> None:
+        end = time.perf_counter() + delay
+        while time.perf_counter() < end:
+            pass
+        os.replace(tmp_path / "theirs", target)
+
+    for _ in range(400):
+        target.write_bytes(b"base")
+        (tmp_path / "theirs").write_bytes(b"theirs")
+        begun = time.perf_counter()
+        ours = asyncio.create_task(files.replace(str(target), b"ours", digest(b"base")))
+        await asyncio.gather(ours, asyncio.to_thread(other, chance.uniform(0, 1.5 * took)))
+        took = 0.9 * took + 0.1 * min(0.02, time.perf_counter() - begun)
+        assert target.read_bytes() == b"theirs"
+        assert ours.result() in (None, b"theirs")
+
+
+async def test_processes_that_replace_files_of_one_folder_take_turns(tmp_path: Path) -> None:
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        waiting = asyncio.create_task(HostFiles().replace(str(tmp_path / FILE), b"new", ""))
+        await asyncio.sleep(0.3)
+        assert not (tmp_path / FILE).exists()
+    finally:
+        os.close(folder)
+    await waiting
+    assert (tmp_path / FILE).read_bytes() == b"new"
 
 
 async def test_a_file_of_the_host_that_cannot_be_written_says_so(tmp_path: Path) -> None:
