@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
+from orchestrator.outcome import Outcome
 from orchestrator.output.events import ErrorOutput, ExecutionResult
 
 
@@ -30,3 +31,22 @@ class CellExecutionResult:
     execution_count: int | None = None
     execution_time_ms: float = 0.0
     result: ExecutionResult | None = None
+
+    @classmethod
+    def of(cls, cell_id: str, result: ExecutionResult, outputs: Sequence[Mapping[str, Any]]) -> Self:
+        """Return how a cell of this id ran.
+
+        Args:
+            outputs: in nbformat's form.
+        """
+        success = result.outcome == "ok"
+        error = None if success else result.error
+        milliseconds = round(result.duration_s * 1000, 1)
+        return cls(cell_id, success, tuple(outputs), error, result.execution_count, milliseconds, result)
+
+    @property
+    def ends_all(self) -> bool:
+        """Whether no cell should run after it: it was interrupted, or its kernel ended."""
+        return self.result is not None and (
+            self.result.kernel_state == "dead" or self.result.outcome == Outcome.INTERRUPTED
+        )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -165,7 +166,7 @@ class Notebooks:
             if not any(known.id == cell.id for known in living.cells):  # deleted meanwhile
                 continue
             results.append(done := await self._run(living, living.cell(cell.id), timeout, listen))
-            if not done.success and (stop_on_error or _ends_all(done)):
+            if not done.success and (stop_on_error or done.ends_all):
                 break
         return results
 
@@ -323,7 +324,7 @@ class Notebooks:
         made = living.finish(cell_id, result, datetime.now(UTC), int(getattr(self._session, "cell_count", 0)))
         if result.kernel_state == "dead":
             self._forget_runs()
-        return _done(cell_id, result, made.outputs)
+        return CellExecutionResult.of(cell_id, result, made.outputs)
 
     async def _run_unkept(
         self, source: str, kind: CellType, timeout: float | None, listen: Listener | None
@@ -333,8 +334,7 @@ class Notebooks:
         aside = LivingDocument(NotebookDocument("", ()))
         cell = aside.add(source)
         done = await self._run(aside, cell, timeout, listen)
-        assert done.result is not None
-        return _done("", done.result, done.outputs)
+        return replace(done, cell_id="")
 
     async def _result(self, source: str, timeout: float | None, listen: Listener | None) -> ExecutionResult:
         options: dict[str, Any] = {"environment": self._environment} if self._environment else {}
@@ -387,17 +387,6 @@ class Notebooks:
 
     def _new_id(self) -> str:
         return f"nb-{secrets.token_hex(4)}"
-
-
-def _done(cell_id: str, result: ExecutionResult, outputs: Sequence[Mapping[str, Any]]) -> CellExecutionResult:
-    success = result.outcome == "ok"
-    milliseconds = round(result.duration_s * 1000, 1)
-    error = None if success else result.error
-    return CellExecutionResult(cell_id, success, tuple(outputs), error, result.execution_count, milliseconds, result)
-
-
-def _ends_all(done: CellExecutionResult) -> bool:
-    return done.result is not None and (done.result.kernel_state == "dead" or done.result.outcome == "interrupted")
 
 
 def _kernel_id(session: Any) -> str:
