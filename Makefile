@@ -23,7 +23,7 @@ endef
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help demo test test-runtimes test-modern conformance jobs serving full-image check lint bench bench-peers soak reactions usage schedule service-times history crashes sessions screenshots chromium vendor state-table docs verify fuzz fuzz-server seccomp-record engine engine-stop image venv lock clean FORCE
+.PHONY: help demo test test-runtimes test-modern conformance jobs serving full-image check lint bench bench-peers soak reactions usage schedule service-times history crashes sessions screenshots chromium vendor state-table docs verify fuzz fuzz-server seccomp-record engine engine-stop image venv lock clean notebooks notebook-tokens FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -81,6 +81,13 @@ serving: image ## measure the server beside a manager in the process, and under 
 full-image: image ## build the full image, and run a notebook of 40 cells over it under each runtime; about four minutes
 	@$(BIN)/cellblock image build --requirements full
 	@$(BIN)/python -m tests.fullnotebook
+
+notebook-tokens: image ## measure the tokens of an agent's work on a notebook of 200 cells
+	@$(BIN)/python -m benchmarks.longnotebook
+
+# SEQUENCES says how many
+notebooks: $(STAMP) ## 10,000 random sequences of operations on notebooks, against a model; about ten minutes
+	@CELLBLOCK_NOTEBOOK_SEQUENCES=$(or $(SEQUENCES),10000) $(BIN)/python -m pytest tests/unit/test_notebook_document.py
 
 history: $(STAMP) ## measure the history beside 10,000 and 10 million cells; about five minutes
 	@$(BIN)/python -m benchmarks.history

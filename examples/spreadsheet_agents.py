@@ -5,6 +5,8 @@
 The formula agent analyses the formulas, the pattern agent the tables, and the picture agent draws charts. Only the
 sandboxes open the workbook; the host copies the file into them, and validates the agents' findings before it shows
 them. ``spreadsheet/inside/`` is the agents' code; the rest of ``spreadsheet/`` runs on the host.
+
+With ``--notebooks`` each agent works on a living notebook: it adds its cells to it and runs them there.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import json
 import sys
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
@@ -26,10 +28,19 @@ from spreadsheet.findings import Findings, PictureFindings, UnexpectedFindingsEr
 from spreadsheet.progress import Progress
 from spreadsheet.terminal import clean
 
-from orchestrator import AgentKernelManager, CellblockError, KernelResourceLimits, KernelSession
+from orchestrator import (
+    AgentKernelManager,
+    CellblockError,
+    CellType,
+    Event,
+    KernelResourceLimits,
+    KernelSession,
+    Notebooks,
+)
 from orchestrator.output.events import CellFinished, DisplayData, StreamOutput
 
 LIMITS = KernelResourceLimits(max_memory_mb=2048, max_cpu_percent=100, max_execution_time=300)
+Run = Callable[[AgentKernelManager, KernelSession, Agent, Progress, Path], Awaitable[Findings]]
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 LARGEST_PICTURE = 20 * 1024 * 1024  # bytes
 
@@ -39,18 +50,21 @@ class AgentFailedError(Exception):
 
 
 async def analyse(
-    book: Path, out: Path, console: Console, agents: Sequence[Agent] = AGENTS
+    book: Path, out: Path, console: Console, agents: Sequence[Agent] = AGENTS, *, notebooks: bool = False
 ) -> tuple[str, list[Outcome]]:
     """Run the agents on the workbook; return the container runtime and the outcome of each agent."""
+    run = run_in_notebook if notebooks else run_in_session
     async with AgentKernelManager(max_kernels=len(agents), resource_limits=LIMITS) as manager:
         with Progress(console, agents) as progress:
-            work = [run_agent(manager, agent, book, out, progress) for agent in agents]
+            work = [run_agent(manager, agent, book, out, progress, run) for agent in agents]
             return manager.runtime, list(await asyncio.gather(*work))
 
 
-async def run_agent(manager: AgentKernelManager, agent: Agent, book: Path, out: Path, progress: Progress) -> Outcome:
+async def run_agent(
+    manager: AgentKernelManager, agent: Agent, book: Path, out: Path, progress: Progress, run: Run
+) -> Outcome:
     """Run one agent and return its outcome. If it fails, the other agents go on."""
-    outcome = Outcome(agent)
+    outcome, notebook = Outcome(agent), out / f"{agent.name}.ipynb"
     started = time.monotonic()
     try:
         async with manager.acquire_kernel(agent.name, timeout=120) as (_, session):
@@ -59,10 +73,9 @@ async def run_agent(manager: AgentKernelManager, agent: Agent, book: Path, out: 
             for module, place in modules():
                 await manager.put_file(session, module, place)
             try:
-                outcome.findings = await run_cells(manager, session, agent, progress)
+                outcome.findings = await run(manager, session, agent, progress, notebook)
             finally:
-                outcome.notebook = out / f"{agent.name}.ipynb"
-                manager.save_session_as_notebook(session, outcome.notebook, title=agent.task)
+                outcome.notebook = notebook
             if isinstance(outcome.findings, PictureFindings):
                 outcome.pictures = await fetch_pictures(manager, session, outcome.findings, out)
     except (CellblockError, AgentFailedError, UnexpectedFindingsError, OSError) as error:
@@ -70,6 +83,41 @@ async def run_agent(manager: AgentKernelManager, agent: Agent, book: Path, out: 
     outcome.seconds = time.monotonic() - started
     progress.end(agent, failed=bool(outcome.failure))
     return outcome
+
+
+async def run_in_session(
+    manager: AgentKernelManager, session: KernelSession, agent: Agent, progress: Progress, path: Path
+) -> Findings:
+    """Run the agent's cells in order, and return the findings. The session's history is saved as a notebook."""
+    try:
+        return await run_cells(manager, session, agent, progress)
+    finally:
+        manager.save_session_as_notebook(session, path, title=agent.task)
+
+
+async def run_in_notebook(
+    manager: AgentKernelManager, session: KernelSession, agent: Agent, progress: Progress, path: Path
+) -> Findings:
+    """Do the same on a living notebook: its outputs are the findings, and it is saved as it is."""
+
+    def listen(event: Event) -> None:
+        if isinstance(event, StreamOutput) and event.name == "stdout":
+            progress.say(agent, event.text)
+
+    notebooks, displayed = Notebooks(manager, session), None
+    name = await notebooks.create_notebook()
+    try:
+        await notebooks.add_cell(name, f"# {agent.task}", CellType.MARKDOWN)
+        for cell in agent.cells():
+            progress.step(agent, cell.title)
+            done = await notebooks.execute_cell(name, cell.code, listen=listen)
+            if done.error is not None:
+                raise AgentFailedError(f"{cell.title}: {done.error.ename}: {done.error.evalue}")
+            for output in done.outputs:
+                displayed = output.get("data", {}).get("application/json", displayed)
+        return checked(agent.shape, displayed)
+    finally:
+        await notebooks.save_notebook(name, str(path), overwrite=True)
 
 
 async def run_cells(manager: AgentKernelManager, session: KernelSession, agent: Agent, progress: Progress) -> Findings:
@@ -152,6 +200,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder for pictures and notebooks; default: out/<book name>"
     )
+    parser.add_argument("--notebooks", action="store_true", help="let each agent work on a living notebook")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the findings as JSON")
     return parser.parse_args()
 
@@ -178,7 +227,7 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else 120)
     try:
         book, out = prepare(options.book, options.out)
-        runtime, outcomes = asyncio.run(analyse(book, out, console))
+        runtime, outcomes = asyncio.run(analyse(book, out, console, notebooks=options.notebooks))
         report.show(console, outcomes)
         console.print(f"\nRuntime: {runtime}. Pictures and notebooks are in {out}/", markup=False)
         if options.json is not None:

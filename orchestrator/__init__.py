@@ -13,6 +13,7 @@ from orchestrator.container.usage import (
 )
 from orchestrator.errors import (
     CellblockError,
+    CellNotFoundError,
     CheckpointDamagedError,
     CheckpointError,
     CheckpointForeignError,
@@ -37,12 +38,18 @@ from orchestrator.errors import (
     InvalidAgentIdError,
     InvalidCodeError,
     InvalidInputError,
+    InvalidPositionError,
     KernelDiedError,
     KernelError,
+    KernelNotFoundError,
     KernelPoolExhaustedError,
     KernelStartError,
     KernelTimeoutError,
     ManagerClosedError,
+    NotebookConflictError,
+    NotebookCreationError,
+    NotebookError,
+    NotebookNotFoundError,
     PackageError,
     PolicyError,
     PolicyFault,
@@ -74,6 +81,25 @@ from orchestrator.limits import (
 )
 from orchestrator.manager import (
     AgentKernelManager,
+)
+from orchestrator.notebooks.cell import (
+    Cell,
+    CellType,
+)
+from orchestrator.notebooks.cellexecutionresult import (
+    CellExecutionResult,
+)
+from orchestrator.notebooks.cellselector import (
+    CellSelector,
+)
+from orchestrator.notebooks.dispatcher import (
+    Dispatcher,
+)
+from orchestrator.notebooks.notebookdocument import (
+    NotebookDocument,
+)
+from orchestrator.notebooks.notebooks import (
+    Notebooks,
 )
 from orchestrator.operator.monitor import (
     Monitor,
@@ -161,8 +187,13 @@ __version__ = version("cellblock")
 
 __all__ = [
     "AgentKernelManager",
+    "Cell",
+    "CellExecutionResult",
     "CellFinished",
+    "CellNotFoundError",
     "CellOptions",
+    "CellSelector",
+    "CellType",
     "CellblockError",
     "ChangedFile",
     "Checkpoint",
@@ -180,6 +211,7 @@ __all__ = [
     "CommandLimitError",
     "CommandOutput",
     "CommandResult",
+    "Dispatcher",
     "DisplayData",
     "EngineError",
     "EnginePermissionError",
@@ -205,9 +237,11 @@ __all__ = [
     "InvalidAgentIdError",
     "InvalidCodeError",
     "InvalidInputError",
+    "InvalidPositionError",
     "Kernel",
     "KernelDiedError",
     "KernelError",
+    "KernelNotFoundError",
     "KernelPool",
     "KernelPoolExhaustedError",
     "KernelResource",
@@ -221,6 +255,12 @@ __all__ = [
     "Lost",
     "ManagerClosedError",
     "Monitor",
+    "NotebookConflictError",
+    "NotebookCreationError",
+    "NotebookDocument",
+    "NotebookError",
+    "NotebookNotFoundError",
+    "Notebooks",
     "Outcome",
     "Output",
     "OutputDropped",

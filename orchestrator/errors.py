@@ -32,6 +32,13 @@
     ├── WrongEventLoopError (RuntimeError)     wrong_event_loop
     ├── FileTransferError (OSError)            file_transfer
     ├── PackageError                           package                  packages cannot be installed
+    ├── NotebookError                          notebook                 a notebook, and not the code in its cells
+    │   ├── NotebookCreationError              notebook_creation        it cannot be made, or its file be opened
+    │   ├── NotebookNotFoundError (LookupError)       notebook_not_found
+    │   ├── NotebookConflictError              notebook_conflict        others changed its file; nothing was written
+    │   ├── KernelNotFoundError (LookupError)  kernel_not_found         it is for a kernel that sandboxes do not have
+    │   ├── CellNotFoundError (LookupError)    cell_not_found
+    │   └── InvalidPositionError (IndexError)  invalid_position
     ├── StoreError (OSError)                   store                    the history or a checkpoint file
     │   └── QuotaExceededError                 quota_exceeded           the agent keeps as much as it may
     ├── CheckpointError                        checkpoint               the running session is unharmed
@@ -444,6 +451,73 @@ class PackageError(CellblockError, code="package"):
     """
 
     reason: PackageFault
+
+
+class NotebookError(CellblockError, code="notebook"):
+    """A notebook cannot be used as asked, or has become too large. It is unchanged."""
+
+
+class NotebookCreationError(NotebookError, code="notebook_creation"):
+    """A notebook cannot be made, or a file cannot be opened as one. Nothing was made."""
+
+
+class NotebookNotFoundError(NotebookError, LookupError, code="notebook_not_found"):
+    """The session has no open notebook of this id.
+
+    Attributes:
+        notebook_id: as the caller named it.
+    """
+
+    notebook_id: str
+
+
+class NotebookConflictError(NotebookError, code="notebook_conflict"):
+    """The notebook's file was changed by others in a way that cannot be merged. Notebook and file are unchanged.
+
+    Attributes:
+        path: the file.
+        cells: the cells that both sides changed, by id; none where the file is another notebook.
+    """
+
+    path: str
+    cells: tuple[str, ...] = ()
+
+
+class KernelNotFoundError(NotebookError, LookupError, code="kernel_not_found"):
+    """A notebook is for a kernel that sandboxes do not have. Nothing was made.
+
+    Attributes:
+        kernel_name: the kernel.
+    """
+
+    kernel_name: str
+
+
+class CellNotFoundError(NotebookError, LookupError, code="cell_not_found"):
+    """A notebook has no cell of this id. Nothing changed.
+
+    Attributes:
+        cell_id: as the caller named it.
+    """
+
+    cell_id: str
+
+    @classmethod
+    def of(cls, cell_id: str) -> Self:
+        """Return the error for a cell id that the notebook does not have."""
+        return cls(f"there is no cell {str(cell_id)[:64]!r} in the notebook.", cell_id=str(cell_id)[:64])
+
+
+class InvalidPositionError(NotebookError, IndexError, code="invalid_position"):
+    """A position is outside of the notebook. Nothing changed.
+
+    Attributes:
+        position: as the caller named it.
+        total: how many cells the notebook has.
+    """
+
+    position: int
+    total: int
 
 
 class StoreError(CellblockError, OSError, code="store"):

@@ -17,6 +17,7 @@ from orchestrator.cli import (
     execute,
     image,
     mcp,
+    notebookcommands,
     policies,
     prune,
     ps,
@@ -71,6 +72,7 @@ app.command(name="serve")(serve.serve)
 app.add_typer(tokens.app, name="token")
 app.add_typer(auditlog.app, name="audit")
 app.add_typer(sessions.app, name="sessions")
+app.add_typer(notebookcommands.app, name="notebook")
 app.add_typer(policies.app, name="policy")
 app.add_typer(image.app, name="image")
 app.add_typer(daemon.app, name="engine")

@@ -107,7 +107,7 @@ def run(
     settings = Settings.load()
     if policy:
         settings = settings.model_copy(update={"policy": policy})
-    limits = None if timeout is None else _limits(settings, timeout)
+    limits = None if timeout is None else limits_with(settings, timeout)
     inputs = _inputs(script, file or [])
     raise typer.Exit(run_async(_run(inputs, [str(script.name), *(arguments or [])], out, settings, limits)))
 
@@ -159,7 +159,12 @@ async def _fetch(
     return 0
 
 
-def _limits(settings: Settings, timeout: float) -> KernelResourceLimits:
+def limits_with(settings: Settings, timeout: float) -> KernelResourceLimits:
+    """Return the policy's limits with another time limit, in seconds.
+
+    Raises:
+        typer.BadParameter: it is not above 0.
+    """
     try:
         return replace(Policy.load(settings.policy).resource_limits(), max_execution_time=timeout)
     except CellblockError:

@@ -19,8 +19,12 @@ from orchestrator.mcp.handles import Handle, handle_of
 from orchestrator.mcp.jobs import Job, Jobs, until
 from orchestrator.mcp.replies import Attachment, Link, Reply
 from orchestrator.mcp.shelf import Shelf
+from orchestrator.notebooks.dispatcher import Dispatcher
+from orchestrator.notebooks.notebooks import Notebooks
+from orchestrator.notebooks.operation import RUNNING, checked
+from orchestrator.notebooks.sandboxfiles import SandboxFiles
 from orchestrator.output.commandresult import CommandOutput
-from orchestrator.output.events import CellFinished, StreamOutput
+from orchestrator.output.events import CellFinished, Event, StreamOutput
 
 PATIENCE = 45.0  # seconds after which a call is answered, whatever runs: clients give up after 60
 KERNEL_WAIT = 60.0  # seconds that a job waits for a free kernel
@@ -30,6 +34,7 @@ _NAMES = 100  # of sessions of one principal that are remembered
 _ALL_NAMES = 100_000  # of all principals
 
 Ctx = Context[Any, Any]
+NotebooksOf = Callable[[Any], Notebooks]
 
 
 class Calls:
@@ -41,7 +46,12 @@ class Calls:
     """
 
     def __init__(
-        self, manager: Facade, owner_of: Callable[[Ctx], str], resources: Shelf[Attachment], patience: float
+        self,
+        manager: Facade,
+        owner_of: Callable[[Ctx], str],
+        resources: Shelf[Attachment],
+        patience: float,
+        notebooks_of: NotebooksOf | None = None,
     ) -> None:
         self._manager = manager
         self._owner_of = owner_of
@@ -49,6 +59,8 @@ class Calls:
         self._patience = patience
         self._turns: WeakValueDictionary[Handle, asyncio.Lock] = WeakValueDictionary()
         self._names: Shelf[str] = Shelf(items=_NAMES, each=_NAMES, total=_ALL_NAMES)
+        self._notebooks_of = notebooks_of
+        self._notebooks: Shelf[Notebooks] = Shelf(items=_NAMES, each=_NAMES, total=_ALL_NAMES)
         self.jobs = Jobs()
 
     async def _on_kernel(
@@ -128,6 +140,32 @@ class Calls:
             except KernelTimeoutError as error:
                 result = error.result
         return self._linked(job.handle, await asyncio.to_thread(replies.cell, result))
+
+    async def _notebook(self, job: Job, request: dict[str, Any]) -> Reply:
+        """Carry out an operation of the notebook protocol: one that runs cells, when its turn comes."""
+        op, _fields = checked(request)
+        turn = self._turns.setdefault(job.handle, asyncio.Lock()) if op in RUNNING else contextlib.nullcontext()
+        async with turn, self._kernel(job) as session:
+            job.stopper = lambda: self._manager.interrupt(session)
+
+            def listen(event: Event) -> None:
+                if isinstance(event, StreamOutput):
+                    job.heard(event.text)
+
+            answer = await Dispatcher(self._notebooks_in(job.handle, session)).dispatch(request, listen=listen)
+        return self._linked(job.handle, await asyncio.to_thread(replies.notebook, answer))
+
+    def _notebooks_in(self, handle: Handle, session: Any) -> Notebooks:
+        """Return the open notebooks of a session. Their files are those of the sandbox."""
+        if self._notebooks_of is not None:
+            return self._notebooks_of(session)
+        found = self._notebooks.get(handle.owner, handle.name)
+        files = SandboxFiles(self._manager, session)
+        if found is None:
+            found = Notebooks(self._manager, session, files=files)
+            self._notebooks.put(handle.owner, handle.name, found, 1)
+        found.continue_with(session, files)
+        return found
 
     async def _command(self, job: Job, command: str, cwd: str, timeout: float) -> Reply:
         async with self._kernel(job) as session:

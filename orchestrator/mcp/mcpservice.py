@@ -18,7 +18,7 @@ from mcp.server.stdio import stdio_server
 from mcp_types import ToolAnnotations
 from starlette.requests import Request
 
-from orchestrator.mcp.calls import PATIENCE, SCHEME
+from orchestrator.mcp.calls import PATIENCE, SCHEME, NotebooksOf
 from orchestrator.mcp.facade import Facade
 from orchestrator.mcp.handles import check_owner
 from orchestrator.mcp.httpendpoint import HttpEndpoint, PrincipalOf, owner_of_request
@@ -45,6 +45,7 @@ class McpService:
         manager: what runs the code; see ``Facade``.
         owner: the principal of calls over stdio. Agent ids are "PRINCIPAL:SESSION".
         patience: seconds after which a call is answered, whatever runs.
+        notebooks_of: returns the open notebooks of a session; None: the service keeps them.
         note: called with the request of each call over HTTP, in the context in which the call and its job run.
 
     Attributes:
@@ -59,11 +60,12 @@ class McpService:
         owner: str = "mcp",
         patience: float = PATIENCE,
         note: Callable[[Request], None] = lambda _request: None,
+        notebooks_of: NotebooksOf | None = None,
     ) -> None:
         self._note = note
         self._owner = check_owner(owner)
         self._resources: Shelf[Attachment] = Shelf(items=_MOST_RESOURCES, each=_OWN_BYTES, total=_ALL_BYTES)
-        self.tooling = Tooling(manager, self._owner_of, self._resources, patience)
+        self.tooling = Tooling(manager, self._owner_of, self._resources, patience, notebooks_of)
         self.server = _Server(self)
 
     async def serve_stdio(self) -> None:

@@ -21,7 +21,6 @@ from typing import Any
 from mcp_types import CallToolResult, ContentBlock, ImageContent, ResourceLink, TextContent
 
 from orchestrator.errors import CellblockError
-from orchestrator.mcp.tokencount import fitted, head
 from orchestrator.output.amounts import amount
 from orchestrator.output.commandresult import CommandResult
 from orchestrator.output.fileinfo import FileInfo
@@ -29,6 +28,7 @@ from orchestrator.output.formodels import plain
 from orchestrator.output.outputs import DisplayData, ExecuteResult
 from orchestrator.output.printable import printable
 from orchestrator.output.result import ExecutionResult
+from orchestrator.output.tokencount import fitted, head
 from orchestrator.output.variableinfo import VariableInfo
 
 BUDGET = 8500  # estimated tokens of one text: clients warn at 10,000
@@ -152,6 +152,21 @@ def command(result: CommandResult) -> Reply:
     """Return a command's text."""
     text, whole = _fitted(result.as_text)
     return Reply(text, attachments=whole, is_error=result.outcome == "engine_lost", outcome=result.outcome)
+
+
+def notebook(answer: Mapping[str, Any]) -> Reply:
+    """Return an answer of the notebook protocol as JSON, with the picture that it has."""
+    form = dict(answer)
+    outcome = str(form.get("outcome", form["status"]))
+    content = form.pop("base64", None)
+    text = plain(json.dumps(form, ensure_ascii=False))
+    if content is None:
+        return Reply(text, outcome=outcome)
+    mime, data, pictures = str(form["mime"]), base64.b64decode(content), _Pictures()
+    if pictures.take(mime, data):
+        return Reply(text, tuple(pictures.taken), outcome=outcome)
+    safe = mime if _MIME.fullmatch(mime) else "application/octet-stream"
+    return Reply(text, attachments=(Attachment(f"output.{_extension(mime)}", safe, data),), outcome=outcome)
 
 
 def unfinished(name: str, state: str, seconds: float, so_far: str) -> Reply:

@@ -19,6 +19,7 @@ from orchestrator.mcp.calls import KERNEL_WAIT, Calls, Ctx
 from orchestrator.mcp.handles import handle_of, name_in
 from orchestrator.mcp.jobs import Job
 from orchestrator.mcp.replies import Reply
+from orchestrator.notebooks.operation import checked
 from orchestrator.output.amounts import amount
 from orchestrator.output.printable import printable
 
@@ -27,10 +28,12 @@ _SETTLES = 2.0  # seconds that interrupt waits for what it stopped
 _MOST_FILES = 10_000  # that one listing asks for
 _MOST_FORKS = 16
 _LAST = 3  # ended jobs that the list of sessions names: a client may have lost an answer
+_NO_ARGS: dict[str, Any] = {}
 _CHECKPOINT = re.compile(r"[0-9a-f]{32}")  # never a path: a path would be one of the host
 
 Session = Annotated[str, Field(description="Session name; sessions share nothing")]
 Timeout = Annotated[float, Field(description="Seconds; 0: the policy's limit")]
+Args = Annotated[dict[str, Any], Field(description="Of op")]
 Path = Annotated[str, Field(description="Relative to /work")]
 
 
@@ -49,6 +52,7 @@ class Tooling(Calls):
             self.write_file,
             self.list_files,
             self.variables,
+            self.notebook,
             self.install,
             self.restart,
             self.checkpoint,
@@ -145,6 +149,19 @@ class Tooling(Calls):
 
         return await self._on_kernel(ctx, session, "variables", listed)
 
+    async def notebook(self, ctx: Ctx, op: str, args: Args = _NO_ARGS, session: Session = "") -> CallToolResult:
+        """Work on a Jupyter notebook whose code runs in the session. op and its args ("?": optional):
+
+        add_cell(source, type?, position?, execute?); edit_cell(cell_id, source, execute?) runs it too;
+        get_cells(start?, end?, outline?, stale?, budget?); execute_cells(start?, end?, stale?); execute_cell(cell_id);
+        delete_cell(cell_id); move_cell(cell_id, position); get_output(cell_id, output?, offset?): a picture or long
+        text; create_notebook(); open_notebook(path); save_notebook(path?); close_notebook(save?); list_notebooks().
+        """
+        request = {**args, "op": op}
+        return await self._started(
+            ctx, session, "cell", lambda job: self._notebook(job, request), lambda: checked(request)
+        )
+
     async def install(self, ctx: Ctx, packages: list[str], session: Session = "") -> CallToolResult:
         """Install Python packages that the policy allows, such as ["emoji==2.14"]."""
 
@@ -209,6 +226,7 @@ class Tooling(Calls):
             async def ended(_job: Job) -> Reply:
                 had = await self._manager.end_session(handle_of(owner, end).agent_id)
                 self._names.drop(owner, end)
+                self._notebooks.drop(owner, end)
                 return Reply(f"Ended {end}." if had else f"There is no session {end!r}.", is_error=not had)
 
             return await self._started(ctx, end, "end", ended)

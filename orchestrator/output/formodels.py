@@ -42,7 +42,7 @@ _SENTENCES = {
 
 def cell_text(result: ExecutionResult, limit: int) -> str:
     """Return a cell's result as text. See ``ExecutionResult.as_text``."""
-    parts = [_output_text(output) for output in result.outputs]
+    parts = [output_text(output) for output in result.outputs]
     if result.error is not None and not any(isinstance(output, ErrorOutput) for output in result.outputs):
         parts.append(_error_text(result.error))
     lives = result.kernel_state == "idle"
@@ -87,7 +87,8 @@ def _files(changed: Sequence[ChangedFile]) -> Iterator[str]:
     yield f"[files: {', '.join(named)}{more}]"
 
 
-def _output_text(output: Output) -> str:
+def output_text(output: Output) -> str:
+    """Return one output as text, without control characters: rich output by name."""
     if isinstance(output, StreamOutput):
         return plain(output.text)
     if isinstance(output, ErrorOutput):
@@ -147,12 +148,12 @@ def _joined(parts: Sequence[str], notes: Sequence[str], limit: int) -> str:
     body = _BLANK_LINES.sub("\n\n", body).rstrip("\n")
     foot = "\n".join(notes)
     limit = max(limit, _LEAST)
-    foot = _shortened(foot, limit // 2)
-    body = _shortened(body, limit - len(foot) - bool(foot))
+    foot = shortened(foot, limit // 2)
+    body = shortened(body, limit - len(foot) - bool(foot))
     return "\n".join(part for part in (body, foot) if part)
 
 
-def _shortened(text: str, limit: int) -> str:
+def shortened(text: str, limit: int) -> str:
     """Return at most ``limit`` characters: the beginning and the end, and how many characters are missing."""
     if len(text) <= limit:
         return text

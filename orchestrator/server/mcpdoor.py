@@ -19,6 +19,7 @@ from orchestrator.principal import Principal
 from orchestrator.server.dialect import TokenWire
 from orchestrator.server.directory import Served, Wish
 from orchestrator.server.service import Service
+from orchestrator.server.sessionnotebooks import notebooks_of
 from orchestrator.sessions.commandhandle import RunningCommand
 from orchestrator.sessions.session import KernelSession
 
@@ -34,7 +35,7 @@ class McpDoor(TokenWire):
     def __init__(self, service: Service) -> None:
         super().__init__(service)
         self._sessions = GroupSessions(service)
-        self._mcp = McpService(self._sessions, note=_note_caller)
+        self._mcp = McpService(self._sessions, note=_note_caller, notebooks_of=notebooks_of)
         self._endpoint = self._mcp.http(_group_of, any_host=True)  # ``Boundary`` checks host and origin
         self.app = self._endpoint
 

@@ -35,6 +35,8 @@ ERRORS = {
     "SessionBusyError", "SessionElsewhereError", "SessionEndedError",
     "SettingsError", "StoreError", "UnknownKernelNameError", "UnknownRuntimeError", "UserIdTakenError",
     "WrongEventLoopError",
+    "CellNotFoundError", "InvalidPositionError", "KernelNotFoundError", "NotebookConflictError",
+    "NotebookCreationError", "NotebookError", "NotebookNotFoundError",
     "ForbiddenError", "IdempotencyError", "RequestTimeoutError", "RequestTooLargeError", "ServerError",
     "ServerUnavailableError", "TooManyRequestsError", "UnauthorizedError", "UnknownSessionError",
 }  # fmt: skip
@@ -44,10 +46,11 @@ EVENTS = {
     "OutputEvent", "Status", "StreamOutput", "Truncation", "UpdateDisplayData",
 }  # fmt: skip
 OTHERS = {
-    "AgentKernelManager", "CellOptions", "ChangedFile", "Checkpoint", "CommandEvent", "CommandFinished",
-    "CommandOutput", "CommandResult", "FileInfo", "Kernel", "KernelPool", "KernelResource", "KernelResourceLimits",
-    "KernelSession", "LeaseRequest", "LeasedKernel", "Lost", "Monitor", "Policy", "Recovery", "Restored",
-    "RunningCell", "RunningCommand", "Sample", "Settings", "Telemetry", "Tool", "Usage", "VariableInfo",
+    "AgentKernelManager", "Cell", "CellExecutionResult", "CellOptions", "CellSelector", "CellType", "ChangedFile",
+    "Checkpoint", "CommandEvent", "CommandFinished", "CommandOutput", "CommandResult", "Dispatcher", "FileInfo",
+    "Kernel", "KernelPool", "KernelResource", "KernelResourceLimits", "KernelSession", "LeaseRequest", "LeasedKernel",
+    "Lost", "Monitor", "NotebookDocument", "Notebooks", "Policy", "Recovery", "Restored", "RunningCell",
+    "RunningCommand", "Sample", "Settings", "Telemetry", "Tool", "Usage", "VariableInfo",
 }  # fmt: skip
 OF_THE_COMMAND_LINE = ("rich", "textual", "typer")
 

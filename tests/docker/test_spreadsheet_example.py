@@ -126,6 +126,21 @@ def test_pictures_and_notebooks_are_saved(planted: tuple[dict[str, Any], Path]) 
     check_files(planted[1])
 
 
+def test_the_agents_find_the_same_on_living_notebooks(tmp_path: Path) -> None:
+    """With --notebooks: every planted fault, the pictures, and notebooks with the agents' tasks as titles."""
+    done = run(tmp_path, "--notebooks", "--json", "found.json", CELLBLOCK_RUNTIME="runc")
+    assert done.returncode == 0, done.stderr + done.stdout
+    planted_faults = {(fault.kind, fault.cell) for fault in FAULTS}
+    assert found_faults(json.loads((tmp_path / "found.json").read_text())) == planted_faults | {
+        ("odd type", "Costs!C7")
+    }
+    check_files(tmp_path / "out" / "planted_faults")
+    for agent in AGENTS:
+        notebook = nbformat.read(tmp_path / "out" / "planted_faults" / f"{agent.name}.ipynb", as_version=4)
+        assert notebook.cells[0].source == f"# {agent.task}"
+        assert all("execution" in cell.metadata for cell in notebook.cells[1:])
+
+
 def test_a_real_workbook(tmp_path: Path, runtime: str, shared_data: Path) -> None:
     """On a workbook that nobody tidied, the figures are those that openpyxl gives on the host."""
     book = shared_data / "tesla_valuation_2024.xlsx"

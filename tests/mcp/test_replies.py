@@ -14,10 +14,10 @@ from mcp_types import ImageContent, ResourceLink, TextContent
 from orchestrator.errors import CellblockError, InvalidCodeError, SessionElsewhereError, StoreError
 from orchestrator.mcp import replies
 from orchestrator.mcp.shelf import Shelf
-from orchestrator.mcp.tokencount import fitted, head, tokens
 from orchestrator.outcome import Outcome
 from orchestrator.output.outputs import DisplayData, ExecuteResult, Output, StreamOutput
 from orchestrator.output.result import ExecutionResult
+from orchestrator.output.tokencount import fitted, head, tokens
 
 
 def png(width: int = 9, height: int = 9, more: int = 0) -> bytes:

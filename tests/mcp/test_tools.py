@@ -7,6 +7,7 @@ import base64
 import json
 import re
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -15,7 +16,7 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import BlobResourceContents, TextResourceContents
 
 from orchestrator.manager import AgentKernelManager
-from orchestrator.mcp.tokencount import tokens
+from orchestrator.output.tokencount import tokens
 from tests.conftest import make_manager
 from tests.mcp.servers import (
     PATIENCE,
@@ -56,8 +57,8 @@ async def test_the_tools_cost_a_model_less_than_2000_tokens(client: Client) -> N
     """The whole of tools/list, as JSON: 4,600 characters were 1,195 tokens of o200k_base."""
     listed = await client.list_tools()
     form = [tool.model_dump(by_alias=True, exclude_none=True, mode="json") for tool in listed.tools]
-    assert len(json.dumps(form)) < 5500
-    assert len(form) == 14
+    assert len(json.dumps(form)) < 5650
+    assert len(form) == 15
     assert all(tool["description"] for tool in form)
     assert [tool["name"] for tool in form if "annotations" in tool] == ["wait", "read_file", "list_files", "variables"]
 
@@ -286,3 +287,48 @@ async def test_each_runtime_serves(runtime: str) -> None:
             async with asyncio.timeout(1):
                 await client.call_tool("run_python", {"code": "while True: pass"})
         assert (await call(client, "run_python", code="x")).startswith("1\n[An earlier call")
+
+
+async def notebook(client: Client, op: str, **arguments: object) -> dict[str, Any]:
+    """Carry out an operation of the notebook protocol."""
+    answer: dict[str, Any] = json.loads(await call(client, "notebook", op=op, args=arguments, session="nb"))
+    return answer
+
+
+async def test_a_notebook_is_edited_run_saved_and_opened_again(client: Client) -> None:
+    """Its code shares the session's variables; its files are those of the sandbox; a picture comes as one."""
+    assert (await notebook(client, "add_cell", source="x = 20"))["outputs"] == []
+    shown = await notebook(client, "add_cell", source="x * 2 + 2")
+    assert shown["outputs"] == [{"type": "execute_result", "text": "42"}]
+    assert await call(client, "run_python", code="x", session="nb") == "20"
+    failed = await notebook(client, "edit_cell", index=0, source="x = undefined")
+    assert (failed["status"], failed["stale"]) == ("error", 1)
+    await notebook(client, "edit_cell", index=0, source="x = 1")
+    assert (await notebook(client, "execute_cells", stale=True))["cells"][0]["outputs"][0]["text"] == "4"
+    code = "import matplotlib.pyplot as plt; plt.plot([1]); plt.show()"
+    drawn = await notebook(client, "add_cell", source=code)
+    wanted = {"cell_id": drawn["cell_id"], "output": 0}
+    picture = await client.call_tool("notebook", {"op": "get_output", "args": wanted, "session": "nb"})
+    assert [image.mime_type for image in images_of(picture)] == ["image/png"]
+    assert "base64" not in text_of(picture)
+    await notebook(client, "save_notebook", path="made.ipynb")
+    await notebook(client, "close_notebook")
+    assert "made.ipynb" in await call(client, "list_files", session="nb")
+    assert (await notebook(client, "open_notebook", path="made.ipynb"))["total"] == 3
+    refusal = await refused(client, "notebook", op="open_notebook", args={"path": __file__}, session="nb")
+    assert "notebook_creation: there is no file" in refusal
+    assert "There are: create_notebook" in await refused(client, "notebook", op="explode")
+
+
+async def test_a_long_run_of_a_notebook_is_waited_for_and_interrupted(client: Client) -> None:
+    """Reading goes on meanwhile; the interrupt ends the whole run, and the rest is stale."""
+    await notebook(client, "create_notebook")
+    for source in ("import time; print('begun', flush=True); time.sleep(30)", "'next'"):
+        await notebook(client, "add_cell", source=source, execute=False)
+    arguments = {"op": "execute_cells", "args": {"stop_on_error": False}, "session": "nb"}
+    running = await client.call_tool("notebook", arguments)
+    assert "begun" in text_of(running)
+    assert (await notebook(client, "get_notebook"))["stale"] == 2
+    stopped = await client.call_tool("interrupt", {"id": id_in(running)})
+    ran = json.loads(text_of(await ended(client, stopped)))
+    assert (ran["ran"], ran["cells"][0]["outcome"]) == (1, "interrupted")

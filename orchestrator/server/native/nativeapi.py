@@ -16,6 +16,7 @@ from orchestrator.server.native import (
     cellroutes,
     commandroutes,
     fileroutes,
+    notebookroutes,
     operatorroutes,
     sessionroutes,
     viewroutes,
@@ -64,7 +65,7 @@ def _application(service: Service) -> FastAPI:
         default_response_class=Json,
     )
     app.state.service = service
-    for module in (sessionroutes, cellroutes, commandroutes, fileroutes, viewroutes, operatorroutes):
+    for module in (sessionroutes, cellroutes, notebookroutes, commandroutes, fileroutes, viewroutes, operatorroutes):
         app.include_router(module.router)
     app.add_exception_handler(CellblockError, _problem)
     app.add_exception_handler(RequestValidationError, _invalid)
