@@ -29,6 +29,7 @@ from orchestrator.policy.sections import (
     Group,
     GroupName,
     Image,
+    Jupyter,
     Limits,
     ModuleName,
     Output,
@@ -80,6 +81,7 @@ class Policy(Section):
     packages: Packages = Packages()
     tools: Tools = Tools()
     audit: Audit = Audit()
+    jupyter: Jupyter = Jupyter()
     groups: dict[GroupName, Group] = Field(default_factory=dict, max_length=1000)
     environment: dict[VariableName, Variable] = Field(default_factory=dict, max_length=_MOST_VARIABLES)
     data: dict[DataName, DataFolder] = Field(default_factory=dict, max_length=100)
@@ -140,7 +142,7 @@ class Policy(Section):
     @cached_property
     def restrictions_digest(self) -> str:
         """SHA-256 of the settings that can affect a container's restrictions. Those of pool and scheduling cannot."""
-        settings = self.model_dump(mode="json", exclude={"pool", "scheduling", "groups"})
+        settings = self.model_dump(mode="json", exclude={"pool", "scheduling", "groups", "jupyter"})
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     @cached_property
