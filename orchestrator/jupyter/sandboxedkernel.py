@@ -18,6 +18,7 @@ from orchestrator.jupyter.keptfiles import KeptFiles
 from orchestrator.jupyter.notebookfolder import offer_notebook_folder
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.manager import AgentKernelManager
+from orchestrator.outcome import Outcome
 from orchestrator.policy.policy import Policy
 from orchestrator.sessions.session import KernelSession
 from orchestrator.settings import Settings
@@ -81,18 +82,20 @@ class SandboxedKernel:
 
     async def _serve_session(self) -> int:
         caller = f"Jupyter, uid {os.getuid()}, pid {os.getpid()}"
-        async with self._manager.acquire_kernel(self._agent, timeout=_START, caller=caller) as (_, self._session):
+        async with self._manager.acquire_kernel(self._agent, timeout=_START, caller=caller) as (_, session):
+            reason = "ended by Jupyter"
             try:
-                kernel = await self._prepare(self._session)
-                async with serve_zmq(self._manager, self._session, self._connection, on_shutdown=self._on_shutdown):
-                    self._starting = None
+                kernel = await self._prepare(session)
+                serving = serve_zmq(self._manager, session, self._connection, on_shutdown=self._asked, caller=caller)
+                async with serving:
+                    self._session, self._starting = session, None
                     kernel.on_lost(lambda: self._ends("lost"))
                     if (end := await self._end) == "lost":
-                        await self._report_loss(kernel)
+                        reason = await _report_loss(session, kernel)
                 if end == "restart":
-                    await self._files.save(self._manager, self._session)
+                    await self._files.save(self._manager, session)
             finally:
-                await self._manager.end_session(self._agent, reason="ended by Jupyter")
+                await self._manager.end_session(self._agent, reason=reason)
         return int(end == "lost")
 
     async def _prepare(self, session: KernelSession) -> Kernel:
@@ -104,18 +107,6 @@ class SandboxedKernel:
             session.notify(self._notice)
         return session.live_kernel()
 
-    async def _report_loss(self, kernel: Kernel) -> None:
-        """Say why the kernel was lost, once its cell's client knows."""
-        assert self._session is not None
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LAST_REPLY), self._session.between_cells():
-                pass
-        try:
-            how = (await kernel.exit()).describe()
-        except EngineError as error:
-            how = f"was lost: {error.message}"
-        print(f"cellblock: the kernel {how}. Its variables and files are gone.", file=sys.stderr)
-
     # What ends it
 
     def _listen(self, alive: int) -> None:
@@ -123,19 +114,25 @@ class SandboxedKernel:
         loop.add_signal_handler(signal.SIGINT, self._interrupt)
         for number in (signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._ends, "shutdown")
-        loop.add_reader(alive, self._ends, "shutdown")
+        self._watch(alive)
         if parent := os.environ.get("JPY_PARENT_PID"):
             try:
-                loop.add_reader(os.pidfd_open(int(parent)), self._ends, "shutdown")
+                self._watch(os.pidfd_open(int(parent)))
             except (OSError, ValueError):  # it has ended
                 self._ends("shutdown")
+
+    def _watch(self, descriptor: int) -> None:
+        """End once a process has ended: from then on its descriptor can be read."""
+        loop = asyncio.get_running_loop()
+        loop.add_reader(descriptor, self._ends, "shutdown")
+        self._end.add_done_callback(lambda _: loop.remove_reader(descriptor))
 
     def _interrupt(self) -> None:
         if self._session is not None:
             self._session.interrupt()
 
-    def _on_shutdown(self, restart: bool) -> None:
-        """End, once a client's shutdown request was answered. ``serve_zmq`` calls it."""
+    def _asked(self, restart: bool) -> None:
+        """End, once a client's shutdown request was answered. The broker calls it."""
         self._ends("restart" if restart else "shutdown")
 
     def _ends(self, end: End) -> None:
@@ -144,6 +141,20 @@ class SandboxedKernel:
             self._end.set_result(end)
             if self._starting is not None:
                 self._starting.cancel()
+
+
+async def _report_loss(session: KernelSession, kernel: Kernel) -> Outcome:
+    """Say why the kernel was lost, once its cell's client knows. Returns the reason."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LAST_REPLY), session.between_cells():
+            pass
+    try:
+        ended = await kernel.exit()
+        reason, how = ended.reason, ended.describe()
+    except EngineError as error:
+        reason, how = Outcome.ENGINE_LOST, f"was lost: {error.message}"
+    print(f"cellblock: the kernel {how}. Its variables and files are gone.", file=sys.stderr)
+    return reason
 
 
 def _read(path: Path) -> dict[str, Any]:

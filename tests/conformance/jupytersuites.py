@@ -120,10 +120,11 @@ def _run(suite: Suite, variables: dict[str, str]) -> dict[str, str]:
         subprocess.run(
             command, cwd=suite.folder, env=environment, check=False, timeout=_LONGEST, stdout=subprocess.DEVNULL
         )
-        return {name: outcome for case in ElementTree.parse(report).iter("testcase") for name, outcome in _read(case)}
+        cases = ElementTree.parse(report).iter("testcase")  # noqa: S314 - pytest's own
+        return {f"{case.get('classname')}::{case.get('name')}": _outcome(case) for case in cases}
 
 
-def _read(case: ElementTree.Element) -> list[tuple[str, str]]:
-    failed = any(case.find(tag) is not None for tag in ("failure", "error"))
-    outcome = "failed" if failed else "skipped" if case.find("skipped") is not None else "passed"
-    return [(f"{case.get('classname')}::{case.get('name')}", outcome)]
+def _outcome(case: ElementTree.Element) -> str:
+    if case.find("failure") is not None or case.find("error") is not None:
+        return "failed"
+    return "skipped" if case.find("skipped") is not None else "passed"

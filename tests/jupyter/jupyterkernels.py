@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,10 @@ class Place:
     folder: Path
     notebooks: Path
     variables: Mapping[str, str]
+
+    def with_variables(self, **variables: str) -> Place:
+        """Return the same place with further variables."""
+        return replace(self, variables={**self.variables, **variables})
 
     def containers(self) -> list[str]:
         """Return the names of the containers that relays of this place have."""
@@ -105,6 +109,13 @@ async def run(client: AsyncKernelClient, code: str) -> Answer:
     return answer
 
 
+async def ready(client: AsyncKernelClient) -> None:
+    """Wait until the kernel answers. Answers to earlier questions, which waiting for a start has left, do not count."""
+    while await client.shell_channel.msg_ready():
+        await client.shell_channel.get_msg(timeout=1)
+    await client.wait_for_ready(timeout=_READY)
+
+
 @contextlib.asynccontextmanager
 async def started(where: Place, **options: Any) -> AsyncIterator[tuple[AsyncKernelManager, AsyncKernelClient]]:
     """Start a kernel, wait until it answers, and shut it down at the end.
@@ -118,7 +129,7 @@ async def started(where: Place, **options: Any) -> AsyncIterator[tuple[AsyncKern
     client = manager.client()
     client.start_channels()
     try:
-        await client.wait_for_ready(timeout=_READY)
+        await ready(client)
         yield manager, client
     finally:
         client.stop_channels()

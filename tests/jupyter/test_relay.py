@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -17,7 +15,7 @@ import pytest_asyncio
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
 
-from tests.jupyter.jupyterkernels import Place, place, run, started
+from tests.jupyter.jupyterkernels import Place, place, ready, run, started
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -50,7 +48,9 @@ async def test_a_cell_runs_in_a_sandbox(kernel: tuple[AsyncKernelManager, AsyncK
     """Its process is none of this host's, and nothing in the notebook's folder configured it."""
     answer = await run(kernel[1], "import os; print(os.getcwd(), os.getuid() >= 200000); 6 * 7")
     assert answer.text == "/work True\n"
-    assert ("execute_result", "42") in [(kind, each["data"]["text/plain"]) for kind, each in answer.outputs if "data" in each]
+    assert ("execute_result", "42") in [
+        (kind, each["data"]["text/plain"]) for kind, each in answer.outputs if "data" in each
+    ]
     assert len(where.containers()) == 1
 
 
@@ -67,7 +67,7 @@ async def test_a_restart_keeps_files_alone(kernel: tuple[AsyncKernelManager, Asy
     manager, client = kernel
     await run(client, "x = 1; import os; os.makedirs('deep'); open('deep/kept', 'w').write('kept')")
     await manager.restart_kernel()
-    await client.wait_for_ready(timeout=60)
+    await ready(client)
     answer = await run(client, "print(open('deep/kept').read(), 'x' in globals())")
     assert answer.text == "kept False\n"
 
@@ -87,7 +87,7 @@ async def test_an_interrupt_stops_the_cell(kernel: tuple[AsyncKernelManager, Asy
 async def test_a_kernel_that_ends_itself_is_dead_to_jupyter(
     kernel: tuple[AsyncKernelManager, AsyncKernelClient], where: Place
 ) -> None:
-    """Jupyter sees a dead process, and its restart has a new kernel."""
+    """Jupyter sees a dead process, and its restart has a new kernel, whose first cell says what was lost."""
     manager, client = kernel
     client.execute("import os; os._exit(7)")
     deadline = time.monotonic() + 30
@@ -96,8 +96,9 @@ async def test_a_kernel_that_ends_itself_is_dead_to_jupyter(
         await asyncio.sleep(0.05)
     await until(lambda: not where.containers(), "the container of a dead kernel is left")
     await manager.restart_kernel(now=True)
-    await client.wait_for_ready(timeout=60)
-    assert (await run(client, "print('anew')")).text == "anew\n"
+    await ready(client)
+    answer = await run(client, "print('anew')")
+    assert answer.text.startswith("anew\n[cellblock] this agent's last kernel ended (kernel_died)")
 
 
 async def test_two_kernels_at_once(kernel: tuple[AsyncKernelManager, AsyncKernelClient], where: Place) -> None:
@@ -116,7 +117,7 @@ async def test_a_killed_relay_leaves_nothing(where: Place) -> None:
     before = len(where.containers())
     async with started(where) as (manager, client):
         await manager.restart_kernel(now=True)
-        await client.wait_for_ready(timeout=60)
+        await ready(client)
         assert len(where.containers()) == before + 1
         await manager.shutdown_kernel(now=True)
         await until(lambda: len(where.containers()) == before, "the relay was killed, and its container is left")
@@ -135,15 +136,15 @@ async def test_the_end_of_jupyter_ends_its_kernels(where: Place) -> None:
     """SIGKILL of the program that has the kernels leaves no container and no process."""
     before = len(where.containers())
     command = [sys.executable, "-c", _ORPHAN, str(where.notebooks)]
-    environment = dict(where.variables)
-    program = subprocess.Popen(command, env=environment, cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    program = await asyncio.create_subprocess_exec(*command, env=dict(where.variables), cwd="/", **pipes)
     try:
         assert program.stdout is not None
-        assert await asyncio.to_thread(program.stdout.readline) == b"ready\n"
+        assert await program.stdout.readline() == b"ready\n"
         assert len(where.containers()) == before + 1
     finally:
         program.kill()
-        await asyncio.to_thread(program.communicate)
+        await program.communicate()
     await until(lambda: len(where.containers()) == before, "Jupyter was killed, and its kernel's container is left")
 
 

@@ -1,0 +1,72 @@
+"""Jupyter's programs in an environment of their own, and notebooks for them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat.v4 import new_code_cell, new_notebook
+
+from tests.conformance.__main__ import environment
+from tests.jupyter.jupyterkernels import Place
+
+PLOT = """\
+import matplotlib.pyplot as plt
+plt.plot([1, 4, 9])
+plt.show()"""
+WIDGET = """\
+from ipywidgets import IntSlider
+slider = IntSlider(value=7, description='pace')
+slider"""
+STREAMS = """\
+import sys
+print('out')
+print('err', file=sys.stderr)"""
+UPDATE = """\
+from IPython.display import display
+handle = display('before', display_id=True)
+handle.update('after')"""
+SPECIAL = [
+    "import os; 6 * 7", STREAMS, PLOT, "1 / 0", UPDATE, "from IPython.display import HTML; HTML('<b>bold</b>')",
+    "from IPython.display import clear_output; print('gone'); clear_output(); print('stays')", "None", "f'{_i}'",
+]  # fmt: skip
+
+
+def notebook(path: Path, codes: Sequence[str], kernel: str = "sandbox") -> Path:
+    """Write a notebook."""
+    made = new_notebook(cells=[new_code_cell(code) for code in codes])
+    made.metadata["kernelspec"] = {"name": kernel, "display_name": kernel, "language": "python"}
+    nbformat.write(made, path)
+    path.chmod(0o644)
+    return path
+
+
+def program(
+    where: Place, *arguments: str, check: bool = True, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run a module of the environment, such as "nbconvert", in the folder of the notebooks."""
+    command = [str(environment("jupyter")), "-m", *arguments]
+    done = subprocess.run(
+        command, env=dict(where.variables), cwd=where.notebooks, capture_output=True, text=True, timeout=timeout,
+        check=False,
+    )  # fmt: skip
+    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return done
+
+
+def outputs(path: Path) -> list[list[dict[str, Any]]]:
+    """Return the outputs of each cell without what differs from run to run: pictures, addresses, paths in tracebacks."""
+    return [[_same(output) for output in cell["outputs"]] for cell in json.loads(path.read_text())["cells"]]
+
+
+def _same(output: dict[str, Any]) -> dict[str, Any]:
+    same = {key: value for key, value in output.items() if key != "traceback"}
+    if "data" in same:
+        same["data"] = {
+            kind: None if "image" in kind or "widget" in kind else text for kind, text in same["data"].items()
+        }
+    return same
