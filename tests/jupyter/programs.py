@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +17,6 @@ PLOT = """\
 import matplotlib.pyplot as plt
 plt.plot([1, 4, 9])
 plt.show()"""
-WIDGET = """\
-from ipywidgets import IntSlider
-slider = IntSlider(value=7, description='pace')
-slider"""
 STREAMS = """\
 import sys
 print('out')
@@ -59,14 +54,21 @@ def program(
 
 
 def outputs(path: Path) -> list[list[dict[str, Any]]]:
-    """Return the outputs of each cell without what differs from run to run: pictures, addresses, paths in tracebacks."""
-    return [[_same(output) for output in cell["outputs"]] for cell in json.loads(path.read_text())["cells"]]
+    """Return the outputs of each cell, without what differs from run to run: pictures, and paths in tracebacks.
+
+    Text of one stream is one output: a kernel may send it in any pieces.
+    """
+    return [_joined(cell["outputs"]) for cell in nbformat.read(path, 4)["cells"]]
 
 
-def _same(output: dict[str, Any]) -> dict[str, Any]:
-    same = {key: value for key, value in output.items() if key != "traceback"}
-    if "data" in same:
-        same["data"] = {
-            kind: None if "image" in kind or "widget" in kind else text for kind, text in same["data"].items()
-        }
-    return same
+def _joined(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    joined: list[dict[str, Any]] = []
+    for output in found:
+        same = {key: value for key, value in output.items() if key != "traceback"}
+        if "data" in same:
+            same["data"] = {kind: None if "image" in kind else text for kind, text in same["data"].items()}
+        if joined and same.get("name") and joined[-1].get("name") == same["name"]:
+            joined[-1]["text"] += same["text"]
+        else:
+            joined.append(same)
+    return joined

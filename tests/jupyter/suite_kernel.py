@@ -8,20 +8,26 @@ from __future__ import annotations
 import jupyter_kernel_test
 
 
-class CellblockTests(jupyter_kernel_test.KernelTests, jupyter_kernel_test.IopubWelcomeTests):
+class WelcomeTests(jupyter_kernel_test.IopubWelcomeTests):
+    """A client learns when it has joined."""
+
+    kernel_name = "sandbox"
+    support_iopub_welcome = True
+
+
+class CellblockTests(jupyter_kernel_test.KernelTests):
     """What Jupyter asks of a kernel."""
 
     kernel_name = "sandbox"
     language_name = "python"
     file_extension = ".py"
-    support_iopub_welcome = True
     code_hello_world = "print('hello, world')"
     code_stderr = "import sys; print('test', file=sys.stderr)"
     completion_samples = ({"text": "zi", "matches": {"zip"}},)
     complete_code_samples = ("1", "print('hello, world')", "def f(x):\n  return x*2\n\n\n")
     incomplete_code_samples = ("print('''hello", "def f(x):\n  x*2")
     invalid_code_samples = ("import = 7q",)
-    code_page_something = "zip?"
+    # No code_page_something: in a sandbox, help is an output of the cell, and no payload of its reply.
     code_generate_error = "raise"
     code_execute_result = (
         {"code": "1+2+3", "result": "6"},

@@ -27,11 +27,11 @@ def converted(where: Place, source: Path, name: str, *options: str) -> Path:
 
 
 def test_jupyters_test_of_kernels(where: Place) -> None:
-    """``jupyter_kernel_test`` 0.7: every test of it passes."""
+    """``jupyter_kernel_test`` 0.7: all pass; skipped are a kind of history, as on the stock kernel, and the pager."""
     suite = str(REPOSITORY / "tests" / "jupyter" / "suite_kernel.py")
     options = ["-q", "-p", "no:cacheprovider", "-c", os.devnull, "--noconftest", f"--rootdir={REPOSITORY}"]
     done = program(where, "pytest", *options, suite)
-    assert "13 passed" in done.stdout, done.stdout
+    assert "12 passed, 2 skipped" in done.stdout, done.stdout
 
 
 def test_a_notebook_ends_as_on_the_stock_kernel(where: Place) -> None:
