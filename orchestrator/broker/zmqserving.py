@@ -6,8 +6,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-import zmq
-
 from orchestrator.broker.broker import Broker
 from orchestrator.broker.sessioncalls import SessionCalls
 from orchestrator.broker.zmqfront import ZmqFront
@@ -48,5 +46,5 @@ async def serve_zmq(
 def _bound(broker: Broker, connection: Mapping[str, Any]) -> ZmqFront:
     try:
         return ZmqFront(broker, connection)
-    except (zmq.ZMQError, LookupError, ValueError) as error:
+    except (OSError, LookupError, ValueError) as error:
         raise KernelStartError(f"the connection file cannot be served: {error}.", cause="host") from error

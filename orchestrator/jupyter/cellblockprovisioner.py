@@ -29,12 +29,17 @@ class CellblockProvisioner(LocalProvisioner):
         """Return the arguments of the launch, with the relay as the command. The kernel manager calls it at each start.
 
         Raises:
-            RuntimeError: the kernelspec is not one for Python.
+            RuntimeError: the kernelspec is not one for Python, or encryption is required.
         """
         language = self.kernel_spec.language
         if language != "python":
             raise RuntimeError(f"a sandbox of Cellblock has Python, and this kernelspec is for {language}.")
         assert self.parent is not None
+        wanted = getattr(self.parent, "transport_encryption", None)  # jupyter_client has it from 8.10 on
+        if wanted == "required":
+            raise RuntimeError("Cellblock's kernels have no encryption, and transport_encryption is 'required'.")
+        if wanted == "auto":  # the kernelspec is another program's, and may promise it
+            kwargs["transport_encryption"] = "disabled"
         arguments = await super().pre_launch(**kwargs)
         arguments["cmd"] = relay_argv(self.parent.connection_file, self.policy, self.runtime)
         return arguments

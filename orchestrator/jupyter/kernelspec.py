@@ -67,7 +67,7 @@ def kernel_json(policy: str, display_name: str = "") -> dict[str, Any]:
         "display_name": display_name or f"Python 3 (Cellblock{suffix})",
         "language": "python",
         "interrupt_mode": "message",
-        "metadata": {"debugger": False, "supported_encryption": ["curve"], _MARK: {"policy": policy}},
+        "metadata": {"debugger": False, _MARK: {"policy": policy}},
     }
 
 

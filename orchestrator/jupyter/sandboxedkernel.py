@@ -161,7 +161,7 @@ def _read(path: Path) -> dict[str, Any]:
     """Return the content of a connection file.
 
     Raises:
-        InvalidInputError: it cannot be read, or is no connection file.
+        InvalidInputError: it cannot be read, is no connection file, or asks for encryption.
     """
     try:
         with path.open("rb") as file:
@@ -170,4 +170,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise InvalidInputError(f"the connection file {path} cannot be read: {error}.") from error
     if not isinstance(content, dict) or not isinstance(content.get("key"), str):
         raise InvalidInputError(f"{path} is no connection file of Jupyter: it has no key.")
+    if "curve_publickey" in content:
+        raise InvalidInputError(
+            f"{path} asks for encryption, which Cellblock has not.", remedy="Set transport_encryption to 'disabled'."
+        )
     return content

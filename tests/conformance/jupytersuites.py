@@ -95,7 +95,7 @@ def sandbox_outcomes(suite: Suite, way: Way, runtime: str) -> dict[str, str]:
             (kernel / "kernel.json").write_text(json.dumps(kernel_json(_POLICY)))
             variables["JUPYTER_PATH"] = str(kernel.parents[1])
         found = _run(suite, variables)
-        assert "cell.finished" in audit.read_text(), "no cell ran in a sandbox"
+        assert "cell.ended" in audit.read_text(), "no cell ran in a sandbox"
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import subprocess
 import sys
@@ -102,9 +103,8 @@ async def test_a_kernel_that_ends_itself_is_dead_to_jupyter(
 
 
 async def test_two_kernels_at_once(kernel: tuple[AsyncKernelManager, AsyncKernelClient], where: Place) -> None:
-    """Each has its own sandbox; one's end is not the other's. Traffic is encrypted where Jupyter asks for it."""
-    async with started(where, transport_encryption="required") as (manager, other):
-        assert manager.curve_publickey
+    """Each has its own sandbox; one's end is not the other's. Encryption that may be left out is left out."""
+    async with started(where, transport_encryption="auto") as (_manager, other):
         await run(other, "mine = 1")
         assert (await run(kernel[1], "print('mine' in globals())")).text == "False\n"
         assert len(where.containers()) == 2
@@ -149,19 +149,21 @@ async def test_the_end_of_jupyter_ends_its_kernels(where: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variables", "words"),
+    ("variables", "more", "words"),
     [
-        ({"DOCKER_HOST": "unix:///nowhere/docker.sock"}, "engine"),
-        ({"CELLBLOCK_IMAGE": "cellblock-missing:1"}, "cellblock-missing:1"),
-        ({"CELLBLOCK_POLICY": "none-such"}, "none-such"),
+        ({"DOCKER_HOST": "unix:///nowhere/docker.sock"}, {}, "engine"),
+        ({"CELLBLOCK_IMAGE": "cellblock-missing:1"}, {}, "cellblock-missing:1"),
+        ({"CELLBLOCK_POLICY": "none-such"}, {}, "none-such"),
+        ({}, {"curve_publickey": "p", "curve_secretkey": "s"}, "encryption"),
+        ({}, {"transport": "ipc", "ip": "x"}, "cannot be served"),
     ],
 )
 async def test_what_keeps_a_kernel_from_starting_is_said(
-    where: Place, tmp_path: Path, variables: dict[str, str], words: str
+    where: Place, tmp_path: Path, variables: dict[str, str], more: dict[str, str], words: str
 ) -> None:
     """One plain sentence on stderr, and a status that is not 0."""
     file = tmp_path / "kernel.json"
-    file.write_text('{"key": "k", "transport": "ipc", "ip": "x"}')
+    file.write_text(json.dumps({"key": "k"} | more))
     done = await asyncio.to_thread(
         subprocess.run,
         [sys.executable, "-P", "-m", "orchestrator.jupyter.relay", "-f", str(file)],
