@@ -91,6 +91,7 @@ service-times: image ## measure on real kernels what the simulation is made of
 screenshots: image chromium ## make the pictures in docs/pictures, of real commands on real kernels
 	@$(BIN)/python -m docs.screenshots
 	@$(BIN)/python -m docs.dashboardpictures
+	@$(BIN)/python -m docs.jupyterpictures
 
 # The tests of the dashboard look at it in a real browser; without one they fail.
 chromium: ## install the browser in which the dashboard is tested (as root, on Debian)

@@ -76,10 +76,13 @@ async def test_a_restart_keeps_files_alone(kernel: tuple[AsyncKernelManager, Asy
 async def test_an_interrupt_stops_the_cell(kernel: tuple[AsyncKernelManager, AsyncKernelClient]) -> None:
     """By a message, as the kernelspec says, and by SIGINT, as other programs do."""
     manager, client = kernel
-    for interrupt in (manager.interrupt_kernel, lambda: manager.signal_kernel(signal.SIGINT)):
+    for message in (True, False):
         cell = asyncio.create_task(run(client, "import time; print('on', flush=True); time.sleep(300)"))
         await asyncio.sleep(1)
-        await interrupt()
+        if message:
+            await manager.interrupt_kernel()
+        else:
+            await manager.provisioner.send_signal(signal.SIGINT)
         answer = await cell
         assert [each["ename"] for kind, each in answer.outputs if kind == "error"] == ["KeyboardInterrupt"]
     assert (await run(client, "print('goes on')")).text == "goes on\n"
@@ -136,8 +139,9 @@ async def test_the_end_of_jupyter_ends_its_kernels(where: Place) -> None:
     """SIGKILL of the program that has the kernels leaves no container and no process."""
     before = len(where.containers())
     command = [sys.executable, "-c", _ORPHAN, str(where.notebooks)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    program = await asyncio.create_subprocess_exec(*command, env=dict(where.variables), cwd="/", **pipes)
+    program = await asyncio.create_subprocess_exec(
+        *command, env=dict(where.variables), cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     try:
         assert program.stdout is not None
         assert await program.stdout.readline() == b"ready\n"
