@@ -14,11 +14,20 @@ from tests.jupyter.lab import Notebook, lab
 from tests.jupyter.programs import notebook
 
 PICTURES = Path(__file__).with_name("pictures")
-CELLS = [
-    "import pandas as pd\n\nsales = pd.read_csv('/data/notebook/sales.csv', index_col='region')\nsales",
-    "sales.plot.bar(figsize=(7, 2.6), rot=0);",
-    "import socket\n\ntry:\n    socket.create_connection(('example.org', 443), timeout=2)\nexcept OSError as error:\n    print(error)",
-]
+CELLS = """\
+import pandas as pd
+
+sales = pd.read_csv('/data/notebook/sales.csv', index_col='region')
+sales
+---
+sales.plot.bar(figsize=(7, 2.6), rot=0);
+---
+import socket
+
+try:
+    socket.create_connection(('example.org', 443), timeout=2)
+except OSError as error:
+    print(error)"""
 SALES = "region,spring,autumn\nnorth,118,131\nsouth,96,88\neast,141,150\nwest,77,94\n"
 
 
@@ -31,7 +40,7 @@ async def draw(page: Page, name: str) -> None:
 async def main() -> None:
     with place(policy="notebook") as where:
         (where.notebooks / "sales.csv").write_text(SALES)
-        notebook(where.notebooks / "sales.ipynb", CELLS)
+        notebook(where.notebooks / "sales.ipynb", CELLS.split("\n---\n"))
         async with browser_page(where.folder) as page, lab(where) as address:
             await page.look(width=1100, height=860)
             opened = await Notebook.opened(page, address, "sales.ipynb")

@@ -48,6 +48,7 @@ class KeptFiles:
         """
         deadline = time.monotonic() + timeout
         try:
+            self._folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             while (lock := await asyncio.to_thread(LockFile.take, self._lock)) is None:
                 if time.monotonic() > deadline:
                     raise KernelStartError("an earlier kernel of this connection file has not ended.", cause="host")

@@ -29,8 +29,7 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve one kernel until a client, a signal or the end of Jupyter ends it. Returns the exit status."""
     chosen = _parse(arguments)
-    connection_file, policy = chosen.connection_file.absolute(), _absolute_policy(chosen.policy)
-    notebook_folder = Path.cwd()
+    connection_file, notebook_folder = chosen.connection_file.absolute(), Path.cwd()
     os.chdir("/")
     alive, kept_open = os.pipe()  # the second process reads the end of the first one
     blocked = {*_FORWARDED, signal.SIGCHLD}
@@ -44,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.setsid()  # Jupyter signals the first process's group
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # until there is a cell to interrupt
     signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
-    return _serve(connection_file, policy, chosen.runtime, notebook_folder, alive)
+    return _serve(connection_file, chosen.policy, chosen.runtime, notebook_folder, alive)
 
 
 def _serve(connection_file: Path, policy: str, runtime: str, notebook_folder: Path, alive: int) -> int:
@@ -80,16 +79,19 @@ def _wait_for(second: int, expected: set[signal.Signals]) -> int:
             return abs(os.waitstatus_to_exitcode(status))
 
 
-def _absolute_policy(policy: str) -> str:
-    return str(Path(policy).absolute()) if policy.endswith(".toml") or os.sep in policy else policy
-
-
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="orchestrator.jupyter.relay", description="Serve one kernel to Jupyter.")
+    """Return the options. Others are for the stock kernel, such as the file of ``jupyter run``, and are ignored."""
+    parser = argparse.ArgumentParser(
+        prog="orchestrator.jupyter.relay", description="Serve one kernel to Jupyter.", allow_abbrev=False
+    )
     parser.add_argument("-f", dest="connection_file", type=Path, required=True, help="Jupyter's connection file")
-    parser.add_argument("--policy", default="", help="a policy's name or file; default: CELLBLOCK_POLICY, or notebook")
+    parser.add_argument(
+        "--policy",
+        default="",
+        help="a policy's name, or the whole path of its file; default: CELLBLOCK_POLICY, or notebook",
+    )
     parser.add_argument("--runtime", default="", help="the container runtime; default: CELLBLOCK_RUNTIME")
-    return parser.parse_args(arguments)
+    return parser.parse_known_args(arguments)[0]
 
 
 if __name__ == "__main__":

@@ -107,6 +107,12 @@ class Policy(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _keep_names_apart(self) -> Self:
+        if self.jupyter.folder in self.data:
+            raise ValueError(f"jupyter.folder and a folder in [data] are both named {self.jupyter.folder}")
+        return self
+
     @classmethod
     def load(cls, name: str, *, without_lock: bool = False) -> Self:
         """Return the policy with this name in ``policies/``, or the one in a TOML file.

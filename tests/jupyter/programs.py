@@ -13,6 +13,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from tests.conformance.__main__ import environment
 from tests.jupyter.jupyterkernels import Place
 
+_LONGEST = 300  # seconds of one program
 PLOT = """\
 import matplotlib.pyplot as plt
 plt.plot([1, 4, 9])
@@ -40,15 +41,22 @@ def notebook(path: Path, codes: Sequence[str], kernel: str = "sandbox") -> Path:
     return path
 
 
-def program(
-    where: Place, *arguments: str, check: bool = True, timeout: float = 300
-) -> subprocess.CompletedProcess[str]:
-    """Run a module of the environment, such as "nbconvert", in the folder of the notebooks."""
-    command = [str(environment("jupyter")), "-m", *arguments]
+def program(where: Place, *arguments: str, check: bool = True, typed: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a module of the environment, such as "nbconvert", in the folder of the notebooks.
+
+    Args:
+        typed: what the program reads from standard input.
+    """
     done = subprocess.run(
-        command, env=dict(where.variables), cwd=where.notebooks, capture_output=True, text=True, timeout=timeout,
+        [str(environment("jupyter")), "-m", *arguments],
+        env=dict(where.variables),
+        cwd=where.notebooks,
+        input=typed,
+        capture_output=True,
+        text=True,
+        timeout=_LONGEST,
         check=False,
-    )  # fmt: skip
+    )
     assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return done
 

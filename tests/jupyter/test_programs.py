@@ -67,6 +67,21 @@ def test_the_provisioner_takes_any_python_kernelspec(where: Place) -> None:
     assert outputs(converted(chosen, source, "provisioned-run.ipynb"))[0][0]["text"] == "/work True\n"
 
 
+def test_the_console_and_run(where: Place) -> None:
+    """They read code from a terminal and a file; `run` gives the kernel an argument that is the stock kernel's."""
+    typed = program(where, "jupyter_console", "--kernel", "sandbox", "--simple-prompt", typed="print(6 * 7)\n")
+    assert "42" in typed.stdout
+    (where.notebooks / "script.py").write_text("print('ran', 6 * 7)")
+    assert program(where, "jupyter", "run", "--kernel", "sandbox", "script.py").stdout == "ran 42\n"
+
+
+def test_nbval_compares_the_outputs(where: Place) -> None:
+    """It runs a notebook again, and finds the outputs that nbconvert got."""
+    source = notebook(where.notebooks / "checked.ipynb", ["print(6 * 7)"])
+    done = converted(where, source, "checked-run.ipynb")
+    assert "1 passed" in program(where, "pytest", "--nbval", "-q", "-p", "no:cacheprovider", str(done)).stdout
+
+
 def test_nothing_is_left(where: Place) -> None:
     """Each program has ended, and each kernel with it."""
     assert where.containers() == []

@@ -12,8 +12,10 @@ from jupyter_client.kernelspec import KernelSpecManager
 from typer.testing import CliRunner
 
 from orchestrator.cli.app import app
-from orchestrator.errors import InvalidInputError
+from orchestrator.errors import InvalidInputError, PolicyError
 from orchestrator.jupyter import kernelspec
+from orchestrator.jupyter.notebookfolder import offer_notebook_folder
+from orchestrator.policy.policy import Policy
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +60,27 @@ def test_a_policy_file_is_named_by_its_whole_path(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     content = kernelspec.kernel_json("mine.toml")
     assert content["argv"][-1] == str(tmp_path / "mine.toml")
+
+
+def test_a_data_folder_has_not_the_notebooks_name(tmp_path: Path) -> None:
+    """The notebook's folder would be in its place."""
+    (tmp_path / "mine.toml").write_text("[jupyter]\nfolder = 'sales'\n[data]\nsales = '.'\n")
+    tmp_path.chmod(0o755)
+    with pytest.raises(PolicyError, match="both named sales"):
+        kernelspec.kernel_json(str(tmp_path / "mine.toml"))
+
+
+def test_the_notebooks_folder_is_data_where_the_policy_allows_it(tmp_path: Path) -> None:
+    """Where it cannot be offered, the kernel starts without it, and a notice says why."""
+    folder = tmp_path / "notebooks"
+    folder.mkdir(mode=0o755)
+    policy = Policy.load("notebook")
+    offered, notice = offer_notebook_folder(policy, folder)
+    assert (offered.data, notice) == ({"notebook": folder}, "")
+    assert offer_notebook_folder(Policy.load("default"), folder)[0].data == {}
+    refused, notice = offer_notebook_folder(policy, Path.home())
+    assert refused.data == {}
+    assert notice.startswith("the folder of the notebook is not at /data/notebook: ")
 
 
 def test_list_and_remove_know_only_our_own(jupyter: Path) -> None:
