@@ -115,8 +115,8 @@ def _run(suite: Suite, variables: dict[str, str]) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)} | variables
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout=180",
-                   f"--junit-xml={report}", *suite.tests]  # fmt: skip
+        options = ["-c", "pyproject.toml", "-q", "-p", "no:cacheprovider", "--timeout=180", f"--junit-xml={report}"]
+        command = [sys.executable, "-m", "pytest", *options, *suite.tests]
         subprocess.run(
             command, cwd=suite.folder, env=environment, check=False, timeout=_LONGEST, stdout=subprocess.DEVNULL
         )

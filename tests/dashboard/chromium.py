@@ -24,7 +24,7 @@ from websockets.asyncio.client import ClientConnection, connect
 _START = 30.0  # seconds
 _ANSWER = 30.0  # seconds
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
-_KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32}
+_KEYS = {"ArrowRight": 39, "Tab": 9, "Enter": 13, "Escape": 27, " ": 32}
 _SWITCHES = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-default-apps", "--disable-sync",

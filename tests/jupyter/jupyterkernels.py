@@ -92,14 +92,18 @@ class Answer:
         outputs: the contents of all other messages, by their kinds.
     """
 
-    status: str
+    status: str = ""
     text: str = ""
     outputs: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
 
-async def run(client: AsyncKernelClient, code: str) -> Answer:
-    """Run a cell as a notebook does."""
-    answer = Answer("")
+async def run(client: AsyncKernelClient, code: str, answer: Answer | None = None) -> Answer:
+    """Run a cell as a notebook does.
+
+    Args:
+        answer: is filled while the cell runs.
+    """
+    answer = Answer() if answer is None else answer
 
     def collect(message: dict[str, Any]) -> None:
         if message["msg_type"] == "stream":

@@ -10,7 +10,7 @@ from typing import Any
 import nbformat
 from nbformat.v4 import new_code_cell, new_notebook
 
-from tests.conformance.__main__ import environment
+from tests.conformance.__main__ import REPOSITORY, environment
 from tests.jupyter.jupyterkernels import Place
 
 _LONGEST = 300  # seconds of one program
@@ -26,6 +26,11 @@ UPDATE = """\
 from IPython.display import display
 handle = display('before', display_id=True)
 handle.update('after')"""
+WIDGET = """\
+from ipywidgets import IntSlider
+slider = IntSlider(value=7, description='pace')
+slider"""
+WIDGETS = str(REPOSITORY / "tests" / "jupyter" / "widgets.toml")  # a policy
 SPECIAL = [
     "import os; 6 * 7", STREAMS, PLOT, "1 / 0", UPDATE, "from IPython.display import HTML; HTML('<b>bold</b>')",
     "from IPython.display import clear_output; print('gone'); clear_output(); print('stays')", "None", "f'{_i}'",

@@ -10,14 +10,14 @@ import pytest_asyncio
 from tests.dashboard.chromium import browser_page, tab
 from tests.jupyter.jupyterkernels import Place, place
 from tests.jupyter.lab import Notebook, lab
-from tests.jupyter.programs import PLOT, notebook
+from tests.jupyter.programs import PLOT, WIDGET, WIDGETS, notebook
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest.fixture(scope="module")
 def where() -> Iterator[Place]:
-    with place() as made:
+    with place(policy=WIDGETS) as made:
         notebook(made.notebooks / "sales.ipynb", ["x = 41", PLOT])
         yield made
 
@@ -41,6 +41,21 @@ async def test_a_notebook_runs_and_plots(opened: Notebook) -> None:
     await opened.page.until("document.querySelector('.jp-OutputArea-output img')?.naturalWidth > 100", 60)
     await opened.run("print('x is', x + 1)")
     await opened.shows("x is 42")
+
+
+async def test_a_widget_and_its_variable_move_together(opened: Notebook) -> None:
+    """The kernel moves the slider in the page, and a key on the slider changes the kernel's variable."""
+    await opened.run("%pip install ipywidgets")
+    await opened.shows("Successfully installed ipywidgets")
+    await opened.run(WIDGET)
+    await opened.page.until("document.querySelector('.widget-readout')?.innerText === '7'", 60)
+    await opened.run("slider.value = 9")
+    await opened.page.until("document.querySelector('.widget-readout').innerText === '9'", 60)
+    await opened.page.evaluate("document.querySelector('.widget-slider .noUi-handle').focus()")
+    await opened.page.press("ArrowRight")
+    await opened.page.until("document.querySelector('.widget-readout').innerText === '10'", 60)
+    await opened.run("print('the slider is at', slider.value)")
+    await opened.shows("the slider is at 10")
 
 
 async def test_two_tabs_share_one_kernel(opened: Notebook, address: str, where: Place) -> None:

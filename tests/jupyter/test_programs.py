@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.jupyter.jupyterkernels import Place, place
-from tests.jupyter.programs import SPECIAL, notebook, outputs, program
+from tests.jupyter.programs import SPECIAL, WIDGET, WIDGETS, notebook, outputs, program
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,15 @@ def test_a_notebook_ends_as_on_the_stock_kernel(where: Place) -> None:
     for mine, theirs in zip(*(json.loads(path.read_text())["cells"] for path in (ours, stock)), strict=True):
         assert mine["execution_count"] == theirs["execution_count"]
         assert mine["metadata"]["execution"].keys() == theirs["metadata"]["execution"].keys()
+
+
+def test_widgets_are_kept_in_the_notebook() -> None:
+    """Under a policy with comms, the state of a widget is in the notebook's metadata, as the kernel changed it."""
+    with place(policy=WIDGETS) as where:
+        source = notebook(where.notebooks / "widget.ipynb", ["%pip install ipywidgets", WIDGET, "slider.value = 9"])
+        metadata = json.loads(converted(where, source, "widget-run.ipynb").read_text())["metadata"]
+    models = metadata["widgets"]["application/vnd.jupyter.widget-state+json"]["state"].values()
+    assert [model["state"]["value"] for model in models if model["model_name"] == "IntSliderModel"] == [9]
 
 
 def test_papermill_fills_in_parameters(where: Place) -> None:

@@ -16,7 +16,7 @@ import pytest_asyncio
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
 
-from tests.jupyter.jupyterkernels import Place, place, ready, run, started
+from tests.jupyter.jupyterkernels import Answer, Place, place, ready, run, started
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -31,7 +31,7 @@ def where() -> Iterator[Place]:
 async def kernel(where: Place) -> AsyncIterator[tuple[AsyncKernelManager, AsyncKernelClient]]:
     """One kernel, beside a notebook's data and what a hostile folder may have."""
     (where.notebooks / "sales.csv").write_text("1,2\n")
-    (where.notebooks / ".env").write_text("CELLBLOCK_POLICY=strict\nCELLBLOCK_DATA_DIR=/nowhere\n")
+    (where.notebooks / ".env").write_text("CELLBLOCK_IMAGE=cellblock-missing:1\n")
     for module in ("orchestrator", "docker", "zmq", "json"):
         (where.notebooks / f"{module}.py").write_text("raise SystemExit('a module of the notebook ran on the host')")
     async with started(where) as both:
@@ -77,13 +77,15 @@ async def test_an_interrupt_stops_the_cell(kernel: tuple[AsyncKernelManager, Asy
     """By a message, as the kernelspec says, and by SIGINT, as other programs do."""
     manager, client = kernel
     for message in (True, False):
-        cell = asyncio.create_task(run(client, "import time; print('on', flush=True); time.sleep(300)"))
-        await asyncio.sleep(1)
+        answer = Answer()
+        cell = asyncio.create_task(run(client, "import time; print('on', flush=True); time.sleep(300)", answer))
+        await until(lambda: answer.text.startswith("on"), "the cell has not begun")  # noqa: B023 - awaited here
         if message:
             await manager.interrupt_kernel()
         else:
+            assert manager.provisioner is not None
             await manager.provisioner.send_signal(signal.SIGINT)
-        answer = await cell
+        await cell
         assert [each["ename"] for kind, each in answer.outputs if kind == "error"] == ["KeyboardInterrupt"]
     assert (await run(client, "print('goes on')")).text == "goes on\n"
 
