@@ -122,7 +122,7 @@ verify: image ## probe every promise on this host, and every probe on containers
 	@$(BIN)/cellblock verify --self-test
 
 # SUITES says which: make conformance SUITES="inspect fastmcp"
-conformance: image ## run the suites of inspect_ai, pydantic_ai and FastMCP over sandboxes, and JupyterLab's library for Node, which needs npm
+conformance: image ## run the suites of inspect_ai, pydantic_ai, FastMCP and Jupyter's projects over sandboxes, and JupyterLab's library for Node, which needs npm
 	@$(BIN)/python -m tests.conformance $(SUITES)
 	@[ -n "$(SUITES)" ] || $(BIN)/python -m pytest -q tests/gateway/suite_labservices.py
 

@@ -62,12 +62,13 @@ class KeptFiles:
             lock.release()
 
     async def save(self, manager: AgentKernelManager, session: KernelSession) -> None:
-        """Keep the session's files for the next process. Files that cannot be kept are reported, and lost."""
+        """Keep the session's files for the next process. Of files that cannot be kept, an empty tar tells."""
         try:
             with await asyncio.to_thread(_open_private, self._tar) as file:
                 await self._copy(manager, session, file)
         except (CellblockError, OSError) as error:
-            self._tar.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._tar.write_bytes(b"")
             _log.warning("the files of %s are lost in the restart: %s", _WORK, error)
 
     async def load(self, manager: AgentKernelManager, session: KernelSession) -> None:
@@ -75,7 +76,10 @@ class KeptFiles:
         try:
             with self._tar.open("rb") as file:
                 self._tar.unlink()
-                await manager.write_folder(session, _WORK, _pieces(file))
+                if os.fstat(file.fileno()).st_size:
+                    await manager.write_folder(session, _WORK, _pieces(file))
+                else:
+                    session.notify(f"the files of {_WORK} could not be kept for the restart, and are gone.")
         except FileNotFoundError:
             return
         except FileTransferError as error:

@@ -32,12 +32,14 @@ class Suite:
         tests: what pytest runs, from the source distribution's folder.
         ways: how its kernels get into sandboxes. Some suites make their own Jupyter folders, where no kernelspec of
             ours is: they have the provisioner.
+        runtimes: the container runtimes. What the other suites ask does not depend on it, and they take long.
     """
 
     project: str
     version: str
     tests: tuple[str, ...]
     ways: tuple[Way, ...]
+    runtimes: tuple[str, ...] = ("runc",)
 
     @property
     def folder(self) -> Path:
@@ -53,7 +55,7 @@ class Suite:
 
 
 SUITES = (
-    Suite("jupyter_kernel_test", "0.7.0", ("test_ipykernel.py",), ("kernelspec", "provisioner")),
+    Suite("jupyter_kernel_test", "0.7.0", ("test_ipykernel.py",), ("kernelspec", "provisioner"), ("runc", "runsc")),
     Suite("nbclient", "0.11.0", ("tests/test_client.py",), ("kernelspec",)),
     Suite("papermill", "2.7.0", ("papermill/tests/test_execute.py",), ("kernelspec",)),
     Suite(

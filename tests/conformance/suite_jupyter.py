@@ -8,10 +8,16 @@ from tests.conformance.bindings import RUNTIMES
 from tests.conformance.jupytersuites import SUITES, Suite, Way, differences, written_differences
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize(
-    ("suite", "way"), [pytest.param(suite, way, id=f"{suite.project}-{way}") for suite in SUITES for way in suite.ways]
-)
+RUNS = [
+    pytest.param(suite, way, runtime, id=f"{suite.project}-{way}-{runtime}")
+    for suite in SUITES
+    for way in suite.ways
+    for runtime in suite.runtimes
+    if runtime in RUNTIMES
+]
+
+
+@pytest.mark.parametrize(("suite", "way", "runtime"), RUNS)
 def test_a_suite_ends_as_on_the_stock_kernel(suite: Suite, way: Way, runtime: str) -> None:
     """Each difference is in ``jupyter_differences.toml``, with its reason."""
     found, written = differences(suite, way, runtime), written_differences(suite)

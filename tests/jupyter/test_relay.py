@@ -73,6 +73,19 @@ async def test_a_restart_keeps_files_alone(kernel: tuple[AsyncKernelManager, Asy
     assert answer.text == "kept False\n"
 
 
+async def test_files_of_any_size_do_not_fill_the_host(tmp_path: Path) -> None:
+    """A sparse file claims 1 GiB of a /work of 1 MiB: the restart goes on without the files, and says so."""
+    (tmp_path / "small.toml").write_text("[tmpfs]\nwork_mb = 1\n")
+    with place(policy=str(tmp_path / "small.toml")) as small:
+        async with started(small) as (manager, client):
+            await run(client, "open('big', 'wb').truncate(2**30)")
+            await manager.restart_kernel()
+            await ready(client)
+            answer = await run(client, "import os; print(os.listdir())")
+            assert answer.text.startswith("[]\n[cellblock] the files of /work could not be kept")
+            assert list((small.folder / "d" / "jupyter").glob("*.tar")) == []
+
+
 async def test_an_interrupt_stops_the_cell(kernel: tuple[AsyncKernelManager, AsyncKernelClient]) -> None:
     """By a message, as the kernelspec says, and by SIGINT, as other programs do."""
     manager, client = kernel
