@@ -117,11 +117,13 @@ def _run(suite: Suite, variables: dict[str, str]) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)} | variables
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        options = ["-c", "pyproject.toml", "-q", "-p", "no:cacheprovider", "--timeout=180", f"--junit-xml={report}"]
-        command = [sys.executable, "-m", "pytest", *options, *suite.tests]
-        subprocess.run(
-            command, cwd=suite.folder, env=environment, check=False, timeout=_LONGEST, stdout=subprocess.DEVNULL
+        options = ["-c", "pyproject.toml", "-q", "-p", "no:cacheprovider", f"--junit-xml={report}"]
+        limit = ["--timeout=300", "--timeout-method=signal"]  # the other method ends pytest, and there is no report
+        command = [sys.executable, "-m", "pytest", *options, *limit, *suite.tests]
+        done = subprocess.run(
+            command, cwd=suite.folder, env=environment, check=False, timeout=_LONGEST, capture_output=True, text=True
         )
+        assert report.exists(), done.stdout[-5000:] + done.stderr[-5000:]
         cases = ElementTree.parse(report).iter("testcase")  # noqa: S314 - pytest's own
         return {f"{case.get('classname')}::{case.get('name')}": _outcome(case) for case in cases}
 

@@ -7,7 +7,6 @@ import pytest
 from tests.conformance.bindings import RUNTIMES
 from tests.conformance.jupytersuites import SUITES, Suite, Way, differences, written_differences
 
-
 RUNS = [
     pytest.param(suite, way, runtime, id=f"{suite.project}-{way}-{runtime}")
     for suite in SUITES

@@ -163,7 +163,7 @@ async def test_the_end_of_jupyter_ends_its_kernels(where: Place) -> None:
         assert len(where.containers()) == before + 1
     finally:
         program.kill()
-        await program.communicate()
+        await program.wait()
     await until(lambda: len(where.containers()) == before, "Jupyter was killed, and its kernel's container is left")
 
 
