@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -84,6 +85,35 @@ async def test_files_of_any_size_do_not_fill_the_host(tmp_path: Path) -> None:
             answer = await run(client, "import os; print(os.listdir())")
             assert answer.text.startswith("[]\n[cellblock] the files of /work could not be kept")
             assert list((small.folder / "d" / "jupyter").glob("*.tar")) == []
+
+
+_PAGE = """
+bundle = {"text/html": "<script>alert(1)</script>", "text/plain": "safe"}
+kernel = get_ipython().kernel
+kernel.do_inspect = lambda *args, **options: {"status": "ok", "found": True, "data": bundle, "metadata": {}}
+kernel.shell.payload_manager.write_payload({"source": "page", "data": bundle, "start": 0})
+class Shown:
+    def _repr_html_(self):
+        return bundle["text/html"]
+shown = Shown()
+shown
+"""
+
+
+async def test_nothing_that_runs_in_a_page_passes_by_default() -> None:
+    """Under the policy notebook: no HTML in outputs, and none in what a hostile kernel replies."""
+    with place(policy="notebook") as where:
+        async with started(where) as (_manager, client):
+            replies: list[dict[str, Any]] = []
+            reply = await client.execute_interactive(
+                _PAGE, timeout=60, output_hook=replies.append, user_expressions={"it": "shown"}
+            )
+            replies += [reply, await client.inspect("bundle", 3, reply=True, timeout=60)]
+            replies.append(await client.kernel_info(reply=True, timeout=60))
+    said = json.dumps([each["content"] for each in replies if each["msg_type"] != "execute_input"])
+    assert "safe" in said
+    assert "<script>" not in said
+    assert "help_links" not in said
 
 
 async def test_an_interrupt_stops_the_cell(kernel: tuple[AsyncKernelManager, AsyncKernelClient]) -> None:
