@@ -16,7 +16,7 @@ from orchestrator.cli import (
     doctor,
     execute,
     image,
-    kernelspecs,
+    kernelspeccommand,
     mcp,
     policies,
     prune,
@@ -74,7 +74,7 @@ app.add_typer(auditlog.app, name="audit")
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(policies.app, name="policy")
 app.add_typer(image.app, name="image")
-app.add_typer(kernelspecs.app, name="kernelspec")
+app.add_typer(kernelspeccommand.app, name="kernelspec")
 app.add_typer(daemon.app, name="engine")
 
 
