@@ -98,6 +98,7 @@ service-times: image ## measure on real kernels what the simulation is made of
 screenshots: image chromium ## make the pictures in docs/pictures, of real commands on real kernels
 	@$(BIN)/python -m docs.screenshots
 	@$(BIN)/python -m docs.dashboardpictures
+	@$(BIN)/python -m docs.jupyterpictures
 
 # The tests of the dashboard look at it in a real browser; without one they fail.
 chromium: ## install the browser in which the dashboard is tested (as root, on Debian)
@@ -128,7 +129,7 @@ verify: image ## probe every promise on this host, and every probe on containers
 	@$(BIN)/cellblock verify --self-test
 
 # SUITES says which: make conformance SUITES="inspect fastmcp"
-conformance: image ## run the suites of inspect_ai, pydantic_ai and FastMCP over sandboxes, and JupyterLab's library for Node, which needs npm
+conformance: image ## run the suites of inspect_ai, pydantic_ai, FastMCP and Jupyter's projects over sandboxes, and JupyterLab's library for Node, which needs npm
 	@$(BIN)/python -m tests.conformance $(SUITES)
 	@[ -n "$(SUITES)" ] || $(BIN)/python -m pytest -q tests/gateway/suite_labservices.py
 

@@ -57,6 +57,7 @@ class AgentKernelManager(CellCalls, CommandCalls, FileCalls):
         kernel_name: "python3".
         resource_limits: of every kernel; None: those of the policy.
         settings: None: from CELLBLOCK_* variables and ``.env``.
+        policy: None: the one that the settings name.
         keep_sessions: what leaving the context, and ``shutdown()`` without an argument, do with the sessions. False:
             end those that never had a checkpoint. True: keep all; each agent's next ``acquire_kernel``, in any process
             with the same data folder, continues its session.
@@ -82,6 +83,7 @@ class AgentKernelManager(CellCalls, CommandCalls, FileCalls):
         resource_limits: KernelResourceLimits | None = None,
         *,
         settings: Settings | None = None,
+        policy: Policy | None = None,
         keep_sessions: bool = False,
     ) -> None:
         if kernel_name not in KERNEL_NAMES:
@@ -89,7 +91,7 @@ class AgentKernelManager(CellCalls, CommandCalls, FileCalls):
                 f"the sandbox image has no kernel {kernel_name!r}.", remedy=f"It has: {', '.join(KERNEL_NAMES)}."
             )
         self.settings = settings or Settings.load()
-        self.policy = Policy.load(self.settings.policy)
+        self.policy = policy or Policy.load(self.settings.policy)
         self.max_kernels = max_kernels
         self.kernel_name = kernel_name
         self.keep_sessions = keep_sessions

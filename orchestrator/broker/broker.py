@@ -14,6 +14,7 @@ from typing import Any
 
 from orchestrator.broker import messages
 from orchestrator.broker.asked import ASKED, Asked
+from orchestrator.broker.bundles import allowed
 from orchestrator.broker.client import Client, Requests
 from orchestrator.broker.kernelside import KernelSide
 from orchestrator.broker.messages import Channel, JupyterMessage, MessageMaker, State
@@ -260,7 +261,7 @@ class Broker:
         if asked is None or asked.broker is not self:
             self._watch_host(event)
         elif isinstance(event, CellEnded):
-            asked.extras = event.extras
+            asked.extras = allowed(dict(event.extras), self._session.policy.output.passes)
         else:
             self._show(asked, event)
 

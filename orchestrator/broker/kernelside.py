@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from orchestrator.broker.bundles import allowed
 from orchestrator.broker.historyreply import history_reply
 from orchestrator.broker.messages import PROTOCOL, JupyterMessage, MessageMaker
 from orchestrator.errors import InvalidInputError
@@ -15,6 +16,7 @@ from orchestrator.kernel.channel import Message
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.kernel.lost import failing_when_lost
 from orchestrator.kernel.translate import COMM_KINDS, OUTPUT_KINDS, clean, to_comm, to_event
+from orchestrator.output.mimefilter import MimeFilter
 from orchestrator.sessions.session import KernelSession
 
 _PATIENCE = 10.0  # seconds for an answer; jedi is off, and IPython's own completer takes milliseconds
@@ -86,14 +88,15 @@ class KernelSide:
             waiting = asyncio.ensure_future(kernel.request("shell", kind, content, timeout=None))
             if not await _ended(kernel, waiting):
                 return {"status": "error", "ename": "TimeoutError", "evalue": "the kernel has not answered."}
-            answer = clean(waiting.result().content)
+            answer = allowed(clean(waiting.result().content), session.policy.output.passes)
             return answer if isinstance(answer, dict) else {}
 
     async def _comm(self, session: KernelSession, message: JupyterMessage) -> None:
         """Pass a comm's message to the kernel, and publish what its handler puts out until it is over."""
         async with session.between_cells():
             kernel = session.live_kernel()
-            handler = _CommHandler(self._maker, self._publish, message)
+            shown = MimeFilter(session.policy.output.passes)
+            handler = _CommHandler(self._maker, self._publish, message, shown)
             content = dict(message.content)
             sent = kernel.send(
                 "shell", message.kind, content, handler.take, message.buffers, handler.accepts, message.metadata
@@ -108,11 +111,18 @@ class KernelSide:
 class _CommHandler:
     """What the kernel sends while it handles a message of a comm."""
 
-    def __init__(self, maker: MessageMaker, publish: Callable[[JupyterMessage], None], request: JupyterMessage) -> None:
+    def __init__(
+        self,
+        maker: MessageMaker,
+        publish: Callable[[JupyterMessage], None],
+        request: JupyterMessage,
+        shown: MimeFilter,
+    ) -> None:
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._maker = maker
         self._publish = publish
         self._parent = request.header
+        self._shown = shown
         self._count = 0
 
     def accepts(self, _kind: str, size: int) -> bool:
@@ -134,7 +144,7 @@ class _CommHandler:
                 else to_comm(kind, content, load(message.metadata), message.buffers)
             )
             if event is not None:
-                self._publish(self._maker.of_event(event, self._parent))
+                self._publish(self._maker.of_event(self._shown.filter(event), self._parent))
 
 
 async def _ended(kernel: Kernel, waiting: asyncio.Future[Any]) -> bool:
@@ -164,7 +174,6 @@ _INFO: Mapping[str, type] = {
     "implementation_version": str,
     "language_info": dict,
     "banner": str,
-    "help_links": list,
 }
 
 

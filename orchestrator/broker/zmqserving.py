@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator.broker.broker import Broker
 from orchestrator.broker.sessioncalls import SessionCalls
 from orchestrator.broker.zmqfront import ZmqFront
+from orchestrator.errors import KernelStartError
 from orchestrator.sessions.session import KernelSession
 
 
@@ -28,12 +29,11 @@ async def serve_zmq(
         on_shutdown, caller: see ``Broker``.
 
     Raises:
-        zmq.ZMQError: an address cannot be bound.
-        KeyError: the connection lacks a field.
+        KernelStartError: an address cannot be bound, or the connection lacks a field.
     """
     broker = Broker(manager, session, on_shutdown, caller)
     try:
-        front = ZmqFront(broker, connection)
+        front = _bound(broker, connection)
         try:
             broker.announce("starting")
             yield broker
@@ -41,3 +41,10 @@ async def serve_zmq(
             await front.close()
     finally:
         await broker.close()
+
+
+def _bound(broker: Broker, connection: Mapping[str, Any]) -> ZmqFront:
+    try:
+        return ZmqFront(broker, connection)
+    except (OSError, LookupError, ValueError) as error:
+        raise KernelStartError(f"the connection file cannot be served: {error}.", cause="host") from error

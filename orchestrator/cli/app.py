@@ -16,6 +16,7 @@ from orchestrator.cli import (
     doctor,
     execute,
     image,
+    kernelspeccommand,
     mcp,
     notebookcommands,
     policies,
@@ -75,6 +76,7 @@ app.add_typer(sessions.app, name="sessions")
 app.add_typer(notebookcommands.app, name="notebook")
 app.add_typer(policies.app, name="policy")
 app.add_typer(image.app, name="image")
+app.add_typer(kernelspeccommand.app, name="kernelspec")
 app.add_typer(daemon.app, name="engine")
 
 

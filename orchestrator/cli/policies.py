@@ -83,6 +83,7 @@ MEANINGS = {
     "channels.stdin": Meaning((), "O6", "a cell that hangs its caller, or asks its user for a password"),
     "channels.comms": Meaning((), "O6", "comm messages that the caller does not expect"),
     "audit.code": Meaning((), "O2", "doubt about which code ran: the audit log keeps its digest, or all of it"),
+    "jupyter.folder": Meaning((), "O5", "files beside a notebook: read-only where the policy names a place, else none"),
     "audit.fsync": Meaning((), "H2", "audit entries lost in a power failure"),
     "sessions.hibernate": Meaning((), "H4", "kernels held by idle agents"),
     "sessions.incomplete": Meaning((), "H4", "kernels held for ever because their state cannot be checkpointed"),

@@ -29,6 +29,7 @@ from orchestrator.policy.sections import (
     Group,
     GroupName,
     Image,
+    Jupyter,
     Limits,
     ModuleName,
     Output,
@@ -80,6 +81,7 @@ class Policy(Section):
     packages: Packages = Packages()
     tools: Tools = Tools()
     audit: Audit = Audit()
+    jupyter: Jupyter = Jupyter()
     groups: dict[GroupName, Group] = Field(default_factory=dict, max_length=1000)
     environment: dict[VariableName, Variable] = Field(default_factory=dict, max_length=_MOST_VARIABLES)
     data: dict[DataName, DataFolder] = Field(default_factory=dict, max_length=100)
@@ -103,6 +105,12 @@ class Policy(Section):
                 f"the sizes in [tmpfs] add up to {total} MiB, more than limits.memory_mb = {self.limits.memory_mb}; "
                 "files in a tmpfs count as memory"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _keep_names_apart(self) -> Self:
+        if self.jupyter.folder in self.data:
+            raise ValueError(f"jupyter.folder and a folder in [data] are both named {self.jupyter.folder}")
         return self
 
     @classmethod
@@ -140,7 +148,7 @@ class Policy(Section):
     @cached_property
     def restrictions_digest(self) -> str:
         """SHA-256 of the settings that can affect a container's restrictions. Those of pool and scheduling cannot."""
-        settings = self.model_dump(mode="json", exclude={"pool", "scheduling", "groups"})
+        settings = self.model_dump(mode="json", exclude={"pool", "scheduling", "groups", "jupyter"})
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     @cached_property

@@ -212,3 +212,13 @@ class Audit(Section):
 
     code: Literal["digest", "full"] = "digest"
     fsync: bool = True
+
+
+class Jupyter(Section):
+    """``[jupyter]``: what a kernel that Jupyter starts has beside this policy.
+
+    Attributes:
+        folder: the name under ``/data`` at which the sandbox can read the notebook's folder; "": not at all.
+    """
+
+    folder: str = Field(default="", pattern=r"^([a-z0-9][a-z0-9_-]{0,62})?$")

@@ -13,6 +13,28 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SUITES = {
     "fastmcp": ("fastmcp==4.2.3",),
     "inspect": ("inspect-ai==0.3.285",),
+    "jupyter": (
+        "jupyterlab==4.6.6",
+        "notebook==7.6.5",
+        "nbclient==0.11.0",
+        "nbconvert==7.17.2",
+        "papermill==2.7.0",
+        "nbval==0.11.0",
+        "jupyter_client==8.10.0",
+        "jupyter_server==2.21.1",
+        "jupyter_console==6.6.3",
+        "ipykernel==7.4.0",
+        "ipywidgets==8.1.9",
+        "matplotlib==3.11.2",
+        "jupyter_kernel_test==0.7.0",
+        "pytest-jupyter[client,server]==0.11.0",
+        "pytest-console-scripts==1.4.1",
+        "pytest-timeout==2.4.0",
+        "flaky",
+        "testpath",
+        "xmltodict",
+        "msgpack",
+    ),
     "pydantic": ("pydantic-ai-slim==2.68.0", "anyio"),
 }
 CLIENTS = {
@@ -34,7 +56,7 @@ def environment(name: str) -> Path:
     if not stamp.exists() or stamp.read_text() != wanted:
         print(f"conformance: installing {', '.join(packages)}", flush=True)
         uv = [sys.executable, "-m", "uv"]
-        subprocess.run([*uv, "venv", "-q", "--clear", "--python", sys.executable, str(folder)], check=True)
+        subprocess.run([*uv, "venv", "-q", "--seed", "--clear", "--python", sys.executable, str(folder)], check=True)
         install = [*uv, "pip", "install", "-q", "--python", str(python)]
         subprocess.run([*install, *packages, *TOOLS, "-e", str(REPOSITORY)], check=True)
         stamp.write_text(wanted)

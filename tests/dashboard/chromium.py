@@ -24,7 +24,7 @@ from websockets.asyncio.client import ClientConnection, connect
 _START = 30.0  # seconds
 _ANSWER = 30.0  # seconds
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
-_KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32}
+_KEYS = {"ArrowRight": 39, "Tab": 9, "Enter": 13, "Escape": 27, " ": 32}
 _SWITCHES = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-default-apps", "--disable-sync",
@@ -50,6 +50,7 @@ class Page:
     """One tab.
 
     Attributes:
+        browser: where the browser's protocol is spoken.
         requests: the addresses that the tab and its frames asked for, by request; not those that a policy refused.
         navigations: the addresses that any frame went to.
         problems: what the browser's log says of errors and of refused scripts, styles and loads.
@@ -57,8 +58,9 @@ class Page:
         downloads: the names of saved files.
     """
 
-    def __init__(self, socket: ClientConnection) -> None:
+    def __init__(self, socket: ClientConnection, browser: str) -> None:
         self._socket = socket
+        self.browser = browser
         self._number = 0
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._session = ""
@@ -248,19 +250,28 @@ async def browser_page(folder: Path) -> AsyncIterator[Page]:
         )
         try:
             address = await _address(Path(profile) / "DevToolsActivePort", process)
-            async with connect(address, max_size=None, compression=None, proxy=None) as socket:
-                page = Page(socket)
+            async with tab(address, folder) as page:
                 try:
-                    await page.open(folder)
                     yield page
                 finally:
                     with contextlib.suppress(TimeoutError, AssertionError):
                         await page.call("Browser.close", browser=True)
-                    await page.close()
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, 9)
             await process.wait()
+
+
+@contextlib.asynccontextmanager
+async def tab(browser: str, folder: Path) -> AsyncIterator[Page]:
+    """Yield a new tab of a browser; ``Page.browser`` is its address."""
+    async with connect(browser, max_size=None, compression=None, proxy=None) as socket:
+        page = Page(socket, browser)
+        try:
+            await page.open(folder)
+            yield page
+        finally:
+            await page.close()
 
 
 async def _address(port: Path, process: asyncio.subprocess.Process) -> str:

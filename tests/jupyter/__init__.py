@@ -1,0 +1,1 @@
+"""Jupyter's own programs, unmodified, on kernels in sandboxes."""
