@@ -93,7 +93,12 @@ class Manager(Blocking[AgentKernelManager]):
 
     @staticmethod
     def connect(
-        url: str, *, token: str | None = None, uds: str | Path | None = None, verify: str | bool = True
+        url: str,
+        *,
+        token: str | None = None,
+        uds: str | Path | None = None,
+        verify: str | bool = True,
+        policy: str = "",
     ) -> ServerManager:
         """Return the manager of a server, ``cellblock serve``: the same calls, types and errors.
 
@@ -101,7 +106,7 @@ class Manager(Blocking[AgentKernelManager]):
 
         Args and errors: see ``AgentKernelManager.connect``.
         """
-        remote = AgentKernelManager.connect(url, token=token, uds=uds, verify=verify)
+        remote = AgentKernelManager.connect(url, token=token, uds=uds, verify=verify, policy=policy)
         from cellblock.servermanager import ServerManager
 
         return ServerManager(remote)
@@ -162,6 +167,7 @@ class Manager(Blocking[AgentKernelManager]):
     stream_command = iterates(AgentKernelManager.stream_command)
     start_command = command_of(AgentKernelManager.start_command)
     list_commands = commands_of(AgentKernelManager.list_commands)
+    list_sessions = waits(AgentKernelManager.list_sessions)
     end_session = waits(AgentKernelManager.end_session)
     checkpoint = waits(AgentKernelManager.checkpoint)
     restore = waits(AgentKernelManager.restore)

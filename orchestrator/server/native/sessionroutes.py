@@ -40,6 +40,7 @@ async def create(body: NewSession, request: Request, caller: Caller, service: Th
         body.on_expiry,
         body.timeout,
         body.priority,
+        body.caller,
     )
     served, is_new = await service.idempotency.once(
         caller, key, await asked(request), lambda: service.directory.open(caller, wish)
@@ -228,22 +229,13 @@ def _session(served: Served) -> dict[str, Any]:
 def session_row(handle: HandleRecord, record: SessionRecord) -> dict[str, Any]:
     """Return what the store has of a session, as JSON."""
     return {
-        "session_id": record.session_id,
+        **record.as_dict(),
         "agent_id": handle.name,
-        "kernel_id": record.kernel_id,
-        "state": record.state,
-        "end_reason": record.end_reason,
         "policy": handle.policy,
         "image": handle.image,
         "labels": dict(handle.labels),
         "expires_at": handle.expires_at,
         "on_expiry": handle.on_expiry,
-        "created_at": record.created_at,
-        "last_used_at": record.last_used_at,
-        "cell_count": record.cells,
-        "parent_id": record.parent_id,
-        "runtime": record.runtime,
-        "bytes": record.bytes,
     }
 
 
