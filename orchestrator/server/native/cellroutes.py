@@ -36,7 +36,7 @@ async def execute(
     if wants_events(request):
         how = await asked(request, b"events")
         live = await service.idempotency.once(
-            caller, key, how, lambda: livecells.start(served, body, needs_client=True)
+            caller, key, how, lambda: livecells.start(served, body, patience=livecells.ABANDONED)
         )
         return event_stream(live.follow(last_event_id(request.headers.get("last-event-id"))))
     if body.tools or body.input:
@@ -52,7 +52,7 @@ async def start(
 ) -> Response:
     """Start a cell that outlives this request. It ends at its time limit, or when it is interrupted."""
     how = await asked(request)
-    live = await service.idempotency.once(caller, key, how, lambda: livecells.start(served, body, needs_client=False))
+    live = await service.idempotency.once(caller, key, how, lambda: livecells.start(served, body, patience=None))
     return Json(live.as_dict(), 201)
 
 
