@@ -18,7 +18,8 @@ SUITES = {
 CLIENTS = {
     "gunicorn": ("gunicorn==27.0.1", "httpx==0.28.1"),
     "sandbox_fusion": ("sandbox-fusion==0.3.7",),
-}  # whose environments tests use
+    "schemathesis": ("schemathesis==4.32.5",),
+}  # whose environments tests use; this project is not in them
 OPTIONS = ["-q", "-rxXs", "-p", "no:cacheprovider", "--noconftest", "-c", "/dev/null", "-o", "asyncio_mode=auto"]
 TOOLS = ("pytest==9.0.2", "pytest-asyncio==1.3.0")
 
@@ -27,13 +28,13 @@ def environment(name: str) -> Path:
     """Return the Python of a suite's or a client's environment, which is made if it is missing."""
     folder = REPOSITORY / ".venv-conformance" / name
     python, stamp = folder / "bin" / "python", folder / ".complete"
-    packages = {**SUITES, **CLIENTS}[name]
-    wanted = "\n".join((*packages, *TOOLS))
+    packages = (*SUITES[name], *TOOLS, "-e", str(REPOSITORY)) if name in SUITES else CLIENTS[name]
+    wanted = "\n".join(packages)
     if not stamp.exists() or stamp.read_text() != wanted:
-        print(f"conformance: installing {', '.join(packages)}", flush=True)
+        print(f"conformance: installing {' '.join(packages)}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
         pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-        subprocess.run([*pip, *packages, *TOOLS, "-e", str(REPOSITORY)], check=True)
+        subprocess.run([*pip, *packages], check=True)
         stamp.write_text(wanted)
     return python
 

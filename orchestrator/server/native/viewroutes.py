@@ -13,6 +13,7 @@ from orchestrator.errors import InvalidInputError
 from orchestrator.server.answers import Json, dumps
 from orchestrator.server.native.abridged import Abridgement, whole_output
 from orchestrator.server.native.access import Caller, SessionId, TheService
+from orchestrator.server.native.described import ANY_OBJECT, CALLER, NUMBER, PlainText, answers, fields, many
 from orchestrator.server.service import Service
 from orchestrator.server.usagehistory import INTERVAL
 from orchestrator.store.history import CellRecord, History
@@ -25,7 +26,7 @@ Index = Annotated[int, Path(ge=0, le=1_000_000)]
 Form = Annotated[str | None, Query(max_length=200, description="A mime type of the output; default: plain text.")]
 
 
-@router.get("/caller", summary="Who calls")
+@router.get("/caller", summary="Who calls", responses=answers(CALLER))
 async def caller_itself(caller: Caller, service: TheService) -> Response:
     """Return the token's name, group and rights, and whether the server needs tokens."""
     return Json(
@@ -39,7 +40,11 @@ async def caller_itself(caller: Caller, service: TheService) -> Response:
     )
 
 
-@router.get("/usage", summary="Usage over the last hour")
+@router.get(
+    "/usage",
+    summary="Usage over the last hour",
+    responses=answers(fields(now=NUMBER, interval_s=NUMBER, kernels=many(ANY_OBJECT))),
+)
 async def usage(
     caller: Caller, service: TheService, after: Annotated[float, Query(ge=0, allow_inf_nan=False)] = 0.0
 ) -> Response:
@@ -49,14 +54,20 @@ async def usage(
     return Json(await asyncio.to_thread(dumps, body))
 
 
-@router.get("/sessions/{session_id}/view", summary="Read cells as a page shows them")
+@router.get(
+    "/sessions/{session_id}/view",
+    summary="Read cells as a page shows them",
+    responses=answers(fields(cells=many(ANY_OBJECT))),
+)
 async def view(session_id: SessionId, caller: Caller, service: TheService, first: Number, last: Number) -> Response:
     """Return 20 cells at most, each output in its best form and cut to what a page can show. Nothing is woken."""
     await service.directory.record(caller, session_id)
     return await cells_answer(service, session_id, first, last)
 
 
-@router.get("/sessions/{session_id}/history/{number}/outputs/{index}", summary="Save an output")
+@router.get(
+    "/sessions/{session_id}/history/{number}/outputs/{index}", summary="Save an output", response_class=PlainText
+)
 async def output(
     session_id: SessionId, number: CellNumber, index: Index, caller: Caller, service: TheService, mime: Form = None
 ) -> Response:
@@ -93,7 +104,7 @@ async def output_answer(service: Service, session_id: str, number: int, index: i
         "X-Content-Type-Options": "nosniff",
     }
     body = await asyncio.to_thread(text.encode, "utf-8", "replace")
-    return Response(body, media_type="text/plain; charset=utf-8", headers=headers)
+    return PlainText(body, headers=headers)
 
 
 async def _records(service: Service, session_id: str, first: int, last: int) -> list[CellRecord]:
