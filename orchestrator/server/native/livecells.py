@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from orchestrator.errors import InvalidInputError
+from orchestrator.output.events import Event
 from orchestrator.server.directory import Served
 from orchestrator.server.eventstream import Numbered
 from orchestrator.server.native.bodies import NewCell
@@ -54,11 +55,11 @@ class LiveCell:
             self._abandoned.cancel()
         try:
             async with (
-                contextlib.aclosing(self.cell.events(after)) as events,
+                contextlib.aclosing(self.cell.numbered_events(after)) as events,
                 contextlib.aclosing(self.questions.follow()) as questions,
             ):
                 yield None, {"type": "cell_started", **self.as_dict()}
-                async for item in _merged(events, questions, after):
+                async for item in _merged(events, questions):
                     yield item
         finally:
             self._followers -= 1
@@ -71,10 +72,9 @@ class LiveCell:
 
 
 async def _merged(
-    events: AsyncGenerator[Any, None], questions: AsyncGenerator[dict[str, Any], None], after: int
+    events: AsyncGenerator[tuple[int, Event], None], questions: AsyncGenerator[dict[str, Any], None]
 ) -> AsyncGenerator[Numbered, None]:
     """Yield events and questions as they come, until the events end."""
-    number = after
     event = asyncio.ensure_future(anext(events, None))
     question = asyncio.ensure_future(anext(questions))
     try:
@@ -88,9 +88,8 @@ async def _merged(
                 come = event.result()
                 if come is None:
                     return
-                number += 1
                 event = asyncio.ensure_future(anext(events, None))
-                yield number, come.as_dict()
+                yield come[0], come[1].as_dict()
     finally:
         await stopped(event, question)
 
