@@ -139,6 +139,7 @@ class Directory:
 
     async def _open(self, principal: Principal, wish: Wish, name: str) -> tuple[Served, bool]:
         if wish.name and (found := await self._history.run(History.handle_of_agent, principal.group, name)) is not None:
+            _check_policy(principal, found[0].policy)
             with contextlib.suppress(SessionEndedError):  # it has ended meanwhile: the agent gets a new one
                 served = self._served.get(found[0].session_id) or await self._load(principal, *found)
                 await self._use(served, principal, wish)
@@ -165,17 +166,21 @@ class Directory:
         return self._enter(handle, manager, session), True
 
     async def find(self, principal: Principal, session_id: str) -> Served:
-        """Return a session of the caller's group. It is not woken.
+        """Return a session of the caller's group, to be used. It is not woken.
 
         Raises:
             UnknownSessionError: the group has no session of this id.
+            ForbiddenError: the token does not allow its policy.
             SessionEndedError: it has ended.
         """
         served = self._served.get(session_id)
         if served is not None and served.handle.group == principal.group:
+            _check_policy(principal, served.handle.policy)
             self._served.move_to_end(session_id)
         else:
-            served = await self._load(principal, *await self.record(principal, session_id))
+            handle, record = await self.record(principal, session_id)
+            _check_policy(principal, handle.policy)
+            served = await self._load(principal, handle, record)
         if (ended := served.session.ended) is not None:
             raise _ended(ended)
         return served
@@ -211,10 +216,8 @@ class Directory:
         """Make sessions with the state of one, for agents of these names. They have its policy, variables and labels.
 
         Raises:
-            ForbiddenError: the token does not allow the parent's policy.
             See ``AgentKernelManager.fork``.
         """
-        _check_policy(principal, parent.handle.policy)
         agents = [principal.agent_id(name) for name in names]
         made = await parent.manager.fork(parent.session, len(names), agent_ids=agents)
         found = []
@@ -335,7 +338,7 @@ def check_ttl(ttl_s: float | None) -> None:
 
 
 def _check_policy(principal: Principal, policy: str) -> None:
-    """Check that a caller may make sessions of a policy.
+    """Check that a caller may make and use sessions of a policy.
 
     Raises:
         ForbiddenError: its token does not name the policy.
