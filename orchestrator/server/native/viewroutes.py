@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
@@ -11,7 +12,8 @@ from starlette.responses import Response
 
 from orchestrator.errors import InvalidInputError
 from orchestrator.server.answers import Json, dumps
-from orchestrator.server.native.abridged import Abridgement, whole_output
+from orchestrator.server.directory import Served
+from orchestrator.server.native.abridged import MOST_OUTPUTS, Abridgement, whole_output
 from orchestrator.server.native.access import Caller, SessionId, TheService
 from orchestrator.server.native.described import ANY_OBJECT, CALLER, NUMBER, PlainText, answers, fields, many
 from orchestrator.server.service import Service
@@ -60,7 +62,10 @@ async def usage(
     responses=answers(fields(cells=many(ANY_OBJECT))),
 )
 async def view(session_id: SessionId, caller: Caller, service: TheService, first: Number, last: Number) -> Response:
-    """Return 20 cells at most, each output in its best form and cut to what a page can show. Nothing is woken."""
+    """Return 20 cells at most, each output in its best form and cut to what a page can show. Nothing is woken.
+
+    A cell that runs has the outputs that it has put out by now.
+    """
     await service.directory.record(caller, session_id)
     return await cells_answer(service, session_id, first, last)
 
@@ -108,7 +113,18 @@ async def output_answer(service: Service, session_id: str, number: int, index: i
 
 
 async def _records(service: Service, session_id: str, first: int, last: int) -> list[CellRecord]:
-    return await service.directory.history.run_beside(History.cells, session_id, first=first, last=last)
+    records = await service.directory.history.run_beside(History.cells, session_id, first=first, last=last)
+    held = service.directory.held(session_id)
+    return records if held is None else [_with_outputs_so_far(record, held) for record in records]
+
+
+def _with_outputs_so_far(record: CellRecord, held: Served) -> CellRecord:
+    """Return a cell with what it has put out by now, if it runs: the store has only the outputs of cells that ended."""
+    if record.outcome != "running":
+        return record
+    first, count = held.session.outputs_of_running(record.number, MOST_OUTPUTS)
+    outputs = [*(output.as_dict() for output in first), *({} for _ in range(count - len(first)))]
+    return replace(record, result={**record.result, "outputs": outputs})
 
 
 def _dumped(records: list[CellRecord]) -> bytes:
