@@ -77,7 +77,8 @@ async def list_sessions(
 ) -> Response:
     """Return the group's sessions, the last used first; with `ended` also those that have ended."""
     found = await service.directory.history.run(History.handles, caller.group, ended=ended, limit=limit)
-    return Json({"sessions": [session_row(handle, record) for handle, record in found]})
+    rows = {"sessions": [session_row(handle, record) for handle, record in found]}
+    return Json(await asyncio.to_thread(dumps, rows))
 
 
 @router.get("/{session_id}", summary="Look at a session", responses=answers(SESSION_ROW))
