@@ -79,7 +79,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Called by uvicorn, whose timer of an idle connection ends with the next byte."""
         super().on_response_complete()
-        if not self._in_head:
+        if not self._in_head and self.cycle.response_complete:  # else the body is that of the next request
             self._begin(_REST_TIME)
 
     def _begin(self, seconds: float) -> None:
