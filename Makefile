@@ -23,7 +23,7 @@ endef
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help demo test test-runtimes test-modern conformance jobs serving full-image check lint bench bench-peers soak reactions usage schedule service-times history crashes sessions screenshots chromium vendor state-table docs verify fuzz fuzz-server seccomp-record engine engine-stop image venv lock clean notebooks notebook-tokens FORCE
+.PHONY: help demo test test-runtimes test-modern conformance jobs serving full-image check lint bench bench-peers soak reactions usage schedule service-times history crashes sessions screenshots chromium vendor state-table docs verify fuzz fuzz-server seccomp-record engine engine-stop image venv lock clean notebooks notebook-tokens fuzz-openapi FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -141,6 +141,10 @@ fuzz: image ## send seeded nonsense from hostile kernels, 200,000 cases under ea
 fuzz-server: image ## send seeded requests at random to a server, 100,000 of them; about twenty minutes
 	@CELLBLOCK_FUZZ_REQUESTS=$(or $(CASES),100000) CELLBLOCK_FUZZ_SEED=$(or $(SEED),1) \
 		$(BIN)/python -m pytest -s tests/server/test_request_fuzz.py
+
+fuzz-openapi: image ## send seeded requests made of the server's OpenAPI description by schemathesis; a few minutes
+	@CELLBLOCK_OPENAPI_CASES=$(or $(CASES),100) CELLBLOCK_OPENAPI_SEED=$(or $(SEED),1) \
+		$(BIN)/python -m pytest -s tests/server/test_description.py
 
 seccomp-record: image ## record the system calls of a kernel at work, beside what the seccomp profile allows
 	@command -v strace >/dev/null || { echo "seccomp-record: as root: apt-get install strace" >&2; exit 1; }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
 from concurrent.futures import CancelledError, Future
@@ -49,6 +50,15 @@ class LoopThread:
 
         async def work() -> R:
             return function()
+
+        return self.run(work)
+
+    def settle(self, function: Callable[[], R | Awaitable[R]]) -> R:
+        """Call a function in the loop's thread, and return its value, awaited if it must be. See ``run``."""
+
+        async def work() -> R:
+            value = function()
+            return await value if inspect.isawaitable(value) else value
 
         return self.run(work)
 

@@ -6,7 +6,8 @@
         print(manager.execute(session, "1 + 1").result)
 
 Every method is the one of ``AgentKernelManager`` with the same name and parameters, and waits for its result. Sessions
-and results are the same objects; use a session only through its manager, and for its attributes.
+and results are the same objects; use a session only through its manager, and for its attributes. ``Manager.connect``
+returns the same over a server.
 """
 
 from __future__ import annotations
@@ -14,24 +15,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import signal as signals
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
-from typing import Concatenate, Generic, Never, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Concatenate, Generic, Never, ParamSpec, Self, TypeVar
 
-from cellblock.loopthread import LoopThread
-from orchestrator import (
-    AgentKernelManager,
-    CommandEvent,
-    CommandResult,
-    ExecutionResult,
-    InputHandler,
-    InputRequest,
-    ManagerClosedError,
-)
-from orchestrator import RunningCell as AsyncCell
-from orchestrator import RunningCommand as AsyncCommand
+from cellblock.blocking import Blocking, calls, cell_of, command_of, commands_of, enters, iterates, waits
+from cellblock.started import RunningCell, RunningCommand
+from orchestrator import AgentKernelManager, InputHandler, InputRequest, ManagerClosedError
+
+if TYPE_CHECKING:
+    from cellblock.servermanager import ServerManager
 
 __all__ = ["Manager", "RunningCell", "RunningCommand", "answered_by"]
 
@@ -52,44 +46,6 @@ def answered_by(function: Callable[[InputRequest], str]) -> InputHandler:
     return answer
 
 
-def _waits(
-    method: Callable[Concatenate[AgentKernelManager, P], Coroutine[object, object, R]],
-) -> Callable[Concatenate[Manager, P], R]:
-    @functools.wraps(method)
-    def call(self: Manager, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self._thread.run(lambda: method(self._manager, *args, **kwargs))
-
-    return call
-
-
-def _calls(method: Callable[Concatenate[AgentKernelManager, P], R]) -> Callable[Concatenate[Manager, P], R]:
-    @functools.wraps(method)
-    def call(self: Manager, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self._thread.call(lambda: method(self._manager, *args, **kwargs))
-
-    return call
-
-
-def _enters(
-    method: Callable[Concatenate[AgentKernelManager, P], AbstractAsyncContextManager[R]],
-) -> Callable[Concatenate[Manager, P], AbstractContextManager[R]]:
-    @functools.wraps(method)
-    def enter(self: Manager, /, *args: P.args, **kwargs: P.kwargs) -> AbstractContextManager[R]:
-        return self._thread.enter(lambda: method(self._manager, *args, **kwargs))
-
-    return enter
-
-
-def _iterates(
-    method: Callable[Concatenate[AgentKernelManager, P], AsyncGenerator[R, None]],
-) -> Callable[Concatenate[Manager, P], Generator[R, None, None]]:
-    @functools.wraps(method)
-    def iterate(self: Manager, /, *args: P.args, **kwargs: P.kwargs) -> Generator[R, None, None]:
-        return self._thread.iterate(method(self._manager, *args, **kwargs))
-
-    return iterate
-
-
 def _takes(
     maker: Callable[P, T],
 ) -> Callable[[Callable[[Manager, T], None]], Callable[Concatenate[Manager, P], None]]:
@@ -105,124 +61,6 @@ def _takes(
     return decorate
 
 
-class RunningCommand:
-    """A command that a synchronous manager has started: ``orchestrator.RunningCommand``, whose methods wait here.
-
-    Attributes:
-        number, pid, command, started_at: see ``orchestrator.RunningCommand``.
-    """
-
-    def __init__(self, command: AsyncCommand, thread: LoopThread) -> None:
-        self._command = command
-        self._thread = thread
-        self.number = command.number
-        self.pid = command.pid
-        self.command = command.command
-        self.started_at = command.started_at
-
-    def __repr__(self) -> str:
-        return repr(self._command)
-
-    @property
-    def is_running(self) -> bool:
-        return self._command.is_running
-
-    def wait(self, timeout: float | None = None) -> CommandResult:
-        """See ``orchestrator.RunningCommand.wait``."""
-        return self._thread.run(lambda: self._command.wait(timeout))
-
-    def events(self) -> Generator[CommandEvent, None]:
-        """See ``orchestrator.RunningCommand.events``."""
-        return self._thread.iterate(self._command.events())
-
-    def kill(self, signal: int | str = signals.SIGKILL) -> bool:
-        """See ``orchestrator.RunningCommand.kill``."""
-        return self._thread.call(lambda: self._command.kill(signal))
-
-    def write(self, data: bytes | str) -> bool:
-        """See ``orchestrator.RunningCommand.write``."""
-        return self._thread.run(lambda: self._command.write(data))
-
-    def close_stdin(self) -> None:
-        """See ``orchestrator.RunningCommand.close_stdin``."""
-        self._thread.run(self._command.close_stdin)
-
-    def resize(self, rows: int, columns: int) -> None:
-        """See ``orchestrator.RunningCommand.resize``."""
-        self._thread.call(lambda: self._command.resize(rows, columns))
-
-
-class RunningCell:
-    """A cell that a synchronous manager has started: ``orchestrator.RunningCell``, whose methods wait here.
-
-    Attributes:
-        id, code, started_at: see ``orchestrator.RunningCell``.
-    """
-
-    def __init__(self, cell: AsyncCell, thread: LoopThread) -> None:
-        self._cell = cell
-        self._thread = thread
-        self.id = cell.id
-        self.code = cell.code
-        self.started_at = cell.started_at
-
-    def __repr__(self) -> str:
-        return repr(self._cell)
-
-    @property
-    def is_running(self) -> bool:
-        return self._cell.is_running
-
-    def wait(self, timeout: float | None = None) -> ExecutionResult:
-        """See ``orchestrator.RunningCell.wait``."""
-        return self._thread.run(lambda: self._cell.wait(timeout))
-
-    def interrupt(self) -> bool:
-        """See ``orchestrator.RunningCell.interrupt``."""
-        return self._thread.call(self._cell.interrupt)
-
-
-def _begins(
-    method: Callable[Concatenate[AgentKernelManager, P], Coroutine[object, object, AsyncCell]],
-) -> Callable[Concatenate[Manager, P], RunningCell]:
-    @functools.wraps(method)
-    def begin(self: Manager, /, *args: P.args, **kwargs: P.kwargs) -> RunningCell:
-        return RunningCell(self._thread.run(lambda: method(self._manager, *args, **kwargs)), self._thread)
-
-    return begin
-
-
-def _finds(
-    method: Callable[Concatenate[AgentKernelManager, P], AsyncCell],
-) -> Callable[Concatenate[Manager, P], RunningCell]:
-    @functools.wraps(method)
-    def find(self: Manager, /, *args: P.args, **kwargs: P.kwargs) -> RunningCell:
-        return RunningCell(self._thread.call(lambda: method(self._manager, *args, **kwargs)), self._thread)
-
-    return find
-
-
-def _starts(
-    method: Callable[Concatenate[AgentKernelManager, P], Coroutine[object, object, AsyncCommand]],
-) -> Callable[Concatenate[Manager, P], RunningCommand]:
-    @functools.wraps(method)
-    def start(self: Manager, /, *args: P.args, **kwargs: P.kwargs) -> RunningCommand:
-        return RunningCommand(self._thread.run(lambda: method(self._manager, *args, **kwargs)), self._thread)
-
-    return start
-
-
-def _lists(
-    method: Callable[Concatenate[AgentKernelManager, P], list[AsyncCommand]],
-) -> Callable[Concatenate[Manager, P], list[RunningCommand]]:
-    @functools.wraps(method)
-    def listed(self: Manager, /, *args: P.args, **kwargs: P.kwargs) -> list[RunningCommand]:
-        found = self._thread.call(lambda: method(self._manager, *args, **kwargs))
-        return [RunningCommand(command, self._thread) for command in found]
-
-    return listed
-
-
 class _Attribute(Generic[R]):
     """An attribute of the wrapped manager, to be read."""
 
@@ -236,7 +74,7 @@ class _Attribute(Generic[R]):
         raise AttributeError("the attributes of a synchronous manager are read only.")
 
 
-class Manager:
+class Manager(Blocking[AgentKernelManager]):
     """``AgentKernelManager`` in an event loop of its own, in a thread of its own. Safe to use from several threads.
 
     Takes the arguments of ``AgentKernelManager``, and has its methods and attributes. Use it as a context manager, or
@@ -251,8 +89,27 @@ class Manager:
 
     @_takes(AgentKernelManager)
     def __init__(self, manager: AgentKernelManager) -> None:
-        self._manager = manager
-        self._thread = LoopThread("cellblock")
+        super().__init__(manager)
+
+    @staticmethod
+    def connect(
+        url: str,
+        *,
+        token: str | None = None,
+        uds: str | Path | None = None,
+        verify: str | bool = True,
+        policy: str = "",
+    ) -> ServerManager:
+        """Return the manager of a server, ``cellblock serve``: the same calls, types and errors.
+
+        It connects with its first call. Use it as a context manager; needs the extra ``client``.
+
+        Args and errors: see ``AgentKernelManager.connect``.
+        """
+        remote = AgentKernelManager.connect(url, token=token, uds=uds, verify=verify, policy=policy)
+        from cellblock.servermanager import ServerManager
+
+        return ServerManager(remote)
 
     def __enter__(self) -> Self:
         try:
@@ -282,47 +139,48 @@ class Manager:
         finally:
             self._thread.stop()
 
-    start = _waits(AgentKernelManager.start)
-    acquire_kernel = _enters(AgentKernelManager.acquire_kernel)
-    execute = _waits(AgentKernelManager.execute)
-    execute_code = _waits(AgentKernelManager.execute_code)
-    stream_code = _iterates(AgentKernelManager.stream_code)
-    read_folder = _iterates(AgentKernelManager.read_folder)
-    write_folder = _waits(AgentKernelManager.write_folder)
-    start_code = _begins(AgentKernelManager.start_code)
-    find_cell = _finds(AgentKernelManager.find_cell)
-    restart_kernel = _waits(AgentKernelManager.restart_kernel)
-    install = _waits(AgentKernelManager.install)
-    list_variables = _waits(AgentKernelManager.list_variables)
-    interrupt = _calls(AgentKernelManager.interrupt)
-    execute_code_for_notebook = _waits(AgentKernelManager.execute_code_for_notebook)
-    put_file = _waits(AgentKernelManager.put_file)
-    get_file = _waits(AgentKernelManager.get_file)
-    read_file = _waits(AgentKernelManager.read_file)
-    write_file = _waits(AgentKernelManager.write_file)
-    stat_file = _waits(AgentKernelManager.stat_file)
-    exists = _waits(AgentKernelManager.exists)
-    list_files = _waits(AgentKernelManager.list_files)
-    make_dir = _waits(AgentKernelManager.make_dir)
-    move = _waits(AgentKernelManager.move)
-    remove = _waits(AgentKernelManager.remove)
-    run_command = _waits(AgentKernelManager.run_command)
-    stream_command = _iterates(AgentKernelManager.stream_command)
-    start_command = _starts(AgentKernelManager.start_command)
-    list_commands = _lists(AgentKernelManager.list_commands)
-    end_session = _waits(AgentKernelManager.end_session)
-    checkpoint = _waits(AgentKernelManager.checkpoint)
-    restore = _waits(AgentKernelManager.restore)
-    fork = _waits(AgentKernelManager.fork)
-    hibernate = _waits(AgentKernelManager.hibernate)
-    export_history = _waits(AgentKernelManager.export_history)
-    import_history = _waits(AgentKernelManager.import_history)
-    export_notebook = _waits(AgentKernelManager.export_notebook)
-    get_kernel_resource_usage = _waits(AgentKernelManager.get_kernel_resource_usage)
-    sweep_everywhere = _waits(AgentKernelManager.sweep_everywhere)
-    apply_retention = _waits(AgentKernelManager.apply_retention)
-    note_operator = _calls(AgentKernelManager.note_operator)
-    overview = _calls(AgentKernelManager.overview)
+    start = waits(AgentKernelManager.start)
+    acquire_kernel = enters(AgentKernelManager.acquire_kernel)
+    execute = waits(AgentKernelManager.execute)
+    execute_code = waits(AgentKernelManager.execute_code)
+    stream_code = iterates(AgentKernelManager.stream_code)
+    read_folder = iterates(AgentKernelManager.read_folder)
+    write_folder = waits(AgentKernelManager.write_folder)
+    start_code = cell_of(AgentKernelManager.start_code)
+    find_cell = cell_of(AgentKernelManager.find_cell)
+    restart_kernel = waits(AgentKernelManager.restart_kernel)
+    install = waits(AgentKernelManager.install)
+    list_variables = waits(AgentKernelManager.list_variables)
+    interrupt = calls(AgentKernelManager.interrupt)
+    execute_code_for_notebook = waits(AgentKernelManager.execute_code_for_notebook)
+    put_file = waits(AgentKernelManager.put_file)
+    get_file = waits(AgentKernelManager.get_file)
+    read_file = waits(AgentKernelManager.read_file)
+    write_file = waits(AgentKernelManager.write_file)
+    stat_file = waits(AgentKernelManager.stat_file)
+    exists = waits(AgentKernelManager.exists)
+    list_files = waits(AgentKernelManager.list_files)
+    make_dir = waits(AgentKernelManager.make_dir)
+    move = waits(AgentKernelManager.move)
+    remove = waits(AgentKernelManager.remove)
+    run_command = waits(AgentKernelManager.run_command)
+    stream_command = iterates(AgentKernelManager.stream_command)
+    start_command = command_of(AgentKernelManager.start_command)
+    list_commands = commands_of(AgentKernelManager.list_commands)
+    list_sessions = waits(AgentKernelManager.list_sessions)
+    end_session = waits(AgentKernelManager.end_session)
+    checkpoint = waits(AgentKernelManager.checkpoint)
+    restore = waits(AgentKernelManager.restore)
+    fork = waits(AgentKernelManager.fork)
+    hibernate = waits(AgentKernelManager.hibernate)
+    export_history = waits(AgentKernelManager.export_history)
+    import_history = waits(AgentKernelManager.import_history)
+    export_notebook = waits(AgentKernelManager.export_notebook)
+    get_kernel_resource_usage = waits(AgentKernelManager.get_kernel_resource_usage)
+    sweep_everywhere = waits(AgentKernelManager.sweep_everywhere)
+    apply_retention = waits(AgentKernelManager.apply_retention)
+    note_operator = calls(AgentKernelManager.note_operator)
+    overview = calls(AgentKernelManager.overview)
 
     sessions = _Attribute(lambda manager: manager.sessions)
     recovery = _Attribute(lambda manager: manager.recovery)

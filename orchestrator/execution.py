@@ -43,6 +43,7 @@ from orchestrator.output.events import (
     ExecutionResult,
     InputHandler,
     InputRequest,
+    Output,
     OutputEvent,
 )
 from orchestrator.output.judgement import judge, make_result, timeout_error
@@ -235,6 +236,10 @@ class Cell:
             self._interruption.interrupt()
             if not self._busy:
                 self._loop.call_later(_NOT_BEGUN, self.interrupt)
+
+    def outputs_so_far(self, most: int) -> tuple[list[Output], int]:
+        """Return the first outputs as they are now, and how many there are."""
+        return self._collector.so_far(most)
 
     def partial_result(self) -> ExecutionResult:
         """Return what is known of a cell that is over, and was cancelled or lost."""

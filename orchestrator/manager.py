@@ -32,6 +32,7 @@ from orchestrator.sessions.recovery import Recovery
 from orchestrator.sessions.restored import Restored
 from orchestrator.sessions.session import KernelSession
 from orchestrator.settings import Settings
+from orchestrator.store.history import History
 from orchestrator.tool import Tool, ToolFunction, tools_by_name
 from orchestrator.wiring.lifespan import Lifespan
 from orchestrator.wiring.parts import Parts
@@ -106,7 +107,13 @@ class AgentKernelManager(CellCalls, CommandCalls, FileCalls):
 
     @classmethod
     def connect(
-        cls, url: str, *, token: str | None = None, uds: str | Path | None = None, verify: str | bool = True
+        cls,
+        url: str,
+        *,
+        token: str | None = None,
+        uds: str | Path | None = None,
+        verify: str | bool = True,
+        policy: str = "",
     ) -> RemoteKernelManager:
         """Return the manager of a server, ``cellblock serve``: the same calls, types and errors.
 
@@ -117,6 +124,7 @@ class AgentKernelManager(CellCalls, CommandCalls, FileCalls):
             token: of `cellblock token create`; None: the server needs none.
             uds: the path of the server's unix socket, in place of the address in ``url``.
             verify: for HTTPS: the file of a certificate authority; True: the system's authorities.
+            policy: of new sessions; "": the token's first.
 
         Raises:
             SettingsError: the extra is not installed.
@@ -127,7 +135,9 @@ class AgentKernelManager(CellCalls, CommandCalls, FileCalls):
             raise SettingsError(
                 f"a client of a server needs {error.name}.", remedy="pip install 'cellblock[client]'"
             ) from error
-        return RemoteKernelManager(url, token=token, uds=None if uds is None else str(uds), verify=verify)
+        return RemoteKernelManager(
+            url, token=token, uds=None if uds is None else str(uds), verify=verify, policy=policy
+        )
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -275,6 +285,20 @@ class AgentKernelManager(CellCalls, CommandCalls, FileCalls):
             assert source is not None
             resolved = await install(session, session.live_kernel(), source, requirements)
         return [wheel.title for wheel in resolved.wheels]
+
+    async def list_sessions(self, *, ended: bool = False) -> list[dict[str, Any]]:
+        """Return the newest 1,000 sessions of this host's data folder, the last used first, of all its processes.
+
+        Args:
+            ended: also those that have ended.
+
+        Raises:
+            StoreError: the history cannot be read.
+            See ``start``.
+        """
+        await self.start()
+        store = self._parts.registry.store
+        return [record.as_dict() for record in await store.run(History.sessions_here, ended=ended, limit=1000)]
 
     async def end_session(self, agent_id: str, *, reason: str = "end_session") -> bool:
         """End the agent's session and discard its kernel. A running cell ends with outcome "kernel_died".

@@ -14,7 +14,7 @@ from mcp_types import CallToolResult
 
 from orchestrator.errors import CellblockError, KernelTimeoutError
 from orchestrator.mcp import replies
-from orchestrator.mcp.facade import Facade
+from orchestrator.mcp.facade import Facade, settled
 from orchestrator.mcp.handles import Handle, handle_of
 from orchestrator.mcp.jobs import Job, Jobs, until
 from orchestrator.mcp.replies import Attachment, Link, Reply
@@ -29,6 +29,7 @@ from orchestrator.output.events import CellFinished, Event, StreamOutput
 PATIENCE = 45.0  # seconds after which a call is answered, whatever runs: clients give up after 60
 KERNEL_WAIT = 60.0  # seconds that a job waits for a free kernel
 SCHEME = "cellblock://output/"
+_KILLING = 3.0  # seconds that a server has to kill a command; shorter than jobs have to end
 _SIGN_OF_LIFE = 5.0  # seconds between two notifications of progress
 _NAMES = 100  # of sessions of one principal that are remembered
 _ALL_NAMES = 100_000  # of all principals
@@ -178,7 +179,9 @@ class Calls:
                             job.heard(event.data.decode("utf-8", "replace"))
                 result = await running.wait()
             except asyncio.CancelledError:
-                running.kill()
+                with contextlib.suppress(CellblockError, TimeoutError):
+                    async with asyncio.timeout(_KILLING):
+                        await settled(running.kill())
                 raise
         return self._linked(job.handle, await asyncio.to_thread(replies.command, result))
 

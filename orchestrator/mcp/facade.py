@@ -1,21 +1,33 @@
-"""Facade: what this room asks of a manager. ``AgentKernelManager`` has it; so may a client of a manager elsewhere."""
+"""Facade: what this room asks of a manager. ``AgentKernelManager`` has it, and so has the client of a server."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+from orchestrator.output.commandresult import CommandResult
 from orchestrator.output.events import Event
 from orchestrator.output.fileinfo import FileInfo
 from orchestrator.output.variableinfo import VariableInfo
+from orchestrator.sessions.commandhandle import CommandEvent
+
+T = TypeVar("T")
+
+
+class Started(Protocol):
+    """A command that runs: ``RunningCommand``, or that of a server's client."""
+
+    def events(self) -> AsyncGenerator[CommandEvent, None]: ...
+
+    async def wait(self) -> CommandResult: ...
+
+    def kill(self) -> bool | Awaitable[bool]: ...
 
 
 class Facade(Protocol):
     """The methods mean what those of ``AgentKernelManager`` mean. A session is opaque: it is only handed back."""
-
-    @property
-    def sessions(self) -> Mapping[str, Any]: ...
 
     def acquire_kernel(
         self, agent_id: str, timeout: float | None = None, *, caller: str = ""
@@ -27,7 +39,7 @@ class Facade(Protocol):
 
     async def start_command(
         self, session: Any, command: str, *, cwd: str = "", timeout: float | None = None
-    ) -> Any: ...
+    ) -> Started: ...
 
     async def restart_kernel(self, session: Any, *, keep_files: bool = True, timeout: float | None = None) -> None: ...
 
@@ -51,4 +63,11 @@ class Facade(Protocol):
 
     async def fork(self, session: Any, count: int, *, agent_ids: Sequence[str] | None = None) -> Sequence[Any]: ...
 
+    async def list_sessions(self) -> Sequence[Mapping[str, Any]]: ...
+
     async def end_session(self, agent_id: str) -> bool: ...
+
+
+async def settled(answer: T | Awaitable[T]) -> T:
+    """Return what a manager of this process answers at once, and that of a server after a wait."""
+    return await answer if inspect.isawaitable(answer) else answer

@@ -91,6 +91,14 @@ class McpService:
         """Stop what runs. Call it before the manager's ``shutdown``."""
         await self.tooling.jobs.aclose()
 
+    async def end_sessions(self) -> None:
+        """End the sessions of the principal of stdio.
+
+        Raises:
+            CellblockError: one cannot be ended.
+        """
+        await self.tooling.end_sessions(self._owner)
+
     @contextlib.asynccontextmanager
     async def closing(self) -> AsyncIterator[None]:
         """Call ``aclose`` at the end."""

@@ -6,13 +6,13 @@ import asyncio
 import base64
 import binascii
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from mcp_types import CallToolResult
 from pydantic import Field
 
-from orchestrator.errors import InvalidInputError
+from orchestrator.errors import CellblockError, InvalidInputError
 from orchestrator.inputs import check_code, check_command
 from orchestrator.mcp import replies
 from orchestrator.mcp.calls import KERNEL_WAIT, Calls, Ctx
@@ -230,13 +230,29 @@ class Tooling(Calls):
                 return Reply(f"Ended {end}." if had else f"There is no session {end!r}.", is_error=not had)
 
             return await self._started(ctx, end, "end", ended)
-        return replies.to_mcp(Reply(self._list(owner)))
+        try:
+            async with asyncio.timeout(self._patience):
+                return replies.to_mcp(Reply(self._listed(owner, await self._manager.list_sessions())))
+        except TimeoutError:
+            return replies.to_mcp(Reply("the list of sessions did not come in time.", is_error=True))
+        except CellblockError as error:
+            return replies.to_mcp(replies.failure(error))
 
-    def _list(self, owner: str) -> str:
-        live = {name_in(owner, agent_id): session for agent_id, session in self._manager.sessions.items()}
+    async def end_sessions(self, owner: str) -> None:
+        """End all sessions of a principal.
+
+        Raises:
+            CellblockError: one cannot be ended.
+        """
+        for each in await self._manager.list_sessions():
+            if name_in(owner, each["agent_id"]) is not None:
+                await self._manager.end_session(each["agent_id"])
+
+    def _listed(self, owner: str, known: Sequence[Mapping[str, Any]]) -> str:
+        live = {name_in(owner, each["agent_id"]): each for each in known}
         lines = []
         for name in sorted({*filter(None, live), *self._names.of(owner)}):
-            state = f"{live[name].state}, {live[name].cell_count} cells" if name in live else "asleep, or ended"
+            state = f"{live[name]['state']}, {live[name]['cell_count']} cells" if name in live else "ended"
             runs = ", ".join(f"{job.id} for {job.age_s:.0f} s" for job in self.jobs.running(owner, name))
             last = ", ".join(job.id for job in self.jobs.ended(owner, name)[-_LAST:])
             lines.append(f"{name}: {state}{f'; runs {runs}' if runs else ''}{f'; last were {last}' if last else ''}")

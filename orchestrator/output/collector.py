@@ -171,6 +171,12 @@ class OutputCollector:
                 yield waiting.event
         yield from self._updates.unstreamed()
 
+    def so_far(self, most: int) -> tuple[list[Output], int]:
+        """Return the first outputs as they are now, and how many there are. The end of too much output is missing."""
+        shown = self._outputs[:most]
+        texts = [StreamOutput(each.name, each.text.so_far()) if isinstance(each, Run) else None for each in shown]
+        return [text or self._final(each) for text, each in zip(texts, shown, strict=True)], len(self._outputs)
+
     def outputs(self) -> tuple[Output, ...]:
         """Return the outputs. Call it once, after ``finish``."""
         outputs, self._outputs = self._outputs, []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 
+from orchestrator.errors import InvalidInputError
 from orchestrator.output.events import CellFinished, Event, OutputDropped
 from orchestrator.output.sizes import content_size, cost
 
@@ -21,6 +22,7 @@ class EventLog:
         self._bytes = 0
         self._events: list[Event] = []
         self._forgotten = 0
+        self._forgotten_bytes = 0
         self._dropped = [0, 0]  # bytes, messages
         self._is_over = False
         self._error: BaseException | None = None
@@ -58,21 +60,37 @@ class EventLog:
     def shorten(self) -> None:
         """Forget all events but the last one, which has the result. Their numbers stay as they are."""
         self._forgotten += max(len(self._events) - 1, 0)
+        gone = (event for event in self._events[:-1] if not isinstance(event, CellFinished))
+        self._forgotten_bytes += sum(map(content_size, gone))
         del self._events[:-1]
         self._bytes = 0
 
-    async def follow(self, after: int = 0) -> AsyncGenerator[Event, None]:
-        """Yield the events after the first ``after`` ones, as they come, until the last one."""
+    async def follow(self, after: int = 0) -> AsyncGenerator[tuple[int, Event], None]:
+        """Yield the events after the first ``after`` ones with their numbers, as they come, until the last one.
+
+        One OutputDropped, with the number of the last of them, stands for events that were forgotten. Its bytes are
+        those of all that were.
+
+        Raises:
+            InvalidInputError: the cell is over, and had fewer events than ``after``.
+            Whatever ended the log.
+        """
         at = after
         while True:
             changed = self._changed
-            while (at := max(at, self._forgotten)) - self._forgotten < len(self._events):
+            if at < self._forgotten:
+                gap = OutputDropped(self._forgotten_bytes, self._forgotten - at)
+                at = self._forgotten
+                yield at, gap
+            while at - self._forgotten < len(self._events):
                 event = self._events[at - self._forgotten]
                 at += 1
-                yield event
+                yield at, event
             if self._is_over:
                 if self._error is not None:
                     raise self._error
+                if at > (total := self._forgotten + len(self._events)):
+                    raise InvalidInputError(f"the cell had {total} events, and not {at}.")
                 return
             await changed.wait()
 

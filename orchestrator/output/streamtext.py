@@ -59,6 +59,10 @@ class StreamText:
         yield from self._done.drain()
         yield from self._line.drain()
 
+    def so_far(self) -> str:
+        """Return the text as it is now."""
+        return "".join((*self._done, *self._line, "" if self._screen is None else self._screen.text()))
+
     def _render(self, text: str) -> None:
         """Write text on the screen; what is too large for it is appended as it is."""
         if self._screen is None:

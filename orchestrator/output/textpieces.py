@@ -42,6 +42,9 @@ class TextPieces:
         self.add("".join(f"{line}\n" for line in kept))
         return lines[len(kept) : -1]
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._pieces)
+
     def drain(self) -> Iterator[str]:
         """Yield the pieces in order, and empty the text."""
         pieces, self._pieces, self.size = self._pieces[::-1], [], 0

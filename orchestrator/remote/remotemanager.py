@@ -33,8 +33,9 @@ class RemoteKernelManager(RemoteCellCalls, RemoteCommandCalls, RemoteFileCalls):
     the token.
     """
 
-    def __init__(self, url: str, *, token: str | None, uds: str | None, verify: str | bool) -> None:
+    def __init__(self, url: str, *, token: str | None, uds: str | None, verify: str | bool, policy: str) -> None:
         self._connection = Connection(url, token, uds, verify)
+        self._policy = policy
         self._cells = {}
 
     async def __aenter__(self) -> Self:
@@ -55,6 +56,7 @@ class RemoteKernelManager(RemoteCellCalls, RemoteCommandCalls, RemoteFileCalls):
         agent_id: str,
         timeout: float | None = None,
         *,
+        caller: str = "",
         policy: str = "",
         image: str = "",
         environment: Mapping[str, str] | None = None,
@@ -67,7 +69,8 @@ class RemoteKernelManager(RemoteCellCalls, RemoteCommandCalls, RemoteFileCalls):
 
         Args:
             timeout: seconds to wait for a free kernel; None, and at most: 600.
-            policy: of a new session; "": the token's first.
+            caller: who uses the kernel, for the server's audit log, which has it beside the token's name.
+            policy: of a new session; "": that of ``connect``.
             image: of a new session; "": the policy's.
             environment: variables of every cell and command of a new session.
             labels: what to keep with a new session.
@@ -85,13 +88,14 @@ class RemoteKernelManager(RemoteCellCalls, RemoteCommandCalls, RemoteFileCalls):
             raise InvalidInputError("the timeout must be a number of seconds, 0 or more.")
         body = {
             "agent_id": agent_id,
-            "policy": policy,
+            "policy": policy or self._policy,
             "image": image,
             "environment": dict(environment or {}),
             "labels": dict(labels or {}),
             "ttl_s": ttl_s,
             "timeout": 600.0 if timeout is None else min(float(timeout), 600.0),
             "priority": priority,
+            "caller": caller,
         }
         session = RemoteSession.of(self._connection, await self._connection.ask("POST", "/v1/sessions", body))
         with session.offering(offered):

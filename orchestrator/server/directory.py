@@ -69,6 +69,7 @@ class Wish:
         policy: "": the token's first.
         image: the name of a sandbox image; "": the policy's.
         ttl_s: seconds after which it expires; None: never.
+        caller: on whose behalf the client asks, as it says.
     """
 
     name: str = ""
@@ -80,6 +81,7 @@ class Wish:
     on_expiry: Expiry = "end"
     timeout: float | None = 60.0
     priority: int = 0
+    caller: str = ""
 
 
 class Directory:
@@ -137,14 +139,15 @@ class Directory:
 
     async def _open(self, principal: Principal, wish: Wish, name: str) -> tuple[Served, bool]:
         if wish.name and (found := await self._history.run(History.handle_of_agent, principal.group, name)) is not None:
+            _check_policy(principal, found[0].policy)
             with contextlib.suppress(SessionEndedError):  # it has ended meanwhile: the agent gets a new one
                 served = self._served.get(found[0].session_id) or await self._load(principal, *found)
-                await self._use(served, principal, wish.timeout, wish.priority)
+                await self._use(served, principal, wish)
                 return served, False
         policy = wish.policy or principal.policies[0]
         _check_policy(principal, policy)
         manager = await self._managers.of(policy, wish.image)
-        session = await self._acquire(manager, principal, name, wish.timeout, wish.priority)
+        session = await self._acquire(manager, principal, replace(wish, name=name))
         if (other := self._served.get(session.session_id)) is not None:  # another request was quicker
             return other, False
         handle = HandleRecord(
@@ -163,17 +166,21 @@ class Directory:
         return self._enter(handle, manager, session), True
 
     async def find(self, principal: Principal, session_id: str) -> Served:
-        """Return a session of the caller's group. It is not woken.
+        """Return a session of the caller's group, to be used. It is not woken.
 
         Raises:
             UnknownSessionError: the group has no session of this id.
+            ForbiddenError: the token does not allow its policy.
             SessionEndedError: it has ended.
         """
         served = self._served.get(session_id)
         if served is not None and served.handle.group == principal.group:
+            _check_policy(principal, served.handle.policy)
             self._served.move_to_end(session_id)
         else:
-            served = await self._load(principal, *await self.record(principal, session_id))
+            handle, record = await self.record(principal, session_id)
+            _check_policy(principal, handle.policy)
+            served = await self._load(principal, handle, record)
         if (ended := served.session.ended) is not None:
             raise _ended(ended)
         return served
@@ -188,10 +195,6 @@ class Directory:
         if found is None:
             raise UnknownSessionError(f"the agent {name!r} has no session.", session_id="")
         return await self.find(principal, found[0].session_id)
-
-    def loaded(self) -> dict[str, KernelSession]:
-        """Return the sessions of all groups that were used lately, by agent id."""
-        return {served.session.agent_id: served.session for served in self._served.values()}
 
     async def record(self, principal: Principal, session_id: str) -> tuple[HandleRecord, SessionRecord]:
         """Return what the store has of a session of the caller's group, also of one that has ended.
@@ -213,10 +216,8 @@ class Directory:
         """Make sessions with the state of one, for agents of these names. They have its policy, variables and labels.
 
         Raises:
-            ForbiddenError: the token does not allow the parent's policy.
             See ``AgentKernelManager.fork``.
         """
-        _check_policy(principal, parent.handle.policy)
         agents = [principal.agent_id(name) for name in names]
         made = await parent.manager.fork(parent.session, len(names), agent_ids=agents)
         found = []
@@ -274,31 +275,30 @@ class Directory:
         if record.state == "ended":
             raise _ended(record.end_reason or "unknown")
         manager = await self._managers.of(handle.policy, handle.image)
-        session = await self._acquire(manager, principal, handle.name, 60.0, 0)
+        session = await self._acquire(manager, principal, Wish(handle.name))
         if session.session_id != handle.session_id:  # it ended meanwhile, and this is a new one
             await manager.end_session(session.agent_id)
             raise _ended(record.end_reason or "unknown")
         held = self._served.get(handle.session_id)  # another request was quicker
         return held if held is not None else self._enter(handle, manager, session)
 
-    async def _use(self, served: Served, principal: Principal, timeout: float | None, priority: int) -> None:
+    async def _use(self, served: Served, principal: Principal, wish: Wish) -> None:
         """Wake a session if it sleeps, and charge its kernel to the caller."""
-        session = await self._acquire(served.manager, principal, served.handle.name, timeout, priority)
+        session = await self._acquire(served.manager, principal, replace(wish, name=served.handle.name))
         if session is not served.session:
             raise _ended(served.session.ended or "unknown")
 
-    async def _acquire(
-        self, manager: AgentKernelManager, principal: Principal, name: str, timeout: float | None, priority: int
-    ) -> KernelSession:
-        agent_id, handover = principal.agent_id(name), False
+    async def _acquire(self, manager: AgentKernelManager, principal: Principal, wish: Wish) -> KernelSession:
+        agent_id, handover = principal.agent_id(wish.name), False
+        caller = f"token {principal.name}{wish.caller and f', for {wish.caller}'}"
         while True:
             try:
                 async with manager.acquire_kernel(
                     agent_id,
-                    timeout,
-                    caller=f"token {principal.name}",
+                    wish.timeout,
+                    caller=caller,
                     group=principal.group,
-                    priority=priority,
+                    priority=wish.priority,
                     handover=handover,
                 ) as (_kernel, session):
                     return session
@@ -338,7 +338,7 @@ def check_ttl(ttl_s: float | None) -> None:
 
 
 def _check_policy(principal: Principal, policy: str) -> None:
-    """Check that a caller may make sessions of a policy.
+    """Check that a caller may make and use sessions of a policy.
 
     Raises:
         ForbiddenError: its token does not name the policy.

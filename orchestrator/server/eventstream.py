@@ -19,13 +19,15 @@ Numbered = tuple[int | None, dict[str, Any]]
 """An event as JSON, and its number; None for one that a client that comes back gets anew."""
 
 
-def event_stream(events: AsyncGenerator[Numbered, None]) -> StreamingResponse:
+class EventStream(StreamingResponse):
+    """An answer of server-sent events."""
+
+    media_type = "text/event-stream"
+
+
+def event_stream(events: AsyncGenerator[Numbered, None]) -> EventStream:
     """Return an answer that sends each event as it comes. An error is its last event, of type "problem"."""
-    return StreamingResponse(
-        _lines(events),
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-    )
+    return EventStream(_lines(events), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
 
 async def _lines(events: AsyncGenerator[Numbered, None]) -> AsyncIterator[bytes]:

@@ -87,9 +87,8 @@ class Expiries:
             await self._directory.stop(*found, "expired")
             return True
         if found[1].state == "live":  # in this process, or in one that was killed
-            served = await self._directory.find(
-                Principal("expiry", handle.group, token_id=handle.token_id), handle.session_id
-            )
+            itself = Principal("expiry", handle.group, (handle.policy,), token_id=handle.token_id)
+            served = await self._directory.find(itself, handle.session_id)
             served.manager.interrupt(served.session)
             if not await served.manager.hibernate(served.session.agent_id) and served.session.is_awake:
                 return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -21,7 +21,7 @@ from orchestrator.server.directory import Served, Wish
 from orchestrator.server.service import Service
 from orchestrator.server.sessionnotebooks import notebooks_of
 from orchestrator.sessions.commandhandle import RunningCommand
-from orchestrator.sessions.session import KernelSession
+from orchestrator.store.history import History
 
 _PATH = "/mcp"
 _caller: ContextVar[Principal] = ContextVar("caller")  # of the call that runs; two tokens of a group differ in policies
@@ -60,10 +60,10 @@ class GroupSessions:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    @property
-    def sessions(self) -> Mapping[str, KernelSession]:
-        """The sessions that were used lately, by agent id."""
-        return self._service.directory.loaded()
+    async def list_sessions(self) -> list[dict[str, Any]]:
+        """See ``AgentKernelManager.list_sessions``: those of the caller's group."""
+        found = await self._service.directory.history.run(History.handles, _caller.get().group)
+        return [record.as_dict() for _handle, record in found]
 
     @contextlib.asynccontextmanager
     async def acquire_kernel(
@@ -71,7 +71,7 @@ class GroupSessions:
     ) -> AsyncIterator[tuple[None, Served]]:
         """Yield the agent's session, awake."""
         name = agent_id.partition(":")[2]
-        served, _ = await self._service.directory.open(_caller.get(), Wish(name, timeout=timeout))
+        served, _ = await self._service.directory.open(_caller.get(), Wish(name, timeout=timeout, caller=caller))
         yield None, served
 
     async def stream_code(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import AsyncGenerator
@@ -78,16 +79,25 @@ class RunningCell:
         """Yield its outputs from the start, as they come; the last event is ``CellFinished`` with the result.
 
         Several callers may do so, also after its end. None of them makes the cell wait, or ends it by stopping early.
-        Of a cell that is over, the manager may keep only the last event: the result has all outputs.
+        Of a cell that is over, the manager may keep only the last event: OutputDropped stands for those before it, and
+        the result has all outputs.
 
         Args:
             after: how many events to leave out, such as those that the caller has seen.
 
         Raises:
+            InvalidInputError: it is over, and had fewer events than ``after``.
             See ``wait``.
         """
-        async for event in self._log.follow(after):
-            yield event
+        async with contextlib.aclosing(self.numbered_events(after)) as events:
+            async for _, event in events:
+                yield event
+
+    async def numbered_events(self, after: int = 0) -> AsyncGenerator[tuple[int, Event], None]:
+        """Yield what ``events`` yields, with the number of each: what ``after`` is to be for going on behind it."""
+        async with contextlib.aclosing(self._log.follow(after)) as events:
+            async for item in events:
+                yield item
         if self._running.cancelled():
             await self.wait()
 

@@ -19,7 +19,7 @@ from orchestrator.errors import ManagerClosedError, SessionBusyError, StoreError
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.output.commandresult import CommandResult
-from orchestrator.output.events import Event, ExecutionResult, InputHandler, OutputEvent
+from orchestrator.output.events import Event, ExecutionResult, InputHandler, Output, OutputEvent
 from orchestrator.output.watched import CellEnded, CellStarted, CellWatcher
 from orchestrator.sessions.installing import install_tool
 from orchestrator.sessions.lifecycle import Lifecycle
@@ -243,6 +243,16 @@ class KernelSession(Lifecycle):
     def running_cell(self) -> tuple[int, float] | None:
         """The number of the running cell, and for how many seconds it has run; None between cells."""
         return None if self._turn is None else (self.cell_count, self._turn.cell.age_s)
+
+    def outputs_of_running(self, number: int, most: int) -> tuple[list[Output], int]:
+        """Return the first outputs of the running cell as they are now, and how many there are.
+
+        Args:
+            number: of the cell. One that does not run has none.
+        """
+        if self._turn is None or number != self.cell_count:
+            return [], 0
+        return self._turn.cell.outputs_so_far(most)
 
     def interrupt(self) -> bool:
         """Interrupt the running cell. Returns whether there is one.

@@ -37,6 +37,22 @@ class SessionRecord:
     cells: int = 0
     bytes: int = 0
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return what callers may know of the session, as JSON."""
+        return {
+            "session_id": self.session_id,
+            "agent_id": self.agent_id,
+            "kernel_id": self.kernel_id,
+            "state": self.state,
+            "end_reason": self.end_reason,
+            "created_at": self.created_at,
+            "last_used_at": self.last_used_at,
+            "cell_count": self.cells,
+            "parent_id": self.parent_id,
+            "runtime": self.runtime,
+            "bytes": self.bytes,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class CellRecord:

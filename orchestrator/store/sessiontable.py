@@ -168,6 +168,10 @@ class SessionTable:
         """Return this host's sessions that have not ended, the last used first."""
         return self._select(self._is_unended())
 
+    def sessions_here(self, *, ended: bool, limit: int) -> list[SessionRecord]:
+        """Return this host's sessions, the last used first; with ``ended`` also those that have ended."""
+        return self._select((sessions.c.home == self.home) if ended else self._is_unended(), limit)
+
     def sessions(self, agent_id: str | None = None, limit: int | None = None) -> list[SessionRecord]:
         """Return all sessions of all hosts, or one agent's, the last used first."""
         return self._select(true() if agent_id is None else sessions.c.agent_id == agent_id, limit)

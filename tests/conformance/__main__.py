@@ -42,6 +42,7 @@ CLIENTS = {
     "gunicorn": ("gunicorn==27.0.1", "httpx==0.28.1"),
     "jupyterlab": ("jupyterlab==4.6.6", "jupyter-server==2.21.1"),
     "sandbox_fusion": ("sandbox-fusion==0.3.7",),
+    "schemathesis": ("schemathesis==4.32.5",),
 }  # whose environments tests use
 OPTIONS = ["-q", "-rxXs", "-p", "no:cacheprovider", "--noconftest", "-c", "/dev/null", "-o", "asyncio_mode=auto"]
 TOOLS = ("pytest==9.0.2", "pytest-asyncio==1.3.0")

@@ -19,7 +19,9 @@ import cellblock
 import orchestrator
 import orchestrator.errors
 import orchestrator.output.events
+from cellblock.servermanager import ServerManager
 from cellblock.sync import Manager
+from orchestrator.remote.remotemanager import RemoteKernelManager
 from tests.conftest import REPOSITORY
 
 ERRORS = {
@@ -88,17 +90,22 @@ def test_the_version_is_that_of_the_package(repository: Path) -> None:
 
 
 def test_the_synchronous_manager_has_every_public_method_and_its_parameters() -> None:
-    """The reference's three synchronous methods are coroutines in the manager's other spelling, and not repeated.
-
-    ``connect`` is missing: a program without an event loop reaches a server over HTTP itself.
-    """
+    """The reference's three synchronous methods are coroutines in the manager's other spelling, and not repeated."""
     names = {name for name in dir(orchestrator.AgentKernelManager) if not name.startswith("_")}
-    twins = {"save_checkpoint", "restore_checkpoint", "save_session_as_notebook", "connect"}
+    twins = {"save_checkpoint", "restore_checkpoint", "save_session_as_notebook"}
     assert names - twins <= set(dir(Manager))
     for name in names - twins - {"shutdown"}:
         ours, theirs = inspect.getattr_static(Manager, name), getattr(orchestrator.AgentKernelManager, name)
         if callable(theirs):
-            assert inspect.signature(ours) == inspect.signature(theirs), name
+            assert inspect.signature(ours).parameters == inspect.signature(theirs).parameters, name
+
+
+def test_the_synchronous_manager_of_a_server_has_every_method_and_its_parameters() -> None:
+    names = {name for name in dir(RemoteKernelManager) if not name.startswith("_")} - {"shutdown"}
+    assert names | {"shutdown"} == {name for name in dir(ServerManager) if not name.startswith("_")}
+    for name in names:
+        ours, theirs = inspect.getattr_static(ServerManager, name), getattr(RemoteKernelManager, name)
+        assert inspect.signature(ours) == inspect.signature(theirs), name
 
 
 def test_the_synchronous_manager_needs_no_engine_to_be_made_and_shut_down() -> None:

@@ -173,6 +173,35 @@ async def test_new_cells_come_without_taking_focus_or_place(world: World) -> Non
     await page.until("document.querySelector('.cells').innerText.includes('line 0')")
 
 
+async def test_a_running_cell_shows_what_it_has_put_out(world: World) -> None:
+    """Whoever started it, for its group and for an operator. What does not change is not made anew."""
+    page, server = world.page, world.server
+    session = await server.session(world.alice, "runs")
+    code = (
+        "import os, time\nfrom IPython.display import display, HTML\ndisplay(HTML('<b>shown</b>'))\nprint('first')\n"
+        "while not os.path.exists('go'): time.sleep(0.05)\nprint('second')\n"
+        "while os.path.exists('go'): time.sleep(0.05)\nprint('third')"
+    )
+    running = asyncio.create_task(server.run(world.alice, session, code))
+    try:
+        await world.enter(world.alice, f"#/sessions/{session}")
+        await page.until("document.querySelector('.outcome-running .outputs')?.innerText.includes('first')")
+        await page.until("document.querySelector('.outputs iframe')?.src")
+        await page.evaluate("window.frame = document.querySelector('.outputs iframe')")
+        await page.evaluate("document.querySelector('.output.stream pre').focus()")
+        await server.ask("POST", f"/v1/sessions/{session}/commands", world.alice, {"command": "touch go"})
+        await page.until("document.querySelector('.outcome-running .outputs').innerText.includes('second')")
+        assert await page.evaluate("document.activeElement.innerText.includes('second')")
+        assert await page.evaluate("frame.isConnected && frame === document.querySelector('.outputs iframe')")
+        await world.enter(world.operator, f"#/sessions/{session}")
+        await page.until("document.querySelector('.outcome-running .outputs')?.innerText.includes('second')")
+        await server.ask("POST", f"/v1/sessions/{session}/commands", world.alice, {"command": "rm go"})
+        await page.until("document.querySelector('.outcome-ok .outputs')?.innerText.includes('third')")
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+
+
 async def test_everything_can_be_done_with_the_keyboard(world: World) -> None:
     """Tab and Enter alone: sign in, open a session, end it, sign out. The focus comes back from the question."""
     page, server = world.page, world.server

@@ -113,6 +113,28 @@ async def test_nothing_of_a_cell_runs_or_loads_or_leads_away(world: World, canar
     await page.look()
 
 
+async def test_what_a_running_cell_shows_is_held_off_too(world: World, canary: Canary) -> None:
+    """The same outputs while their cell runs, and goes on to change one of them."""
+    server, page = world.server, world.page
+    session = await server.session(world.alice, "hostile")
+    html = [each for each in attempts(canary.url) if each.mime in HTML][:10]
+    more = "\nimport time\nfor n in range(600): print('<img src=x onerror=alert(1)>'); time.sleep(0.1)"
+    await server.start(world.alice, session, cell(html) + more)
+    forget(page, canary)
+    await page.look(height=20_000)
+    await world.enter(world.operator, f"#/sessions/{session}")
+    await page.until("document.querySelectorAll('.outcome-running .rich').length >= 5")
+    await page.until("[...document.querySelectorAll('.rich')].every(e => e.childElementCount)")
+    for number in range(await page.evaluate("document.querySelectorAll('iframe').length")):
+        await page.click(f"document.querySelectorAll('iframe')[{number}]")
+    await asyncio.sleep(2)
+    harmless(page, canary, server.url)
+    assert await page.evaluate("[...document.querySelectorAll('iframe')].every(e => e.getAttribute('sandbox') === '')")
+    assert await page.evaluate("document.querySelectorAll('main script, main form, main img[onerror]').length") == 0
+    await server.ask("POST", f"/v1/sessions/{session}/interrupt", world.alice)
+    await page.look()
+
+
 @pytest.mark.parametrize("is_clean", [False, True], ids=["raw", "sanitised"])
 async def test_the_frame_alone_stops_everything(world: World, canary: Canary, is_clean: bool) -> None:
     """The same outputs without the sanitiser; and with it, which leaves nothing that the policy has to refuse."""

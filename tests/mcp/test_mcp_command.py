@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -24,10 +25,12 @@ from typer.testing import CliRunner
 from orchestrator.cli.app import app
 from orchestrator.cli.mcp import Client as KnownClient
 from orchestrator.errors import CellblockError
+from orchestrator.manager import AgentKernelManager
 from orchestrator.mcp.clientconfigs import CLIENTS
 from tests.conftest import REPOSITORY
-from tests.mcp.servers import call, stdio_server
+from tests.mcp.servers import call, refused, stdio_server, text_of
 from tests.mcp.test_principals import INITIALIZE
+from tests.server.conftest import Server, serving
 
 TOKEN = "of-the-test"  # noqa: S105 - of this test
 
@@ -167,6 +170,11 @@ async def test_over_http_a_token_and_the_loopback_address_protect() -> None:
         (["--http", "127.0.0.1:99999"], "HOST:PORT"),
         (["--policy", "none"], "none"),
         (["--agent", "a/b"], "slashes"),
+        (["--server", "http://127.0.0.1:9", "--http", "127.0.0.1:8765"], "/mcp"),
+        (["--server", "http://127.0.0.1:9", "--kernels", "2"], "its own"),
+        (["--server", "http://127.0.0.1:9", "--token-file", "/nonexistent"], "cannot be read"),
+        (["--server", "http://127.0.0.1:9", "--token-file", "/dev/zero"], "no token"),
+        (["--token-file", "/dev/null"], "--server"),
     ],
 )
 def test_wrong_usage_is_told(arguments: list[str], said: str) -> None:
@@ -214,3 +222,73 @@ def test_the_configuration_of_a_client_has_its_form(client: KnownClient) -> None
 
 def test_every_client_that_is_offered_is_known() -> None:
     assert {str(client) for client in KnownClient} == set(CLIENTS)
+
+
+@contextlib.asynccontextmanager
+async def stdio_client(server: Server, *arguments: str) -> AsyncIterator[Client]:
+    """Start `cellblock mcp` as the client of a server. Without an engine: the server's is not its own."""
+    command = stdio_server("orchestrator.cli.entry", "mcp", "--server", server.url, *arguments)
+    environment = {**(command.env or {}), "DOCKER_HOST": "unix:///nonexistent.sock"}
+    async with Client(command.model_copy(update={"env": environment})) as client:
+        yield client
+
+
+async def test_the_sandboxes_of_a_server(tmp_path: Path) -> None:
+    """The tools work as over a manager. Sessions end with the command, or are kept for the agent."""
+    with serving(tmp_path, tokens=1, CELLBLOCK_WARM_KERNELS="0") as server:
+        token = server.token("editor", "--group", "team", "--policy", "default", "--policy", "local-dev")
+        file = tmp_path / "token"
+        file.write_text(f"{token}\n")
+        own = ["--token-file", str(file)]
+        async with AgentKernelManager.connect(server.url, token=token) as manager:
+            async with stdio_client(server, *own, "--policy", "local-dev", "--agent", "me") as client:
+                await use_every_tool(client)
+                (session,) = await manager.list_sessions()
+                assert (session["agent_id"], session["policy"]) == ("me:main", "local-dev")
+            async with stdio_client(server, *own) as client:
+                assert await call(client, "run_python", code="1 + 1") == "2"
+                assert len(await manager.list_sessions()) == 2
+            assert await manager.list_sessions() == [session]
+        async with stdio_client(server, *own, "--agent", "me") as client:
+            assert await call(client, "run_python", code="x") == "1"
+            await asyncio.to_thread(server.command, "token", "revoke", token.split("_")[1])
+            await asyncio.sleep(2)
+            assert "unauthorized: " in await refused(client, "run_python", code="x")
+            assert "unauthorized: " in await refused(client, "sessions")
+            assert "token editor, for mcp, principal me" in (tmp_path / "audit.jsonl").read_text()
+            await asyncio.to_thread(server.stop)
+            assert "server_unavailable: " in await refused(client, "run_python", code="x")
+
+
+async def use_every_tool(client: Client) -> None:
+    assert await call(client, "run_python", code="x = 1\nx") == "1"
+    assert "said" in await call(client, "run_command", command="echo said")
+    await call(client, "write_file", path="a/b.txt", content="text")
+    assert "text" in await call(client, "read_file", path="a/b.txt")
+    assert "b.txt" in await call(client, "list_files", path="a")
+    assert "x" in await call(client, "variables")
+    assert "package: " in await refused(client, "install", packages=["emoji"])
+    saved = (await call(client, "checkpoint")).split()[1].rstrip(":")
+    await call(client, "run_python", code="x = 2")
+    await call(client, "restore", checkpoint=saved)
+    assert await call(client, "run_python", code="x") == "1"
+    await call(client, "fork", into=["copy"])
+    assert await call(client, "run_python", code="x", session="copy") == "1"
+    listed = await call(client, "sessions")
+    assert listed.startswith("copy: live, 1 cells")
+    assert "\nmain: live, 3 cells" in listed
+    assert await call(client, "sessions", end="copy") == "Ended copy."
+    for tool, arguments in (
+        ("run_python", {"code": "open('begun', 'w').close()\nwhile True: pass"}),
+        ("run_command", {"command": "rm begun; exec sleep 60"}),
+    ):
+        running = asyncio.create_task(client.call_tool(tool, arguments))
+        while ("begun" in await call(client, "list_files")) != (tool == "run_python"):
+            await asyncio.sleep(0.1)
+        name = re.findall(r"runs ((?:cell|command)-\w+)", await call(client, "sessions"))[0]
+        await client.call_tool("interrupt", {"id": name})
+        assert "interrupted" in text_of(await asyncio.wait_for(running, 30)).lower()
+    await call(client, "restart", keep_files=True)
+    assert "NameError" in await call(client, "run_python", code="x")
+    assert "text" in await call(client, "read_file", path="a/b.txt")
+    await call(client, "run_python", code="x = 1")

@@ -181,17 +181,49 @@ async def test_a_killed_servers_session_still_hibernates(tmp_path: Path, state: 
                 await asyncio.sleep(0.3)
 
 
-async def test_a_fork_gives_no_policy_that_the_token_lacks(guarded: Server) -> None:
-    """A token that sees its group's session of another policy cannot make more of them."""
-    wide = guarded.token("wide", "--group", "forks", "--policy", "default", "--policy", "local-dev")
-    narrow = guarded.token("narrow", "--group", "forks", "--policy", "default")
-    async with httpx.AsyncClient(base_url=guarded.url, timeout=60) as http:
+async def test_a_token_uses_no_session_of_a_policy_that_it_lacks(guarded: Server) -> None:
+    """Through no door, neither awake nor asleep, nor by a fork. It sees the group's sessions and their past."""
+    wide = guarded.token("wide", "--group", "lacks", "--policy", "default", "--policy", "local-dev")
+    narrow = guarded.token("narrow", "--group", "lacks", "--policy", "default")
+    mine = {"X-API-Key": narrow}
+    async with httpx.AsyncClient(base_url=guarded.url, timeout=60, headers={"X-API-Key": wide}) as http:
         wish = {"agent_id": "parent", "policy": "local-dev"}
-        made = (await http.post("/v1/sessions", json=wish, headers={"X-API-Key": wide})).json()
-        path = f"/v1/sessions/{made['session_id']}/fork"
-        answer = await http.post(path, json={"count": 1}, headers={"X-API-Key": narrow})
-        assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
-        assert (await http.post(path, json={"count": 1}, headers={"X-API-Key": wide})).status_code == 201
+        session_id = (await http.post("/v1/sessions", json=wish)).json()["session_id"]
+        path = f"/v1/sessions/{session_id}"
+        assert (await http.post(f"{path}/execute", json={"code": "x = 1"})).json()["outcome"] == "ok"
+        for state in ("live", "asleep"):
+            for method, what, body in (
+                ("POST", "/v1/sessions", {"agent_id": "parent"}),
+                ("POST", f"{path}/execute", {"code": "x"}),
+                ("POST", f"{path}/commands", {"command": "true"}),
+                ("GET", f"{path}/files", None),
+                ("POST", f"{path}/fork", {"count": 1}),
+                ("POST", f"{path}/lease", {}),
+                ("DELETE", path, None),
+                ("POST", f"/sandboxes/{session_id}/connect", {"timeout": 60}),
+            ):
+                answer = await http.request(method, what, json=body, headers=mine)
+                assert answer.status_code == 403, (method, what, answer.text)
+            called = await mcp_headers(http, narrow)
+            arguments = {"code": "x", "session": "parent"}
+            answer = await mcp(http, called, "tools/call", {"name": "run_python", "arguments": arguments})
+            assert "forbidden: " in answer.text
+            assert (await http.get(path, headers=mine)).json()["state"] == state
+            assert len((await http.get(f"{path}/history", headers=mine)).json()["cells"]) == 1
+            await http.post(f"{path}/hibernate")
+        assert (await http.post(f"{path}/fork", json={"count": 1})).status_code == 201
+        assert (await http.delete(path)).json() == {"ended": True}
+
+
+async def test_a_session_of_any_policy_hibernates_when_it_expires(guarded: Server) -> None:
+    """The server itself may use it."""
+    token = guarded.token("expires", "--group", "expires", "--policy", "local-dev")
+    async with httpx.AsyncClient(base_url=guarded.url, timeout=60, headers={"X-API-Key": token}) as http:
+        wish = {"agent_id": "a", "ttl_s": 1, "on_expiry": "hibernate"}
+        path = f"/v1/sessions/{(await http.post('/v1/sessions', json=wish)).json()['session_id']}"
+        async with asyncio.timeout(30):
+            while (await http.get(path)).json()["state"] != "asleep":
+                await asyncio.sleep(0.3)
 
 
 async def test_a_revoked_token_loses_its_long_request(guarded: Server) -> None:

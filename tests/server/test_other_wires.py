@@ -7,6 +7,7 @@ import base64
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -67,6 +68,33 @@ async def test_many_at_once_are_apart(guarded: Server, token: str) -> None:
             return str(found.json()["run_result"]["stdout"])
 
         assert await asyncio.gather(*map(run, range(20))) == [f"{number} ['main.py']\n" for number in range(20)]
+
+
+async def test_a_client_that_is_gone_leaves_no_sandbox(guarded: Server, token: str) -> None:
+    """Whether its sandbox was running the program, was being made, or waited for a kernel."""
+    async with httpx.AsyncClient(base_url=guarded.url, auth=("", token), timeout=60) as http:
+        before = {each["session_id"] for each in await sessions(http, ended=True)}
+        body = {"language": "python", "code": "import time; time.sleep(50)", "run_timeout": 60}
+        asking = [asyncio.create_task(http.post("/run_code", json=body)) for _ in range(14)]
+        async with asyncio.timeout(60):
+            while not await sessions(http):
+                await asyncio.sleep(0.05)
+        for each in asking:
+            each.cancel()
+        await asyncio.wait(asking)
+        cell = await asyncio.wait_for(http.post("/run_jupyter", json={"cells": ["1"], "total_timeout": 30}), 40)
+        assert cell.json()["status"] == "Success"
+        async with asyncio.timeout(30):
+            while await sessions(http):
+                await asyncio.sleep(0.2)
+        made = [each for each in await sessions(http, ended=True) if each["session_id"] not in before]
+        assert len(made) > 1
+        assert {each["state"] for each in made} == {"ended"}
+
+
+async def sessions(http: httpx.AsyncClient, *, ended: bool = False) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (await http.get("/v1/sessions", params={"ended": ended})).json()["sessions"]
+    return found
 
 
 async def test_run_jupyter(guarded: Server, token: str) -> None:

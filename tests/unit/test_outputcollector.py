@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 
 import pytest
 
@@ -238,3 +239,28 @@ def test_whatever_comes_the_outputs_stay_within_the_limit() -> None:
             if sum(isinstance(o, StreamOutput) and o.name == name for o in outputs) > 1
         )
         assert held + joined < limit + 6 * KIB + 800 * len(outputs)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_looking_at_the_outputs_so_far_changes_nothing(seed: int) -> None:
+    """A collector that is looked at after each event ends as one that is not; in between it shows what that would."""
+    chance = random.Random(seed)  # noqa: S311 - seeded
+    looked, plain = OutputCollector(OutputLimits(100 * KIB)), OutputCollector(OutputLimits(100 * KIB))
+    makers: list[Callable[[], OutputEvent]] = [
+        lambda: StreamOutput("stdout", chance.choice(["a\n", "50%\r", "b\b\bc", "up\n\x1b[A", "\x1b[Bdown\n"])),
+        lambda: StreamOutput("stderr", "e\n"),
+        lambda: DisplayData({"text/plain": "1"}, {}, chance.choice(["id", None])),
+        lambda: UpdateDisplayData("id", {"text/plain": "2"}, {}),
+        lambda: ClearOutput(chance.random() < 0.5),
+    ]  # fmt: skip
+    events = [chance.choice(makers)() for _ in range(40)]
+    for count, event in enumerate(events, start=1):
+        looked.add(event)
+        plain.add(event)
+        so_far = OutputCollector(OutputLimits(100 * KIB))
+        for each in events[:count]:
+            so_far.add(each)
+        expected = finish(so_far)[1]
+        assert looked.so_far(1000) == (list(expected), len(expected))
+        assert looked.so_far(1) == (list(expected[:1]), len(expected))
+    assert finish(looked) == finish(plain)

@@ -16,7 +16,7 @@ _TEXT = 64 * 1024  # characters of a text
 _RICH = 512 * 1024  # characters of HTML or SVG: a larger one is left out
 _IMAGE = 8 * 1024 * 1024  # characters of an image in base64: a larger one is left out
 _ALL = 16 * 1024 * 1024  # characters of one answer
-_MOST = 100  # outputs of one cell
+MOST_OUTPUTS = 100  # outputs of one cell
 
 
 class Abridgement:
@@ -41,8 +41,8 @@ class Abridgement:
             "outcome": record.outcome,
             "execution_count": result.get("execution_count"),
             "code": self._text(record.code),
-            "outputs": [self._output(index, output) for index, output in enumerate(outputs[:_MOST])],
-            "outputs_left_out": max(0, len(outputs) - _MOST),
+            "outputs": [self._output(index, output) for index, output in enumerate(outputs[:MOST_OUTPUTS])],
+            "outputs_left_out": max(0, len(outputs) - MOST_OUTPUTS),
             "error": None if not error else {name: str(error.get(name, ""))[:2000] for name in ("ename", "evalue")},
         }
 

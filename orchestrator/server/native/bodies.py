@@ -34,6 +34,7 @@ class NewSession(Body):
         on_expiry: whether it then ends or hibernates.
         timeout: seconds to wait for a free kernel.
         priority: the place in the queue of the group.
+        caller: on whose behalf the client asks, for the audit log.
     """
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"agent_id": "analyst", "ttl_s": 3600}]})
@@ -47,6 +48,7 @@ class NewSession(Body):
     on_expiry: Literal["end", "hibernate"] = "end"
     timeout: Annotated[float, Field(ge=0, le=600)] = 60.0
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
+    caller: Annotated[str, Field(max_length=200)] = ""
 
 
 class Definition(Body):

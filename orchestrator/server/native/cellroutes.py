@@ -12,10 +12,11 @@ from orchestrator.errors import InvalidInputError
 from orchestrator.output.events import ExecutionResult
 from orchestrator.server.answers import Json, dumps_large
 from orchestrator.server.directory import Served
-from orchestrator.server.eventstream import event_stream, last_event_id
+from orchestrator.server.eventstream import EventStream, event_stream, last_event_id
 from orchestrator.server.native import livecells
 from orchestrator.server.native.access import Caller, TheService, TheSession, wants_events
 from orchestrator.server.native.bodies import Answer, NewCell
+from orchestrator.server.native.described import CELL, EVENTS, FLAG, RESULT, answers, extended, fields, many, maybe
 from orchestrator.server.waiting import unless_gone
 
 router = APIRouter(prefix="/v1/sessions/{session_id}", tags=["cells"])
@@ -23,7 +24,7 @@ Key = Annotated[str | None, Header(alias="Idempotency-Key", description="The sam
 _LONGEST_WAIT = 600.0  # seconds
 
 
-@router.post("/execute", summary="Run a cell")
+@router.post("/execute", summary="Run a cell", responses=answers(RESULT, events=True))
 async def execute(
     served: TheSession, body: NewCell, request: Request, caller: Caller, service: TheService, key: Key = None
 ) -> Response:
@@ -36,7 +37,7 @@ async def execute(
     if wants_events(request):
         how = await asked(request, b"events")
         live = await service.idempotency.once(
-            caller, key, how, lambda: livecells.start(served, body, needs_client=True)
+            caller, key, how, lambda: livecells.start(served, body, patience=livecells.ABANDONED)
         )
         return event_stream(live.follow(last_event_id(request.headers.get("last-event-id"))))
     if body.tools or body.input:
@@ -46,23 +47,25 @@ async def execute(
     return Json(await service.idempotency.once(caller, key, await asked(request), lambda: _run(served, body)))
 
 
-@router.post("/cells", status_code=201, summary="Start a cell")
+@router.post("/cells", status_code=201, summary="Start a cell", responses=answers(CELL, 201))
 async def start(
     served: TheSession, body: NewCell, request: Request, caller: Caller, service: TheService, key: Key = None
 ) -> Response:
     """Start a cell that outlives this request. It ends at its time limit, or when it is interrupted."""
     how = await asked(request)
-    live = await service.idempotency.once(caller, key, how, lambda: livecells.start(served, body, needs_client=False))
+    live = await service.idempotency.once(caller, key, how, lambda: livecells.start(served, body, patience=None))
     return Json(live.as_dict(), 201)
 
 
-@router.get("/cells", summary="List the cells that run, or ended not long ago")
+@router.get(
+    "/cells", summary="List the cells that run, or ended not long ago", responses=answers(fields(cells=many(CELL)))
+)
 async def list_cells(served: TheSession) -> Response:
     """Return the cells that were started here. The history has all."""
     return Json({"cells": [live.as_dict() for live in livecells.listed(served)]})
 
 
-@router.get("/cells/{cell_id}", summary="Wait for a cell")
+@router.get("/cells/{cell_id}", summary="Wait for a cell", responses=answers(extended(CELL, result=maybe(RESULT))))
 async def wait(
     served: TheSession, cell_id: str, wait_s: Annotated[float, Query(ge=0, le=_LONGEST_WAIT)] = 0.0
 ) -> Response:
@@ -76,7 +79,7 @@ async def wait(
     return Json(await dumps_large({**live.as_dict(), "result": form}, size))
 
 
-@router.get("/cells/{cell_id}/events", summary="Follow a cell")
+@router.get("/cells/{cell_id}/events", summary="Follow a cell", response_class=EventStream, responses=EVENTS)
 async def follow(
     served: TheSession,
     cell_id: str,
@@ -86,13 +89,15 @@ async def follow(
     return event_stream(livecells.find(served, cell_id).follow(last_event_id(last_event)))
 
 
-@router.post("/cells/{cell_id}/interrupt", summary="Interrupt a cell")
+@router.post("/cells/{cell_id}/interrupt", summary="Interrupt a cell", responses=answers(fields(interrupted=FLAG)))
 async def interrupt_cell(served: TheSession, cell_id: str) -> Response:
     """Interrupt a cell as Ctrl-C does. One that waits for its turn never runs."""
     return Json({"interrupted": livecells.find(served, cell_id).cell.interrupt()})
 
 
-@router.post("/cells/{cell_id}/answers/{question_id}", summary="Answer a cell")
+@router.post(
+    "/cells/{cell_id}/answers/{question_id}", summary="Answer a cell", responses=answers(fields(answered=FLAG))
+)
 async def answer(served: TheSession, cell_id: str, question_id: str, body: Answer) -> Response:
     """Answer an event `tool_call` or `input_request` of the cell."""
     questions = livecells.find(served, cell_id).questions
@@ -103,7 +108,7 @@ async def answer(served: TheSession, cell_id: str, question_id: str, body: Answe
     return Json({"answered": True})
 
 
-@router.post("/interrupt", summary="Interrupt the running cell")
+@router.post("/interrupt", summary="Interrupt the running cell", responses=answers(fields(interrupted=FLAG)))
 async def interrupt(served: TheSession) -> Response:
     """Interrupt the session's running cell, whoever started it."""
     return Json({"interrupted": served.manager.interrupt(served.session)})

@@ -12,11 +12,23 @@ from orchestrator.errors import InvalidInputError
 from orchestrator.output.commandresult import CommandResult
 from orchestrator.server.answers import Json, dumps_large
 from orchestrator.server.directory import Served
-from orchestrator.server.eventstream import event_stream
+from orchestrator.server.eventstream import EventStream, event_stream
 from orchestrator.server.native import livecommands
 from orchestrator.server.native.access import Caller, TheService, TheSession, wants_events
 from orchestrator.server.native.bodies import Input, NewCommand, Signal, Size, one_of
 from orchestrator.server.native.cellroutes import Key, asked
+from orchestrator.server.native.described import (
+    COMMAND,
+    COMMAND_RECORD,
+    COMMAND_RESULT,
+    EVENTS,
+    FLAG,
+    answers,
+    extended,
+    fields,
+    many,
+    maybe,
+)
 from orchestrator.server.native.terminal import converse
 from orchestrator.server.waiting import unless_gone
 
@@ -24,7 +36,7 @@ router = APIRouter(prefix="/v1/sessions/{session_id}/commands", tags=["commands"
 _LONGEST_WAIT = 600.0  # seconds
 
 
-@router.post("", summary="Run a command", responses={201: {"description": "It runs in the background."}})
+@router.post("", summary="Run a command", responses={**answers(COMMAND_RESULT, events=True), **answers(COMMAND, 201)})
 async def run(
     served: TheSession, body: NewCommand, request: Request, caller: Caller, service: TheService, key: Key = None
 ) -> Response:
@@ -49,13 +61,13 @@ async def run(
     return Json(await service.idempotency.once(caller, key, await asked(request), lambda: _run(served, body, stdin)))
 
 
-@router.get("", summary="List the commands that run")
+@router.get("", summary="List the commands that run", responses=answers(fields(commands=many(COMMAND))))
 async def list_commands(served: TheSession) -> Response:
     """Return the running commands, in the order of their numbers."""
     return Json({"commands": [each.as_dict() for each in served.manager.list_commands(served.session)]})
 
 
-@router.get("/history", summary="List all commands")
+@router.get("/history", summary="List all commands", responses=answers(fields(commands=many(COMMAND_RECORD))))
 async def history(served: TheSession) -> Response:
     """Return all commands of the session with their results, of which at most 64 KiB of each stream are kept."""
     records = await served.session.command_history()
@@ -63,7 +75,9 @@ async def history(served: TheSession) -> Response:
     return Json({"commands": [{name: getattr(record, name) for name in fields} for record in records]})
 
 
-@router.get("/{number}", summary="Wait for a command")
+@router.get(
+    "/{number}", summary="Wait for a command", responses=answers(extended(COMMAND, result=maybe(COMMAND_RESULT)))
+)
 async def wait(
     served: TheSession, number: int, wait_s: Annotated[float, Query(ge=0, le=_LONGEST_WAIT)] = 0.0
 ) -> Response:
@@ -74,13 +88,13 @@ async def wait(
     return Json(await dumps_large({**running.as_dict(), "result": form}, _size(result)))
 
 
-@router.get("/{number}/events", summary="Follow a command")
+@router.get("/{number}/events", summary="Follow a command", response_class=EventStream, responses=EVENTS)
 async def follow(served: TheSession, number: int) -> Response:
     """Stream a background command's output. One client at a time may: the command waits for a slow one."""
     return event_stream(livecommands.numbered(livecommands.find(served, number).events()))
 
 
-@router.post("/{number}/input", summary="Write to a command")
+@router.post("/{number}/input", summary="Write to a command", responses=answers(fields(taken=FLAG)))
 async def write(served: TheSession, number: int, body: Input) -> Response:
     """Write to the stdin of a background command, once it has room for that; `taken` is false if it takes no more."""
     running = livecommands.find(served, number)
@@ -91,13 +105,13 @@ async def write(served: TheSession, number: int, body: Input) -> Response:
     return Json({"taken": taken})
 
 
-@router.post("/{number}/signal", summary="Send a signal to a command")
+@router.post("/{number}/signal", summary="Send a signal to a command", responses=answers(fields(was_running=FLAG)))
 async def signal(served: TheSession, number: int, body: Signal) -> Response:
     """Send a signal to a background command and the processes of its group; SIGKILL to all that it has started."""
     return Json({"was_running": livecommands.find(served, number).kill(body.signal)})
 
 
-@router.post("/{number}/size", summary="Set the size of a command's terminal")
+@router.post("/{number}/size", summary="Set the size of a command's terminal", responses=answers(fields(resized=FLAG)))
 async def resize(served: TheSession, number: int, body: Size) -> Response:
     """Set rows and columns."""
     livecommands.find(served, number).resize(body.rows, body.columns)

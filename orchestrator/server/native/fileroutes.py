@@ -16,6 +16,7 @@ from orchestrator.limits import MIB
 from orchestrator.server.answers import Json
 from orchestrator.server.directory import Served
 from orchestrator.server.native.access import TheSession
+from orchestrator.server.native.described import COUNT, FILE, FLAG, ByteStream, TarStream, answers, fields, many
 
 router = APIRouter(prefix="/v1/sessions/{session_id}/files", tags=["files"])
 _PIECE = 4 * MIB  # bytes that are read at once
@@ -27,7 +28,12 @@ PathDescription = Annotated[
 ]
 
 
-@router.get("/content", summary="Read a file", responses={206: {"description": "The range that was asked for."}})
+@router.get(
+    "/content",
+    summary="Read a file",
+    response_class=ByteStream,
+    responses={206: {"description": "The range that was asked for.", "content": {ByteStream.media_type: {}}}},
+)
 async def read(
     served: TheSession,
     request: Request,
@@ -51,39 +57,40 @@ async def read(
         headers["Content-Range"] = f"bytes {offset}-{end - 1}/{info.size}"
     first, more = await _first_piece(served, name, offset, length, limit)
     if not more:
-        return Response(first, status, headers, "application/octet-stream")
-    return StreamingResponse(_pieces(served, name, offset, length, first), status, headers, "application/octet-stream")
+        return ByteStream(first, status, headers)
+    pieces = _pieces(served, name, offset, length, first)
+    return StreamingResponse(pieces, status, headers, ByteStream.media_type)
 
 
-@router.put("/content", summary="Write a file")
+@router.put("/content", summary="Write a file", responses=answers(fields(bytes=COUNT)))
 async def write(served: TheSession, request: Request, path: PathDescription) -> Response:
     """Write the request's body to a file, whole or not at all."""
     return Json({"bytes": await served.manager.write_file(served.session, _path(request, "path"), request.stream())})
 
 
-@router.get("/archive", summary="Read a folder as a tar")
+@router.get("/archive", summary="Read a folder as a tar", response_class=TarStream)
 async def read_folder(served: TheSession, request: Request, path: PathDescription = ".") -> Response:
     """Stream a folder with all that it has. The tar comes from the sandbox: it may say anything."""
     pieces = served.manager.read_folder(served.session, _path(request, "path", "."))
     first = await anext(pieces, b"")
-    return StreamingResponse(_with_first(first, pieces), media_type="application/x-tar")
+    return TarStream(_with_first(first, pieces))
 
 
-@router.put("/archive", summary="Extract a tar into a folder")
+@router.put("/archive", summary="Extract a tar into a folder", responses=answers(fields(bytes=COUNT)))
 async def write_folder(served: TheSession, request: Request, path: PathDescription = ".") -> Response:
     """Extract the request's body, a tar, into a folder."""
     size = await served.manager.write_folder(served.session, _path(request, "path", "."), request.stream())
     return Json({"bytes": size})
 
 
-@router.get("/stat", summary="Look at a file")
+@router.get("/stat", summary="Look at a file", responses=answers(FILE))
 async def stat(served: TheSession, request: Request, path: PathDescription, follow_links: bool = False) -> Response:
     """Return what a path is, with its size and times."""
     info = await served.manager.stat_file(served.session, _path(request, "path"), follow_links=follow_links)
     return Json(info.as_dict())
 
 
-@router.get("", summary="List a folder")
+@router.get("", summary="List a folder", responses=answers(fields(files=many(FILE))))
 async def list_files(
     served: TheSession,
     request: Request,
@@ -99,20 +106,20 @@ async def list_files(
     return Json({"files": [info.as_dict() for info in found]})
 
 
-@router.post("/folder", summary="Make a folder")
+@router.post("/folder", summary="Make a folder", responses=answers(fields(made=FLAG)))
 async def make_dir(served: TheSession, request: Request, path: PathDescription, parents: bool = True) -> Response:
     """Make a folder; `made` says whether it is new."""
     return Json({"made": await served.manager.make_dir(served.session, _path(request, "path"), parents=parents)})
 
 
-@router.post("/move", summary="Move a file or a folder")
+@router.post("/move", summary="Move a file or a folder", responses=answers(fields(moved=FLAG)))
 async def move(served: TheSession, request: Request, source: PathDescription, destination: PathDescription) -> Response:
     """Move or rename. A file replaces a file."""
     await served.manager.move(served.session, _path(request, "source"), _path(request, "destination"))
     return Json({"moved": True})
 
 
-@router.delete("", summary="Remove a file or a folder")
+@router.delete("", summary="Remove a file or a folder", responses=answers(fields(removed=FLAG)))
 async def remove(served: TheSession, request: Request, path: PathDescription, recursive: bool = False) -> Response:
     """Remove a file, a link, or a folder."""
     await served.manager.remove(served.session, _path(request, "path"), recursive=recursive)

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from orchestrator.errors import InvalidInputError
+from orchestrator.output.events import Event
 from orchestrator.server.directory import Served
 from orchestrator.server.eventstream import Numbered
 from orchestrator.server.native.bodies import NewCell
@@ -16,7 +17,7 @@ from orchestrator.server.waiting import stopped
 from orchestrator.sessions.cellhandle import RunningCell
 
 _KEPT = 100  # cells of a session that are over
-_ABANDONED = 30.0  # seconds after which a cell is interrupted that a client has streamed and nobody follows any longer
+ABANDONED = 30.0  # seconds without a follower after which a cell is interrupted that needs its client
 _PLACE = "cells"
 
 
@@ -24,13 +25,13 @@ class LiveCell:
     """A cell, and what it asks its client.
 
     Args:
-        needs_client: whether to interrupt it when nobody has followed it for 30 s.
+        patience: seconds without a follower after which it is interrupted; None: it needs nobody.
     """
 
-    def __init__(self, cell: RunningCell, questions: Questions, *, needs_client: bool) -> None:
+    def __init__(self, cell: RunningCell, questions: Questions, *, patience: float | None) -> None:
         self.cell = cell
         self.questions = questions
-        self._needs_client = needs_client
+        self._patience = patience
         self._followers = 0
         self._abandoned: asyncio.TimerHandle | None = None
         self._wait_for_follower()
@@ -54,11 +55,11 @@ class LiveCell:
             self._abandoned.cancel()
         try:
             async with (
-                contextlib.aclosing(self.cell.events(after)) as events,
+                contextlib.aclosing(self.cell.numbered_events(after)) as events,
                 contextlib.aclosing(self.questions.follow()) as questions,
             ):
                 yield None, {"type": "cell_started", **self.as_dict()}
-                async for item in _merged(events, questions, after):
+                async for item in _merged(events, questions):
                     yield item
         finally:
             self._followers -= 1
@@ -66,15 +67,14 @@ class LiveCell:
 
     def _wait_for_follower(self) -> None:
         """Interrupt the cell after a while, unless somebody follows it or it needs nobody."""
-        if self._needs_client and not self._followers and self.cell.is_running:
-            self._abandoned = asyncio.get_running_loop().call_later(_ABANDONED, self.cell.interrupt)
+        if self._patience is not None and not self._followers and self.cell.is_running:
+            self._abandoned = asyncio.get_running_loop().call_later(self._patience, self.cell.interrupt)
 
 
 async def _merged(
-    events: AsyncGenerator[Any, None], questions: AsyncGenerator[dict[str, Any], None], after: int
+    events: AsyncGenerator[tuple[int, Event], None], questions: AsyncGenerator[dict[str, Any], None]
 ) -> AsyncGenerator[Numbered, None]:
     """Yield events and questions as they come, until the events end."""
-    number = after
     event = asyncio.ensure_future(anext(events, None))
     question = asyncio.ensure_future(anext(questions))
     try:
@@ -88,15 +88,14 @@ async def _merged(
                 come = event.result()
                 if come is None:
                     return
-                number += 1
                 event = asyncio.ensure_future(anext(events, None))
-                yield number, come.as_dict()
+                yield come[0], come[1].as_dict()
     finally:
         await stopped(event, question)
 
 
-async def start(served: Served, body: NewCell, *, needs_client: bool) -> LiveCell:
-    """Start a cell.
+async def start(served: Served, body: NewCell, *, patience: float | None) -> LiveCell:
+    """Start a cell. See ``LiveCell`` for ``patience``.
 
     Raises:
         See ``AgentKernelManager.start_code``.
@@ -111,7 +110,7 @@ async def start(served: Served, body: NewCell, *, needs_client: bool) -> LiveCel
         environment=served.environment(body.environment),
         tools=[questions.tool(definition) for definition in body.tools],
     )
-    live = LiveCell(cell, questions, needs_client=needs_client)
+    live = LiveCell(cell, questions, patience=patience)
     cells: dict[str, LiveCell] = served.attachments.setdefault(_PLACE, {})
     cells[cell.id] = live
     over = [each.cell.id for each in cells.values() if not each.cell.is_running]

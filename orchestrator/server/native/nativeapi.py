@@ -22,6 +22,7 @@ from orchestrator.server.native import (
     viewroutes,
 )
 from orchestrator.server.native.access import asks_for_events
+from orchestrator.server.native.described import REFUSALS
 from orchestrator.server.service import Service
 
 _PUBLIC = frozenset({"/health", "/ready", "/openapi.json", "/docs"})
@@ -63,6 +64,7 @@ def _application(service: Service) -> FastAPI:
         redoc_url=None,
         docs_url=None,
         default_response_class=Json,
+        responses=REFUSALS,
     )
     app.state.service = service
     for module in (sessionroutes, cellroutes, notebookroutes, commandroutes, fileroutes, viewroutes, operatorroutes):

@@ -17,6 +17,19 @@ from orchestrator.manager import AgentKernelManager
 from orchestrator.server.answers import Json, Problem, dumps
 from orchestrator.server.metrics import exposition
 from orchestrator.server.native.access import Operator, SessionId, TheService
+from orchestrator.server.native.described import (
+    ANY_OBJECT,
+    FLAG,
+    NOTEBOOK,
+    SESSION_ROW,
+    TEXT,
+    NotebookText,
+    PlainText,
+    answers,
+    extended,
+    fields,
+    many,
+)
 from orchestrator.server.native.sessionroutes import notebook_answer, session_row
 from orchestrator.server.native.viewroutes import CellNumber, Form, Index, Number, cells_answer, output_answer
 from orchestrator.server.service import Service
@@ -29,13 +42,13 @@ _AUDIT_BYTES = 1024 * 1024  # of the log's end
 _SECRET = ("code", "command", "prev", "hash")  # what cells and commands say, and what only the chain needs
 
 
-@router.get("/health", summary="Whether the process answers")
+@router.get("/health", summary="Whether the process answers", responses=answers(fields(status=TEXT)))
 async def health() -> Response:
     """Return at once, also while the server shuts down."""
     return Json({"status": "ok"})
 
 
-@router.get("/ready", summary="Whether the server takes new work")
+@router.get("/ready", summary="Whether the server takes new work", responses=answers(fields(status=TEXT)))
 async def ready(service: TheService) -> Response:
     """Return 503 while the server shuts down."""
     if await service.is_ready():
@@ -43,19 +56,23 @@ async def ready(service: TheService) -> Response:
     return Problem(ServerUnavailableError("the server shuts down, and takes no new work."))
 
 
-@router.get("/metrics", summary="Metrics for Prometheus")
+@router.get("/metrics", summary="Metrics for Prometheus", response_class=PlainText)
 async def metrics(_operator: Operator, service: TheService) -> Response:
     """Return the metrics of all managers, with the label `policy`, and of the server."""
-    return Response(exposition(service), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return PlainText(exposition(service), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-@router.get("/v1/overview", summary="The kernels of all groups")
+@router.get("/v1/overview", summary="The kernels of all groups", responses=answers(fields(managers=many(ANY_OBJECT))))
 async def overview(_operator: Operator, service: TheService) -> Response:
     """Return what `cellblock ps` shows: pools, queues, and each kernel with its agent, cell and usage."""
     return Json({"managers": service.overview()})
 
 
-@router.get("/v1/operator/sessions", summary="List the sessions of all groups")
+@router.get(
+    "/v1/operator/sessions",
+    summary="List the sessions of all groups",
+    responses=answers(fields(sessions=many(extended(SESSION_ROW, group=TEXT)))),
+)
 async def list_sessions(
     _operator: Operator, service: TheService, ended: bool = False, limit: Annotated[int, Query(ge=1, le=10_000)] = 1000
 ) -> Response:
@@ -64,13 +81,21 @@ async def list_sessions(
     return Json(await asyncio.to_thread(dumps, {"sessions": [_row(*each) for each in found]}))
 
 
-@router.get("/v1/operator/sessions/{session_id}", summary="Look at a session of any group")
+@router.get(
+    "/v1/operator/sessions/{session_id}",
+    summary="Look at a session of any group",
+    responses=answers(extended(SESSION_ROW, group=TEXT)),
+)
 async def show(_operator: Operator, session_id: SessionId, service: TheService) -> Response:
     """Return what is known of a session, also of one that has ended. It is not woken."""
     return Json(_row(*await service.directory.record_of_any_group(session_id)))
 
 
-@router.get("/v1/operator/sessions/{session_id}/view", summary="Read cells of any group as a page shows them")
+@router.get(
+    "/v1/operator/sessions/{session_id}/view",
+    summary="Read cells of any group as a page shows them",
+    responses=answers(fields(cells=many(ANY_OBJECT))),
+)
 async def view(operator: Operator, session_id: SessionId, service: TheService, first: Number, last: Number) -> Response:
     """Return 20 cells at most. The audit log has that the operator reads them."""
     service.trail.note_reading(operator, *await service.directory.record_of_any_group(session_id))
@@ -78,7 +103,9 @@ async def view(operator: Operator, session_id: SessionId, service: TheService, f
 
 
 @router.get(
-    "/v1/operator/sessions/{session_id}/history/{number}/outputs/{index}", summary="Save an output of any group"
+    "/v1/operator/sessions/{session_id}/history/{number}/outputs/{index}",
+    summary="Save an output of any group",
+    response_class=PlainText,
 )
 async def output(
     operator: Operator, session_id: SessionId, number: CellNumber, index: Index, service: TheService, mime: Form = None
@@ -88,7 +115,12 @@ async def output(
     return await output_answer(service, session_id, number, index, mime)
 
 
-@router.get("/v1/operator/sessions/{session_id}/notebook", summary="Export a session of any group as a notebook")
+@router.get(
+    "/v1/operator/sessions/{session_id}/notebook",
+    summary="Export a session of any group as a notebook",
+    response_class=NotebookText,
+    responses=NOTEBOOK,
+)
 async def notebook(operator: Operator, session_id: SessionId, service: TheService, title: str = "") -> Response:
     """Return the session's cells and outputs as a Jupyter notebook. The audit log has that the operator reads it."""
     handle, record = await service.directory.record_of_any_group(session_id)
@@ -96,7 +128,11 @@ async def notebook(operator: Operator, session_id: SessionId, service: TheServic
     return await notebook_answer(service, session_id, title or f"Session of {handle.name}")
 
 
-@router.post("/v1/operator/sessions/{session_id}/interrupt", summary="Interrupt the running cell of any group")
+@router.post(
+    "/v1/operator/sessions/{session_id}/interrupt",
+    summary="Interrupt the running cell of any group",
+    responses=answers(fields(interrupted=FLAG)),
+)
 async def interrupt(operator: Operator, session_id: SessionId, service: TheService) -> Response:
     """Interrupt the session's running cell; `interrupted` is false if none runs."""
     handle, record = await service.directory.record_of_any_group(session_id)
@@ -105,7 +141,11 @@ async def interrupt(operator: Operator, session_id: SessionId, service: TheServi
     return Json({"interrupted": live is not None and live[0].interrupt(live[1])})
 
 
-@router.post("/v1/operator/sessions/{session_id}/hibernate", summary="Put a session of any group to sleep")
+@router.post(
+    "/v1/operator/sessions/{session_id}/hibernate",
+    summary="Put a session of any group to sleep",
+    responses=answers(fields(asleep=FLAG)),
+)
 async def hibernate(operator: Operator, session_id: SessionId, service: TheService) -> Response:
     """Checkpoint a session and give its kernel up; `asleep` is false if it is in use, or has ended."""
     handle, record = await service.directory.record_of_any_group(session_id)
@@ -116,7 +156,9 @@ async def hibernate(operator: Operator, session_id: SessionId, service: TheServi
     return Json({"asleep": await live[0].hibernate(record.agent_id)})
 
 
-@router.delete("/v1/operator/sessions/{session_id}", summary="Kill a session of any group")
+@router.delete(
+    "/v1/operator/sessions/{session_id}", summary="Kill a session of any group", responses=answers(fields(ended=FLAG))
+)
 async def kill(operator: Operator, session_id: SessionId, service: TheService) -> Response:
     """End a session and discard its kernel, whatever runs in it. Its history stays."""
     handle, record = await service.directory.record_of_any_group(session_id)
@@ -124,7 +166,11 @@ async def kill(operator: Operator, session_id: SessionId, service: TheService) -
     return Json({"ended": await service.directory.stop(handle, record, "killed")})
 
 
-@router.get("/v1/operator/audit", summary="Read the end of the audit log")
+@router.get(
+    "/v1/operator/audit",
+    summary="Read the end of the audit log",
+    responses=answers(fields(on=FLAG, entries=many(ANY_OBJECT))),
+)
 async def audit(_operator: Operator, service: TheService, limit: Annotated[int, Query(ge=1, le=500)] = 100) -> Response:
     """Return the newest entries of the log's current file, without code and commands; `on` says if there is a log."""
     path = service.settings.audit_path

@@ -17,6 +17,24 @@ from orchestrator.server.directory import Served, Wish
 from orchestrator.server.native.access import Caller, SessionId, TheService, TheSession
 from orchestrator.server.native.bodies import Fork, Lifetime, NewSession, Requirements, Restart, Restore
 from orchestrator.server.native.cellroutes import Key, asked
+from orchestrator.server.native.described import (
+    ANY_OBJECT,
+    CHECKPOINT,
+    FLAG,
+    HISTORY_CELL,
+    NOTEBOOK,
+    NUMBER,
+    RESTORED,
+    SESSION,
+    SESSION_ROW,
+    TEXT,
+    VARIABLE,
+    NotebookText,
+    answers,
+    fields,
+    many,
+    maybe,
+)
 from orchestrator.server.service import Service
 from orchestrator.sessions.checkpoint import Checkpoint
 from orchestrator.sessions.notebook import session_notebook
@@ -27,7 +45,12 @@ router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
 _ID_DIGITS = frozenset("0123456789abcdef")
 
 
-@router.post("", status_code=201, summary="Make a session", responses={200: {"description": "The agent's session."}})
+@router.post(
+    "",
+    status_code=201,
+    summary="Make a session",
+    responses={**answers(SESSION), **answers(SESSION, 201)},
+)
 async def create(body: NewSession, request: Request, caller: Caller, service: TheService, key: Key = None) -> Response:
     """Make a session with a kernel of its own, or return the one that the agent has, awake."""
     wish = Wish(
@@ -40,6 +63,7 @@ async def create(body: NewSession, request: Request, caller: Caller, service: Th
         body.on_expiry,
         body.timeout,
         body.priority,
+        body.caller,
     )
     served, is_new = await service.idempotency.once(
         caller, key, await asked(request), lambda: service.directory.open(caller, wish)
@@ -47,28 +71,29 @@ async def create(body: NewSession, request: Request, caller: Caller, service: Th
     return Json(_session(served), 201 if is_new else 200)
 
 
-@router.get("", summary="List the sessions of the token's group")
+@router.get("", summary="List the sessions of the token's group", responses=answers(fields(sessions=many(SESSION_ROW))))
 async def list_sessions(
     caller: Caller, service: TheService, ended: bool = False, limit: Annotated[int, Query(ge=1, le=10_000)] = 1000
 ) -> Response:
     """Return the group's sessions, the last used first; with `ended` also those that have ended."""
     found = await service.directory.history.run(History.handles, caller.group, ended=ended, limit=limit)
-    return Json({"sessions": [session_row(handle, record) for handle, record in found]})
+    rows = {"sessions": [session_row(handle, record) for handle, record in found]}
+    return Json(await asyncio.to_thread(dumps, rows))
 
 
-@router.get("/{session_id}", summary="Look at a session")
+@router.get("/{session_id}", summary="Look at a session", responses=answers(SESSION_ROW))
 async def show(session_id: SessionId, caller: Caller, service: TheService) -> Response:
     """Return what is known of a session, also of one that has ended. It is not woken."""
     return Json(session_row(*await service.directory.record(caller, session_id)))
 
 
-@router.delete("/{session_id}", summary="End a session")
+@router.delete("/{session_id}", summary="End a session", responses=answers(fields(ended=FLAG)))
 async def end(served: TheSession, service: TheService) -> Response:
     """End a session and discard its kernel. Its history stays."""
     return Json({"ended": await service.directory.end(served)})
 
 
-@router.post("/{session_id}/lease", summary="Wake a session")
+@router.post("/{session_id}/lease", summary="Wake a session", responses=answers(SESSION))
 async def lease(served: TheSession, body: NewSession, caller: Caller, service: TheService) -> Response:
     """Give a session that sleeps its kernel now, and not with its next cell."""
     wish = Wish(served.handle.name, timeout=body.timeout, priority=body.priority)
@@ -76,39 +101,43 @@ async def lease(served: TheSession, body: NewSession, caller: Caller, service: T
     return Json(_session(served))
 
 
-@router.put("/{session_id}/lifetime", summary="Set when a session expires")
+@router.put(
+    "/{session_id}/lifetime", summary="Set when a session expires", responses=answers(fields(expires_at=maybe(NUMBER)))
+)
 async def set_lifetime(served: TheSession, body: Lifetime, service: TheService) -> Response:
     """Count the time to live from now."""
     await service.directory.set_expiry(served, body.ttl_s, body.on_expiry)
     return Json({"expires_at": served.handle.expires_at})
 
 
-@router.post("/{session_id}/restart", summary="Give a session a fresh kernel")
+@router.post("/{session_id}/restart", summary="Give a session a fresh kernel", responses=answers(SESSION))
 async def restart(served: TheSession, body: Restart) -> Response:
     """Discard the kernel with its variables; the files stay unless `keep_files` is false."""
     await served.manager.restart_kernel(served.session, keep_files=body.keep_files, timeout=body.timeout)
     return Json(_session(served))
 
 
-@router.post("/{session_id}/hibernate", summary="Put a session to sleep")
+@router.post("/{session_id}/hibernate", summary="Put a session to sleep", responses=answers(fields(asleep=FLAG)))
 async def hibernate(served: TheSession) -> Response:
     """Checkpoint a session and give its kernel up; `asleep` is false if it is in use."""
     return Json({"asleep": await served.manager.hibernate(served.session.agent_id)})
 
 
-@router.post("/{session_id}/packages", summary="Install packages")
+@router.post("/{session_id}/packages", summary="Install packages", responses=answers(fields(installed=many(TEXT))))
 async def install(served: TheSession, body: Requirements) -> Response:
     """Install packages that the policy allows."""
     return Json({"installed": await served.manager.install(served.session, body.requirements)})
 
 
-@router.get("/{session_id}/variables", summary="List variables")
+@router.get("/{session_id}/variables", summary="List variables", responses=answers(fields(variables=many(VARIABLE))))
 async def variables(served: TheSession) -> Response:
     """Return the session's variables, 1,000 at most."""
     return Json({"variables": [each.as_dict() for each in await served.manager.list_variables(served.session)]})
 
 
-@router.post("/{session_id}/checkpoints", status_code=201, summary="Save a session's state")
+@router.post(
+    "/{session_id}/checkpoints", status_code=201, summary="Save a session's state", responses=answers(CHECKPOINT, 201)
+)
 async def checkpoint(
     served: TheSession, request: Request, caller: Caller, service: TheService, key: Key = None
 ) -> Response:
@@ -119,7 +148,9 @@ async def checkpoint(
     return Json(_checkpoint(made), 201)
 
 
-@router.get("/{session_id}/checkpoints", summary="List checkpoints")
+@router.get(
+    "/{session_id}/checkpoints", summary="List checkpoints", responses=answers(fields(checkpoints=many(CHECKPOINT)))
+)
 async def checkpoints(session_id: SessionId, caller: Caller, service: TheService) -> Response:
     """Return the session's checkpoints, the newest first."""
     await service.directory.record(caller, session_id)
@@ -127,7 +158,7 @@ async def checkpoints(session_id: SessionId, caller: Caller, service: TheService
     return Json({"checkpoints": [asdict(record) for record in found]})
 
 
-@router.post("/{session_id}/restore", summary="Load a checkpoint")
+@router.post("/{session_id}/restore", summary="Load a checkpoint", responses=answers(RESTORED))
 async def restore(served: TheSession, body: Restore) -> Response:
     """Load a checkpoint of the session into a fresh kernel. Its history stays."""
     checkpoint_id = body.checkpoint_id
@@ -136,7 +167,12 @@ async def restore(served: TheSession, body: Restore) -> Response:
     return Json(_restored(await served.manager.restore(served.session, checkpoint_id, body.timeout)))
 
 
-@router.post("/{session_id}/fork", status_code=201, summary="Fork a session")
+@router.post(
+    "/{session_id}/fork",
+    status_code=201,
+    summary="Fork a session",
+    responses=answers(fields(sessions=many(SESSION)), 201),
+)
 async def fork(
     served: TheSession, body: Fork, request: Request, caller: Caller, service: TheService, key: Key = None
 ) -> Response:
@@ -147,7 +183,9 @@ async def fork(
     return Json({"sessions": [_session(each) for each in made]}, 201)
 
 
-@router.get("/{session_id}/history", summary="Read a session's cells")
+@router.get(
+    "/{session_id}/history", summary="Read a session's cells", responses=answers(fields(cells=many(HISTORY_CELL)))
+)
 async def history(
     session_id: SessionId, caller: Caller, service: TheService, after: Annotated[int, Query(ge=0)] = 0
 ) -> Response:
@@ -157,14 +195,16 @@ async def history(
     return Json(await asyncio.to_thread(dumps, {"cells": entries}))
 
 
-@router.get("/{session_id}/notebook", summary="Export a session as a notebook")
+@router.get(
+    "/{session_id}/notebook", summary="Export a session as a notebook", response_class=NotebookText, responses=NOTEBOOK
+)
 async def notebook(session_id: SessionId, caller: Caller, service: TheService, title: str = "") -> Response:
     """Return the session's cells and outputs as a Jupyter notebook."""
     handle, _ = await service.directory.record(caller, session_id)
     return await notebook_answer(service, session_id, title or f"Session of {handle.name}")
 
 
-@router.get("/{session_id}/usage", summary="Measure a session's kernel")
+@router.get("/{session_id}/usage", summary="Measure a session's kernel", responses=answers(ANY_OBJECT))
 async def usage(served: TheSession) -> Response:
     """Return memory, CPU and processes of the kernel; nothing of a session that sleeps."""
     if served.session.asleep or served.session.kernel is None:
@@ -177,7 +217,7 @@ async def notebook_answer(service: Service, session_id: str, title: str) -> Resp
     cells = await service.directory.history.run_beside(History.cells, session_id)
     entries = [{"timestamp": cell.started_at, "code": cell.code, "result": cell.result} for cell in cells]
     text = await asyncio.to_thread(lambda: nbformat.writes(session_notebook(entries, title)))
-    return Response(text, media_type="application/x-ipynb+json", headers={"X-Content-Type-Options": "nosniff"})
+    return NotebookText(text, headers={"X-Content-Type-Options": "nosniff"})
 
 
 async def _fork(served: Served, body: Fork, caller: Principal, service: Service) -> list[Served]:
@@ -228,22 +268,13 @@ def _session(served: Served) -> dict[str, Any]:
 def session_row(handle: HandleRecord, record: SessionRecord) -> dict[str, Any]:
     """Return what the store has of a session, as JSON."""
     return {
-        "session_id": record.session_id,
+        **record.as_dict(),
         "agent_id": handle.name,
-        "kernel_id": record.kernel_id,
-        "state": record.state,
-        "end_reason": record.end_reason,
         "policy": handle.policy,
         "image": handle.image,
         "labels": dict(handle.labels),
         "expires_at": handle.expires_at,
         "on_expiry": handle.on_expiry,
-        "created_at": record.created_at,
-        "last_used_at": record.last_used_at,
-        "cell_count": record.cells,
-        "parent_id": record.parent_id,
-        "runtime": record.runtime,
-        "bytes": record.bytes,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
@@ -11,8 +12,10 @@ from starlette.responses import Response
 
 from orchestrator.errors import InvalidInputError
 from orchestrator.server.answers import Json, dumps
-from orchestrator.server.native.abridged import Abridgement, whole_output
+from orchestrator.server.directory import Served
+from orchestrator.server.native.abridged import MOST_OUTPUTS, Abridgement, whole_output
 from orchestrator.server.native.access import Caller, SessionId, TheService
+from orchestrator.server.native.described import ANY_OBJECT, CALLER, NUMBER, PlainText, answers, fields, many
 from orchestrator.server.service import Service
 from orchestrator.server.usagehistory import INTERVAL
 from orchestrator.store.history import CellRecord, History
@@ -25,7 +28,7 @@ Index = Annotated[int, Path(ge=0, le=1_000_000)]
 Form = Annotated[str | None, Query(max_length=200, description="A mime type of the output; default: plain text.")]
 
 
-@router.get("/caller", summary="Who calls")
+@router.get("/caller", summary="Who calls", responses=answers(CALLER))
 async def caller_itself(caller: Caller, service: TheService) -> Response:
     """Return the token's name, group and rights, and whether the server needs tokens."""
     return Json(
@@ -39,7 +42,11 @@ async def caller_itself(caller: Caller, service: TheService) -> Response:
     )
 
 
-@router.get("/usage", summary="Usage over the last hour")
+@router.get(
+    "/usage",
+    summary="Usage over the last hour",
+    responses=answers(fields(now=NUMBER, interval_s=NUMBER, kernels=many(ANY_OBJECT))),
+)
 async def usage(
     caller: Caller, service: TheService, after: Annotated[float, Query(ge=0, allow_inf_nan=False)] = 0.0
 ) -> Response:
@@ -49,14 +56,23 @@ async def usage(
     return Json(await asyncio.to_thread(dumps, body))
 
 
-@router.get("/sessions/{session_id}/view", summary="Read cells as a page shows them")
+@router.get(
+    "/sessions/{session_id}/view",
+    summary="Read cells as a page shows them",
+    responses=answers(fields(cells=many(ANY_OBJECT))),
+)
 async def view(session_id: SessionId, caller: Caller, service: TheService, first: Number, last: Number) -> Response:
-    """Return 20 cells at most, each output in its best form and cut to what a page can show. Nothing is woken."""
+    """Return 20 cells at most, each output in its best form and cut to what a page can show. Nothing is woken.
+
+    A cell that runs has the outputs that it has put out by now.
+    """
     await service.directory.record(caller, session_id)
     return await cells_answer(service, session_id, first, last)
 
 
-@router.get("/sessions/{session_id}/history/{number}/outputs/{index}", summary="Save an output")
+@router.get(
+    "/sessions/{session_id}/history/{number}/outputs/{index}", summary="Save an output", response_class=PlainText
+)
 async def output(
     session_id: SessionId, number: CellNumber, index: Index, caller: Caller, service: TheService, mime: Form = None
 ) -> Response:
@@ -93,11 +109,22 @@ async def output_answer(service: Service, session_id: str, number: int, index: i
         "X-Content-Type-Options": "nosniff",
     }
     body = await asyncio.to_thread(text.encode, "utf-8", "replace")
-    return Response(body, media_type="text/plain; charset=utf-8", headers=headers)
+    return PlainText(body, headers=headers)
 
 
 async def _records(service: Service, session_id: str, first: int, last: int) -> list[CellRecord]:
-    return await service.directory.history.run_beside(History.cells, session_id, first=first, last=last)
+    records = await service.directory.history.run_beside(History.cells, session_id, first=first, last=last)
+    held = service.directory.held(session_id)
+    return records if held is None else [_with_outputs_so_far(record, held) for record in records]
+
+
+def _with_outputs_so_far(record: CellRecord, held: Served) -> CellRecord:
+    """Return a cell with what it has put out by now, if it runs: the store has only the outputs of cells that ended."""
+    if record.outcome != "running":
+        return record
+    first, count = held.session.outputs_of_running(record.number, MOST_OUTPUTS)
+    outputs = [*(output.as_dict() for output in first), *({} for _ in range(count - len(first)))]
+    return replace(record, result={**record.result, "outputs": outputs})
 
 
 def _dumped(records: list[CellRecord]) -> bytes:

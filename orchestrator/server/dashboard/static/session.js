@@ -7,7 +7,7 @@ import { Cell } from "./cell.js";
 import { element, reconcile, setText } from "./dom.js";
 import { Poll } from "./poll.js";
 
-const EVERY = 2000; // milliseconds
+const EVERY = 1000; // milliseconds: a running cell shows what it has put out
 const PAGE = 20; // cells; the server returns no more at once
 
 export class Session {
