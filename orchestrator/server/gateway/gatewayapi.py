@@ -23,7 +23,7 @@ from orchestrator.principal import Principal
 from orchestrator.server.answers import Json
 from orchestrator.server.authentication import token_of
 from orchestrator.server.dialect import TokenWire
-from orchestrator.server.gateway import kernelroutes, notebookroutes
+from orchestrator.server.gateway import kernelroutes, notebooksessionroutes
 from orchestrator.server.gateway.gatewaykernels import GatewayKernels, time_text
 from orchestrator.server.gateway.notebooksessions import NotebookSessions
 from orchestrator.server.problems import headers_of, status_of
@@ -48,7 +48,7 @@ class GatewayApi(TokenWire):
             Route(f"{_ROOT}/status", self._status, methods=["GET"]),
             Route(f"{_ROOT}/me", _identity, methods=["GET"]),
             *kernelroutes.routes,
-            *notebookroutes.routes,
+            *notebooksessionroutes.routes,
         ]
         handlers: dict[Any, Any] = {CellblockError: _failed, HTTPException: _unknown}
         app = Starlette(routes=routes, exception_handlers=handlers)
