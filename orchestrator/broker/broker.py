@@ -76,6 +76,13 @@ class Broker:
         client.leave()
         self._forget(client)
 
+    async def drop(self, client: Client) -> None:
+        """Remove a client, and serve none of its requests any more. A cell that it runs is interrupted."""
+        client.leave()
+        await client.shell.close()
+        await client.control.close()
+        self._clients.discard(client)
+
     def _forget(self, client: Client) -> None:
         if client.left and client.shell.is_idle and client.control.is_idle:
             self._clients.discard(client)
@@ -120,9 +127,7 @@ class Broker:
         """Serve nobody any more. A cell that a client runs is interrupted."""
         self._unwatch()
         for client in list(self._clients):
-            client.leave()
-            await client.shell.close()
-            await client.control.close()
+            await self.drop(client)
 
     # Requests
 

@@ -99,8 +99,11 @@ class LiveKernel:
         await self.broker.close()
 
     async def _leave(self, client: GatewayClient) -> None:
-        """Keep a client for a while: it may come back, and its cells go on."""
+        """Keep a client that may come back for a while."""
         if client not in self._clients:
+            return
+        if not client.session_id:
+            await self._remove(client)
             return
         client.removal = asyncio.get_running_loop().create_task(self._remove_later(client))
         away = [each for each in self._clients if not each.is_connected]
@@ -119,7 +122,7 @@ class LiveKernel:
     async def _remove(self, client: GatewayClient) -> None:
         if client in self._clients:
             self._clients.remove(client)
-            self.broker.remove(client.client)
+            await self.broker.drop(client.client)
             if not self._clients:
                 self._on_empty(self)
 
