@@ -13,28 +13,44 @@ from orchestrator.errors import FileFault, FileTransferError
 from orchestrator.kernel.commands import CommandSpec
 from orchestrator.kernel.files import make_folder, named, resolve
 from orchestrator.kernel.kernel import Kernel
+from orchestrator.limits import MIB
 from orchestrator.outcome import Outcome
 from orchestrator.output.commandresult import CommandOutput, CommandResult
 from orchestrator.output.printable import printable
 
 _TIME = 600.0  # seconds that one folder may take
+_OVERHEAD = 64 * MIB  # what the headers of many small files take
 _KEPT = 4096  # bytes of what tar says
 _PIECE = 256 * 1024  # bytes
 
 
-async def pack(kernel: Kernel, path: str) -> AsyncGenerator[bytes, None]:
+def largest_tar(work_mb: int) -> int:
+    """Return the bytes that an honest tar of ``/work`` has at most. A sparse file claims any size."""
+    return work_mb * MIB + _OVERHEAD
+
+
+async def pack(kernel: Kernel, path: str, most: int | None = None) -> AsyncGenerator[bytes, None]:
     """Yield a folder of the sandbox as a tar, in pieces. Close the generator to stop early.
 
+    Args:
+        most: bytes of the tar; None: without a limit, for a caller that has one.
+
     Raises:
-        FileTransferError: the folder cannot be read, or did not arrive within 10 minutes.
+        FileTransferError: the folder cannot be read, did not arrive within 10 minutes, or exceeds ``most``.
         KernelDiedError: the kernel died.
     """
     command = _tar(kernel, path, ("-c", "-f", "-", "."), attached=True, keeps_stdin=False)
     await command.start()
+    size = 0
     try:
         async with contextlib.aclosing(command.events()) as events:
             async for event in events:
                 if isinstance(event, CommandOutput) and event.name == "stdout":
+                    size += len(event.data)
+                    if most is not None and size > most:
+                        raise FileTransferError(
+                            f"the folder {named(path)} is larger than {most // MIB} MiB.", path=path, fault="too_large"
+                        )
                     yield event.data
         _check(await command.result(), path, "read")
     finally:

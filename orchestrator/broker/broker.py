@@ -140,6 +140,8 @@ class Broker:
             reply = await self._answer(message)
         except CellblockError as error:
             reply = _refused(type(error).__name__, error.message)
+        except TimeoutError:
+            reply = _refused("TimeoutError", "the kernel has not answered.")
         if reply is not None:
             self._reply(client, channel, message, reply)
         self._publish(self.maker.status("idle", message.header))

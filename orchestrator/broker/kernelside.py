@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.broker.bundles import allowed
 from orchestrator.broker.historyreply import history_reply
-from orchestrator.broker.messages import PROTOCOL, JupyterMessage, MessageMaker
+from orchestrator.broker.messages import JupyterMessage, MessageMaker, kernel_info
 from orchestrator.errors import InvalidInputError
 from orchestrator.kernel.boundedjson import load
 from orchestrator.kernel.channel import Message
@@ -67,10 +67,13 @@ class KernelSide:
     async def _kernel_info(self, kernel: Kernel) -> dict[str, Any]:
         known, info = self._info
         if known != kernel.kernel_id:
-            claimed = (await kernel.request("control", "kernel_info_request", {}, timeout=_PATIENCE)).content
-            info = {name: clean(claimed[name]) for name in _INFO if isinstance(claimed.get(name), _INFO[name])}
+            try:
+                reply = await kernel.request("control", "kernel_info_request", {}, timeout=_PATIENCE)
+            except TimeoutError:  # C code in a cell keeps Python's lock
+                return kernel_info({})
+            info = kernel_info(reply.content)
             self._info = (kernel.kernel_id, info)
-        return {**info, "status": "ok", "protocol_version": PROTOCOL, "debugger": False, "supported_features": []}
+        return info
 
     async def _comm_info(self, session: KernelSession, content: Mapping[str, Any]) -> dict[str, Any]:
         target = content.get("target_name")
@@ -167,14 +170,6 @@ async def _ended(kernel: Kernel, waiting: asyncio.Future[Any]) -> bool:
         return False
     finally:
         waiting.cancel()
-
-
-_INFO: Mapping[str, type] = {
-    "implementation": str,
-    "implementation_version": str,
-    "language_info": dict,
-    "banner": str,
-}
 
 
 def _checked(content: Mapping[str, Any], fields: Mapping[str, type]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from orchestrator.output.events import (
 from orchestrator.output.result import ExecutionResult
 
 PROTOCOL = "5.4"  # the first with iopub_welcome; 5.5 has subshells, which the kernels have not
+_VERSION = re.compile(r"\d{1,4}(\.[\da-z]{1,8}){0,4}")
 Channel = Literal["shell", "control", "iopub", "stdin"]
 State = Literal["starting", "busy", "idle", "restarting"]
 
@@ -97,6 +99,38 @@ class MessageMaker:
     def execute_request(self, code: str) -> Mapping[str, Any]:
         """Make the header of a request that no client has sent: the parent of a cell that the host runs."""
         return self.make("execute_request", {"code": code}, {}).header
+
+
+def kernel_info(claimed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of a ``kernel_info_reply``. Of what the kernel claims, only two version numbers are taken.
+
+    Programs print the banner, and import the exporter that ``language_info`` names.
+    """
+    language = claimed.get("language_info")
+    python = _version(language.get("version")) if isinstance(language, dict) else ""
+    return {
+        "status": "ok",
+        "protocol_version": PROTOCOL,
+        "implementation": "ipython",
+        "implementation_version": _version(claimed.get("implementation_version")),
+        "language_info": {
+            "name": "python",
+            "version": python,
+            "mimetype": "text/x-python",
+            "codemirror_mode": {"name": "ipython", "version": 3},
+            "pygments_lexer": "ipython3",
+            "nbconvert_exporter": "python",
+            "file_extension": ".py",
+        },
+        "banner": f"Python {python}, in a sandbox of Cellblock".replace(" ,", ","),
+        "help_links": [],
+        "debugger": False,
+        "supported_features": [],
+    }
+
+
+def _version(value: object) -> str:
+    return value if isinstance(value, str) and _VERSION.fullmatch(value) else ""
 
 
 def now() -> str:

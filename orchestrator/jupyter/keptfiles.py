@@ -13,13 +13,13 @@ from typing import BinaryIO
 
 from orchestrator.container.lockfile import LockFile
 from orchestrator.errors import CellblockError, FileTransferError, KernelStartError, StoreError
+from orchestrator.foldertransfer import largest_tar
 from orchestrator.limits import MIB
 from orchestrator.manager import AgentKernelManager
 from orchestrator.sessions.session import KernelSession
 
 _log = logging.getLogger(__name__)
 _WORK = "/work"
-_TAR_OVERHEAD = 64 * MIB  # what the headers of many small files take
 _FORGOTTEN = 3600.0  # seconds after which nobody continues a restart
 _POLL = 0.05  # seconds
 
@@ -36,7 +36,7 @@ class KeptFiles:
     def __init__(self, folder: Path, name: str, work_mb: int) -> None:
         self._folder = folder
         self._tar, self._lock = folder / f"{name}.tar", folder / f"{name}.lock"
-        self._most = work_mb * MIB + _TAR_OVERHEAD
+        self._most = largest_tar(work_mb)
 
     @contextlib.asynccontextmanager
     async def held(self, timeout: float) -> AsyncIterator[None]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from orchestrator.errors import CellblockError, CheckpointError, KernelDiedError
-from orchestrator.foldertransfer import pack, unpack
+from orchestrator.foldertransfer import largest_tar, pack, unpack
 from orchestrator.limits import MIB, Deadline
 from orchestrator.outcome import Outcome
 from orchestrator.pool.kernelpool import KernelPool
@@ -97,7 +97,8 @@ class Restoring:
             old, deadline = session.live_kernel(), Deadline(_KERNEL_WAIT if timeout is None else timeout)
             with tempfile.TemporaryFile() as files:
                 if keep_files:
-                    async with contextlib.aclosing(pack(old, _WORK)) as pieces:
+                    most = largest_tar(session.policy.tmpfs.work_mb)
+                    async with contextlib.aclosing(pack(old, _WORK, most)) as pieces:
                         async for piece in pieces:
                             await asyncio.to_thread(files.write, piece)
                 await self._registry.put_to_sleep(session, Outcome.RESTART)

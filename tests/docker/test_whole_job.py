@@ -260,6 +260,16 @@ async def test_restarting_a_kernel(runtime: str, keep_files: bool) -> None:
         assert len(await session.history()) == 3
 
 
+async def test_files_that_claim_any_size_do_not_fill_the_hosts_disk(runtime: str) -> None:
+    """A restart that would keep a sparse file is refused; the session keeps its kernel and variables."""
+    async with one_session(runtime, max_kernels=1) as (manager, session):
+        await manager.execute(session, "x = 1; open('sparse', 'wb').truncate(1 << 40)")
+        with pytest.raises(FileTransferError) as refused:
+            await manager.restart_kernel(session)
+        assert refused.value.fault == "too_large"
+        assert (await manager.execute(session, "x")).result == "1"
+
+
 async def test_a_folder_in_and_out(manager: AgentKernelManager, session: KernelSession) -> None:
     line = (
         "mkdir -p src/deep; echo a > src/a; echo b > src/deep/b; ln -s a src/link; chmod 700 src/a; touch $'src/\\xff'"
