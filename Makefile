@@ -23,7 +23,7 @@ endef
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help demo test test-runtimes test-modern conformance jobs serving full-image check lint bench bench-peers soak reactions usage schedule service-times history crashes sessions screenshots chromium vendor state-table docs verify fuzz fuzz-server seccomp-record engine engine-stop image venv lock clean notebooks notebook-tokens fuzz-openapi FORCE
+.PHONY: help demo test test-runtimes test-modern conformance jobs serving brokers full-image check lint bench bench-peers soak reactions usage schedule service-times history crashes sessions screenshots chromium vendor state-table docs verify fuzz fuzz-server seccomp-record engine engine-stop image venv lock clean notebooks notebook-tokens fuzz-openapi FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -77,6 +77,9 @@ jobs: image ## measure commands, files and tools beside a local process, cat and
 
 serving: image ## measure the server beside a manager in the process, and under 200 clients; about seven minutes
 	@$(BIN)/python -m benchmarks.serving
+
+brokers: image ## measure stock Jupyter clients over the broker beside a stock kernel, and beside clients that misbehave; two minutes
+	@$(BIN)/python -m benchmarks.brokers
 
 full-image: image ## build the full image, and run a notebook of 40 cells over it under each runtime; about four minutes
 	@$(BIN)/cellblock image build --requirements full
