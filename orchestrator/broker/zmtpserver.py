@@ -19,10 +19,12 @@ from typing import Any, Literal
 from orchestrator.kernel import zmtp
 
 SocketType = Literal["ROUTER", "XPUB"]
-_MOST_PEERS = 256  # connections of one socket; those beyond are refused
-_STRANGERS_BOUND = 4 * 1024 * 1024  # bytes of a message of a peer that has not shown that it has the key
+_MOST_PEERS = 128  # connections of one socket; those beyond are refused
+_STRANGERS_BOUND = 1024 * 1024  # bytes of a message of a peer that has not shown that it has the key
 _BOUND = 64 * 1024 * 1024  # bytes of any other
 _MOST_WAITING = 32 * 1024 * 1024  # bytes that may wait for a peer that does not read; it is disconnected then
+_ALL_WAITING = 128 * 1024 * 1024  # bytes that may wait for all peers of a socket; those that are behind share them
+_BEHIND = 1024 * 1024  # bytes that wait for a peer that is behind
 _AT_ONCE = 16  # messages of one peer that are taken before the event loop goes on
 _ACCEPT_AGAIN = 1.0  # seconds until a connection that could not be accepted is tried again
 
@@ -60,13 +62,23 @@ class Peer(asyncio.Protocol):
         """Send a message that is encoded already."""
         if self._transport is None or self._transport.is_closing():
             return
-        if self._transport.get_write_buffer_size() + self._outgoing_bytes > _MOST_WAITING:
+        if self._waits_too_long():
             self.disconnect()
             return
         if not self._outgoing:
             asyncio.get_running_loop().call_soon(self._flush)
         self._outgoing.append(data)
         self._outgoing_bytes += len(data)
+
+    @property
+    def waiting(self) -> int:
+        """How many bytes wait until it reads."""
+        kept = 0 if self._transport is None else self._transport.get_write_buffer_size()
+        return kept + self._outgoing_bytes
+
+    def _waits_too_long(self) -> bool:
+        waiting = self.waiting
+        return waiting > _MOST_WAITING or (waiting > _BEHIND and self._server.waiting > _ALL_WAITING)
 
     def _flush(self) -> None:
         outgoing, self._outgoing, self._outgoing_bytes = self._outgoing, [], 0
@@ -191,6 +203,11 @@ class ZmtpServer:
         await asyncio.sleep(0)
 
     # Called by its peers
+
+    @property
+    def waiting(self) -> int:
+        """How many bytes wait for all of its peers."""
+        return sum(peer.waiting for peer in self.peers)
 
     def left(self, peer: Peer) -> None:
         """Remove a peer."""

@@ -72,6 +72,23 @@ async def test_a_client_that_never_reads_is_disconnected_and_others_get_all(serv
         assert (await client.execute("1")).reply["status"] == "ok"
 
 
+async def test_many_that_never_read_share_a_bound(served: Served, state: Path) -> None:
+    """A stranger may subscribe without the key: however often it does, 128 MiB wait for all of them."""
+    manager, session = served
+    info = connection(state)
+    async with serve_zmq(manager, session, info, on_shutdown=lambda _restart: None):
+        silent = [subscriber(info) for _ in range(30)]
+        try:
+            await asyncio.sleep(0.5)
+            before = psutil.Process().memory_info().rss
+            for _ in range(3):
+                await manager.execute(session, "print(('x' * 99 + chr(10)) * 80_000)")
+            assert psutil.Process().memory_info().rss - before < 320 * MIB  # 720 without the bound
+        finally:
+            for each in silent:
+                each.close()
+
+
 async def test_a_flood_and_a_stopped_client_leave_the_others_served(served: Served, state: Path) -> None:
     """One client sends nonsense as fast as it can, another is stopped: a third runs its cells, nothing is raised."""
     manager, session = served
