@@ -17,6 +17,7 @@ from orchestrator.broker.broker import Broker
 from orchestrator.broker.sessioncalls import SessionCalls
 from orchestrator.broker.zmqfront import ZmqFront
 from orchestrator.errors import InvalidInputError
+from orchestrator.kernel.kernel import Kernel
 from orchestrator.sessions.session import KernelSession
 
 _CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
@@ -45,6 +46,7 @@ class LeasedKernel(AsyncKernelManager):
         super().__init__(kernel_name="python3", transport="ipc", cache_ports=False)
         self._calls = calls
         self._leased = session
+        self._last = session.live_kernel()
         self._home = asyncio.get_running_loop()
         self._folder = folder
         self._broker: Broker | None = None
@@ -62,12 +64,17 @@ class LeasedKernel(AsyncKernelManager):
     @property
     def runtime(self) -> str:
         """The container runtime that it runs under, such as "runsc"."""
-        return self._leased.live_kernel().runtime
+        return self._sandboxed.runtime
 
     @property
     def container_name(self) -> str:
-        """The name of its container."""
-        return self._leased.live_kernel().container_name
+        """The name of its container, or of its last one."""
+        return self._sandboxed.container_name
+
+    @property
+    def _sandboxed(self) -> Kernel:
+        self._last = self._leased.kernel or self._last
+        return self._last
 
     # Clients
 
