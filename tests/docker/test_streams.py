@@ -137,7 +137,8 @@ async def test_a_handler_that_raises_while_something_is_published_spoils_no_mess
     manager: AgentKernelManager, session: KernelSession
 ) -> None:
     """A cell's own alarm rings at any moment: what comes after a message that was given up is whole."""
-    async with manager.acquire_kernel("alarmed", timeout=60) as (kernel, alarmed):
+    async with manager.acquire_kernel("alarmed", timeout=60) as (_, alarmed):
+        kernel = alarmed.live_kernel()
         result = await manager.execute_code(alarmed, ALARMED)
         assert result["outcome"] == "ok", result["error"]
         assert int(result["stdout"].split()[-1]) > 100
@@ -170,7 +171,8 @@ import time; time.sleep(0.5)  # until the publisher's thread has sent them
 @pytest.mark.parametrize("size", [5, 100_000])
 async def test_a_finalizer_may_print_and_display(manager: AgentKernelManager, size: int) -> None:
     """The collector may call it between a message and the next, or between the frames of a large one."""
-    async with manager.acquire_kernel("collected", timeout=60) as (kernel, session):
+    async with manager.acquire_kernel("collected", timeout=60) as (_, session):
+        kernel = session.live_kernel()
         result = await manager.execute_code(session, COLLECTED.replace("SIZE", str(size)))
         assert result["outcome"] == "ok", result["error"]
         assert result["duration_s"] < 8
