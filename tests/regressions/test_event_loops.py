@@ -65,6 +65,7 @@ def arguments(session: KernelSession, folder: Path) -> dict[str, tuple[Any, ...]
         "move": (session, "a", "b"),
         "remove": (session, "a"),
         "list_variables": (session,),
+        "list_sessions": (),
         "install": (session, ["numpy"]),
         "start_code": (session, "1"),
         "find_cell": ("0",),

@@ -109,6 +109,7 @@ CHECKPOINT: Final = fields(
     checkpoint_id=TEXT, session_id=TEXT, created_at=NUMBER, cell=COUNT, bytes=COUNT, lost=many(ANY_OBJECT)
 )
 VARIABLE: Final = fields(name=TEXT, type=TEXT, size=maybe(COUNT), shape=maybe(many(COUNT)), preview=TEXT)
+NOTEBOOK_ANSWER: Final = fields(status={"enum": ["ok", "error"]}, token_estimate=COUNT)
 RESULT: Final = fields(
     outcome=_OUTCOME,
     status={"enum": ["ok", "error"]},

@@ -14,6 +14,7 @@ from orchestrator.server.answers import Json, dumps
 from orchestrator.server.directory import Served
 from orchestrator.server.native.access import Caller, TheService, TheSession
 from orchestrator.server.native.cellroutes import Key, asked
+from orchestrator.server.native.described import NOTEBOOK, NOTEBOOK_ANSWER, NotebookText, answers
 from orchestrator.server.sessionnotebooks import notebooks_of
 from orchestrator.server.waiting import unless_gone
 
@@ -26,7 +27,7 @@ Operation = Annotated[
 NotebookId = Annotated[str, Path(max_length=64, description="The notebook, as `create_notebook` returned it.")]
 
 
-@router.post("", summary="Carry out one operation on a notebook")
+@router.post("", summary="Carry out one operation on a notebook", responses=answers(NOTEBOOK_ANSWER))
 async def dispatch(
     served: TheSession, body: Operation, request: Request, caller: Caller, service: TheService, key: Key = None
 ) -> Response:
@@ -40,18 +41,18 @@ async def dispatch(
     return Json(await service.idempotency.once(caller, key, await asked(request), lambda: _dispatched(served, body)))
 
 
-@router.get("", summary="List the open notebooks")
+@router.get("", summary="List the open notebooks", responses=answers(NOTEBOOK_ANSWER))
 async def list_notebooks(served: TheSession) -> Response:
     """Return the notebooks that are open, the last used last."""
     return Json(await Dispatcher(notebooks_of(served)).dispatch({"op": "list_notebooks"}))
 
 
-@router.get("/{notebook_id}", summary="Get a notebook as a file")
+@router.get("/{notebook_id}", summary="Get a notebook as a file", response_class=NotebookText, responses=NOTEBOOK)
 async def download(served: TheSession, notebook_id: NotebookId) -> Response:
     """Return the notebook as it is now, as a .ipynb file."""
     document = await notebooks_of(served).get_notebook(notebook_id)
     content = await asyncio.to_thread(ipynb.dump, document)
-    return Response(content, media_type="application/x-ipynb+json", headers={"X-Content-Type-Options": "nosniff"})
+    return NotebookText(content, headers={"X-Content-Type-Options": "nosniff"})
 
 
 async def _dispatched(served: Served, operation: dict[str, Any]) -> bytes:
