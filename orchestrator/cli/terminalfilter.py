@@ -8,31 +8,30 @@ from __future__ import annotations
 
 import re
 
-_STRINGS = re.compile(rb"\x1b[\]PX^_].*?(?:\x07|\x1b\\|\x9c)", re.DOTALL)
-_BEGINNING = re.compile(rb"\x1b(?:[\]PX^_].*)?\Z", re.DOTALL)
-_LONGEST = 64 * 1024  # bytes of an unfinished string; a longer one is dropped
+_BEGINNING = re.compile(rb"\x1b[\]PX^_]")
+_END = re.compile(rb"\x07|\x1b\\|\x9c")
 
 
 class TerminalFilter:
-    """Filters one stream of bytes."""
+    """Filters one stream of bytes, in time that grows with their number alone, however they are cut."""
 
     def __init__(self) -> None:
-        self._held = b""  # the beginning of a string that has not ended yet
-        self._skips = False  # whether a string that was too long has not ended yet
+        self._held = b""  # an escape character that the next bytes explain
+        self._inside = False  # whether a string has begun and not ended
 
     def feed(self, data: bytes) -> bytes:
-        """Return what may be shown of the next bytes. An unfinished string waits for its end."""
+        """Return what may be shown of the next bytes. Nothing of a string is shown, whether it ends or not."""
         data = self._held + data
-        self._held = b""
-        if self._skips:
-            end = re.search(rb"\x07|\x1b\\|\x9c", data)
-            if end is None:
-                return b""
-            data, self._skips = data[end.end() :], False
-        data = _STRINGS.sub(b"", data)
-        beginning = _BEGINNING.search(data)
-        if beginning is not None:
-            data, self._held = data[: beginning.start()], beginning[0]
-            if len(self._held) > _LONGEST:
-                self._held, self._skips = b"", True
-        return data
+        self._held = b"\x1b" if data.endswith(b"\x1b") else b""
+        last = len(data) - len(self._held)
+        shown: list[bytes] = []
+        at = 0
+        while at < last:
+            found = (_END if self._inside else _BEGINNING).search(data, at)
+            if not self._inside:
+                shown.append(data[at : last if found is None else found.start()])
+            if found is None:
+                break
+            self._inside = not self._inside
+            at = found.end()
+        return b"".join(shown)
