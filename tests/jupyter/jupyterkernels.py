@@ -62,7 +62,9 @@ def place(runtime: str = "runc", policy: str = "local-dev", **variables: str) ->
         notebooks.mkdir()
         folder.chmod(0o755)  # the sandbox's user reads the notebooks
         (spec / "kernel.json").write_text(json.dumps(kernel_json(policy)))
-        ours = {key: value for key, value in os.environ.items() if not key.startswith(("CELLBLOCK_", "JUPYTER", "PYTEST_"))}
+        ours = {
+            key: value for key, value in os.environ.items() if not key.startswith(("CELLBLOCK_", "JUPYTER", "PYTEST_"))
+        }
         yield Place(
             folder,
             notebooks,
