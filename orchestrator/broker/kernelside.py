@@ -106,7 +106,8 @@ class KernelSide:
             )
             session.note(kernel, "comm.message", kind=message.kind)
             try:
-                await _ended(kernel, handler.over)
+                with failing_when_lost(kernel, handler.over):
+                    await _ended(kernel, handler.over)
             finally:
                 kernel.forget(sent)
 
@@ -128,10 +129,10 @@ class _CommHandler:
         self._shown = shown
         self._count = 0
 
-    def accepts(self, _kind: str, size: int) -> bool:
-        """Return whether to parse a message."""
+    def accepts(self, kind: str, size: int) -> bool:
+        """Return whether to parse a message: of many, only those that may be the end."""
         self._count += 1
-        return size <= _LARGEST and (self._count <= _MOST_MESSAGES or _kind == "status")
+        return size <= _LARGEST and (self._count <= _MOST_MESSAGES or kind == "status")
 
     def take(self, message: Message) -> None:
         """Publish an output or a comm's message, and note the end."""
@@ -151,22 +152,21 @@ class _CommHandler:
 
 
 async def _ended(kernel: Kernel, waiting: asyncio.Future[Any]) -> bool:
-    """Wait until the kernel has done something; interrupt it where that takes too long. Return whether it is done.
+    """Wait for ``waiting``, and interrupt the kernel where that takes too long. Return whether it ended.
 
     Raises:
         KernelDiedError: the kernel died.
     """
     try:
-        with failing_when_lost(kernel, waiting) if not isinstance(waiting, asyncio.Task) else contextlib.nullcontext():
-            for patience in (_PATIENCE, _AFTER_INTERRUPT):
-                await asyncio.wait({waiting}, timeout=patience)
-                if waiting.done():
-                    waiting.result()
-                    return True
+        await asyncio.wait({waiting}, timeout=_PATIENCE)
+        if not waiting.done():
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_AFTER_INTERRUPT):
                     await kernel.interrupt()
-            return False
-    except TimeoutError:
+            await asyncio.wait({waiting}, timeout=_AFTER_INTERRUPT)
+        if waiting.done():
+            waiting.result()
+            return True
         return False
     finally:
         waiting.cancel()
