@@ -96,7 +96,7 @@ class Fence:
             error = NotOwnerError(
                 f"session {claim.session_id} was taken over by another process: {what}.",
                 session_id=claim.session_id,
-                owner=row[1],
+                owner=row[1] or "",
                 remedy="Acquire the agent's kernel again: the session goes on where it is now.",
             )
             self.report(error)
