@@ -63,7 +63,7 @@ class Fence:
         self._read = Prepared(_statement(dialect), dialect)
         self._leased = Prepared(select(literal_column("1")).where(is_leased(dialect)), dialect)
         self.node: dict[str, Any] = {"node": None, "epoch": 0}
-        self.report: Callable[[NotOwnerError], None] = _log_refused
+        self.report: Callable[[NotOwnerError], object] = _log_refused
 
     def values(self, claim: Claim) -> dict[str, Any]:
         """Return the parameters of a statement that is fenced."""

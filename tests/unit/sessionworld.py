@@ -173,6 +173,8 @@ class World:
         self.others: dict[str, World] = {}
         if is_open:
             self.registry.open(self.store, self.files, name)
+            disown, soon = self.registry.disown, asyncio.get_running_loop().call_soon_threadsafe
+            self.store.on_refused(lambda error: soon(disown, error.session_id))
             self.acquiring.elsewhere.open(self.owners, lambda: self.recover(self.inheritance), self._ask)
 
     async def acquire(self, agent: str, timeout: float | None = 5.0, **options: Any) -> KernelSession:
