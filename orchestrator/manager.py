@@ -28,11 +28,13 @@ from orchestrator.sessions import checkpoint as checkpoints
 from orchestrator.sessions import notebook
 from orchestrator.sessions.checkpoint import Checkpoint, capture_between_cells
 from orchestrator.sessions.installing import install
+from orchestrator.sessions.membership import Membership
 from orchestrator.sessions.recovery import Recovery
 from orchestrator.sessions.restored import Restored
 from orchestrator.sessions.session import KernelSession
 from orchestrator.settings import Settings
 from orchestrator.store.history import History
+from orchestrator.store.noderecord import Capacity
 from orchestrator.tool import Tool, ToolFunction, tools_by_name
 from orchestrator.wiring.lifespan import Lifespan
 from orchestrator.wiring.parts import Parts
@@ -62,6 +64,7 @@ class AgentKernelManager(CellCalls, CommandCalls, FileCalls):
         keep_sessions: what leaving the context, and ``shutdown()`` without an argument, do with the sessions. False:
             end those that never had a checkpoint. True: keep all; each agent's next ``acquire_kernel``, in any process
             with the same data folder, continues its session.
+        membership: the node of a cluster whose manager this is; `cellblock serve` makes it. None: of no cluster.
 
     Attributes:
         pool: the kernels.
@@ -86,6 +89,7 @@ class AgentKernelManager(CellCalls, CommandCalls, FileCalls):
         settings: Settings | None = None,
         policy: Policy | None = None,
         keep_sessions: bool = False,
+        membership: Membership | None = None,
     ) -> None:
         if kernel_name not in KERNEL_NAMES:
             raise UnknownKernelNameError(
@@ -98,7 +102,7 @@ class AgentKernelManager(CellCalls, CommandCalls, FileCalls):
         self.keep_sessions = keep_sessions
         self.resource_limits = resource_limits or self.policy.resource_limits()
         self._parts = Parts(max_kernels, self.settings, self.policy, self.resource_limits)
-        self._life = Lifespan(self._parts, self.settings, self.policy, self.resource_limits)
+        self._life = Lifespan(self._parts, self.settings, self.policy, self.resource_limits, membership)
         self.telemetry = self._parts.telemetry
         self.monitor = self._parts.monitor
         self.pool = self._parts.pool
@@ -167,6 +171,10 @@ class AgentKernelManager(CellCalls, CommandCalls, FileCalls):
     def instance_id(self) -> str:
         """The label ``org.cellblock.instance`` of this manager's containers; "" before ``start``."""
         return self._parts.instance_id
+
+    def capacity(self) -> Capacity:
+        """Return what the manager has to give to new sessions now. It is no promise."""
+        return self._parts.capacity()
 
     @property
     def recovery(self) -> Recovery:

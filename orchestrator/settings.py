@@ -121,6 +121,10 @@ class Settings(BaseSettings):
         uid_base, uid_count: the range of user ids for containers; each container gets its own.
         engine_timeout: the time limit of one call to the engine, in seconds.
         start_timeout: the time limit for a kernel to become ready, in seconds.
+        node_url: where other hosts reach this process's server. Set, it is a node of the cluster whose database
+            ``store_url`` names; empty: it is no node.
+        node_lease_s: how long a node that cannot be reached keeps its sessions, in seconds; all nodes of a cluster have
+            the same. It renews three times in that time.
     """
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, env_file=".env", extra="ignore", frozen=True)
@@ -148,6 +152,8 @@ class Settings(BaseSettings):
     uid_count: int = Field(default=50_000, ge=1, le=2**20)
     engine_timeout: float = Field(default=60.0, gt=0)
     start_timeout: float = Field(default=60.0, gt=0)
+    node_url: str = Field(default="", max_length=300)
+    node_lease_s: float = Field(default=6.0, ge=1, le=600)
 
     @classmethod
     def load(cls) -> Self:

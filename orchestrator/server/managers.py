@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 from orchestrator.errors import CellblockError, InvalidInputError, ServerUnavailableError
 from orchestrator.image.recipe import REPOSITORY
 from orchestrator.manager import AgentKernelManager
+from orchestrator.sessions.membership import Membership
 from orchestrator.settings import Settings
 
 _IMAGE = re.compile(rf"{REPOSITORY}:[\w.-]{{1,128}}", re.ASCII)  # no other image of the host's engine
@@ -22,9 +23,13 @@ class Managers:
     Args:
         settings: of all of them, but for the policy and the image.
         max_kernels: of each.
+
+    Attributes:
+        membership: the node of a cluster whose managers they are; None: of no cluster. Set before the first starts.
     """
 
     def __init__(self, settings: Settings, max_kernels: int) -> None:
+        self.membership: Membership | None = None
         self._settings = settings
         self._max_kernels = max_kernels
         self._managers: dict[tuple[str, str], AgentKernelManager] = {}
@@ -86,7 +91,9 @@ class Managers:
     async def _start(self, policy: str, image: str) -> AgentKernelManager:
         settings = self._settings.model_copy(update={"policy": policy, **({"image": image} if image else {})})
         manager = await asyncio.to_thread(
-            lambda: AgentKernelManager(self._max_kernels, settings=settings, keep_sessions=True)
+            lambda: AgentKernelManager(
+                self._max_kernels, settings=settings, keep_sessions=True, membership=self.membership
+            )
         )
         try:
             await manager.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
+from importlib.metadata import version
 from typing import Any
 
 from orchestrator.limits import MIB
@@ -16,8 +17,9 @@ from orchestrator.server.managers import Managers
 from orchestrator.server.operatortrail import OperatorTrail
 from orchestrator.server.slots import Slots
 from orchestrator.server.usagehistory import UsageHistory
+from orchestrator.sessions.membership import Membership, capacity_of
 from orchestrator.settings import Settings
-from orchestrator.store.history import History
+from orchestrator.store.history import History, folder_id
 
 _HANDLE = 1000  # bytes that an answer other than bytes is counted as
 
@@ -31,6 +33,7 @@ class Service:
         concurrent: how many requests, and how many streams, each token may have open at once.
 
     Attributes:
+        membership: the node of a cluster that the server is; None: of no cluster.
         draining: whether it takes no new work any longer.
     """
 
@@ -44,6 +47,7 @@ class Service:
     ) -> None:
         self.settings = settings
         self.policies = tuple(policies)
+        self.membership: Membership | None = None
         self.draining = False
         self.managers = Managers(settings, max_kernels)
         self.slots = Slots(concurrent)
@@ -82,11 +86,14 @@ class Service:
             is_open = not await history.run(History.has_tokens)
             self._authentication = Authentication(history, self.policies, is_open=is_open)
             self._directory = Directory(self.managers, history)
+            if self.settings.node_url:
+                self.membership = self.managers.membership = await self._join(history)
             await self.managers.of(self.policies[0])
             await self._directory.expiries.load()
-            beside = {
-                asyncio.create_task(work) for work in (self._directory.expiries.run(), self.usage.run(), self.lag.run())
-            }
+            always = [self._directory.expiries.run(), self.usage.run(), self.lag.run()]
+            if self.membership is not None:
+                always.append(self.membership.run())
+            beside = {asyncio.create_task(work) for work in always}
             yield
         finally:
             self.draining = True
@@ -95,6 +102,8 @@ class Service:
             await asyncio.gather(*beside, return_exceptions=True)
             try:
                 await self.managers.close()
+                if self.membership is not None:
+                    await self.membership.leave()
             finally:
                 await asyncio.to_thread(history.close)
 
@@ -111,5 +120,18 @@ class Service:
 
     def _open_history(self) -> History:
         self.settings.refuse_foreign_folders()
-        quota = self.settings.agent_quota_mb * MIB
-        return History.open(self.settings.history_url, self.settings.data_path, agent_quota=quota)
+        quota, of_cluster = self.settings.agent_quota_mb * MIB, bool(self.settings.node_url)
+        path = self.settings.data_path
+        return History.open(self.settings.history_url, path, agent_quota=quota, of_cluster=of_cluster)
+
+    async def _join(self, history: History) -> Membership:
+        membership = Membership(
+            history,
+            await asyncio.to_thread(folder_id, self.settings.data_path),
+            url=self.settings.node_url,
+            version=version("cellblock"),
+            lease_s=self.settings.node_lease_s,
+            capacity=lambda: capacity_of(manager.capacity() for manager in self.managers),
+        )
+        await membership.join()
+        return membership

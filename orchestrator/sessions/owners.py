@@ -18,6 +18,11 @@ class Owners(Protocol):
         """This process's name in the store."""
         ...
 
+    @property
+    def may_leave_kernels(self) -> bool:
+        """Whether a dead owner's kernels may run on where this process cannot end them. Its sessions go on without."""
+        ...
+
     def is_dead(self, name: str) -> bool:
         """Return whether the process of that name has ended. False where that cannot be known."""
         ...
@@ -42,12 +47,18 @@ class HostOwners:
         self._folders = tuple(folders)
 
     @property
+    def may_leave_kernels(self) -> bool:
+        return False
+
+    @property
     def name(self) -> str:
         """This process's name in the store: boot, network namespace and instance."""
         return "/".join((*self._host, self._instance))
 
     def is_dead(self, name: str) -> bool:
         """Return whether a process has ended: nobody holds its lease, or it was of an earlier boot."""
+        if name.startswith("node:"):  # of a cluster: only the database knows
+            return False
         boot, namespace, instance = name.split("/")
         if not is_dead(instance, self._folders):
             return False

@@ -99,7 +99,8 @@ async def take_over(registry: SessionRegistry, pool: KernelPool, inheritance: In
         left = {found.kernel_id: found for found in inherited}
         for record in sorted(lost, key=lambda record: record.last_used_at, reverse=True):
             session = registry.recall(record)
-            if record.kernel_id not in others and await session.take_over(record.owner):
+            is_free = owners.may_leave_kernels or record.kernel_id not in others
+            if is_free and await session.take_over(record.owner):
                 taken.add(session, left.get(record.kernel_id) if record.state == "live" else None)
     except BaseException:
         await taken.abandon()

@@ -312,6 +312,11 @@ class SessionRegistry:
             if resource is not None:
                 self._spawn(self._pool.discard(resource))
 
+    def disown_all(self) -> None:
+        """Do what ``disown`` does with every session: this process's node was fenced."""
+        for session_id in [*self.asleep, *(session.session_id for session in self.sessions.values())]:
+            self.disown(session_id)
+
     async def end_with_pool(self, session: KernelSession, reason: str) -> None:
         """End a session at shutdown. The pool ends its kernel when it closes."""
         self.sessions.pop(session.agent_id, None)

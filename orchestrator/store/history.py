@@ -88,13 +88,14 @@ class History(SessionTable, CellTable, CheckpointTable, CommandTable, HandleTabl
         self._beside = ThreadPoolExecutor(BESIDE, thread_name_prefix="cellblock-outputs")
 
     @classmethod
-    def open(cls, url: str, folder: Path, *, agent_quota: int | None = None) -> Self:
+    def open(cls, url: str, folder: Path, *, agent_quota: int | None = None, of_cluster: bool = False) -> Self:
         """Open the history, and bring its database to the newest schema.
 
         Args:
             url: SQLAlchemy's form: "sqlite:///…" or "postgresql+psycopg://…".
             folder: this host's data folder, which has the large outputs; it is made if it is missing.
             agent_quota: bytes that one agent may keep in the data folder; None: any number.
+            of_cluster: whether the sessions are those of all nodes of the database, and not of this data folder alone.
 
         Raises:
             StoreError: the database cannot be reached, read or written; or a newer Cellblock has written it; or the
@@ -104,12 +105,19 @@ class History(SessionTable, CellTable, CheckpointTable, CommandTable, HandleTabl
             _make_private(folder)
             database = Database(url)
             try:
-                home = _home(folder)
-                _refuse_foreign_files(folder, database.migrate())  # only now: before the commit there is no id
+                home, database_id = folder_id(folder), database.migrate()  # only now: before the commit there is no id
+                _refuse_foreign_files(folder, database_id)
             except BaseException:
                 database.close()
                 raise
-        return cls(database, home, Payloads(FolderBlobs(folder / "payloads")), agent_quota)
+        if of_cluster:
+            home = f"cluster:{database_id[:24]}"
+        return cls(
+            database,
+            home,
+            Payloads(FolderBlobs(folder / "payloads")),
+            agent_quota,
+        )
 
     def delete(self, session_id: str, owner: str | None = None) -> list[str] | None:
         """Delete a session with its outputs. See ``SessionTable.delete``.
@@ -204,7 +212,7 @@ def _make_private(folder: Path) -> None:
         folder.chmod(0o700)
 
 
-def _home(folder: Path) -> str:
+def folder_id(folder: Path) -> str:
     """Return the id of a data folder. Hosts that share a database know by it whose files are whose."""
     return write_once(folder / "id", secrets.token_hex(16).encode()).decode("ascii", "replace")[:32]
 

@@ -20,7 +20,8 @@ from orchestrator.homeloop import HomeLoop
 from orchestrator.instance import Instance
 from orchestrator.limits import MIB, KernelResourceLimits
 from orchestrator.policy.policy import Policy
-from orchestrator.sessions.owners import HostOwners
+from orchestrator.sessions.membership import ClusterOwners, Membership, NodesSessions
+from orchestrator.sessions.owners import HostOwners, Owners
 from orchestrator.sessions.recovery import Recovery, Takeover, take_over
 from orchestrator.sessions.retention import Retention
 from orchestrator.sessions.session import KernelSession
@@ -38,8 +39,16 @@ _LONGEST_RECOVERY = 20.0  # seconds that it may take in all, beyond the time for
 class Lifespan:
     """The life of one manager's parts. Starts once and closes once; both are idempotent."""
 
-    def __init__(self, parts: Parts, settings: Settings, policy: Policy, resource_limits: KernelResourceLimits) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        settings: Settings,
+        policy: Policy,
+        resource_limits: KernelResourceLimits,
+        membership: Membership | None = None,
+    ) -> None:
         self._parts = parts
+        self._membership = membership
         self._settings, self._policy, self._limits = settings, policy, resource_limits
         self._takeovers: list[Takeover] = []
         self._serving = False
@@ -217,7 +226,12 @@ class Lifespan:
     def _open_store(self) -> tuple[History, CheckpointFiles]:
         self._settings.refuse_foreign_folders()
         quota = self._settings.agent_quota_mb * MIB
-        history = History.open(self._settings.history_url, self._settings.data_path, agent_quota=quota)
+        history = History.open(
+            self._settings.history_url,
+            self._settings.data_path,
+            agent_quota=quota,
+            of_cluster=self._membership is not None,
+        )
         try:
             return history, CheckpointFiles(self._settings.data_path)
         except BaseException:
@@ -225,8 +239,10 @@ class Lifespan:
             raise
 
     async def _begin(self, store: History, files: CheckpointFiles, instance: Instance) -> None:
-        owners = HostOwners(instance.id, (self._settings.state_path, self._settings.data_path))
+        owners = self._owners(instance)
         self._parts.registry.open(store, files, owners.name)
+        if self._membership is not None:
+            self._membership.attach(NodesSessions(self._membership.node_id, store, self._parts.registry, owners))
         store.on_refused(partial(self._note_refused, asyncio.get_running_loop()))
         await self._parts.control.listen(instance.config.folder)
         if self._settings.metrics_port:
@@ -234,6 +250,11 @@ class Lifespan:
         begin = partial(take_over, self._parts.registry, self._parts.pool, instance, owners)
         self._takeovers = [await begin()]  # the last step that can fail
         self._parts.acquiring.elsewhere.open(owners, partial(self._take_over_more, begin), self._parts.ask)
+
+    def _owners(self, instance: Instance) -> Owners:
+        if self._membership is not None:
+            return ClusterOwners(self._membership, instance.id)
+        return HostOwners(instance.id, (self._settings.state_path, self._settings.data_path))
 
     def _note_refused(self, loop: asyncio.AbstractEventLoop, error: NotOwnerError) -> None:
         """Let go of a session that another process has taken over. Called in the store's thread."""

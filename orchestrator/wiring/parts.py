@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.image.build import package_source
 from orchestrator.instance import Instance
 from orchestrator.kernel.kernel import Kernel
-from orchestrator.limits import KernelResourceLimits
+from orchestrator.limits import MIB, KernelResourceLimits
 from orchestrator.operator.controlsocket import ControlSocket, control_clients
 from orchestrator.operator.monitor import Monitor
 from orchestrator.operator.operations import Operations
@@ -27,6 +27,7 @@ from orchestrator.sessions.registry import SessionRegistry
 from orchestrator.sessions.restoring import Restoring
 from orchestrator.sessions.session import KernelSession
 from orchestrator.settings import Settings
+from orchestrator.store.noderecord import Capacity
 from orchestrator.telemetry import Telemetry
 from orchestrator.wiring.background import Background
 
@@ -46,6 +47,7 @@ class Parts:
         self.background = Background()
         self.telemetry = Telemetry()
         self.monitor = Monitor(self._live_kernels, resource_limits.max_memory_mb, policy.limits.warn_percent)
+        self._host = HostLoad(self._memory_of_kernels)
         self.pool = self._make_pool(max_kernels)
         self.registry = SessionRegistry(self.pool, policy, self.background.spawn, package_source(settings, policy))
         self.hibernation = Hibernation(self.registry, self.pool, resource_limits, policy, self.background.spawn)
@@ -97,12 +99,26 @@ class Parts:
                 return await client.ask(request, timeout)
         return {"error": "its control socket is not in this process's state folder"}
 
+    def capacity(self) -> Capacity:
+        """Return what new sessions may have now."""
+        counts = self.pool.counts()
+        host = self._host.read()
+        return Capacity(
+            kernels=counts["max"],
+            free=counts["max"] - counts["leased"] - counts["ending"],
+            memory_free_mb=host.memory_free // MIB,
+            cores=float(host.cpus),
+            load=host.cpus - host.cpus_idle,
+            warm={self._settings.policy: counts["ready"]},
+            image="" if self.instance is None else self.instance.config.image,
+        )
+
     async def _hand_over(self, request: dict[str, Any]) -> dict[str, Any]:
         return await hand_over(self.registry, str(request.get("agent")))
 
     def _make_pool(self, max_kernels: int) -> KernelPool:
         policy, warm = self._policy, self._settings.warm_kernels
-        host = HostLoad(self._memory_of_kernels)
+        host = self._host
         admission = Admission(self._limits, policy.scheduling)
         return KernelPool(
             max_kernels,

@@ -123,6 +123,7 @@ class Owners:
     def __init__(self, name: str) -> None:
         self.name = name
         self.dead: set[str] = set()
+        self.may_leave_kernels = False
 
     def is_dead(self, name: str) -> bool:
         return name in self.dead
