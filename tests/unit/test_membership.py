@@ -1,0 +1,105 @@
+"""A process as a node: it renews its lease, is fenced, and joins again; whose sessions may be taken over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from orchestrator.sessions.membership import ClusterOwners, Membership, capacity_of, owner_node
+from orchestrator.store.history import History
+from orchestrator.store.noderecord import Capacity
+
+ROOM = Capacity(kernels=4, free=3, memory_free_mb=1000, cores=2.0, load=0.5, warm={"default": 1}, image="i")
+SHORT = 1.5  # seconds of a lease
+
+
+class Sessions:
+    """What a manager would do: it notes the epochs."""
+
+    def __init__(self) -> None:
+        self.epochs: list[int] = []
+
+    def join(self, epoch: int) -> None:
+        self.epochs.append(epoch)
+
+
+@pytest.fixture
+async def history(url: str, tmp_path: Path) -> AsyncIterator[History]:
+    history = History.open(url, tmp_path, of_cluster=True)
+    yield history
+    history.close()
+
+
+def node(history: History, name: str, lease_s: float = 60.0) -> Membership:
+    return Membership(history, name, url=f"http://{name}", version="1", lease_s=lease_s, capacity=lambda: ROOM)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.05)
+
+
+async def test_a_node_that_renews_stays_and_one_that_does_not_is_over(history: History) -> None:
+    lively, silent = node(history, "lively", SHORT), node(history, "silent", SHORT)
+    await silent.join()
+    await lively.join()
+    renewing = asyncio.create_task(lively.run())
+    await until(lambda: lively.nodes["silent"].state == "down")
+    assert (lively.nodes["lively"].state, lively.epoch, silent.has_lease) == ("up", 1, False)
+    assert lively.has_lease
+    renewing.cancel()
+
+
+async def test_a_node_that_was_fenced_lets_go_of_everything_and_joins_again(history: History) -> None:
+    mine, sessions = node(history, "mine", SHORT), Sessions()
+    await mine.join()
+    mine.attach(sessions)
+    with history._database.writing() as connection:
+        connection.execute(text("UPDATE nodes SET epoch = epoch + 1, state = 'down'"))
+    renewing = asyncio.create_task(mine.run())
+    await until(lambda: mine.epoch == 3)
+    assert sessions.epochs == [1, 3]
+    assert mine.nodes["mine"].state == "up"
+    renewing.cancel()
+
+
+async def test_who_is_dead_is_said_by_the_epoch_alone(history: History) -> None:
+    """A node that has come back goes on with its own sessions: nobody else takes them from it."""
+    mine, other = node(history, "mine"), node(history, "other")
+    await other.join()
+    await mine.join()
+    owners, theirs = ClusterOwners(mine, "i1"), ClusterOwners(other, "i2").name
+    assert owner_node(theirs) == ("other", 1)
+    assert not owners.is_dead(theirs)
+    assert not owners.is_dead("boot/1/instance"), "of no cluster: not ours to judge"
+    await other.leave()
+    await mine.renew()
+    assert owners.is_dead(theirs)
+    await other.join()
+    await mine.renew()
+    assert not owners.is_dead(theirs)
+    before = owners.name
+    assert not owners.is_dead(before)
+    await mine.join()
+    assert owners.is_dead(before)
+
+
+async def test_a_node_that_leaves_has_no_lease(history: History) -> None:
+    mine = node(history, "mine")
+    await mine.join()
+    mine.state = "draining"
+    await mine.renew()
+    assert mine.nodes["mine"].state == "draining"
+    await mine.leave()
+    assert not mine.has_lease
+    assert [record.state for record in await history.run(History.nodes)] == ["down"]
+
+
+def test_a_host_has_what_its_managers_have() -> None:
+    found = capacity_of([ROOM, Capacity(2, 1, 500, 2.0, 0.5, {"strict": 2}, "i")])
+    assert (found.kernels, found.free, found.memory_free_mb, found.warm) == (6, 4, 500, {"default": 1, "strict": 2})
