@@ -327,7 +327,7 @@ class KernelTimeoutError(KernelError, TimeoutError, code="kernel_timeout"):
     result: ExecutionResult
 
 
-Scarcity = Literal["max_kernels", "memory", "cpu", "quota", "queue", "starting", "backoff"]
+Scarcity = Literal["max_kernels", "memory", "cpu", "quota", "queue", "starting", "backoff", "draining"]
 
 
 class KernelPoolExhaustedError(KernelError, TimeoutError, code="kernel_pool_exhausted"):
@@ -339,7 +339,7 @@ class KernelPoolExhaustedError(KernelError, TimeoutError, code="kernel_pool_exha
         reason: what was scarce: "max_kernels": agents have all kernels; "memory", "cpu": the host has no room for one
             more; "quota": the group has all kernels that it may have; "queue": too many callers wait already;
             "starting": the kernel was still starting; "backoff": kernels of this agent died one after another, and its
-            next one has to wait for ``expected_wait`` seconds.
+            next one has to wait for ``expected_wait`` seconds; "draining": the host gives its sessions to others.
         expected_wait: estimated seconds that the group's next caller would wait; None where there is no estimate.
         needed_bytes, free_bytes: memory that one more kernel would reserve, and unreserved memory; else None.
     """

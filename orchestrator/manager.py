@@ -386,6 +386,19 @@ class AgentKernelManager(CellCalls, CommandCalls, FileCalls):
         session = self.sessions.get(agent_id)
         return session is not None and await self._parts.hibernation.hibernate(session, "hibernate")
 
+    async def drain(self, timeout: float) -> dict[str, str]:
+        """Take no more sessions, and hibernate those that are here as their calls end, so that another host has them.
+
+        Args:
+            timeout: seconds after which the sessions that are still here stay. They go on; others are refused with
+                KernelPoolExhaustedError, whose reason is "draining".
+
+        Returns:
+            Why each session that is still here has stayed, by its id.
+        """
+        self._life.check_caller()
+        return await self._parts.hibernation.drain(timeout)
+
     async def export_history(self, session: KernelSession, file_path: str | Path | None = None) -> dict[str, Any]:
         """Return the session's identity and history; with ``file_path``, also write both to that file, as JSON.
 

@@ -35,6 +35,7 @@ class Managers:
         self._managers: dict[tuple[str, str], AgentKernelManager] = {}
         self._starting: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self._closed = False
+        self._draining = False
 
     def __iter__(self) -> Iterator[AgentKernelManager]:
         return iter(list(self._managers.values()))
@@ -63,6 +64,8 @@ class Managers:
                 raise ServerUnavailableError("the server shuts down.", remedy="Try again in a moment.")
             found = self._managers.get(key)
             if found is None:
+                if self._draining:
+                    raise ServerUnavailableError("the server drains, and takes no new work.")
                 if len(self._managers) >= _MOST:
                     raise InvalidInputError(f"the server has {_MOST} combinations of policy and image in use already.")
                 found = await self._start(policy, image)
@@ -72,6 +75,12 @@ class Managers:
     def owns(self, owner: str) -> bool:
         """Return whether one of the managers is the owner of this name in the store."""
         return any(manager.instance_id and manager.instance_id in owner for manager in self)
+
+    async def drain(self, seconds: float) -> dict[str, str]:
+        """Start no more managers, and drain those that run. See ``AgentKernelManager.drain``."""
+        self._draining = True
+        left = await asyncio.gather(*(manager.drain(seconds) for manager in self))
+        return {session_id: why for some in left for session_id, why in some.items()}
 
     async def close(self) -> None:
         """Shut all managers down, and keep their sessions.

@@ -107,6 +107,17 @@ class Service:
             finally:
                 await asyncio.to_thread(history.close)
 
+    async def drain(self, seconds: float) -> dict[str, str]:
+        """Take no more sessions, and give those that are here to other nodes. See ``AgentKernelManager.drain``.
+
+        Raises:
+            StoreError: the other nodes cannot be told.
+        """
+        if self.membership is not None:
+            self.membership.state = "draining"
+            await self.membership.renew()
+        return await self.managers.drain(seconds)
+
     async def is_ready(self) -> bool:
         """Return whether it takes new work: it does not shut down, and its store can be read."""
         if self.draining or self._history is None:

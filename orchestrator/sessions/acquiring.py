@@ -13,6 +13,7 @@ from orchestrator.errors import (
     CheckpointError,
     CheckpointMissingError,
     KernelDiedError,
+    KernelPoolExhaustedError,
     ManagerClosedError,
     SessionBusyError,
 )
@@ -78,6 +79,7 @@ class Acquiring:
                 return live
             await self._registry.reaped(agent_id, deadline)
             self._refuse_when_closed()
+            self._refuse_when_draining()
             record = await self.elsewhere.sleeping(agent_id, deadline, handover=handover)
             if (live := self._lease_live(agent_id, group, priority, caller)) is not None:
                 return live  # it was taken over with its kernel
@@ -92,6 +94,16 @@ class Acquiring:
     def _refuse_when_closed(self) -> None:
         if self._registry.closed:
             raise ManagerClosedError
+
+    def _refuse_when_draining(self) -> None:
+        if self._registry.draining:
+            raise KernelPoolExhaustedError(
+                "this host gives its sessions to others, and takes none.",
+                max_kernels=0,
+                waited=0.0,
+                reason="draining",
+                remedy="Acquire the kernel on another host; the session is as its last cell left it.",
+            )
 
     def _lease_live(self, agent_id: str, group: str | None, priority: int, caller: str) -> KernelSession | None:
         session = self._registry.sessions.get(agent_id)

@@ -23,7 +23,7 @@ from orchestrator.errors import (
     StoreError,
 )
 from orchestrator.kernel.interruption import GRACE
-from orchestrator.limits import KernelResourceLimits
+from orchestrator.limits import Deadline, KernelResourceLimits
 from orchestrator.outcome import Outcome
 from orchestrator.policy.policy import Policy
 from orchestrator.pool.kernelpool import KernelPool
@@ -37,6 +37,7 @@ _SHORTEST_PAUSE = 0.05  # seconds between two searches for idle sessions
 _SHUTDOWN_GRACE = 5.0  # seconds that a shutdown which keeps sessions gives a running cell before it is interrupted
 _EVICTION = 5.0  # seconds that an eviction may take before another session is evicted too
 _EVICTIONS = (Outcome.IDLE, Outcome.EVICTED)  # why a session sleeps that nobody asked to sleep
+_DRAIN_PAUSE = 0.05  # seconds between two looks whether a session has come to rest
 _TRY_AGAIN = 5.0  # seconds after which a state that the store refused is offered again
 
 
@@ -105,6 +106,26 @@ class Hibernation:
                 return False
             await self._registry.put_to_sleep(session, reason)
             return True
+
+    async def drain(self, seconds: float) -> dict[str, str]:
+        """Take no more sessions, and put those that are here to sleep as they come to rest.
+
+        Returns:
+            Why each session that is still here has stayed, by its id.
+        """
+        self._registry.draining = True
+        deadline = Deadline(seconds)
+        while waiting := [one for one in self._registry.sessions.values() if one.is_awake and not self._is_kept(one)]:
+            if not deadline.remaining():
+                break
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(deadline.remaining()):
+                    await asyncio.gather(*(self.hibernate(session, Outcome.HIBERNATE) for session in waiting))
+                    await asyncio.sleep(_DRAIN_PAUSE)
+        return {
+            session.session_id: "its state cannot be captured" if self._is_kept(session) else "it is in use"
+            for session in self._registry.sessions.values()
+        }
 
     async def sleep_when_idle(self) -> None:
         """Put sessions to sleep, or end them, after ``idle_timeout_seconds`` without use. Runs forever."""

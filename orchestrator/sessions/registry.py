@@ -46,6 +46,7 @@ class SessionRegistry:
         inherited: ids of a dead process's sessions that no agent of this process has acquired yet.
         continuing: for each agent whose session is being taken over from a dead process, what to wait for.
         closed: whether the manager shuts down: no session gets a kernel then.
+        draining: whether sessions go to other hosts: none that sleeps gets a kernel here.
         owner: this process's name in the store.
         policy: what the cells of all sessions may do.
         backoff: how long agents wait whose kernels keep dying.
@@ -65,6 +66,7 @@ class SessionRegistry:
         self.inherited: set[str] = set()
         self.continuing: dict[str, Continuing] = {}
         self.closed = False
+        self.draining = False
         self.owner = ""
         self.backoff = Backoff()
         self._pool = pool

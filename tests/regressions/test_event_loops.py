@@ -42,6 +42,7 @@ def arguments(session: KernelSession, folder: Path) -> dict[str, tuple[Any, ...]
         "restore": (session, "0" * 32),
         "fork": (session, 2),
         "hibernate": (session.agent_id,),
+        "drain": (0.0,),
         "export_history": (session,),
         "import_history": (session, {}),
         "export_notebook": (session, folder / "a.ipynb"),

@@ -51,6 +51,16 @@ class NewSession(Body):
     caller: Annotated[str, Field(max_length=200)] = ""
 
 
+class Drain(Body):
+    """What a host's sessions have time for.
+
+    Attributes:
+        deadline_s: seconds after which those that are still here stay.
+    """
+
+    deadline_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
+
+
 class Definition(Body):
     """A tool of the client, which the cell may call. Each call comes as an event ``tool_call``, and wants an answer.
 

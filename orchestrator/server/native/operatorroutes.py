@@ -17,6 +17,7 @@ from orchestrator.manager import AgentKernelManager
 from orchestrator.server.answers import Json, Problem, dumps
 from orchestrator.server.metrics import exposition
 from orchestrator.server.native.access import Operator, SessionId, TheService
+from orchestrator.server.native.bodies import Drain
 from orchestrator.server.native.described import (
     ANY_OBJECT,
     FLAG,
@@ -126,6 +127,17 @@ async def notebook(operator: Operator, session_id: SessionId, service: TheServic
     handle, record = await service.directory.record_of_any_group(session_id)
     service.trail.note_reading(operator, handle, record)
     return await notebook_answer(service, session_id, title or f"Session of {handle.name}")
+
+
+@router.post(
+    "/v1/operator/drain", summary="Give all sessions to other hosts", responses=answers(fields(kept=ANY_OBJECT))
+)
+async def drain(_operator: Operator, service: TheService, wish: Drain) -> Response:
+    """Take no more sessions, and put those that are here to sleep as their calls end.
+
+    `kept` says why each session that is still here after the deadline has stayed.
+    """
+    return Json({"kept": await service.drain(wish.deadline_s)})
 
 
 @router.post(
