@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-from orchestrator.limits import MIB
 from orchestrator.server.authentication import Authentication
 from orchestrator.server.directory import Directory
 from orchestrator.server.idempotency import Idempotency
@@ -111,5 +110,4 @@ class Service:
 
     def _open_history(self) -> History:
         self.settings.refuse_foreign_folders()
-        quota = self.settings.agent_quota_mb * MIB
-        return History.open(self.settings.history_url, self.settings.data_path, agent_quota=quota)
+        return History.of(self.settings)

@@ -1,4 +1,5 @@
-"""Checkpoint files: the state of a session, which only a sandbox unpacks, signed with this host's key.
+"""Checkpoint files: the state of a session, which only a sandbox unpacks, signed with the key of this host, or of
+all hosts that share a store.
 
     MAGIC | length (4 bytes) | header (JSON) | state … | footer (JSON) | length (4 bytes) | MAC (32 bytes)
 
@@ -25,7 +26,7 @@ from orchestrator.errors import (
     StoreError,
 )
 from orchestrator.limits import MIB
-from orchestrator.store.blobs import BlobReader, BlobStore, BlobWriter, FolderBlobs
+from orchestrator.store.blobs import BlobReader, BlobStore, BlobWriter, FolderBlobs, reading_file
 from orchestrator.store.wholefile import write_once
 
 _KIND = b"CELLBLOCK CHECKPOINT "
@@ -127,22 +128,23 @@ class CheckpointReader:
 
 
 class CheckpointFiles:
-    """The checkpoints of one data folder, and the key that signs them.
+    """The checkpoints of one data folder or of a shared store, and the key that signs them.
 
     Args:
-        folder: the data folder, which has the key.
+        folder: the data folder.
         blobs: keeps the files; default: ``checkpoints/`` in the data folder.
+        key: signs them; default: the data folder's own key.
 
     Raises:
         StoreError: the key cannot be read or made, or has not 32 bytes.
     """
 
-    def __init__(self, folder: Path, blobs: BlobStore | None = None) -> None:
+    def __init__(self, folder: Path, blobs: BlobStore | None = None, key: bytes | None = None) -> None:
         self._folder = folder / "checkpoints"
         self._blobs: BlobStore = blobs or FolderBlobs(self._folder)
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._key = write_once(folder / "key", secrets.token_bytes(_KEY))
+            self._key = key or write_once(folder / "key", secrets.token_bytes(_KEY))
         except OSError as error:
             raise StoreError(
                 f"the data folder {folder} cannot be used: {error.strerror}.",
@@ -155,7 +157,7 @@ class CheckpointFiles:
             )
 
     def path(self, checkpoint_id: str) -> Path:
-        """Return the path by which ``reading`` finds a checkpoint of this data folder."""
+        """Return the path by which ``reading`` finds a checkpoint. In a shared store there is no file at this path."""
         return self._folder / checkpoint_id
 
     def ids(self) -> set[str]:
@@ -203,10 +205,10 @@ class CheckpointFiles:
             CheckpointDamagedError: the file is truncated or altered, or signed with another key.
             CheckpointFormatError: another version of Cellblock has written it.
         """
-        blobs = self._blobs if path.parent == self._folder else FolderBlobs(path.parent)
+        is_mine = path.parent == self._folder
         with ExitStack() as stack:
             try:
-                blob = stack.enter_context(blobs.reading(path.name))
+                blob = stack.enter_context(self._blobs.reading(path.name) if is_mine else reading_file(path))
             except (OSError, ValueError) as error:
                 said = getattr(error, "strerror", None) or str(error)
                 raise CheckpointMissingError(f"there is no checkpoint {path}: {said}.", checkpoint=path.name) from error

@@ -44,6 +44,7 @@ class Database:
     def __init__(self, url: str) -> None:
         self._url = url
         self._engine = _make_engine(url)
+        self._beside: Engine | None = None  # for ``beside``, made when it is first needed
         self._turn = threading.RLock()
         self._deferred: list[Callable[[Connection], object]] = []  # writes that failed, in order
         self._writer: Connection | None = None  # of SQLite: opening one takes as long as the writes of a cell
@@ -90,6 +91,8 @@ class Database:
         """Close all connections."""
         with self._turn:
             self._drop_writer()
+            if self._beside is not None:
+                self._beside.dispose()
         self._engine.dispose()
 
     def write(self, work: Callable[[Connection], T]) -> T:
@@ -171,6 +174,37 @@ class Database:
         """
         with self._explained(), self._engine.connect() as connection:
             yield connection.execution_options(reading=True)
+
+    @contextlib.contextmanager
+    def beside(self, what: str) -> Iterator[Any]:
+        """Yield a cursor of psycopg, outside any transaction and apart from the history's connections.
+
+        Each statement must be answered within 30 s. Only for PostgreSQL.
+
+        Args:
+            what: the subject of an error's message.
+
+        Raises:
+            StoreError: the database cannot be reached, read or written, or does not answer in time.
+        """
+        driver = self._engine.dialect.loaded_dbapi.Error
+        with explained(what, driver, self._url), self._bounded().connect() as connection:
+            psycopg: Any = connection.connection.driver_connection
+            try:
+                with psycopg.cursor(binary=True) as cursor:  # as text, bytes are twice as long
+                    yield cursor
+            except driver:
+                connection.invalidate()
+                raise
+
+    def _bounded(self) -> Engine:
+        """Return the engine for ``beside``: its many and large statements keep no connection from the history."""
+        from orchestrator.store.boundedconnection import bounded_engine
+
+        with self._turn:
+            if self._beside is None:
+                self._beside = bounded_engine(parse(self._url))
+            return self._beside
 
     def _explained(self) -> contextlib.AbstractContextManager[None]:
         return explained("the history", self._engine.dialect.loaded_dbapi.Error, self._url)
