@@ -30,7 +30,7 @@ _VERSION = re.compile(r"\.(\d{10})-[0-9a-f]{8}")
 class ObjectBlobs:
     """A ``BlobStore`` in an object store.
 
-    A writer that is killed leaves nothing that can be seen. The store keeps the parts that the writer has sent, until the
+    A writer that is killed leaves nothing that can be seen. The store keeps the parts that it has sent, until the
     store's own rule for unfinished uploads deletes them.
 
     Args:

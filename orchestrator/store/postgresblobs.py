@@ -36,7 +36,9 @@ _READ = """
 """
 _RENEW = "UPDATE blobs SET kept_at = clock_timestamp() WHERE name = %s AND bytes IS NOT NULL"
 _UNDER = "name > %s AND name < %s"
-_OLD = f"SELECT blob_id, name FROM blobs WHERE {_UNDER} AND kept_at < clock_timestamp() - %s * interval '1 second'"  # noqa: S608
+_OLD = f"""
+    SELECT blob_id, name, bytes FROM blobs WHERE {_UNDER} AND kept_at < clock_timestamp() - %s * interval '1 second'
+"""  # noqa: S608
 # The age is looked at again: another host may have renewed the blob meanwhile.
 _SWEEP = """
     WITH pieces AS (SELECT coalesce(sum(length(content)), 0) AS bytes FROM blob_pieces WHERE blob_id = %(blob)s),
@@ -114,8 +116,8 @@ class PostgresBlobs:
         freed = 0
         with self._cursor() as cursor:
             cursor.execute(_OLD, [*_range(self._folder), older_than])
-            for blob_id, key in cursor.fetchall():
-                if self._name(key) not in needed:
+            for blob_id, key, size in cursor.fetchall():
+                if size is None or self._name(key) not in needed:
                     cursor.execute(_SWEEP, {"blob": blob_id, "age": older_than})
                     freed += sum(int(size) for (size,) in cursor.fetchall())
         return freed

@@ -41,6 +41,7 @@ CLIENTS = {
     "autogen": ("autogen-ext[docker-jupyter-executor]==0.7.5",),
     "gunicorn": ("gunicorn==27.0.1", "httpx==0.28.1"),
     "jupyterlab": ("jupyterlab==4.6.6", "jupyter-server==2.21.1"),
+    "moto": ("moto[s3,server]==5.2.5",),
     "sandbox_fusion": ("sandbox-fusion==0.3.7",),
     "schemathesis": ("schemathesis==4.32.5",),
 }  # whose environments tests use
