@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, SettingsConfigDict
@@ -23,7 +23,7 @@ from orchestrator.errors import SettingsError
 
 _log = logging.getLogger(__name__)
 _PREFIX = "CELLBLOCK_"
-_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9._=-]+)*/?")  # and a prefix
+_OBJECTS = re.compile(r"(s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._=-]*)*/?")
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -214,10 +214,9 @@ class Settings(BaseSettings):
         """
         if self.blobs in ("", "database"):
             return None
-        url = urlsplit(self.blobs)
-        if url.scheme == "file" and not url.netloc and url.path.startswith("/"):
-            return Path(unquote(url.path))
-        if url.scheme not in ("s3", "gs", "az") or not _BUCKET.fullmatch(f"{url.netloc}{url.path}"):
+        if self.blobs.startswith("file:///"):
+            return Path(unquote(self.blobs.removeprefix("file://")))
+        if not _OBJECTS.fullmatch(self.blobs):
             raise SettingsError(
                 "CELLBLOCK_BLOBS cannot be used: it is neither `database` nor the URL of a place for blobs.",
                 remedy="Write file:///folder, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix, without "

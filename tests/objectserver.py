@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.conformance.__main__ import environment
 
-SECRET = "a-secret-of-the-tests"  # noqa: S105: the server takes any
+SECRET = "a-secret-of-the-tests"  # noqa: S105 # the server takes any
 _START = 120.0  # seconds
 
 

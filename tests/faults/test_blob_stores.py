@@ -1,4 +1,4 @@
-"""Blob stores of several hosts: writers that are killed, blobs larger than the memory they may take, stores that are away."""
+"""Blob stores of several hosts: writers that are killed, blobs that are larger than memory, stores that are away."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sqlalchemy import create_engine, text
 from orchestrator.errors import StoreError
 from orchestrator.limits import MIB
 from orchestrator.store.blobs import BlobStore
-from tests.blobstores import PROCESSES, Place, content, new_store, put
+from tests.blobstores import PROCESSES, Place, content, new_store, opened, put
 from tests.conftest import REPOSITORY
 from tests.objectserver import SECRET, ObjectServer, object_server
 from tests.postgres import postgres_server
@@ -82,9 +82,7 @@ def test_a_large_blob_takes_little_memory(place: Place) -> None:
     assert int(grown) < MOST
 
 
-def test_a_store_that_has_stopped_is_an_error_and_no_hang(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_has_stopped_is_an_error_and_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its processes are stopped, as those of a host that hangs; it goes on, and everything is as it was."""
     with postgres_server() as url, object_server() as server:
         for name, value in server.variables.items():
@@ -114,8 +112,6 @@ def test_a_store_that_is_not_there_is_an_error(server: ObjectServer, monkeypatch
     """Its address refuses connections; the message names the store and no secret."""
     with new_store("s3", Path(), "", server) as place:
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-        from tests.blobstores import opened
-
         with opened(place.text) as away:
             for call in (lambda: content(away, "s/one"), lambda: put(away, "s/one", b"1"), away.names):
                 with pytest.raises(StoreError, match="object store s3://tests-") as caught:
