@@ -76,9 +76,11 @@ class MemoryBlobs:
 
     def sweep(self, needed: Collection[str], older_than: float) -> int:
         freed = 0
-        for name, (content, at) in list(self._blobs.items()):
-            if name not in needed and time.monotonic() - at > older_than:
-                del self._blobs[name]
+        for name in list(self._blobs):
+            if name in needed or name not in self._blobs:
+                continue
+            content, at = self._blobs[name]
+            if time.monotonic() - at > older_than and self._blobs.pop(name, None) is not None:
                 freed += len(content)
         return freed
 

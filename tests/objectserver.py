@@ -66,7 +66,7 @@ def object_server() -> Iterator[ObjectServer]:
     with tempfile.TemporaryDirectory(prefix="cellblock-s3-") as name:
         log = Path(name, "log")
         with log.open("wb") as file:
-            command = [program, "-H", "127.0.0.1", "-p", str(port)]
+            command = [str(program), "-H", "127.0.0.1", "-p", str(port)]
             process = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | {"TMPDIR": name})
         try:
             server = ObjectServer(process, port)

@@ -206,9 +206,11 @@ class FolderBlobs:
             return 0
         freed, now = 0, self._now()
         for file in self._files():
+            if self._name(file) in needed:
+                continue
             with contextlib.suppress(FileNotFoundError):  # another process was faster
                 info = file.stat()
-                if self._name(file) not in needed and now - info.st_mtime > older_than:
+                if now - info.st_mtime > older_than:
                     file.unlink()
                     freed += info.st_size
         return freed

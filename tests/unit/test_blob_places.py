@@ -111,8 +111,11 @@ def test_a_shared_folder_that_others_can_write_is_refused(tmp_path: Path) -> Non
 
 def test_hosts_that_start_at_once_get_one_key(opened: Opener, url: str, tmp_path: Path) -> None:
     """It is in the database, and a later start gets it too."""
+
+    def start(number: int) -> bytes | None:
+        return opened(f"host{number}", store_url=url, blobs=f"file://{tmp_path}/shared").place.key
+
     with ThreadPoolExecutor(4) as threads:
-        start = lambda number: opened(f"host{number}", store_url=url, blobs=f"file://{tmp_path}/shared").place.key  # noqa: E731
         keys = set(threads.map(start, range(4)))
     assert keys == {start(5)}
     assert [len(key or b"") for key in keys] == [32]

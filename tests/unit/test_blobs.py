@@ -109,6 +109,27 @@ def test_sweep_deletes_what_is_old_and_not_needed(place: Place) -> None:
     assert blobs.names() == {"needed"}
 
 
+class RenewedMeanwhile(set[str]):
+    """What a host needs that looks at it, while another one renews a blob."""
+
+    def __init__(self, blobs: BlobStore, name: str) -> None:
+        self._blobs, self._name = blobs, name
+
+    def __contains__(self, name: object) -> bool:
+        if name == self._name:
+            assert self._blobs.renew(self._name)
+        return False
+
+
+@pytest.mark.parametrize("place", [kind for kind in KINDS if kind != "objects"], indirect=True)
+def test_sweep_spares_what_another_host_renews_meanwhile(place: Place) -> None:
+    """Its row is about to be written: the sweep has listed the blob as old, and must not delete it now."""
+    put(place.blobs, "one", b"1")
+    time.sleep(1.1 + place.grain)
+    place.blobs.sweep(RenewedMeanwhile(place.blobs, "one"), 1.0)
+    assert content(place.blobs, "one") == b"1"
+
+
 def test_two_hosts_sweep_at_once(blobs: BlobStore) -> None:
     """Each blob is deleted by one of them, and neither fails."""
     for number in range(20):
