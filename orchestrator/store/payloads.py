@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.errors import StoreError
 from orchestrator.store.blobs import BlobStore, BlobWriting
 
 _LARGE = 32 * 1024  # characters; a longer text becomes a blob
@@ -87,11 +88,14 @@ class Payloads:
         return KeptResult(text, len(text.encode()), places)
 
     def restore(self, text: str, places: list[tuple[str, str]], session_id: str = "") -> Any:
-        """Return the result that ``keep`` was given. A missing blob is replaced by a text that says so.
+        """Return the result that ``keep`` was given. A blob that is missing or altered is replaced by a text that says so.
 
         Args:
             text: of the ``KeptResult``.
             places: for each large output its path and its digest.
+
+        Raises:
+            StoreError: the store does not answer.
         """
         blobs = dict(places)
         whole = blobs.pop(_WHOLE, None)
@@ -181,8 +185,16 @@ class Payloads:
 
     def _read(self, digest: str, session_id: str) -> str:
         for name in (_name(digest, session_id), _name(digest, "")):
-            with contextlib.suppress(OSError, UnicodeDecodeError), self._blobs.reading(name) as blob:
-                return blob.read(0, blob.size).decode("utf-8", "surrogatepass")
+            try:
+                with self._blobs.reading(name) as blob:
+                    content = blob.read(0, blob.size)
+            except StoreError:  # a store that is away says nothing about its blobs
+                raise
+            except OSError:
+                continue
+            if hashlib.sha256(content).hexdigest() != digest:
+                return f"[payload {digest} was altered]"
+            return content.decode("utf-8", "surrogatepass")
         return _gone(digest)
 
 

@@ -255,6 +255,10 @@ def test_large_outputs_are_kept_in_any_store(blobs: BlobStore) -> None:
     assert len(blobs.names()) == 1
     assert payloads.restore(kept.text, [(path, digest) for path, digest, _ in kept.places]) == result
     assert payloads.sweep(()) == 0, "it was written less than a day ago"
+    [(path, digest, size)] = kept.places[:1]
+    put(blobs, f"{digest[:2]}/{digest}", b"x" * size)
+    altered = payloads.restore('{"stdout": null}', [(path, digest)])
+    assert altered == {"stdout": f"[payload {digest} was altered]"}
 
 
 def _at_once(number: int, work: Callable[[int], T]) -> list[T]:
