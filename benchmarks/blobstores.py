@@ -32,7 +32,7 @@ def main() -> None:
     chosen = parser.parse_args()
     print("| MiB | store | write, MB/s | beside the folder | check and read, MB/s | beside the folder |")
     print("|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as name, _stores(Path(name)) as stores:  # noqa: S108 # a disk
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name, _stores(Path(name)) as stores:  # on a disk
         for size in chosen.sizes:
             _compare(stores, Path(name), size, chosen.rounds)
 

@@ -88,7 +88,7 @@ class Payloads:
         return KeptResult(text, len(text.encode()), places)
 
     def restore(self, text: str, places: list[tuple[str, str]], session_id: str = "") -> Any:
-        """Return the result that ``keep`` was given. A blob that is missing or altered is replaced by a text that says so.
+        """Return the result that ``keep`` was given. A text says so in place of a blob that is missing or altered.
 
         Args:
             text: of the ``KeptResult``.

@@ -28,12 +28,7 @@ _REPLACE = "DELETE FROM blobs WHERE name = %s AND bytes IS NOT NULL"
 _FINISH = "UPDATE blobs SET bytes = %s, kept_at = clock_timestamp() WHERE blob_id = %s"
 _DISCARD = "DELETE FROM blobs WHERE blob_id = %s"
 _FIND = "SELECT blob_id, bytes FROM blobs WHERE name = %s AND bytes IS NOT NULL"
-_READ = """
-    SELECT substring(content FROM greatest(%(start)s - number * %(piece)s, 0)::int + 1
-                     FOR (least(%(end)s - number * %(piece)s, %(piece)s)
-                          - greatest(%(start)s - number * %(piece)s, 0))::int)
-    FROM blob_pieces WHERE blob_id = %(blob)s AND number = %(number)s
-"""
+_READ = "SELECT content FROM blob_pieces WHERE blob_id = %s AND number = %s"
 _RENEW = "UPDATE blobs SET kept_at = clock_timestamp() WHERE name = %s AND bytes IS NOT NULL"
 _UNDER = "name > %s AND name < %s"
 _OLD = f"""
@@ -206,19 +201,26 @@ class _Reader:
         self.size = size
         self._database = database
         self._blob_id = blob_id
+        self._number, self._content = -1, b""  # the piece that was read last: the next read may begin in it
 
     def read(self, offset: int, length: int) -> bytes:
         end = min(offset + length, self.size)
-        content = bytearray()
-        while (start := offset + len(content)) < end:
-            wanted = {"blob": self._blob_id, "number": start // _PIECE, "start": start, "end": end, "piece": _PIECE}
+        parts: list[bytes] = []
+        while offset < end:
+            number, start = divmod(offset, _PIECE)
+            parts.append(self._piece(number)[start : start + end - offset])
+            offset += len(parts[-1])
+        return b"".join(parts)
+
+    def _piece(self, number: int) -> bytes:
+        if number != self._number:
             with _cursor(self._database) as cursor:
-                cursor.execute(_READ, wanted)
+                cursor.execute(_READ, [self._blob_id, number])
                 found = cursor.fetchone()
-            if not found or not found[0]:
-                raise StoreError("a blob was deleted while it was read.")
-            content += found[0]
-        return bytes(content)
+            if not found or len(found[0]) != min(_PIECE, self.size - number * _PIECE):
+                raise StoreError("a blob in the database was deleted while it was read, or is damaged.")
+            self._number, self._content = number, found[0]
+        return self._content
 
 
 def _cursor(database: Database) -> AbstractContextManager[Any]:
