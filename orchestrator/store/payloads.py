@@ -21,6 +21,7 @@ from orchestrator.errors import StoreError
 from orchestrator.store.blobs import BlobStore, BlobWriting
 
 _LARGE = 32 * 1024  # characters; a longer text becomes a blob
+_LARGEST = 1 << 30  # bytes; who writes a shared store could else fill this host's memory
 _MANY = 2000  # values; a result with more is not searched further
 _PIECE = 256 * 1024  # characters that are encoded at once: a second copy of a cell's outputs would need as much memory
 _TURN = 64 * 1024  # characters of JSON that are made at once, in less than a millisecond
@@ -187,7 +188,7 @@ class Payloads:
         for name in (_name(digest, session_id), _name(digest, "")):
             try:
                 with self._blobs.reading(name) as blob:
-                    content = blob.read(0, blob.size)
+                    content = blob.read(0, min(blob.size, _LARGEST))
             except StoreError:  # a store that is away says nothing about its blobs
                 raise
             except OSError:
