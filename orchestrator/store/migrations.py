@@ -25,6 +25,7 @@ from orchestrator.store.schema import (
     home_usage,
     identity,
     metadata,
+    nodes,
     payloads,
     schema_version,
     sessions,
@@ -101,6 +102,12 @@ def _ninth(connection: Connection) -> None:
 
 
 def _tenth(connection: Connection) -> None:
+    """Count a session's owners, so that a write of an earlier one can be refused; and keep the nodes of a cluster."""
+    _add_columns(connection, sessions.c.fence)
+    nodes.create(connection, checkfirst=True)
+
+
+def _eleventh(connection: Connection) -> None:
     """Keep the key of a shared blob store, and in PostgreSQL blobs too."""
     cluster_key.create(connection)
     if connection.dialect.name == "postgresql":
@@ -128,6 +135,7 @@ STEPS: tuple[Callable[[Connection], None], ...] = (
     _eighth,
     _ninth,
     _tenth,
+    _eleventh,
 )
 
 

@@ -99,7 +99,9 @@ class PostgresBlobs:
     def delete_under(self, folder: str) -> None:
         with self._cursor() as cursor:
             cursor.execute(f"SELECT blob_id FROM blobs WHERE {_UNDER}", _range(self._key(folder)))  # noqa: S608
-            for (blob_id,) in cursor.fetchall():
+            found = cursor.fetchall()
+        for (blob_id,) in found:
+            with self._cursor() as cursor:
                 cursor.execute(_DISCARD, [blob_id])
 
     def names(self) -> set[str]:
@@ -108,13 +110,14 @@ class PostgresBlobs:
             return {self._name(key) for (key,) in cursor.fetchall()}
 
     def sweep(self, needed: Collection[str], older_than: float) -> int:
-        freed = 0
         with self._cursor() as cursor:
             cursor.execute(_OLD, [*_range(self._folder), older_than])
-            for blob_id, key, size in cursor.fetchall():
-                if size is None or self._name(key) not in needed:
-                    cursor.execute(_SWEEP, {"blob": blob_id, "age": older_than})
-                    freed += sum(int(size) for (size,) in cursor.fetchall())
+            old = [blob_id for blob_id, key, size in cursor.fetchall() if size is None or self._name(key) not in needed]
+        freed = 0
+        for blob_id in old:
+            with self._cursor() as cursor:
+                cursor.execute(_SWEEP, {"blob": blob_id, "age": older_than})
+                freed += sum(int(size) for (size,) in cursor.fetchall())
         return freed
 
     def _finish(self, blobs: list[_Writer]) -> None:
