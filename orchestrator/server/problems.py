@@ -42,6 +42,8 @@ STATUS: Final[dict[str, int]] = {
     "kernel_start": 503,
     "kernel_timeout": 408,
     "manager_closed": 503,
+    "node_lease": 503,
+    "not_owner": 409,
     "notebook": 409,
     "notebook_conflict": 409,
     "notebook_creation": 422,
