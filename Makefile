@@ -23,7 +23,7 @@ endef
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help demo test test-runtimes test-modern conformance jobs serving brokers full-image check lint bench bench-peers soak reactions usage schedule service-times history crashes sessions screenshots chromium vendor state-table docs verify fuzz fuzz-server seccomp-record engine engine-stop image venv lock clean notebooks notebook-tokens fuzz-openapi FORCE
+.PHONY: help demo test test-runtimes test-modern conformance jobs serving brokers full-image check lint bench bench-peers soak reactions usage schedule service-times history blobs blob-stores crashes sessions screenshots chromium vendor state-table docs verify fuzz fuzz-server seccomp-record engine engine-stop image venv lock clean notebooks notebook-tokens fuzz-openapi FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -94,6 +94,13 @@ notebooks: $(STAMP) ## 10,000 random sequences of operations on notebooks, again
 
 history: $(STAMP) ## measure the history beside 10,000 and 10 million cells; about five minutes
 	@$(BIN)/python -m benchmarks.history
+
+blobs: $(STAMP) ## measure checkpoints in a folder, PostgreSQL and an S3 server; about ten minutes
+	@$(BIN)/python -m benchmarks.blobstores
+
+# MB says how large
+blob-stores: $(STAMP) ## the faults of blob stores with blobs of 300 MB; a few minutes
+	@CELLBLOCK_TEST_BLOB_MB=$(or $(MB),300) $(BIN)/python -m pytest -s tests/faults/test_blob_stores.py
 
 service-times: image ## measure on real kernels what the simulation is made of
 	@$(BIN)/python -m benchmarks.servicetimes

@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import stat
 from difflib import get_close_matches
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import unquote
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, SettingsConfigDict
@@ -21,6 +23,7 @@ from orchestrator.errors import SettingsError
 
 _log = logging.getLogger(__name__)
 _PREFIX = "CELLBLOCK_"
+_OBJECTS = re.compile(r"(s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._=-]*)*/?")
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -106,6 +109,11 @@ class Settings(BaseSettings):
             ``/var/lib/cellblock`` for root, else ``cellblock`` in ``$XDG_DATA_HOME`` (``~/.local/share``).
         store_url: the history's database as an SQLAlchemy URL, such as postgresql+psycopg://user@host/name; empty:
             SQLite in ``data_dir``.
+        blobs: where checkpoints and large outputs are kept; empty: in ``data_dir``; "database": in the history's
+            database, which is PostgreSQL; or the URL of a store that all its hosts reach: file:///folder,
+            s3://bucket/prefix, gs://bucket/prefix, az://container/prefix.
+        cluster_key_file: the file of the key that signs the checkpoints of a shared store; empty: the key is in the
+            history's database.
         history_days: days without use after which a session is deleted.
         history_mb: MiB of history and checkpoints above which the oldest sessions that have ended are deleted, then the
             oldest outputs of the others.
@@ -137,6 +145,8 @@ class Settings(BaseSettings):
     state_dir: str = ""
     data_dir: str = ""
     store_url: str = Field(default="", repr=False)
+    blobs: str = Field(default="", repr=False)
+    cluster_key_file: str = ""
     history_days: float = Field(default=90, gt=0, le=36500)
     history_mb: int = Field(default=10_240, ge=1, le=2**30)
     agent_quota_mb: int = Field(default=4096, ge=1, le=2**30)
@@ -202,6 +212,30 @@ class Settings(BaseSettings):
         return self.store_url or f"sqlite:///{self.data_path}/history.db"
 
     @cached_property
+    def blobs_folder(self) -> Path | None:
+        """The folder that CELLBLOCK_BLOBS names; None if it is unset, or names a database or an object store.
+
+        Raises:
+            SettingsError: it names none of them. The message does not show it: it may have a password.
+        """
+        if self.blobs in ("", "database"):
+            return None
+        if self.blobs.startswith("file:///"):
+            return Path(unquote(self.blobs.removeprefix("file://")))
+        if not _OBJECTS.fullmatch(self.blobs):
+            raise SettingsError(
+                "CELLBLOCK_BLOBS cannot be used: it is neither `database` nor the URL of a place for blobs.",
+                remedy="Write file:///folder, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix, without "
+                "credentials: they have variables of their own.",
+            )
+        return None
+
+    @cached_property
+    def blobs_in(self) -> str:
+        """Where checkpoints and large outputs are: ``blobs``, which a node of a cluster shares; "": the data folder."""
+        return self.blobs or ("database" if self.node_url else "")
+
+    @cached_property
     def audit_path(self) -> Path | None:
         """The file of the audit log; None if there is no audit log."""
         if self.audit_log == "off":
@@ -214,13 +248,15 @@ class Settings(BaseSettings):
         return Path(state) / "cellblock/audit.jsonl"
 
     def refuse_foreign_folders(self) -> None:
-        """Check that no other user can write the folders of state, data and the audit log, as far as they exist.
+        """Check that no other user can write the folders of state, data, blobs and the audit log, as far as they exist.
 
         Raises:
             SettingsError: another user owns one of them or can write it.
         """
         refuse_foreign(self.state_path, "CELLBLOCK_STATE_DIR")
         refuse_foreign(self.data_path, "CELLBLOCK_DATA_DIR")
+        if self.blobs_folder is not None:
+            refuse_foreign(self.blobs_folder, "CELLBLOCK_BLOBS")
         if self.audit_path is not None:
             refuse_foreign(self.audit_path, "CELLBLOCK_AUDIT_LOG", shared=True)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
-from orchestrator.store.blobs import BlobReader, BlobWriter, BlobWriting
+from orchestrator.store.blobs import BlobReader, BlobWriter, BlobWriting, checked_name
 
 
 class _Writer:
@@ -39,7 +39,7 @@ class MemoryBlobs:
     def writing(self, name: str) -> Iterator[BlobWriter]:
         writer = _Writer()
         yield writer
-        self._blobs[name] = writer.content, time.monotonic()
+        self._blobs[checked_name(name)] = writer.content, time.monotonic()
 
     @contextmanager
     def writing_together(self) -> Iterator[BlobWriting]:
@@ -47,7 +47,7 @@ class MemoryBlobs:
 
         @contextmanager
         def writing(name: str) -> Iterator[BlobWriter]:
-            yield written.setdefault(name, _Writer())
+            yield written.setdefault(checked_name(name), _Writer())
 
         yield writing
         self._blobs |= {name: (writer.content, time.monotonic()) for name, writer in written.items()}
@@ -60,15 +60,15 @@ class MemoryBlobs:
         return len(self._content(name))
 
     def renew(self, name: str) -> bool:
-        if name in self._blobs:
+        if checked_name(name) in self._blobs:
             self._blobs[name] = self._content(name), time.monotonic()
         return name in self._blobs
 
     def delete(self, name: str) -> None:
-        self._blobs.pop(name, None)
+        self._blobs.pop(checked_name(name), None)
 
     def delete_under(self, folder: str) -> None:
-        for name in [name for name in self._blobs if name.startswith(f"{folder}/")]:
+        for name in [name for name in self._blobs if name.startswith(f"{checked_name(folder)}/")]:
             del self._blobs[name]
 
     def names(self) -> set[str]:
@@ -76,13 +76,15 @@ class MemoryBlobs:
 
     def sweep(self, needed: Collection[str], older_than: float) -> int:
         freed = 0
-        for name, (content, at) in list(self._blobs.items()):
-            if name not in needed and time.monotonic() - at > older_than:
-                del self._blobs[name]
+        for name in list(self._blobs):
+            if name in needed or name not in self._blobs:
+                continue
+            content, at = self._blobs[name]
+            if time.monotonic() - at > older_than and self._blobs.pop(name, None) is not None:
                 freed += len(content)
         return freed
 
     def _content(self, name: str) -> bytes:
-        if name not in self._blobs:
+        if checked_name(name) not in self._blobs:
             raise FileNotFoundError(name)
         return self._blobs[name][0]

@@ -19,8 +19,12 @@ _START = 60.0  # seconds
 
 
 @contextlib.contextmanager
-def postgres_server() -> Iterator[str]:
-    """Start a server that listens only on a unix socket, and yield the URL of an empty database."""
+def postgres_server(*, durable: bool = False) -> Iterator[str]:
+    """Start a server that listens only on a unix socket, and yield the URL of an empty database.
+
+    Args:
+        durable: whether it waits for the disk.
+    """
     programs = of_package("postgresql", _initdb).parent
     with tempfile.TemporaryDirectory(prefix="cellblock-pg-") as name:
         folder = Path(name)
@@ -31,9 +35,10 @@ def postgres_server() -> Iterator[str]:
             [programs / "initdb", "-D", folder / "data", "-U", "tests", "-A", "trust", "-E", "UTF8", "-N"],
             check=True, stdout=subprocess.DEVNULL, cwd=folder, **as_owner,  # type: ignore[call-overload]
         )  # fmt: skip
+        options = ["-c", "listen_addresses=", *([] if durable else ["-F"])]
         with (folder / "log").open("wb") as log:
             server = subprocess.Popen(
-                [programs / "postgres", "-D", folder / "data", "-k", folder, "-c", "listen_addresses=", "-F"],
+                [programs / "postgres", "-D", folder / "data", "-k", folder, *options],
                 stdout=log, stderr=log, cwd=folder, **as_owner,  # type: ignore[call-overload]
             )  # fmt: skip
         try:

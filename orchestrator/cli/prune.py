@@ -113,7 +113,7 @@ async def _read(settings: Settings, what: Callable[[History], T]) -> T:
     """Return what a method of the history returns."""
 
     def read() -> T:
-        history = History.open(settings.history_url, settings.data_path)
+        history = History.of(settings)
         try:
             return what(history)
         finally:

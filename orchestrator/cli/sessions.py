@@ -190,10 +190,9 @@ def delete(
 
 @contextlib.contextmanager
 def _history() -> Iterator[tuple[History, CheckpointFiles]]:
-    settings = Settings.load()
-    history = History.open(settings.history_url, settings.data_path)
+    history = History.of(Settings.load())
     try:
-        yield history, CheckpointFiles(settings.data_path)
+        yield history, history.place.checkpoint_files()
     finally:
         history.close()
 

@@ -136,7 +136,7 @@ def _state(record: TokenRecord) -> str:
 def _history() -> Iterator[History]:
     settings = Settings.load()
     settings.refuse_foreign_folders()
-    history = History.open(settings.history_url, settings.data_path)
+    history = History.of(settings)
     try:
         yield history
     finally:

@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from orchestrator.limits import MIB
 from orchestrator.server.authentication import Authentication
 from orchestrator.server.directory import Directory
 from orchestrator.server.idempotency import Idempotency
@@ -131,9 +130,7 @@ class Service:
 
     def _open_history(self) -> History:
         self.settings.refuse_foreign_folders()
-        quota, of_cluster = self.settings.agent_quota_mb * MIB, bool(self.settings.node_url)
-        path = self.settings.data_path
-        return History.open(self.settings.history_url, path, agent_quota=quota, of_cluster=of_cluster)
+        return History.of(self.settings)
 
     async def _join(self, history: History) -> Membership:
         membership = Membership(

@@ -1,21 +1,38 @@
 """Blobs: large pieces of data under a name, each whole or not there at all. Checkpoints and large outputs are blobs.
 
-``BlobStore`` is the interface, so that a store that several hosts share can take the place of a folder.
+``BlobStore`` is the interface. ``FolderBlobs`` keeps blobs in a folder, ``PostgresBlobs`` in a database and
+``ObjectBlobs`` in an object store.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import stat
-import time
+import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from orchestrator.store.wholefile import whole_files
+
+_PART = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
+_NAME = re.compile(rf"{_PART}(/{_PART})*")
+_LONGEST_NAME = 500  # characters
+
+
+def checked_name(name: str) -> str:
+    """Return the name of a blob, or of a folder of blobs.
+
+    Raises:
+        ValueError: this cannot be a name.
+    """
+    if len(name) > _LONGEST_NAME or not _NAME.fullmatch(name):
+        raise ValueError(f"{name[:100]!r} cannot be the name of a blob")
+    return name
 
 
 class BlobWriter(Protocol):
@@ -61,7 +78,8 @@ class BlobWriting(Protocol):
 class BlobStore(Protocol):
     """Blobs by name. All methods block, and processes may share a store.
 
-    A name is made of letters, digits, "-", "_" and ".", with "/" between its parts. No part begins with ".".
+    A name is made of ASCII letters, digits, "-", "_" and ".", with "/" between its parts. No part begins with ".".
+    Every method raises ValueError for any other name, and OSError if the store does not answer within a bounded time.
     """
 
     def writing(self, name: str) -> AbstractContextManager[BlobWriter]:
@@ -98,7 +116,11 @@ class BlobStore(Protocol):
         """
 
     def renew(self, name: str) -> bool:
-        """Set a blob's age to 0, so that ``sweep`` spares it. Returns False if there is none of this name."""
+        """Let a blob that is about to be needed survive the next ``sweep`` of any process.
+
+        Returns:
+            False if there is none of this name.
+        """
 
     def delete(self, name: str) -> None:
         """Delete a blob. Idempotent."""
@@ -117,7 +139,8 @@ class BlobStore(Protocol):
         """Delete the blobs that are not ``needed``, and whatever a killed process left of others.
 
         Args:
-            older_than: seconds; a younger blob is kept, because its row may not be written yet.
+            older_than: seconds by the store's clock, since a blob was written or renewed. A younger blob is kept,
+                because its row may not be written yet.
 
         Returns:
             The number of bytes deleted.
@@ -148,51 +171,57 @@ class FolderBlobs:
 
             @contextmanager
             def writing(name: str) -> Iterator[BlobWriter]:
-                path = self.folder / name
+                path = self._path(name)
                 path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 with files.writing(path, mode=0o600) as file:
                     yield _FileWriter(file)
 
             yield writing
 
-    @contextmanager
-    def reading(self, name: str) -> Iterator[BlobReader]:
-        # O_NONBLOCK: opening a FIFO does not wait for its writer.
-        descriptor = os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            yield _FileReader(descriptor)
-        finally:
-            os.close(descriptor)
+    def reading(self, name: str) -> AbstractContextManager[BlobReader]:
+        return reading_file(self._path(name))
 
     def size(self, name: str) -> int:
-        return (self.folder / name).stat().st_size
+        return self._path(name).stat().st_size
 
     def renew(self, name: str) -> bool:
         try:
-            os.utime(self.folder / name)
+            os.utime(self._path(name))
         except FileNotFoundError:
             return False
         return True
 
     def delete(self, name: str) -> None:
-        (self.folder / name).unlink(missing_ok=True)
+        self._path(name).unlink(missing_ok=True)
 
     def delete_under(self, folder: str) -> None:
         with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self.folder / folder)
+            shutil.rmtree(self._path(folder))
 
     def names(self) -> set[str]:
         return {self._name(file) for file in self._files() if not file.name.startswith(".")}
 
     def sweep(self, needed: Collection[str], older_than: float) -> int:
-        freed = 0
+        if not self.folder.is_dir():
+            return 0
+        freed, now = 0, self._now()
         for file in self._files():
+            if self._name(file) in needed:
+                continue
             with contextlib.suppress(FileNotFoundError):  # another process was faster
                 info = file.stat()
-                if self._name(file) not in needed and time.time() - info.st_mtime > older_than:
+                if now - info.st_mtime > older_than:
                     file.unlink()
                     freed += info.st_size
         return freed
+
+    def _now(self) -> float:
+        """Return the time by the clock that dates the folder's files: that of a file server, if it is on one."""
+        with tempfile.TemporaryFile(dir=self.folder) as file:
+            return os.fstat(file.fileno()).st_mtime
+
+    def _path(self, name: str) -> Path:
+        return self.folder / checked_name(name)
 
     def _files(self) -> Iterator[Path]:
         """Yield the blobs' files, and the partial ones, whose name begins with "."."""
@@ -200,6 +229,21 @@ class FolderBlobs:
 
     def _name(self, file: Path) -> str:
         return file.relative_to(self.folder).as_posix()
+
+
+@contextmanager
+def reading_file(path: Path) -> Iterator[BlobReader]:
+    """Read any file of this host like a blob.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    # O_NONBLOCK: opening a FIFO does not wait for its writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        yield _FileReader(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class _FileWriter:

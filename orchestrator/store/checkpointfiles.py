@@ -1,8 +1,10 @@
-"""Checkpoint files: the state of a session, which only a sandbox unpacks, signed with this host's key.
+"""Checkpoint files: the state of a session, which only a sandbox unpacks, signed with the key of this host, or of
+all hosts that share a store.
 
     MAGIC | length (4 bytes) | header (JSON) | state … | footer (JSON) | length (4 bytes) | MAC (32 bytes)
 
-The MAC is the HMAC-SHA-256 of everything before it. Until the MAC is checked, only the magic and the size are read.
+The MAC is the HMAC-SHA-256 of everything before it. Until the MAC is checked, only the magic and the size are
+read. What is read afterwards is what was checked.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from orchestrator.errors import (
     StoreError,
 )
 from orchestrator.limits import MIB
-from orchestrator.store.blobs import BlobReader, BlobStore, BlobWriter, FolderBlobs
+from orchestrator.store.blobs import BlobReader, BlobStore, BlobWriter, FolderBlobs, reading_file
 from orchestrator.store.wholefile import write_once
 
 _KIND = b"CELLBLOCK CHECKPOINT "
@@ -121,28 +123,30 @@ class CheckpointReader:
         """Return up to 1 MiB of the state from ``offset``; b"" at its end.
 
         Raises:
+            CheckpointDamagedError: it was changed since its MAC was checked.
             OSError: it cannot be read.
         """
         return self._blob.read(self._start + offset, min(_PIECE, max(0, self.size - offset)))
 
 
 class CheckpointFiles:
-    """The checkpoints of one data folder, and the key that signs them.
+    """The checkpoints of one data folder or of a shared store, and the key that signs them.
 
     Args:
-        folder: the data folder, which has the key.
+        folder: the data folder.
         blobs: keeps the files; default: ``checkpoints/`` in the data folder.
+        key: signs them; default: the data folder's own key.
 
     Raises:
         StoreError: the key cannot be read or made, or has not 32 bytes.
     """
 
-    def __init__(self, folder: Path, blobs: BlobStore | None = None) -> None:
+    def __init__(self, folder: Path, blobs: BlobStore | None = None, key: bytes | None = None) -> None:
         self._folder = folder / "checkpoints"
         self._blobs: BlobStore = blobs or FolderBlobs(self._folder)
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._key = write_once(folder / "key", secrets.token_bytes(_KEY))
+            self._key = key or write_once(folder / "key", secrets.token_bytes(_KEY))
         except OSError as error:
             raise StoreError(
                 f"the data folder {folder} cannot be used: {error.strerror}.",
@@ -155,7 +159,7 @@ class CheckpointFiles:
             )
 
     def path(self, checkpoint_id: str) -> Path:
-        """Return the path by which ``reading`` finds a checkpoint of this data folder."""
+        """Return the path by which ``reading`` finds a checkpoint. In a shared store there is no file at this path."""
         return self._folder / checkpoint_id
 
     def ids(self) -> set[str]:
@@ -203,10 +207,10 @@ class CheckpointFiles:
             CheckpointDamagedError: the file is truncated or altered, or signed with another key.
             CheckpointFormatError: another version of Cellblock has written it.
         """
-        blobs = self._blobs if path.parent == self._folder else FolderBlobs(path.parent)
+        is_mine = path.parent == self._folder
         with ExitStack() as stack:
             try:
-                blob = stack.enter_context(blobs.reading(path.name))
+                blob = stack.enter_context(self._blobs.reading(path.name) if is_mine else reading_file(path))
             except (OSError, ValueError) as error:
                 said = getattr(error, "strerror", None) or str(error)
                 raise CheckpointMissingError(f"there is no checkpoint {path}: {said}.", checkpoint=path.name) from error
@@ -226,13 +230,14 @@ class CheckpointFiles:
 
     def _checked(self, blob: BlobReader, name: str) -> CheckpointReader:
         try:
-            self._check(blob, name)
-            return CheckpointReader(blob)
+            checked = _CheckedBlob(blob, name)
+            self._check(checked, name)
+            return CheckpointReader(checked)
         except (OSError, ValueError, struct.error) as error:
             raise _damaged(name, f"it cannot be read ({error})") from error
 
-    def _check(self, blob: BlobReader, name: str) -> None:
-        magic = blob.read(0, len(MAGIC))
+    def _check(self, blob: _CheckedBlob, name: str) -> None:
+        magic = blob.unchecked(0, len(MAGIC))
         if magic != MAGIC:
             if magic.startswith(_KIND):
                 raise CheckpointFormatError(
@@ -244,15 +249,50 @@ class CheckpointFiles:
         if blob.size < _LEAST:
             raise _damaged(name, "it is truncated")
         mac = hmac.new(self._key, digestmod=hashlib.sha256)
-        offset, end = 0, blob.size - _MAC
-        while offset < end:
-            piece = blob.read(offset, min(_PIECE, end - offset))
-            if not piece:
-                raise _damaged(name, "it is truncated")
-            mac.update(piece)
-            offset += len(piece)
+        end = blob.size - _MAC
+        for number, piece in enumerate(blob.pieces()):
+            mac.update(piece[: max(0, end - number * _PIECE)])
         if not hmac.compare_digest(mac.digest(), blob.read(end, _MAC)):
             raise _damaged(name, "it was altered or truncated, or signed on another host")
+
+
+class _CheckedBlob:
+    """Reads a blob again only as it was when its MAC was checked: who writes the store could change it in between."""
+
+    def __init__(self, blob: BlobReader, name: str) -> None:
+        self.size = blob.size
+        self.unchecked = blob.read
+        self._name = name
+        self._digests: list[bytes] = []  # of each piece
+        self._number, self._piece = -1, b""  # the piece that was read last
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the blob, for its MAC."""
+        for offset in range(0, self.size, _PIECE):
+            piece = self.unchecked(offset, _PIECE)
+            if len(piece) != min(_PIECE, self.size - offset):
+                raise _damaged(self._name, "it is truncated")
+            self._digests.append(hashlib.sha256(piece).digest())
+            yield piece
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return what ``pieces`` has yielded.
+
+        Raises:
+            CheckpointDamagedError: it was changed since.
+            OSError: it cannot be read.
+        """
+        end, parts = min(offset + length, self.size), []
+        while offset < end:
+            number, start = divmod(offset, _PIECE)
+            if number != self._number:
+                piece = self.unchecked(number * _PIECE, _PIECE)
+                if hashlib.sha256(piece).digest() != self._digests[number]:
+                    raise _damaged(self._name, "it was changed while it was read")
+                self._number, self._piece = number, piece
+            parts.append(self._piece[start : start + end - offset])
+            offset += len(parts[-1])
+        return b"".join(parts)
 
 
 def _damaged(name: str, why: str) -> CheckpointDamagedError:

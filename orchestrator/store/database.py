@@ -162,6 +162,22 @@ class Database:
         with self._explained(), self._connector.reading() as connection:
             yield connection
 
+    @contextlib.contextmanager
+    def beside(self, what: str) -> Iterator[Any]:
+        """Yield a cursor of psycopg for statements that are transactions of their own. Only for PostgreSQL.
+
+        They are answered within 30 s, or fail.
+
+        Args:
+            what: the subject of an error's message.
+
+        Raises:
+            StoreError: the database cannot be reached, read or written.
+        """
+        assert isinstance(self._connector, PostgresConnector)
+        with explained(what, self.dialect.loaded_dbapi.Error, self._url), self._connector.beside() as cursor:
+            yield cursor
+
     def _explained(self) -> contextlib.AbstractContextManager[None]:
         return explained("the history", self._connector.engine.dialect.loaded_dbapi.Error, self._url)
 

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from orchestrator.errors import NotOwnerError, StoreError
+from orchestrator.limits import MIB
+from orchestrator.settings import Settings
 from orchestrator.store.agentusage import AgentUsage
-from orchestrator.store.blobs import FolderBlobs
+from orchestrator.store.blobplace import BlobPlace
 from orchestrator.store.celltable import CellTable
 from orchestrator.store.checkpointtable import CheckpointTable
 from orchestrator.store.commandtable import CommandTable
@@ -72,7 +74,12 @@ class History(SessionTable, CellTable, CheckpointTable, CommandTable, HandleTabl
         home: the id of this host's data folder.
         outputs: keeps the large outputs.
         agent_quota: bytes that one agent may keep in this data folder; None: any number.
+
+    Attributes:
+        place: where ``open`` has found its blobs.
     """
+
+    place: BlobPlace
 
     def __init__(self, database: Database, home: str, outputs: Payloads, agent_quota: int | None = None) -> None:
         usage, fence = AgentUsage(database.dialect, home, agent_quota), Fence(database.dialect)
@@ -88,18 +95,28 @@ class History(SessionTable, CellTable, CheckpointTable, CommandTable, HandleTabl
         self._beside = ThreadPoolExecutor(BESIDE, thread_name_prefix="cellblock-outputs")
 
     @classmethod
-    def open(cls, url: str, folder: Path, *, agent_quota: int | None = None, of_cluster: bool = False) -> Self:
+    def open(
+        cls,
+        url: str,
+        folder: Path,
+        *,
+        agent_quota: int | None = None,
+        shared: Settings | None = None,
+        of_cluster: bool = False,
+    ) -> Self:
         """Open the history, and bring its database to the newest schema.
 
         Args:
             url: SQLAlchemy's form: "sqlite:///…" or "postgresql+psycopg://…".
-            folder: this host's data folder, which has the large outputs; it is made if it is missing.
+            folder: this host's data folder; it is made if it is missing.
             agent_quota: bytes that one agent may keep in the data folder; None: any number.
+            shared: say which store has the large outputs and the checkpoints; None: the data folder has them.
             of_cluster: whether the sessions are those of all nodes of the database, and not of this data folder alone.
 
         Raises:
+            SettingsError: a setting of the shared store cannot be used.
             StoreError: the database cannot be reached, read or written; or a newer Cellblock has written it; or the
-                folder's files belong to another database.
+                folder's files, or those of the shared store, belong to another database.
         """
         with explained(f"the history {mask(url, url)}", url=url):
             _make_private(folder)
@@ -107,16 +124,25 @@ class History(SessionTable, CellTable, CheckpointTable, CommandTable, HandleTabl
             try:
                 home, database_id = folder_id(folder), database.migrate()  # only now: before the commit there is no id
                 _refuse_foreign_files(folder, database_id)
+                place = BlobPlace.shared(folder, shared, database, database_id) if shared else BlobPlace.local(folder)
             except BaseException:
                 database.close()
                 raise
         if of_cluster:
             home = f"cluster:{database_id[:24]}"
-        return cls(
-            database,
-            home,
-            Payloads(FolderBlobs(folder / "payloads")),
-            agent_quota,
+        history = cls(database, home, Payloads(place.outputs), agent_quota)
+        history.place = place
+        return history
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Open the history of a host, as its settings say. See ``open``."""
+        return cls.open(
+            settings.history_url,
+            settings.data_path,
+            agent_quota=settings.agent_quota_mb * MIB,
+            shared=settings if settings.blobs_in else None,
+            of_cluster=bool(settings.node_url),
         )
 
     def delete(self, session_id: str, owner: str | None = None) -> list[str] | None:

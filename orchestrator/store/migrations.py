@@ -15,8 +15,11 @@ from sqlalchemy.schema import CreateColumn
 from orchestrator.errors import StoreError
 from orchestrator.store.schema import (
     agent_usage,
+    blob_pieces,
+    blobs,
     cells,
     checkpoints,
+    cluster_key,
     commands,
     handles,
     home_usage,
@@ -104,6 +107,15 @@ def _tenth(connection: Connection) -> None:
     nodes.create(connection, checkfirst=True)
 
 
+def _eleventh(connection: Connection) -> None:
+    """Keep the key of a shared blob store, and in PostgreSQL blobs too."""
+    cluster_key.create(connection)
+    if connection.dialect.name == "postgresql":
+        metadata.create_all(connection, tables=[blobs, blob_pieces])
+        # Not compressed: the server would spend time on it with every piece.
+        connection.execute(text("ALTER TABLE blob_pieces ALTER COLUMN content SET STORAGE EXTERNAL"))
+
+
 def _add_columns(connection: Connection, *columns: Column[Any]) -> None:
     """Add columns to a table that was made without them. A new database has them already."""
     for column in columns:
@@ -123,6 +135,7 @@ STEPS: tuple[Callable[[Connection], None], ...] = (
     _eighth,
     _ninth,
     _tenth,
+    _eleventh,
 )
 
 

@@ -17,9 +17,11 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.errors import StoreError
 from orchestrator.store.blobs import BlobStore, BlobWriting
 
 _LARGE = 32 * 1024  # characters; a longer text becomes a blob
+_LARGEST = 1 << 30  # bytes; who writes a shared store could else fill this host's memory
 _MANY = 2000  # values; a result with more is not searched further
 _PIECE = 256 * 1024  # characters that are encoded at once: a second copy of a cell's outputs would need as much memory
 _TURN = 64 * 1024  # characters of JSON that are made at once, in less than a millisecond
@@ -87,11 +89,14 @@ class Payloads:
         return KeptResult(text, len(text.encode()), places)
 
     def restore(self, text: str, places: list[tuple[str, str]], session_id: str = "") -> Any:
-        """Return the result that ``keep`` was given. A missing blob is replaced by a text that says so.
+        """Return the result that ``keep`` was given. A text says so in place of a blob that is missing or altered.
 
         Args:
             text: of the ``KeptResult``.
             places: for each large output its path and its digest.
+
+        Raises:
+            StoreError: the store does not answer.
         """
         blobs = dict(places)
         whole = blobs.pop(_WHOLE, None)
@@ -181,8 +186,16 @@ class Payloads:
 
     def _read(self, digest: str, session_id: str) -> str:
         for name in (_name(digest, session_id), _name(digest, "")):
-            with contextlib.suppress(OSError, UnicodeDecodeError), self._blobs.reading(name) as blob:
-                return blob.read(0, blob.size).decode("utf-8", "surrogatepass")
+            try:
+                with self._blobs.reading(name) as blob:
+                    content = blob.read(0, min(blob.size, _LARGEST))
+            except StoreError:  # a store that is away says nothing about its blobs
+                raise
+            except OSError:
+                continue
+            if hashlib.sha256(content).hexdigest() != digest:
+                return f"[payload {digest} was altered]"
+            return content.decode("utf-8", "surrogatepass")
         return _gone(digest)
 
 

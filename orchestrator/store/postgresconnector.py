@@ -16,6 +16,7 @@ from orchestrator.store.answerdeadline import AnswerDeadline
 
 _CONNECT = 5  # seconds to reach the server
 _SINGLE = 10.0  # seconds for one statement of a cell or of a session, which takes a millisecond
+_LARGE = 30.0  # seconds for statements with a piece of a blob
 _TRANSACTION = 120.0  # seconds for a transaction, such as a migration or a long list
 _SLOW = 1.0  # seconds of waiting after which a failure means that the server is away
 _AWAY = 2.0  # seconds for which a server that is away is not asked again: the calls that wait fail with the first one
@@ -57,6 +58,19 @@ class PostgresConnector:
     def reading(self) -> Iterator[Connection]:
         with self._asked(), self.engine.connect() as connection, self._deadline.of(connection, _TRANSACTION):
             yield connection
+
+    @contextlib.contextmanager
+    def beside(self) -> Iterator[Any]:
+        """Yield a cursor of the driver, whose statements are transactions of their own. Any number of threads may."""
+        with self._asked(), self.engine.connect() as connection:
+            connection.execution_options(isolation_level="AUTOCOMMIT")
+            with self._deadline.of(connection, _LARGE):
+                try:
+                    with _driver(connection).cursor(binary=True) as cursor:  # as text, bytes are twice as long
+                        yield cursor
+                except self.engine.dialect.loaded_dbapi.Error:
+                    connection.invalidate()
+                    raise
 
     def may_repeat(self) -> bool:
         return self._had_ended

@@ -6,10 +6,12 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    DateTime,
     Float,
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -170,6 +172,34 @@ handles = Table(
     Column("on_expiry", String(16), nullable=False),  # end, hibernate
     Index("handles_by_group", "group_name"),
     Index("handles_by_expiry", "expires_at"),
+)
+
+# In PostgreSQL alone. ``PostgresBlobs`` says what they mean.
+blobs = Table(
+    "blobs",
+    metadata,
+    Column("blob_id", String(32), primary_key=True),
+    Column("name", String(600, collation="C"), nullable=False),  # byte by byte: a folder's names are a range
+    Column("bytes", BigInteger),  # NULL until it is finished
+    Column("kept_at", DateTime(timezone=True), nullable=False),  # by the server's clock
+    Index("blobs_finished", "name", unique=True, postgresql_where=text("bytes IS NOT NULL")),
+    Index("blobs_by_name", "name"),
+)
+
+blob_pieces = Table(
+    "blob_pieces",
+    metadata,
+    Column("blob_id", ForeignKey("blobs.blob_id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("content", LargeBinary, nullable=False),
+)
+
+cluster_key = Table(  # at most one row
+    "cluster_key",
+    metadata,
+    Column("key_id", Integer, primary_key=True),  # 1
+    Column("key", LargeBinary),  # NULL: it is in a file of each host
+    Column("fingerprint", String(64), nullable=False),
 )
 
 nodes = Table(

@@ -18,7 +18,7 @@ from orchestrator.errors import (
 )
 from orchestrator.homeloop import HomeLoop
 from orchestrator.instance import Instance
-from orchestrator.limits import MIB, KernelResourceLimits
+from orchestrator.limits import KernelResourceLimits
 from orchestrator.policy.policy import Policy
 from orchestrator.sessions.membership import ClusterOwners, Membership, NodesSessions
 from orchestrator.sessions.owners import HostOwners, Owners
@@ -225,15 +225,9 @@ class Lifespan:
 
     def _open_store(self) -> tuple[History, CheckpointFiles]:
         self._settings.refuse_foreign_folders()
-        quota = self._settings.agent_quota_mb * MIB
-        history = History.open(
-            self._settings.history_url,
-            self._settings.data_path,
-            agent_quota=quota,
-            of_cluster=self._membership is not None,
-        )
+        history = History.of(self._settings)
         try:
-            return history, CheckpointFiles(self._settings.data_path)
+            return history, history.place.checkpoint_files()
         except BaseException:
             history.close()
             raise

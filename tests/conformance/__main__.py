@@ -5,6 +5,7 @@ Makes an environment for each suite in ``.venv-conformance/``, installs this pro
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,7 @@ CLIENTS = {
     "autogen": ("autogen-ext[docker-jupyter-executor]==0.7.5",),
     "gunicorn": ("gunicorn==27.0.1", "httpx==0.28.1"),
     "jupyterlab": ("jupyterlab==4.6.6", "jupyter-server==2.21.1"),
+    "moto": ("moto[s3,server]==5.2.5",),
     "sandbox_fusion": ("sandbox-fusion==0.3.7",),
     "schemathesis": ("schemathesis==4.32.5",),
 }  # whose environments tests use
@@ -49,17 +51,23 @@ TOOLS = ("pytest==9.0.2", "pytest-asyncio==1.3.0")
 
 
 def environment(name: str) -> Path:
-    """Return the Python of a suite's or a client's environment, which is made if it is missing."""
+    """Return the Python of a suite's or a client's environment. One process at a time makes it, if it is missing."""
     folder = REPOSITORY / ".venv-conformance" / name
+    folder.parent.mkdir(exist_ok=True)
+    with folder.with_name(f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _made(folder, (*{**SUITES, **CLIENTS}[name], *TOOLS))
+
+
+def _made(folder: Path, packages: tuple[str, ...]) -> Path:
     python, stamp = folder / "bin" / "python", folder / ".complete"
-    packages = {**SUITES, **CLIENTS}[name]
-    wanted = "\n".join((*packages, *TOOLS))
+    wanted = "\n".join(packages)
     if not stamp.exists() or stamp.read_text() != wanted:
         print(f"conformance: installing {', '.join(packages)}", flush=True)
         uv = [sys.executable, "-m", "uv"]
         subprocess.run([*uv, "venv", "-q", "--seed", "--clear", "--python", sys.executable, str(folder)], check=True)
         install = [*uv, "pip", "install", "-q", "--python", str(python)]
-        subprocess.run([*install, *packages, *TOOLS, "-e", str(REPOSITORY)], check=True)
+        subprocess.run([*install, *packages, "-e", str(REPOSITORY)], check=True)
         stamp.write_text(wanted)
     return python
 

@@ -1,34 +1,50 @@
-"""Every blob store keeps the same promises: a folder, and one in memory that only follows the interface."""
+"""Every blob store keeps the same promises: in a folder, a database, an object store or memory."""
 
 from __future__ import annotations
 
 import json
+import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from orchestrator.errors import CheckpointDamagedError, CheckpointMissingError
-from orchestrator.store.blobs import BlobStore, FolderBlobs
+from orchestrator.limits import MIB
+from orchestrator.store.blobs import BlobStore
 from orchestrator.store.checkpointfiles import CheckpointFiles
 from orchestrator.store.payloads import Payloads
-from tests.memoryblobs import MemoryBlobs
+from tests.blobstores import KINDS, Place, content, new_store, put
+from tests.objectserver import ObjectServer, object_server
+
+T = TypeVar("T")
+HOSTILE = ("", ".", "..", "../outside", "/outside", "a/../../outside", "a//b", "a/", ".hidden", "a/.b", "a b", "a\0b",
+           "ä", "a\n", "%2e%2e/a", "a\\b", "a'; DROP TABLE blobs; --", "a" * 501)  # fmt: skip
 
 
-@pytest.fixture(params=["folder", "memory"])
-def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
-    return FolderBlobs(tmp_path / "blobs") if request.param == "folder" else MemoryBlobs()
+@pytest.fixture(scope="module")
+def server() -> Iterator[ObjectServer]:
+    """The S3 server, whose variables this module's environment has."""
+    with object_server() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.variables.items():
+            patch.setenv(name, value)
+        yield server
 
 
-def put(blobs: BlobStore, name: str, *pieces: bytes) -> None:
-    with blobs.writing(name) as blob:
-        for piece in pieces:
-            blob.write(piece)
+@pytest.fixture(params=KINDS)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    kind = request.param
+    url = request.getfixturevalue("postgres_url") if kind == "database" else ""
+    with new_store(kind, tmp_path, url, request.getfixturevalue("server") if kind == "s3" else None) as place:
+        yield place
 
 
-def content(blobs: BlobStore, name: str) -> bytes:
-    with blobs.reading(name) as blob:
-        return blob.read(0, blob.size)
+@pytest.fixture
+def blobs(place: Place) -> BlobStore:
+    return place.blobs
 
 
 def test_a_blob_is_read_as_it_was_written(blobs: BlobStore) -> None:
@@ -76,16 +92,134 @@ def test_what_is_not_there(blobs: BlobStore) -> None:
     assert blobs.sweep((), 0) == 0
 
 
-def test_sweep_deletes_what_is_old_and_not_needed(blobs: BlobStore) -> None:
+# Over a folder, obstore copies by a hard link, whose time stays: nothing can be renewed there.
+@pytest.mark.parametrize("place", [kind for kind in KINDS if kind != "objects"], indirect=True)
+def test_sweep_deletes_what_is_old_and_not_needed(place: Place) -> None:
+    """By the clock of the store; what was renewed is young again, and can be read still."""
+    blobs, moment = place.blobs, 0.2 + 2 * place.grain
     for name in ("needed", "renewed", "old"):
         put(blobs, name, name.encode())
     assert blobs.sweep({"needed"}, 60) == 0
-    time.sleep(0.3)
+    time.sleep(1.5 * moment)
     assert blobs.renew("renewed")
-    assert blobs.sweep({"needed"}, 0.2) == len("old")
+    assert blobs.sweep({"needed"}, moment) == len("old")
     assert blobs.names() == {"needed", "renewed"}
+    assert content(blobs, "renewed") == b"renewed"
     blobs.delete("renewed")
     assert blobs.names() == {"needed"}
+
+
+class RenewedMeanwhile(set[str]):
+    """What a host needs that looks at it, while another one renews a blob."""
+
+    def __init__(self, blobs: BlobStore, name: str) -> None:
+        self._blobs, self._name = blobs, name
+
+    def __contains__(self, name: object) -> bool:
+        if name == self._name:
+            assert self._blobs.renew(self._name)
+        return False
+
+
+@pytest.mark.parametrize("place", [kind for kind in KINDS if kind != "objects"], indirect=True)
+def test_sweep_spares_what_another_host_renews_meanwhile(place: Place) -> None:
+    """Its row is about to be written: the sweep has listed the blob as old, and must not delete it now."""
+    put(place.blobs, "one", b"1")
+    time.sleep(1.1 + place.grain)
+    place.blobs.sweep(RenewedMeanwhile(place.blobs, "one"), 1.0)
+    assert content(place.blobs, "one") == b"1"
+
+
+def test_two_hosts_sweep_at_once(blobs: BlobStore) -> None:
+    """Each blob is deleted by one of them, and neither fails."""
+    for number in range(20):
+        put(blobs, f"old{number}", b"1")
+    put(blobs, "needed", b"1")
+    time.sleep(1.1)
+    assert sum(_at_once(4, lambda _: blobs.sweep({"needed"}, 0.0))) >= 20
+    assert blobs.names() == {"needed"}
+
+
+def test_writers_of_one_name_do_not_mix(blobs: BlobStore) -> None:
+    """Whoever reads meanwhile or afterwards gets one of the blobs, whole."""
+    size = 2 * MIB + 5
+    put(blobs, "s/one", b"0" * size)
+
+    def write(number: int) -> None:
+        for _ in range(3):
+            put(blobs, "s/one", *(str(number).encode() * MIB for _ in range(2)), str(number).encode() * 5)
+
+    def read(_number: int) -> None:
+        for _ in range(10):
+            try:
+                found = content(blobs, "s/one")
+            except OSError:  # the blob that it had opened was replaced
+                continue
+            assert (len(found), len(set(found))) == (size, 1)
+
+    _at_once(6, lambda number: (write if number < 4 else read)(number))
+    assert blobs.size("s/one") == size
+    assert len(set(content(blobs, "s/one"))) == 1
+    assert blobs.names() == {"s/one"}
+    blobs.delete("s/one")
+    assert blobs.names() == set()
+
+
+@pytest.mark.parametrize("size", [0, 1, MIB - 1, MIB, MIB + 1, 3 * MIB])
+def test_a_blob_has_any_size(blobs: BlobStore, size: int) -> None:
+    """Written in uneven pieces and read over the borders of the store's own."""
+    whole = bytes(range(256)) * (size // 256 + 1)
+    put(blobs, "s/one", *(whole[start : min(start + 70_001, size)] for start in range(0, size, 70_001)))
+    with blobs.reading("s/one") as blob:
+        assert blob.size == size
+        assert blob.read(0, size + 10) == whole[:size]
+        assert blob.read(size // 2, MIB) == whole[size // 2 : size][:MIB]
+        assert blob.read(size, 10) == b""
+
+
+def test_several_blobs_are_written_together(blobs: BlobStore) -> None:
+    """None of them before the end."""
+    with blobs.writing_together() as writing:
+        for name in ("b", "a", "c"):
+            with writing(name) as blob:
+                blob.write(name.encode())
+        assert blobs.names() == set()
+    assert {name: content(blobs, name) for name in blobs.names()} == {"a": b"a", "b": b"b", "c": b"c"}
+    with pytest.raises(ZeroDivisionError), blobs.writing_together() as writing:
+        with writing("d") as blob:
+            blob.write(b"d")
+        _ = 1 / 0
+    assert "d" not in blobs.names()
+
+
+def test_a_folder_is_deleted_and_no_other(blobs: BlobStore) -> None:
+    for name in ("s/a/1", "s/a/b/2", "s/ab/3", "s/a-/4", "s/a0"):
+        put(blobs, name, b"1")
+    blobs.delete_under("s/a")
+    blobs.delete_under("s/nothing")
+    assert blobs.names() == {"s/ab/3", "s/a-/4", "s/a0"}
+    blobs.delete_under("s")
+    assert blobs.names() == set()
+
+
+def test_a_hostile_name_reaches_nothing(blobs: BlobStore, tmp_path: Path) -> None:
+    """Each method refuses it, and nothing is written or deleted."""
+    (tmp_path / "outside").write_text("mine")
+    put(blobs, "mine", b"1")
+
+    def write(name: str) -> None:
+        put(blobs, name, b"1")
+
+    def read(name: str) -> None:
+        content(blobs, name)
+
+    calls = (write, read, blobs.size, blobs.renew, blobs.delete, blobs.delete_under)
+    for name in HOSTILE:
+        for call in calls:
+            with pytest.raises(ValueError, match="name of a blob"):
+                call(name)
+    assert blobs.names() == {"mine"}
+    assert (tmp_path / "outside").read_text() == "mine"
 
 
 def test_checkpoints_are_kept_in_any_store(blobs: BlobStore, tmp_path: Path) -> None:
@@ -121,3 +255,19 @@ def test_large_outputs_are_kept_in_any_store(blobs: BlobStore) -> None:
     assert len(blobs.names()) == 1
     assert payloads.restore(kept.text, [(path, digest) for path, digest, _ in kept.places]) == result
     assert payloads.sweep(()) == 0, "it was written less than a day ago"
+    [(path, digest, size)] = kept.places[:1]
+    put(blobs, f"{digest[:2]}/{digest}", b"x" * size)
+    altered = payloads.restore('{"stdout": null}', [(path, digest)])
+    assert altered == {"stdout": f"[payload {digest} was altered]"}
+
+
+def _at_once(number: int, work: Callable[[int], T]) -> list[T]:
+    """Do work in several threads that begin together. Returns what they returned."""
+    begin = threading.Barrier(number)
+
+    def begun(which: int) -> T:
+        begin.wait(10)
+        return work(which)
+
+    with ThreadPoolExecutor(number) as threads:
+        return list(threads.map(begun, range(number)))

@@ -24,6 +24,7 @@ from orchestrator.errors import (
     CheckpointTooLargeError,
     StoreError,
 )
+from orchestrator.limits import MIB
 from orchestrator.store.checkpointfiles import MAGIC, CheckpointFiles
 
 CASES = int(os.environ.get("CELLBLOCK_CHECKPOINT_CASES", "10000"))
@@ -150,6 +151,21 @@ def test_every_single_bit_counts(files: CheckpointFiles, tmp_path: Path) -> None
         (tmp_path / "flipped").write_bytes(data)
         with pytest.raises((CheckpointDamagedError, CheckpointFormatError)):
             read(files, tmp_path / "flipped")
+
+
+def test_what_changes_after_the_check_is_refused(files: CheckpointFiles) -> None:
+    """Who writes the store waits until the MAC was checked, and then changes the state: it is never handed out."""
+    with files.writing("c", HEADER, 10 * MIB) as writer:
+        writer.write(b"a" * 3 * MIB)
+        writer.finish({})
+    with files.reading(files.path("c")) as reader:
+        assert reader.piece(0) == b"a" * MIB
+        with files.path("c").open("r+b") as file:
+            file.seek(2 * MIB + 500_000)
+            file.write(b"b")
+        assert reader.piece(MIB // 2) == b"a" * MIB
+        with pytest.raises(CheckpointDamagedError, match="changed while it was read"):
+            reader.piece(MIB + MIB // 2)
 
 
 def test_another_hosts_file_is_refused(files: CheckpointFiles, tmp_path: Path) -> None:
