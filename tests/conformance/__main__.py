@@ -59,7 +59,8 @@ def environment(name: str) -> Path:
         print(f"conformance: installing {', '.join(packages)}", flush=True)
         uv = [sys.executable, "-m", "uv"]
         subprocess.run([*uv, "venv", "-q", "--seed", "--clear", "--python", sys.executable, str(folder)], check=True)
-        install = [*uv, "pip", "install", "-q", "--python", str(python)]
+        # Compiled: without bytecode each start of a kernel compiles what it imports, where Python may not write it.
+        install = [*uv, "pip", "install", "-q", "--compile-bytecode", "--python", str(python)]
         subprocess.run([*install, *packages, *TOOLS, "-e", str(REPOSITORY)], check=True)
         stamp.write_text(wanted)
     return python

@@ -18,7 +18,7 @@ _TEST = 150  # seconds of one test, after which pytest ends it
 _STUCK = 60  # further seconds, after which pytest itself is ended
 _POLL = 0.2  # seconds
 _COLLECTION = 120  # seconds
-_OURS = ("CELLBLOCK_", "JUPYTER_", "PYTEST_")
+_OURS = ("CELLBLOCK_", "JUPYTER_", "PYTEST_", "PYTHONDONTWRITEBYTECODE")
 
 
 @dataclass(frozen=True, slots=True)
