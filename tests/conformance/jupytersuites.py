@@ -56,7 +56,7 @@ SUITES = (
     Suite("jupyter_kernel_test", "0.7.0", ("test_ipykernel.py",), ("kernelspec", "provisioner"), ("runc", "runsc")),
     Suite("nbclient", "0.11.0", ("tests",), ("kernelspec",)),
     Suite("papermill", "2.7.0", ("papermill/tests/test_execute.py",), ("kernelspec",)),
-    Suite("jupyter_client", "8.10.0", ("tests",), ("provisioner",)),
+    Suite("jupyter_client", "8.10.0", ("tests",), ("kernelspec",)),
     Suite("jupyter_server", "2.21.1", ("tests/services/kernels", "tests/services/sessions"), ("provisioner",)),
     Suite("autogen_ext", "0.7.5", ("tests/code_executors/test_jupyter_code_executor.py",), ("kernelspec",)),
 )
@@ -105,7 +105,8 @@ def compare(suite: Suite, way: Way, runtime: str) -> Comparison:
 
 def written_differences(suite: Suite) -> dict[str, str]:
     """Return the reasons of the differences that are known, by test."""
-    return dict(tomllib.loads(DIFFERENCES.read_text()).get(suite.project, {}))
+    groups = tomllib.loads(DIFFERENCES.read_text()).get(suite.project, [])
+    return {test: group["reason"] for group in groups for test in group["tests"]}
 
 
 @cache
@@ -130,11 +131,12 @@ def _in_sandboxes(suite: Suite, tests: tuple[str, ...], way: Way, runtime: str) 
         }
         if way == "provisioner":
             variables["JUPYTER_DEFAULT_PROVISIONER_NAME"] = "cellblock"
-        else:  # in place of the stock kernel's, which the suites name
-            kernel = Path(folder) / "jupyter" / "kernels" / "python3"
-            kernel.mkdir(parents=True)
-            (kernel / "kernel.json").write_text(json.dumps(kernel_json(_POLICY)))
-            variables["JUPYTER_PATH"] = str(kernel.parents[1])
+        else:  # in place of the kernelspecs that the suites name: the stock one, and that of pytest-jupyter's own kernel
+            for name in ("python3", "echo"):
+                kernel = Path(folder) / "jupyter" / "kernels" / name
+                kernel.mkdir(parents=True)
+                (kernel / "kernel.json").write_text(json.dumps(kernel_json(_POLICY)))
+            variables["JUPYTER_PATH"] = f"{folder}/jupyter"
         found = run_suite(suite.folder, tests, variables, f"{suite.project}, {way}, {runtime}")
         if tests == suite.tests:
             assert "cell.ended" in audit.read_text(), "no cell ran in a sandbox"

@@ -53,7 +53,8 @@ def run_suite(folder: Path, tests: Sequence[str], variables: Mapping[str, str], 
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
         environment |= {"CONFORMANCE_OUTCOMES": str(log), "PYTHONPATH": str(Path(__file__).parent)}
         command = [sys.executable, "-m", "pytest", "-c", "pyproject.toml", "-p", "no:cacheprovider", "-p", "outcomelog"]
-        command += [f"--timeout={_TEST}", "--timeout-method=signal", *tests]
+        # Some suites make errors of warnings; newer versions of other projects have warnings that they do not know.
+        command += ["-W", "ignore::DeprecationWarning", f"--timeout={_TEST}", "--timeout-method=signal", *tests]
         endings: dict[str, Ending] = {}
         while True:
             with output.open("wb") as file, _process(command, folder, environment, file.fileno()) as pytest:
