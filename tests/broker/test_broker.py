@@ -222,18 +222,19 @@ def handled(comm, m):
 def opened(comm, message):
     comm.on_msg(lambda m: handled(comm, m))
 get_ipython().kernel.comm_manager.register_target('test', opened)
-threading.Timer(0.3, print, ['between']).start()
+threading.Timer(0.3, lambda: (print('between'), display('shown between'))).start()
 """
 
 
 async def test_a_comm_goes_both_ways_with_metadata_and_buffers(client: StockClient) -> None:
     """A widget's front end talks with its model between cells, and every message has its request as parent.
 
-    What the handler prints is among them. What a thread has printed before waits for the next cell.
+    What the handler prints is among them. What a thread has put out before waits for the next cell, past all of it.
     """
     await client.execute(COMM)
     await asyncio.sleep(1)
     kernel = client.client
+    await client.answer(kernel.complete("thr"))
     opening = kernel.session.msg("comm_open", {"comm_id": "c1", "target_name": "test", "data": {}})
     kernel.shell_channel.send(opening)
     sent = kernel.session.msg("comm_msg", {"comm_id": "c1", "data": {"n": 21}})
@@ -245,7 +246,9 @@ async def test_a_comm_goes_both_ways_with_metadata_and_buffers(client: StockClie
     assert (message["metadata"], [bytes(each) for each in message["buffers"]]) == ({"m": 1}, [b"\x00\x01"])
     assert printed == ["handled\n", "noted\n"]
     assert {each["parent_header"]["msg_id"] for each in heard} == {sent["header"]["msg_id"]}
-    assert (await client.execute("print('of the cell')")).text == "between\nof the cell\n"
+    following = await client.execute("print('of the cell')")
+    assert following.text == "between\nof the cell\n"
+    assert [each["data"]["text/plain"] for each in following.of("display_data")] == ["'shown between'"]
     info = await client.answer(kernel.comm_info(target_name="test"))
     assert info.reply["comms"] == {"c1": {"target_name": "test"}}
 

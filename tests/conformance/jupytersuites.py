@@ -1,4 +1,4 @@
-"""The suites of Jupyter's projects and of AutoGen's executor, from their source distributions, beside the stock kernel."""
+"""The suites of Jupyter's projects and AutoGen's executor, from source distributions, beside the stock kernel."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def _in_sandboxes(suite: Suite, tests: tuple[str, ...], way: Way, runtime: str) 
         }
         if way == "provisioner":
             variables["JUPYTER_DEFAULT_PROVISIONER_NAME"] = "cellblock"
-        else:  # in place of the kernelspecs that the suites name: the stock one, and that of pytest-jupyter's own kernel
+        else:  # in place of what the suites name: the stock kernel, and the one that pytest-jupyter brings
             for name in ("python3", "echo"):
                 kernel = Path(folder) / "jupyter" / "kernels" / name
                 kernel.mkdir(parents=True)
