@@ -5,6 +5,7 @@ Makes an environment for each suite in ``.venv-conformance/``, installs this pro
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
@@ -50,8 +51,15 @@ TOOLS = ("pytest==9.0.2", "pytest-asyncio==1.3.0")
 
 
 def environment(name: str) -> Path:
-    """Return the Python of a suite's or a client's environment, which is made if it is missing."""
+    """Return the Python of a suite's or a client's environment, which is made if it is missing, by one process."""
     folder = REPOSITORY / ".venv-conformance" / name
+    folder.parent.mkdir(exist_ok=True)
+    with (folder.parent / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _environment(folder, name)
+
+
+def _environment(folder: Path, name: str) -> Path:
     python, stamp = folder / "bin" / "python", folder / ".complete"
     packages = {**SUITES, **CLIENTS}[name]
     wanted = "\n".join((*packages, *TOOLS))

@@ -58,6 +58,7 @@ SUITES = (
     Suite("papermill", "2.7.0", ("papermill/tests/test_execute.py",), ("kernelspec",)),
     Suite("jupyter_client", "8.10.0", ("tests",), ("kernelspec",)),
     Suite("jupyter_server", "2.21.1", ("tests/services/kernels", "tests/services/sessions"), ("provisioner",)),
+    # Its tests of DockerJupyterCodeExecutor start an image of AutoGen's own; tests/gateway has that executor.
     Suite("autogen_ext", "0.7.5", ("tests/code_executors/test_jupyter_code_executor.py",), ("kernelspec",)),
 )
 

@@ -1,4 +1,4 @@
-"""The suites of Jupyter's projects and AutoGen's executor end in a sandbox as they do on the stock kernel, but for a written list."""
+"""The suites of Jupyter's projects and AutoGen's executor end as on the stock kernel, but for a written list."""
 
 from __future__ import annotations
 
