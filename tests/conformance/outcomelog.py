@@ -42,5 +42,5 @@ def pytest_runtest_logfinish(nodeid: str) -> None:
 
 
 def _write(**fields: str) -> None:
-    with _FILE.open("a") as file:
-        file.write(json.dumps(fields) + "\n")
+    with _FILE.open("ab", buffering=0) as file:  # one system call: the reader never sees half a line
+        file.write(json.dumps(fields).encode() + b"\n")
