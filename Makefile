@@ -138,7 +138,7 @@ $(DOCS_STAMP): docs/requirements.txt $(STAMP)
 verify: image ## probe every promise on this host, and every probe on containers that must fail it
 	@$(BIN)/cellblock verify --self-test
 
-# SUITES says which: make conformance SUITES="inspect fastmcp"
+# SUITES says which: make conformance SUITES="inspect fastmcp", or a part of one: SUITES=jupyter:nbclient
 conformance: image ## run the suites of inspect_ai, pydantic_ai, FastMCP and Jupyter's projects over sandboxes, and JupyterLab's library for Node, which needs npm
 	@$(BIN)/python -m tests.conformance $(SUITES)
 	@[ -n "$(SUITES)" ] || $(BIN)/python -m pytest -q tests/gateway/suite_labservices.py

@@ -1,6 +1,8 @@
 """Cellblock: a Jupyter kernel of its own, in a locked container of its own, for every agent that runs code."""
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from orchestrator.broker.leasedkernel import (
     LeasedKernel,
@@ -84,25 +86,6 @@ from orchestrator.limits import (
 from orchestrator.manager import (
     AgentKernelManager,
 )
-from orchestrator.notebooks.cell import (
-    Cell,
-    CellType,
-)
-from orchestrator.notebooks.cellexecutionresult import (
-    CellExecutionResult,
-)
-from orchestrator.notebooks.cellselector import (
-    CellSelector,
-)
-from orchestrator.notebooks.dispatcher import (
-    Dispatcher,
-)
-from orchestrator.notebooks.notebookdocument import (
-    NotebookDocument,
-)
-from orchestrator.notebooks.notebooks import (
-    Notebooks,
-)
 from orchestrator.operator.monitor import (
     Monitor,
     Sample,
@@ -185,7 +168,24 @@ from orchestrator.tool import (
     Tool,
 )
 
+if TYPE_CHECKING:
+    from orchestrator.notebooks.cell import Cell, CellType
+    from orchestrator.notebooks.cellexecutionresult import CellExecutionResult
+    from orchestrator.notebooks.cellselector import CellSelector
+    from orchestrator.notebooks.dispatcher import Dispatcher
+    from orchestrator.notebooks.notebookdocument import NotebookDocument
+    from orchestrator.notebooks.notebooks import Notebooks
+
 __version__ = version("cellblock")
+_NOTEBOOKS = {
+    "Cell": "cell",
+    "CellExecutionResult": "cellexecutionresult",
+    "CellSelector": "cellselector",
+    "CellType": "cell",
+    "Dispatcher": "dispatcher",
+    "NotebookDocument": "notebookdocument",
+    "Notebooks": "notebooks",
+}  # whose room needs nbformat, and 0.1 s of CPU for its import: it is imported when one of them is used
 
 __all__ = [
     "AgentKernelManager",
@@ -307,3 +307,10 @@ __all__ = [
     "VariableInfo",
     "WrongEventLoopError",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Return one of the names of ``notebooks``. Python calls it for a name that this module has not."""
+    if name not in _NOTEBOOKS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.notebooks.{_NOTEBOOKS[name]}"), name)

@@ -6,9 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from functools import partial
-from typing import Any
-
-from nbformat import NotebookNode
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.celloptions import CellOptions
 from orchestrator.errors import InvalidInputError, KernelTimeoutError
@@ -19,7 +17,6 @@ from orchestrator.output.eventlog import EventLog
 from orchestrator.output.events import CellFinished, Event, ExecutionResult, InputHandler
 from orchestrator.output.variableinfo import VariableInfo
 from orchestrator.policy.policy import Policy
-from orchestrator.sessions import notebook
 from orchestrator.sessions.cellhandle import RunningCell
 from orchestrator.sessions.checkpoint import capture_if_due
 from orchestrator.sessions.session import KernelSession
@@ -27,6 +24,9 @@ from orchestrator.telemetry import Telemetry
 from orchestrator.tool import Tool, ToolFunction, tools_by_name
 from orchestrator.wiring.lifespan import Lifespan
 from orchestrator.wiring.parts import Parts
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 _DEFAULTS = CellOptions()
 _CELLS_KNOWN = 1000  # of ``start_code``
@@ -257,6 +257,8 @@ class CellCalls:
 
     async def execute_code_for_notebook(self, session: KernelSession, code: str) -> list[NotebookNode]:
         """Run one cell and return its outputs in nbformat's form. Raises what ``execute_code`` raises."""
+        from orchestrator.sessions import notebook  # imports nbformat, which most processes do not need
+
         return notebook.notebook_outputs(await self.execute_code(session, code))
 
     async def list_variables(self, session: KernelSession) -> tuple[VariableInfo, ...]:

@@ -25,7 +25,6 @@ from orchestrator.inputs import check_agent_id, check_lease_request
 from orchestrator.limits import Deadline, KernelResourceLimits
 from orchestrator.policy.policy import Policy
 from orchestrator.sessions import checkpoint as checkpoints
-from orchestrator.sessions import notebook
 from orchestrator.sessions.checkpoint import Checkpoint, capture_between_cells
 from orchestrator.sessions.installing import install
 from orchestrator.sessions.membership import Membership
@@ -432,6 +431,8 @@ class AgentKernelManager(CellCalls, CommandCalls, FileCalls):
         Raises:
             StoreError: the file cannot be written, or the history cannot be read. An existing file is unchanged.
         """
+        from orchestrator.sessions import notebook  # imports nbformat, which most processes do not need
+
         self._life.check_loop()
         await notebook.export_notebook(session, Path(output_path), title or _title(session))
 
@@ -450,6 +451,8 @@ class AgentKernelManager(CellCalls, CommandCalls, FileCalls):
 
     def save_session_as_notebook(self, session: KernelSession, output_path: str | Path, title: str = "") -> None:
         """Do what ``export_notebook`` does, but block the event loop: the reference's interface is synchronous."""
+        from orchestrator.sessions import notebook
+
         notebook.save_notebook(session, Path(output_path), title or _title(session))
 
     async def get_kernel_resource_usage(self, kernel_id: str) -> dict[str, Any]:

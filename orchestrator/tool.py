@@ -10,7 +10,6 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import jsonschema
 import pydantic
 
 from orchestrator.errors import InvalidInputError
@@ -182,6 +181,8 @@ def _schema_of(model: type[pydantic.BaseModel] | None) -> dict[str, Any]:
 
 
 def _validator_of(name: str, schema: Mapping[str, Any]) -> Any:
+    import jsonschema  # 50 ms, which a process without tools need not spend
+
     try:
         return _validator_class(json.dumps(schema))(schema)
     except (jsonschema.SchemaError, TypeError, ValueError) as error:
@@ -192,6 +193,8 @@ def _validator_of(name: str, schema: Mapping[str, Any]) -> Any:
 @functools.lru_cache(maxsize=256)
 def _validator_class(text: str) -> Any:
     """Check a schema, and return the class for it. Kept: a check takes 2 ms, and tools may be passed with each cell."""
+    import jsonschema
+
     schema = json.loads(text)
     found = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     found.check_schema(schema)

@@ -171,8 +171,9 @@ def _output(event: OutputEvent) -> tuple[str, dict[str, Any]]:
             transient = {"display_id": event.display_id}
             return "update_display_data", {"data": event.data, "metadata": event.metadata, "transient": transient}
         case ExecuteResult():
-            count = event.execution_count
-            return "execute_result", {"data": event.data, "metadata": event.metadata, "execution_count": count}
+            result = {"data": event.data, "metadata": event.metadata, "execution_count": event.execution_count}
+            named = {} if event.display_id is None else {"transient": {"display_id": event.display_id}}
+            return "execute_result", result | named
         case ErrorOutput():
             return "error", error_content(event)
         case ClearOutput():

@@ -100,7 +100,7 @@ def to_event(kind: str, content: Mapping[str, Any]) -> OutputEvent | None:
             display_id = _display_id(content)
             return UpdateDisplayData(display_id, *_bundle(content)) if display_id is not None else None
         case "execute_result":
-            return ExecuteResult(*_bundle(content), execution_count=count(content.get("execution_count")))
+            return ExecuteResult(*_bundle(content), count(content.get("execution_count")), _display_id(content))
         case "error":
             return to_error(content)
         case "clear_output":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from orchestrator.output.events import DisplayData, ErrorOutput, ExecutionResult
+from orchestrator.output.events import DisplayData, ErrorOutput, ExecuteResult, ExecutionResult
 
 _BESIDE = ("type", "display_id")  # keys of a result's outputs that nbformat does not have
 Content = Mapping[str, Any]
@@ -38,11 +38,11 @@ class CellOutputs:
         updates |= {
             output.display_id: _content(output)
             for output in shown
-            if isinstance(output, DisplayData) and output.display_id is not None
+            if isinstance(output, DisplayData | ExecuteResult) and output.display_id is not None
         }
         return cls(
             tuple({key: value for key, value in form.items() if key not in _BESIDE} for form in forms),
-            tuple(output.display_id if isinstance(output, DisplayData) else None for output in shown),
+            tuple(output.display_id if isinstance(output, DisplayData | ExecuteResult) else None for output in shown),
             updates,
         )
 

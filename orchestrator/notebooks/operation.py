@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
-
-from jsonschema import Draft202012Validator
 
 from orchestrator.errors import InvalidInputError
 
@@ -114,7 +113,12 @@ SCHEMA: Mapping[str, Any] = {
 }
 """The JSON schema of a request: one flat object, since some providers take no alternatives."""
 
-_VALIDATORS = {name: Draft202012Validator(dict(schema)) for name, schema in FIELDS.items()}
+
+@cache
+def _validators() -> Mapping[str, Any]:
+    from jsonschema import Draft202012Validator  # 50 ms, which a process without notebooks need not spend
+
+    return {name: Draft202012Validator(dict(schema)) for name, schema in FIELDS.items()}
 
 
 def checked(request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -142,7 +146,7 @@ def checked(request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
             f"{op} cannot be used so: {', '.join(faults)}.", remedy=f"It takes: {_takes(operation)}."
         )
     for key, value in fields.items():
-        error = next(iter(_VALIDATORS[key].iter_errors(value)), None)
+        error = next(iter(_validators()[key].iter_errors(value)), None)
         if error is not None:
             raise InvalidInputError(f"{op}: {key!r} cannot be used: {error.message[:200]}.")
     return op, fields

@@ -198,7 +198,7 @@ class OutputCollector:
             stream.runs += last != event.name
             stream.width = max(stream.width, width(event.text))
             self._last = event.name
-        elif isinstance(event, DisplayData) and event.display_id is not None:
+        elif isinstance(event, DisplayData | ExecuteResult) and event.display_id is not None:
             self._updates.show(event.display_id)
         if self._split:
             self._tail.join(Waiting(event, number, streamed=False))
@@ -333,7 +333,7 @@ class OutputCollector:
             if 0 < fitting < len(event.text):  # keep its end
                 kept, event = event.text[-fitting:], StreamOutput(event.name, event.text[:-fitting])
                 self._tail.put_back(Waiting(StreamOutput(event.name, kept), 0, waiting.streamed, missed=True))
-        if isinstance(event, DisplayData) and event.display_id is not None:
+        if isinstance(event, DisplayData | ExecuteResult) and event.display_id is not None:
             self._updates.forget(event.display_id)
         size, messages = content_size(event), waiting.messages - waiting.missed
         self._drop(size, _kind(event), seen=waiting.streamed, messages=messages)
@@ -366,9 +366,7 @@ class OutputCollector:
     def _final(self, output: Run | Shown) -> Output:
         if isinstance(output, Run):
             return StreamOutput(output.name, "".join(output.text.pieces()))
-        shown = output.output
-        update = self._updates.of(shown.display_id, output.number) if isinstance(shown, DisplayData) else None
-        return shown if update is None else DisplayData(update.data, update.metadata, update.display_id)
+        return self._updates.applied(output.output, output.number)
 
     def _mark(self) -> Output:
         """Return what stands where output was left out: text of a stream where any was lost, else a display."""

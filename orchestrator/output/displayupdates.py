@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from orchestrator.output.events import UpdateDisplayData
+from orchestrator.output.events import DisplayData, ErrorOutput, ExecuteResult, Output, UpdateDisplayData
 
 
 @dataclass(slots=True)
@@ -95,14 +95,18 @@ class DisplayUpdates:
         if not streamed:
             self._unstreamed[name] = None
 
-    def of(self, display_id: str | None, number: int) -> UpdateDisplayData | None:
-        """Return what replaces the content of one of the cell's displays; None where nothing does.
+    def applied(self, shown: DisplayData | ExecuteResult | ErrorOutput, number: int) -> Output:
+        """Return one of the cell's outputs with its last content.
 
         Args:
-            number: of the display's event.
+            number: of the output's event.
         """
-        update = None if display_id is None else self._own.get(display_id)
-        return update.event if update is not None and update.number > number else None
+        if isinstance(shown, ErrorOutput) or shown.display_id is None:
+            return shown
+        update = self._own.get(shown.display_id)
+        if update is None or update.number <= number:
+            return shown
+        return replace(shown, data=update.event.data, metadata=update.event.metadata)
 
     def of_earlier_cells(self) -> tuple[UpdateDisplayData, ...]:
         """Return the last update of each id that only displays of earlier cells have."""

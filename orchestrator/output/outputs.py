@@ -74,20 +74,27 @@ class DisplayData:
 
 @dataclass(frozen=True, slots=True)
 class ExecuteResult:
-    """The value of the cell's last expression, as a mime bundle."""
+    """The value of the cell's last expression, as a mime bundle.
+
+    Attributes:
+        display_id: as that of ``DisplayData``. IPython's own results have none.
+    """
 
     data: Mapping[str, Any]
     metadata: Mapping[str, Any] = field(default_factory=dict)
     execution_count: int | None = None
+    display_id: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return {
+        """Return nbformat's form, with ``display_id`` only where it is set."""
+        form = {
             "type": "execute_result",
             "output_type": "execute_result",
             "data": dict(self.data),
             "metadata": dict(self.metadata),
             "execution_count": self.execution_count,
         }
+        return form if self.display_id is None else {**form, "display_id": self.display_id}
 
     @classmethod
     def from_dict(cls, form: Mapping[str, Any]) -> Self:
@@ -97,7 +104,12 @@ class ExecuteResult:
             ValueError: a field is missing or invalid; the message names its key.
         """
         fields = Fields(form, "execute_result")
-        return cls(fields.value("data", dict), fields.value("metadata", dict), fields.optional("execution_count", int))
+        return cls(
+            fields.value("data", dict),
+            fields.value("metadata", dict),
+            fields.optional("execution_count", int),
+            fields.optional("display_id", str),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextvars import copy_context
 from functools import partial
+from inspect import isawaitable
 from os import _exit, getpgid, getpid, kill, listdir
 from threading import main_thread
 from time import monotonic
@@ -91,6 +92,8 @@ class SandboxKernel(IPythonKernel):
         super().__init__(**kwargs)
         for name in ("save", "load"):
             self.shell_handlers[f"state_{name}_request"] = partial(self._move_state, name)
+        for name in ("comm_open", "comm_msg", "comm_close"):
+            self.shell_handlers[name] = partial(self._handle_comm, self.shell_handlers[name])
         self._state: Any = None
         self.surroundings: Any = None
         own: Any = {"stdout": sys.stdout, "stderr": sys.stderr}
@@ -253,6 +256,13 @@ class SandboxKernel(IPythonKernel):
                 self._show_failure(reply)
                 self._end_if_broken()
         return dict(reply)
+
+    async def _handle_comm(self, handler: Any, *request: Any) -> None:
+        """Handle a comm's message. Its handler's output belongs to this message, and not to the next cell."""
+        with self.iopub_thread.session_code(), self.session.sending(), OrderedStream.sending():
+            handled = handler(*request)
+            if isawaitable(handled):
+                await handled
 
     def _take_over(self) -> None:
         """Work with the originals of what the session may have changed."""

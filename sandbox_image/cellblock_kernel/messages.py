@@ -1,8 +1,9 @@
 """Keep every message below the host's size limit, whatever a cell displays."""
 
+import contextlib
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -204,8 +205,18 @@ class BoundedSession(Session):
             self.left_out += 1
 
     def hold(self) -> None:
-        """Let displays wait from now on."""
-        self.held = []
+        """Let displays wait from now on. Those that wait already go on waiting."""
+        if self.held is None:
+            self.held = []
+
+    @contextlib.contextmanager
+    def sending(self) -> Iterator[None]:
+        """Send displays meanwhile. Those that wait for the next cell go on waiting."""
+        held, self.held = self.held, None
+        try:
+            yield
+        finally:
+            self.held = held
 
     def release(self) -> int:
         """Send the displays that have waited. Return how many were left out."""

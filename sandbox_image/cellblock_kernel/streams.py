@@ -1,11 +1,13 @@
 """stdout and stderr of cells and their child processes, in the order of writing."""
 
 import codecs
+import contextlib
 import fcntl
 import io
 import os
 import select
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from ipykernel.iostream import OutStream
@@ -122,6 +124,24 @@ class OrderedStream(OutStream):
         if OrderedStream._outbox.holds:
             OrderedStream._outbox.release(OrderedStream.both[-1])
             OrderedStream.both[0].flush()
+
+    @staticmethod
+    @contextlib.contextmanager
+    def sending() -> Iterator[None]:
+        """Send what is written meanwhile. What waits for the next cell goes on waiting."""
+        outbox = OrderedStream._outbox
+        with outbox.turn:
+            waiting, size = outbox.take()
+            outbox.sent(size)
+            holds, outbox.holds = outbox.holds, False
+        try:
+            yield
+        finally:
+            for stream in OrderedStream.both:
+                stream.drain()
+            OrderedStream.both[0].flush()
+            outbox.holds = holds
+            outbox.put_back(waiting[::-1])
 
     @property
     def buffer(self) -> "BytesStream":

@@ -66,12 +66,12 @@ class StockClient:
                 if message["content"].get("execution_state") == "idle":
                     return found
 
-    async def heard(self, kind: str, timeout: float = READY) -> dict[str, Any]:
-        """Return the next message of a type that another's request caused."""
+    async def heard(self, *kinds: str, timeout: float = READY) -> dict[str, Any]:
+        """Return the next message of these types that another's request caused."""
         async with asyncio.timeout(timeout):
             while True:
                 message = self.others.pop(0) if self.others else await self.client.get_iopub_msg(timeout=timeout)
-                if message["msg_type"] == kind:
+                if message["msg_type"] in kinds:
                     return message
 
 

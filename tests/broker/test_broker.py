@@ -174,6 +174,32 @@ async def test_a_completion_that_does_not_end_is_interrupted(client: StockClient
     assert (await client.execute("kept")).of("execute_result")[0]["data"]["text/plain"] == "8"
 
 
+_NAMED_RESULT = """
+kernel = get_ipython().kernel
+content = {"data": {"text/plain": "first"}, "metadata": {}, "execution_count": 1, "transient": {"display_id": "r"}}
+sent = kernel.session.send(kernel.iopub_socket, "execute_result", content)
+"""
+
+
+async def test_a_later_cell_updates_an_earlier_display(served: Served, client: StockClient) -> None:
+    """Both clients get the id of a display, and of a result that has one, and each may update what the other showed."""
+    async with stock_client(served[2]) as second:
+        shown = await client.execute("from IPython.display import display\nhandle = display('a', display_id='later')")
+        assert shown.of("display_data")[0]["transient"] == {"display_id": "later"}
+        assert (await second.heard("display_data"))["content"]["transient"] == {"display_id": "later"}
+        named = await client.execute(_NAMED_RESULT)
+        assert named.of("execute_result")[0]["transient"] == {"display_id": "r"}
+        assert (await second.heard("execute_result"))["content"]["transient"] == {"display_id": "r"}
+        for name in ("later", "r"):
+            code = f"from IPython.display import update_display\nupdate_display('b', display_id='{name}')"
+            updates = (
+                (await second.execute(code)).of("update_display_data"),
+                [(await client.heard("update_display_data"))["content"]],
+            )
+            expected = {"data": {"text/plain": "'b'"}, "metadata": {}, "transient": {"display_id": name}}
+            assert updates == ([expected], [expected])
+
+
 async def test_display_updates_and_clears_come_unchanged(client: StockClient) -> None:
     answer = await client.execute(
         "from IPython.display import display, clear_output\n"
@@ -187,26 +213,42 @@ async def test_display_updates_and_clears_come_unchanged(client: StockClient) ->
 
 
 COMM = """
+import sys, threading
 from ipykernel.comm import Comm
+def handled(comm, m):
+    print('handled')
+    print('noted', file=sys.stderr)
+    comm.send({'twice': 2 * m['content']['data']['n']}, metadata={'m': 1}, buffers=[b'\\x00\\x01'])
 def opened(comm, message):
-    comm.on_msg(lambda m: (print('handled'), comm.send({'twice': 2 * m['content']['data']['n']},
-                           metadata={'m': 1}, buffers=[b'\\x00\\x01'])))
+    comm.on_msg(lambda m: handled(comm, m))
 get_ipython().kernel.comm_manager.register_target('test', opened)
+threading.Timer(0.3, lambda: (print('between'), display('shown between'))).start()
 """
 
 
 async def test_a_comm_goes_both_ways_with_metadata_and_buffers(client: StockClient) -> None:
-    """A widget's front end talks with its model between cells, and every message has its request as parent."""
+    """A widget's front end talks with its model between cells, and every message has its request as parent.
+
+    What the handler prints is among them. What a thread has put out before waits for the next cell, past all of it.
+    """
     await client.execute(COMM)
+    await asyncio.sleep(1)
     kernel = client.client
+    await client.answer(kernel.complete("thr"))
     opening = kernel.session.msg("comm_open", {"comm_id": "c1", "target_name": "test", "data": {}})
     kernel.shell_channel.send(opening)
     sent = kernel.session.msg("comm_msg", {"comm_id": "c1", "data": {"n": 21}})
     kernel.shell_channel.send(sent)
-    message = await client.heard("comm_msg")
+    heard = [await client.heard("comm_msg", "stream") for _ in range(3)]
+    printed = [each["content"]["text"] for each in heard if each["msg_type"] == "stream"]
+    message = next(each for each in heard if each["msg_type"] == "comm_msg")
     assert message["content"] == {"comm_id": "c1", "data": {"twice": 42}}
     assert (message["metadata"], [bytes(each) for each in message["buffers"]]) == ({"m": 1}, [b"\x00\x01"])
-    assert message["parent_header"]["msg_id"] == sent["header"]["msg_id"]
+    assert printed == ["handled\n", "noted\n"]
+    assert {each["parent_header"]["msg_id"] for each in heard} == {sent["header"]["msg_id"]}
+    following = await client.execute("print('of the cell')")
+    assert following.text == "between\nof the cell\n"
+    assert [each["data"]["text/plain"] for each in following.of("display_data")] == ["'shown between'"]
     info = await client.answer(kernel.comm_info(target_name="test"))
     assert info.reply["comms"] == {"c1": {"target_name": "test"}}
 

@@ -165,6 +165,12 @@ def run_python(program: str, *blocked: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_a_kernel_of_jupyter_starts_without_what_it_does_not_need() -> None:
+    """The relay is imported at each start: neither nbformat nor jsonschema, a fifth of the time, is among it."""
+    done = run_python("import orchestrator.jupyter.relay", "nbformat", "jsonschema")
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_library_imports_nothing_of_the_command_line() -> None:
     """With typer, rich and textual missing, every module outside ``cli/`` can be imported."""
     program = """

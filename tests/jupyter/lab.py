@@ -23,16 +23,17 @@ _NEWS = "lab/user-settings/@jupyterlab/apputils-extension/notification.jupyterla
 
 
 @contextlib.asynccontextmanager
-async def lab(where: Place, *options: str) -> AsyncIterator[str]:
-    """Start JupyterLab, and yield its address.
+async def lab(where: Place, *options: str, program: str = "jupyterlab") -> AsyncIterator[str]:
+    """Start JupyterLab, or another program of its kind, and yield its address.
 
     Args:
+        program: "jupyterlab" or "notebook".
         options: of the command, such as ``--gateway-url=…``, with which the kernels are those of a gateway.
     """
     command = [
-        str(environment("jupyter")), "-m", "jupyterlab", "--no-browser", "--allow-root", "--port=0",
+        str(environment("jupyter")), "-m", program, "--no-browser", "--allow-root", "--port=0",
         f"--IdentityProvider.token={_TOKEN}", f"--ServerApp.root_dir={where.notebooks}",
-        "--LabApp.expose_app_in_browser=True", *options,
+        "--LabApp.expose_app_in_browser=True", "--JupyterNotebookApp.expose_app_in_browser=True", *options,
     ]  # fmt: skip
     asks = where.folder / "c" / _NEWS
     asks.parent.mkdir(parents=True, exist_ok=True)
@@ -71,9 +72,13 @@ class Notebook:
         self.page = page
 
     @classmethod
-    async def opened(cls, page: Page, address: str, name: str) -> Notebook:
-        """Open a notebook, and wait until its kernel is idle."""
-        await page.goto(f"{address}/lab/tree/{quote(name)}?token={_TOKEN}")
+    async def opened(cls, page: Page, address: str, name: str, path: str = "lab/tree") -> Notebook:
+        """Open a notebook, and wait until its kernel is idle.
+
+        Args:
+            path: where the program shows notebooks; Notebook 7 does at "notebooks".
+        """
+        await page.goto(f"{address}/{path}/{quote(name)}?token={_TOKEN}")
         opened = cls(page)
         await opened.idle()
         return opened

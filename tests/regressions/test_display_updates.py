@@ -12,7 +12,14 @@ import nbformat
 
 from orchestrator.limits import MIB, OutputLimits
 from orchestrator.output.collector import OutputCollector
-from orchestrator.output.events import ClearOutput, DisplayData, OutputEvent, StreamOutput, UpdateDisplayData
+from orchestrator.output.events import (
+    ClearOutput,
+    DisplayData,
+    ExecuteResult,
+    OutputEvent,
+    StreamOutput,
+    UpdateDisplayData,
+)
 from orchestrator.output.lastdisplays import with_last_displays
 from tests.conftest import make_manager
 
@@ -113,6 +120,16 @@ def test_each_display_has_the_last_content_of_its_id() -> None:
     assert texts(result_of(update("b")), first) == [[], ["a", "a", "a"]]
     assert result_of(display("a"), update("b"))["updates"] == []
     assert result_of(update("a"), display("b"))["updates"] == []
+
+
+def test_a_result_may_have_an_id_too() -> None:
+    """An update by its own cell or by a later one changes its content alone; it stays an execute_result."""
+    value = ExecuteResult({"text/plain": "a"}, {}, 3, "d")
+    own = result_of(value, update("b"))
+    assert own == {"outputs": [value.as_dict() | {"data": {"text/plain": "b"}}], "updates": []}
+    assert texts(result_of(value), result_of(update("c"))) == [["c"], []]
+    small = OutputLimits(MIB, displays=2)
+    assert result_of(*(value for _ in range(9)), update("b"), limits=small)["updates"] == []
 
 
 def test_results_of_earlier_versions_have_no_updates() -> None:

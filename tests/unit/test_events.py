@@ -46,7 +46,7 @@ ERRORS = st.builds(ErrorOutput, TEXT, TEXT, st.lists(TEXT, max_size=3).map(tuple
 OUTPUTS: st.SearchStrategy[Output] = st.one_of(
     st.builds(StreamOutput, st.sampled_from(["stdout", "stderr"]), TEXT),
     st.builds(DisplayData, BUNDLES, BUNDLES, st.none() | TEXT),
-    st.builds(ExecuteResult, BUNDLES, BUNDLES, st.none() | COUNTS),
+    st.builds(ExecuteResult, BUNDLES, BUNDLES, st.none() | COUNTS, st.none() | TEXT),
     ERRORS,
 )
 TRUNCATIONS = st.builds(Truncation, TEXT, COUNTS, COUNTS, COUNTS)
