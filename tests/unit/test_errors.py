@@ -94,7 +94,21 @@ ERRORS: dict[str, tuple[str, dict[str, Any]]] = {
     "RequestTooLargeError": ("request_too_large", {**SAYS, "limit": 1024}),
     "RequestTimeoutError": ("request_timeout", SAYS),
     "IdempotencyError": ("idempotency", {**SAYS, "key": "k"}),
-    "ServerUnavailableError": ("server_unavailable", SAYS),
+    "ServerUnavailableError": ("server_unavailable", {**SAYS, "undone": True}),
+    "NotOwnerError": ("not_owner", {**SAYS, "session_id": "s", "owner": "n1"}),
+    "UntrustedServerError": ("untrusted_server", SAYS),
+    "IncompatibleServerError": (
+        "incompatible_server", {**SAYS, "protocol": 3, "spoken": (1, 2), "version": "0.9"}
+    ),
+    "NodeLostError": (
+        "node_lost",
+        {**SAYS, "kernel_id": "k", "reason": Outcome.KERNEL_DIED, "exit_code": None, "node_id": "n1", "undone": True},
+    ),
+    "NoNodeError": (
+        "no_node",
+        {**SAYS, "max_kernels": 2, "waited": 1.5, "reason": "memory", "expected_wait": 3.0, "needed_bytes": 9,
+         "free_bytes": 4, "refusals": (errors.NodeRefusal("n1", "kernel", "full"),)},
+    ),
 }  # fmt: skip
 
 
