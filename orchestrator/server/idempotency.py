@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
 
-from orchestrator.errors import IdempotencyError, InvalidInputError
+from orchestrator.errors import IdempotencyError, InvalidInputError, ServerError
 from orchestrator.principal import Principal
 
 T = TypeVar("T")
@@ -77,6 +77,7 @@ class Idempotency(Generic[T]):
         Raises:
             IdempotencyError: the key came with another request before.
             InvalidInputError: the key has more than 255 characters.
+            ServerError: the client cancelled the request.
             Whatever ``make`` raises. A request that failed is made again when it comes again.
         """
         if key is None:
@@ -92,4 +93,13 @@ class Idempotency(Generic[T]):
             share.shrink()
         elif entry.digest != digest:
             raise IdempotencyError("this idempotency key was used for another request.", key=key)
-        return await asyncio.shield(entry.answer)
+        await asyncio.wait({entry.answer})
+        if entry.answer.cancelled():
+            raise ServerError("the request was cancelled by its client.")
+        return entry.answer.result()
+
+    def cancel(self, principal: Principal, key: str) -> bool:
+        """Cancel a request of the caller's group that is being made. Returns whether there was one."""
+        share = self._shares.get(principal.group)
+        entry = None if share is None else share.entries.get(key)
+        return entry is not None and entry.answer.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ class Service:
         concurrent: how many requests, and how many streams, each token may have open at once.
 
     Attributes:
+        process_id: a name that no other process has. A request may say that it is for this process only.
         draining: whether it takes no new work any longer.
     """
 
@@ -44,6 +46,7 @@ class Service:
     ) -> None:
         self.settings = settings
         self.policies = tuple(policies)
+        self.process_id = secrets.token_hex(8)
         self.draining = False
         self.managers = Managers(settings, max_kernels)
         self.slots = Slots(concurrent)
