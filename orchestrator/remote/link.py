@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
-import httpx
-
 Query = Mapping[str, str | int | float | bool]
 Numbered = AsyncGenerator[tuple[int | None, dict[str, Any]], None]
-Download = httpx.Response
+
+
+class Download(Protocol):
+    """An answer whose body is read piece by piece: a response of httpx."""
+
+    async def aread(self) -> bytes: ...
+
+    def aiter_bytes(self, chunk_size: int | None = None) -> AsyncIterator[bytes]: ...
 
 
 class Link(Protocol):

@@ -179,7 +179,7 @@ class RemoteKernelManager(RemoteCellCalls, RemoteCommandCalls, RemoteFileCalls):
 
     async def list_sessions(self, *, ended: bool = False) -> list[dict[str, Any]]:
         """Return the sessions of the token's group, the last used first, as the server describes them."""
-        found = await self._connection.ask("GET", "/v1/sessions", query={"ended": ended})
+        found = await self._link("").ask("GET", "/v1/sessions", query={"ended": ended})
         sessions: list[dict[str, Any]] = found["sessions"]
         return sessions
 
