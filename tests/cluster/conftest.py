@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,26 +17,57 @@ from tests.cluster.fakedirectory import FakeDirectory, record
 from tests.server.conftest import Server, serving
 
 
-@pytest.fixture(scope="package")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
-    """Two servers with data and state folders of their own, for all tests of the cluster that kill none."""
-    with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(node(tmp_path_factory.mktemp("node"), number)) for number in range(2)]
+@dataclass
+class Cluster:
+    """Servers that are nodes, "n1", "n2" and so on, over one store."""
+
+    folder: Path
+    servers: list[Server]
+
+    @contextlib.contextmanager
+    def directory(self, count: int) -> Iterator[FakeDirectory]:
+        """Yield a directory with the first nodes."""
+        directory = FakeDirectory(self.folder)
+        for number, server in enumerate(self.servers[:count], 1):
+            directory.add(record(f"n{number}", server.url), server.process.pid)
+        try:
+            yield directory
+        finally:
+            directory.close()
 
 
 @contextlib.contextmanager
-def node(folder: Path, number: int, *options: str, **settings: str) -> Iterator[Server]:
-    """Run a server with a data folder, a state folder and a range of user ids of its own."""
-    with tempfile.TemporaryDirectory(prefix="cb-") as state:  # sockets need a short path
-        own = {"CELLBLOCK_STATE_DIR": state, "CELLBLOCK_UID_BASE": str(260_000 + 2_000 * number)}
-        with serving(folder, *options, **{**own, **settings}) as server:
-            yield server
+def cluster_of(count: int, *options: str, tokens: int = 0) -> Iterator[Cluster]:
+    """Run servers with one data folder and one state folder, so that a live one goes on with a dead one's sessions."""
+    with (
+        tempfile.TemporaryDirectory(prefix="cb-") as name,
+        contextlib.ExitStack() as stack,
+    ):  # sockets need a short path
+        folder = Path(name)
+        state = str(folder / "state")
+        yield Cluster(
+            folder,
+            [
+                stack.enter_context(
+                    serving(folder, *options, tokens=tokens if not number else 0, CELLBLOCK_STATE_DIR=state)
+                )
+                for number in range(count)
+            ],
+        )
+
+
+@pytest.fixture(scope="package")
+def cluster() -> Iterator[Cluster]:
+    """Two nodes, for all tests that kill none."""
+    with cluster_of(2) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one_node", "two_nodes"])
-def directory(servers: list[Server], request: pytest.FixtureRequest) -> FakeDirectory:
+def directory(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[FakeDirectory]:
     """The directory that the managers of a module's tests read."""
-    return FakeDirectory(*(record(f"n{number}", each.url) for number, each in enumerate(servers[: request.param], 1)))
+    with cluster.directory(request.param) as directory:
+        yield directory
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

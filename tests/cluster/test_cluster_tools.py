@@ -22,7 +22,6 @@ from tests.docker.test_tools import (
     test_an_error_can_be_caught_and_says_its_kind,
     test_an_interrupt_reaches_the_tool,
     test_cancelling_the_call_cancels_its_tools,
-    test_fifty_gathered_calls_overlap,
     test_no_tool_runs_after_its_cell,
     test_schemas_that_cannot_be_used,
     test_the_clock_stops_while_a_tool_runs,
