@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -66,14 +67,15 @@ class NodeLink:
         self._connection = connection
         self._is_over = is_over
         self._facts: Facts | None = None
-        self._limits: set[asyncio.Timeout] = set()
+        self._limits: dict[asyncio.Timeout, float] = {}
         self._cancelling: set[asyncio.Task[Any]] = set()
         self._cut = False
 
     @property
-    def is_busy(self) -> bool:
-        """Whether somebody waits for the node."""
-        return bool(self._limits)
+    def waited_s(self) -> float:
+        """For how long somebody has waited for the node; 0 if nobody does."""
+        since = next(iter(self._limits.values()), None)
+        return 0.0 if since is None else time.monotonic() - since
 
     def cut(self) -> None:
         """End all waits for the node: its lease is over. Called by ``Router``."""
@@ -246,11 +248,11 @@ class NodeLink:
             raise self.lost(undone=True)
         try:
             async with asyncio.timeout(None) as limit:
-                self._limits.add(limit)
+                self._limits[limit] = time.monotonic()
                 try:
                     yield
                 finally:
-                    self._limits.discard(limit)
+                    del self._limits[limit]
         except TimeoutError:
             if limit.expired():
                 raise self.lost(undone=undone) from None

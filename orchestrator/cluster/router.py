@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 from collections.abc import Iterator
 
 from orchestrator.cluster.nodedirectory import NodeDirectory, NodeRecord, Ownership
@@ -12,7 +13,7 @@ from orchestrator.cluster.nodeview import NodeView
 from orchestrator.cluster.placement import Need
 from orchestrator.cluster.refusals import UNREACHED, all_refused
 from orchestrator.errors import CellblockError, ManagerClosedError
-from orchestrator.remote.connection import Connection
+from orchestrator.remote.connection import Connection, trust
 
 _WATCHING = 2.0  # seconds between two looks at the leases of nodes that somebody waits for
 
@@ -30,7 +31,8 @@ class Router:
     ) -> None:
         self.view = NodeView(directory)
         self._directory = directory
-        self._token, self._verify, self._policy = token, verify, policy
+        self._token, self._policy = token, policy
+        self._verify: ssl.SSLContext | str | bool = verify
         self._chance = chance
         self._links: dict[tuple[str, int], NodeLink] = {}
         self._watching: asyncio.Task[None] | None = None
@@ -49,6 +51,8 @@ class Router:
             self._watching = asyncio.create_task(self._watch())
         key = record.node_id, record.epoch
         if key not in self._links:
+            if record.url.startswith("https:"):
+                self._verify = trust(self._verify)  # one for all nodes
             connection = Connection(record.url, self._token, None, self._verify)
             self._links[key] = NodeLink(record, connection, self.view.is_over)
         return self._links[key]
@@ -122,7 +126,7 @@ class Router:
         while True:
             await asyncio.sleep(_WATCHING)
             for key, link in list(self._links.items()):
-                if link.is_busy and await self.view.is_over(link.record):
+                if link.waited_s > _WATCHING and await self.view.is_over(link.record):
                     link.cut()
                     del self._links[key]
                     await link.close()
