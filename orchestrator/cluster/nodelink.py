@@ -224,7 +224,8 @@ class NodeLink:
                 raise self.lost(undone=False) from error
             raise error
         begun = begun or not error.undone
-        error.undone = not begun
+        if begun:
+            error.undone, error.remedy = False, "What the node has done of the request is not known."
         if begun and not again:
             raise error
         if await self._is_over(self.record):

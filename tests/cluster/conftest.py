@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,23 +38,17 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster_of(count: int, *options: str, tokens: int = 0) -> Iterator[Cluster]:
+def cluster_of(count: int) -> Iterator[Cluster]:
     """Run servers with one data folder and one state folder, so that a live one goes on with a dead one's sessions."""
     with (
         tempfile.TemporaryDirectory(prefix="cb-") as name,
         contextlib.ExitStack() as stack,
     ):  # sockets need a short path
         folder = Path(name)
-        state = str(folder / "state")
-        yield Cluster(
-            folder,
-            [
-                stack.enter_context(
-                    serving(folder, *options, tokens=tokens if not number else 0, CELLBLOCK_STATE_DIR=state)
-                )
-                for number in range(count)
-            ],
-        )
+        nodes = [serving(folder, CELLBLOCK_STATE_DIR=str(folder / "state")) for _ in range(count)]
+        with ThreadPoolExecutor(count) as threads:
+            servers = list(threads.map(stack.enter_context, nodes))
+        yield Cluster(folder, servers)
 
 
 @pytest.fixture(scope="package")

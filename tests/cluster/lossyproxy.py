@@ -1,4 +1,4 @@
-"""LossyProxy: a proxy before a node that loses answers, or lets nothing through."""
+"""LossyProxy: a proxy before a node that loses answers."""
 
 from __future__ import annotations
 
@@ -12,19 +12,17 @@ class LossyProxy:
     """Forwards connections.
 
     Attributes:
+        target: the node's address.
         url: where it listens.
         losing: bytes of requests whose answer is lost once: its connection is closed when the answer comes.
         after: how many bytes of these answers come through.
-        is_silent: whether it forwards nothing, as a network that drops all packets.
     """
 
     def __init__(self, target: str) -> None:
-        address = urlsplit(target)
-        self._target = address.hostname or "", address.port or 0
+        self.target = target
         self.url = ""
         self.losing: list[bytes] = []
         self.after = 0
-        self.is_silent = False
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[LossyProxy]:
@@ -48,16 +46,16 @@ class LossyProxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         lost = asyncio.Event()
-        node_reader, node_writer = await asyncio.open_connection(*self._target)
+        address = urlsplit(self.target)
+        node_reader, node_writer = await asyncio.open_connection(address.hostname, address.port)
 
         async def requests() -> None:
             while piece := await reader.read(65536):
                 for request in [each for each in self.losing if each in piece]:
                     self.losing.remove(request)
                     lost.set()
-                if not self.is_silent:
-                    node_writer.write(piece)
-                    await node_writer.drain()
+                node_writer.write(piece)
+                await node_writer.drain()
 
         async def answers() -> None:
             passed = 0
@@ -66,9 +64,8 @@ class LossyProxy:
                     passed += len(piece)
                     if passed > self.after:
                         return
-                if not self.is_silent:
-                    writer.write(piece)
-                    await writer.drain()
+                writer.write(piece)
+                await writer.drain()
 
         tasks = [asyncio.create_task(requests()), asyncio.create_task(answers())]
         try:

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -14,8 +15,10 @@ from orchestrator import NodeLostError, StreamOutput
 from orchestrator.cluster.clustermanager import ClusterKernelManager
 from orchestrator.remote.remotesession import RemoteSession
 from tests.cluster.conftest import Cluster, cluster_of
-from tests.cluster.fakedirectory import FakeDirectory, record
+from tests.cluster.fakedirectory import FakeDirectory
+from tests.cluster.lossyproxy import LossyProxy
 
+CODE = "kept += 1\nprint(kept, flush=True)\nimport time\ntime.sleep(20)"
 NEXT_RESULT = 15.0  # seconds after an agent's next call
 
 
@@ -52,23 +55,23 @@ async def test_a_killed_node(nodes: Cluster) -> None:
             streams = await started_on(directory, "n1", manager, "streams")
             follows = await started_on(directory, "n1", manager, "follows")
             idles = await started_on(directory, "n1", manager, "idles")
-            code = "kept += 1\nprint(kept, flush=True)\nimport time\ntime.sleep(20)"
             texts: list[str] = []
 
             async def streamed() -> str:
                 outcome = ""
-                async for event in manager.stream_code(streams, code):
+                async for event in manager.stream_code(streams, CODE):
                     if isinstance(event, StreamOutput):
                         texts.append(event.text)
                     outcome = getattr(getattr(event, "result", None), "outcome", outcome)
                 return outcome
 
-            executing = asyncio.create_task(manager.execute(session, code))
+            executing = asyncio.create_task(manager.execute(session, CODE))
             streaming = asyncio.create_task(streamed())
-            started = await manager.start_code(follows, code)
+            started = await manager.start_code(follows, CODE)
             listing = asyncio.create_task(manager.run_command(idles, "sleep 60"))
             await asyncio.sleep(1.5)
             nodes.servers[0].process.kill()
+            await asyncio.to_thread(nodes.servers[0].process.wait)
             next_call = asyncio.create_task(manager.execute(idles, "kept"))
             await asyncio.sleep(2)
             directory.set("n1", lease_left_s=-1.0)
@@ -86,7 +89,7 @@ async def test_a_killed_node(nodes: Cluster) -> None:
                     assert (await manager.execute(each, "kept")).result == "42"
             assert time.monotonic() - over < NEXT_RESULT
             cells = [entry["code"] for entry in await session.history()]
-            assert cells.count(code) == 1
+            assert cells.count(CODE) == 1
 
 
 async def test_a_frozen_node(nodes: Cluster) -> None:
@@ -110,15 +113,17 @@ async def test_a_frozen_node(nodes: Cluster) -> None:
 
 
 async def test_a_server_that_is_started_anew_under_the_same_lease(nodes: Cluster) -> None:
-    """The new process does not know what the old one began: the cell is not run again; the next one is."""
+    """The new process does not know what the old one began: it is not asked to run the cell again, but the next one."""
     with nodes.directory(1) as directory:
-        async with ClusterKernelManager(directory) as manager:
+        async with LossyProxy(nodes.servers[0].url).running() as proxy, ClusterKernelManager(directory) as manager:
+            directory.records["n1"] = replace(directory.records["n1"], url=proxy.url)
             session = await started_on(directory, "n1", manager, "anew")
-            executing = asyncio.create_task(manager.execute(session, "kept += 1\nimport time\ntime.sleep(20)"))
+            executing = asyncio.create_task(manager.execute(session, CODE))
             await asyncio.sleep(1.5)
-            nodes.servers[0].process.kill()
-            directory.records["n1"] = record("n1", nodes.servers[1].url)  # another process, in the place of the first
+            proxy.target = nodes.servers[1].url  # another process, at the address of the first
             directory.processes[nodes.servers[1].process.pid] = "n1"
+            nodes.servers[0].process.kill()
             async with asyncio.timeout(60):
-                result = await executing
-                assert result.outcome == "kernel_died"
+                assert (await executing).outcome == "kernel_died"
+                assert (await manager.execute(session, "kept")).result == "42"
+            assert [entry["code"] for entry in await session.history()].count(CODE) == 1
