@@ -20,7 +20,7 @@ from typing import Any
 from sqlalchemy import create_engine, text
 
 from orchestrator.isolation.measure import quantile
-from orchestrator.store.history import History
+from orchestrator.store.history import Claim, History
 
 _CELLS_EACH = 1000  # cells of one session
 _ROUNDS = 30
@@ -105,7 +105,7 @@ def measure(history: History, cells: int) -> dict[str, Figure]:
 
     def begin() -> None:
         current[0] = next(numbers)
-        history.begin_cell("live", current[0], "print(1)", "k")
+        history.begin_cell(Claim("live", 1), current[0], "print(1)", "k")
 
     deletable = iter(range(1, cells // _CELLS_EACH))
     operations: dict[str, Callable[[], object]] = {
@@ -114,7 +114,7 @@ def measure(history: History, cells: int) -> dict[str, Figure]:
         "find": lambda: history.find("0" * 30 + "05"),
         "retention": lambda: history.excess(0.0, 10**15),
         "begin": begin,
-        "end": lambda: history.end_cell("live", current[0], _OK),
+        "end": lambda: history.end_cell(Claim("live", 1), current[0], _OK),
         "delete": lambda: history.delete(f"{next(deletable):032x}"),
     }
     medians = {name: _median(work, 4 if name == "delete" else _ROUNDS) for name, work in operations.items()}
@@ -147,8 +147,8 @@ class _Neighbour:
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
             number, began = next(self._numbers), time.perf_counter()
-            await self._history.run(History.begin_cell, "next", number, "print(1)", "k")
-            await self._history.run(History.end_cell, "next", number, _OK)
+            await self._history.run(History.begin_cell, Claim("next", 1), number, "print(1)", "k")
+            await self._history.run(History.end_cell, Claim("next", 1), number, _OK)
             took.append((time.perf_counter() - began) * 1000)
             await asyncio.sleep(_PAUSE)
         return took

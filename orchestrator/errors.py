@@ -572,6 +572,24 @@ class StoreError(CellblockError, OSError, code="store"):
     result: ExecutionResult | None = None
 
 
+class NodeLeaseError(StoreError, code="node_lease"):
+    """The lease of this node of a cluster has ended, so that nothing is acknowledged. No partial entry remains."""
+
+
+class NotOwnerError(CellblockError, code="not_owner"):
+    """Another process has taken the session over, so that what this one wanted to write was refused.
+
+    Nothing of it is written, now or later. The session goes on where it is now; its kernel here is ended.
+
+    Attributes:
+        session_id: the session.
+        owner: the process that owns it now, by its name in the store; None for a session that sleeps or has ended.
+    """
+
+    session_id: str
+    owner: str | None = None
+
+
 class QuotaExceededError(StoreError, code="quota_exceeded"):
     """An agent keeps as much history and as many checkpoints as it may. Nothing was run or written.
 

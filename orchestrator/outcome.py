@@ -71,6 +71,7 @@ class Outcome(StrEnum):
     END_SESSION = "end_session", Ends.SESSION, False  # by ``manager.end_session``
     KILLED = "killed", Ends.SESSION, False  # by an operator
     ORCHESTRATOR_LOST = "orchestrator_lost", Ends.SESSION, False  # its process died, and its kernel is gone
+    TAKEN_OVER = "taken_over", Ends.SESSION, False  # another process owns it now, while this one was away
     NEVER_STARTED = "never_started", Ends.SESSION, False  # the session never had a kernel
     ASLEEP = "asleep", Ends.SESSION, False  # the session sleeps, and its object was used without acquiring it again
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.errors import CellblockError, CheckpointForeignError, InvalidInputError, StoreError
+from orchestrator.errors import CellblockError, CheckpointForeignError, InvalidInputError, NotOwnerError, StoreError
 from orchestrator.image.packages import PackageSource
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.kernel.statetransfer import load_state, save_state
@@ -65,6 +65,7 @@ async def capture(session: KernelSession, files: CheckpointFiles, *, asked_for: 
     Raises:
         CheckpointTooLargeError, CheckpointStateError: no checkpoint was made; the session continues.
         StoreError: the checkpoint could not be written; no part of it is left.
+        NotOwnerError: another process has taken the session over; no part of it is left.
         QuotaExceededError: a caller wants it, and the agent keeps as much as it may; no part of it is left.
         KernelDiedError, SessionEndedError: there is no kernel.
     """
@@ -88,19 +89,17 @@ async def capture(session: KernelSession, files: CheckpointFiles, *, asked_for: 
     size = await asyncio.to_thread(files.size, checkpoint_id)
     lost = tuple(Lost(**loss) for loss in found)
     record = CheckpointRecord(checkpoint_id, session.session_id, now, session.cell_count, asked_for, size, found)
-    await _record(session.store, files, record)
+    await _record(session, files, record)
     cell, path = session.cell_count, files.path(checkpoint_id)
     session.note(kernel, "checkpoint.made", checkpoint=checkpoint_id, cell=cell, bytes=size, lost=len(lost))
     return Checkpoint(checkpoint_id, session.session_id, session.agent_id, now, cell, size, lost, path)
 
 
-async def _record(store: History | None, files: CheckpointFiles, record: CheckpointRecord) -> None:
+async def _record(session: KernelSession, files: CheckpointFiles, record: CheckpointRecord) -> None:
     """Record a new checkpoint, and remove the files of those that it replaces; on failure its own file."""
-    if store is None:
-        return
     try:
-        replaced = await store.run(History.add_checkpoint, record)
-    except StoreError:
+        replaced = await session.add_checkpoint(record)
+    except (NotOwnerError, StoreError):
         await asyncio.to_thread(files.remove, record.checkpoint_id)
         raise
     for earlier in replaced:

@@ -11,7 +11,7 @@ stateDiagram-v2
     live --> asleep: sleep, abandon
     asleep --> asleep: take_over (of a dead process)
     asleep --> ended: end
-    live --> ended: end
+    live --> ended: end, disown (another process has taken it over)
 ```
 
 A transition changes the session's fields *and* its row in the store; no other module assigns either.
@@ -329,6 +329,12 @@ class Lifecycle:
             self.note(self.kernel, "session.left", cells=self.cell_count)
         self._detach()
 
+    def disown(self) -> None:
+        """Note that another process has the session now: it is over here. The caller ends the kernel."""
+        if self.kernel is not None:
+            self.note(self.kernel, "session.taken_over", cells=self.cell_count)
+        self.ended, self.asleep = Outcome.TAKEN_OVER, False
+
     async def end(self, reason: str) -> None:
         """End the session. Idempotent: the first reason stays. The caller ends the kernel."""
         if self.ended is not None:
@@ -338,6 +344,18 @@ class Lifecycle:
             commands = len(self.running_commands())
             self.note(self.kernel, "session.ended", reason=reason, cells=self.cell_count, commands=commands)
         self._end_written = await self._row.ends(reason)
+
+    async def add_checkpoint(self, record: CheckpointRecord) -> list[str]:
+        """Add a checkpoint whose file is in place.
+
+        Returns:
+            The ids of those that it replaces. The caller removes the files.
+
+        Raises:
+            NotOwnerError: another process has taken the session over.
+            StoreError: see ``History.add_checkpoint``.
+        """
+        return await self._row.add_checkpoint(record)
 
     async def drop_checkpoints(self) -> list[str]:
         """Forget an ended session's checkpoints, but for those that a caller asked for.

@@ -299,6 +299,19 @@ class SessionRegistry:
             await session.settled()
             await self.drop_checkpoints(session)
 
+    def disown(self, session_id: str) -> None:
+        """Let go of a session that another process has taken over, and end its kernel here. Idempotent.
+
+        The store has refused what this process wrote, and refuses the rest.
+        """
+        self.asleep.pop(session_id, None)
+        session = next((one for one in self.sessions.values() if one.session_id == session_id), None)
+        if session is not None:
+            resource = self._remove(session, Outcome.TAKEN_OVER)
+            session.disown()
+            if resource is not None:
+                self._spawn(self._pool.discard(resource))
+
     async def end_with_pool(self, session: KernelSession, reason: str) -> None:
         """End a session at shutdown. The pool ends its kernel when it closes."""
         self.sessions.pop(session.agent_id, None)

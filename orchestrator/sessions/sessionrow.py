@@ -1,6 +1,9 @@
 """SessionRow: one session's rows in the store. Only ``KernelSession`` uses it: no other module writes them.
 
 A session without a store, such as one in a test, has no rows: every method then does nothing.
+
+Every write carries this process's claim on the session. Once another process has taken the session over, those that a
+caller waits for raise NotOwnerError, and the others are reported by the store.
 """
 
 from __future__ import annotations
@@ -11,11 +14,11 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from orchestrator.errors import StoreError
+from orchestrator.errors import NotOwnerError, StoreError
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.outcome import Outcome
 from orchestrator.output.commandresult import CommandResult
-from orchestrator.store.history import CheckpointRecord, CommandRecord, History
+from orchestrator.store.history import CheckpointRecord, Claim, CommandRecord, History
 from orchestrator.store.payloads import is_large
 
 _log = logging.getLogger(__name__)
@@ -33,6 +36,7 @@ class SessionRow:
         self._store = store
         self._session_id = session_id
         self._owner = owner
+        self._claim = Claim(session_id, 0)
         self._unwritten: dict[int, dict[str, Any]] = {}  # results that the store may not have yet, by cell
         self._unkept_commands = 0  # of a session without a store
 
@@ -48,13 +52,15 @@ class SessionRow:
         if self._store is None:
             return True
         owner, kernel_id, runtime = self._owner, kernel.kernel_id, kernel.runtime
+        self._claim = Claim(self._session_id, 1)  # as ``add_session`` will say
         try:
-            return await self._store.run(
+            claim = await self._store.run(
                 History.add_session, self._session_id, agent_id, owner=owner, kernel_id=kernel_id, runtime=runtime
             )
         except BaseException:  # a cancelled caller does not know whether the row was written
-            self._store.submit(History.session_ends, self._session_id, Outcome.NEVER_STARTED)
+            self._store.submit(History.session_ends, self._claim, Outcome.NEVER_STARTED)
             raise
+        return claim is not None
 
     async def add_forks(self, forks: Sequence[tuple[str, CheckpointRecord]], kernel: Kernel) -> None:
         """Add the rows of sleeping forks, all or none, each with its agent and its checkpoint.
@@ -64,7 +70,7 @@ class SessionRow:
         """
         if self._store is not None:
             names = {"kernel_id": kernel.kernel_id, "runtime": kernel.runtime}
-            await self._store.run(History.add_forks, self._session_id, forks, **names)
+            await self._store.run(History.add_forks, self._claim, forks, **names)
 
     async def take_over(self, owner: str | None) -> bool:
         """Make this process the owner in place of ``owner``. Returns False when another process was quicker.
@@ -75,10 +81,12 @@ class SessionRow:
         if self._store is None:
             return True
         try:
-            return await self._store.run(History.take_ownership, self._session_id, owner, self._owner)
+            claim = await self._store.run(History.take_ownership, self._session_id, owner, self._owner)
         except asyncio.CancelledError:  # the row is changed all the same: undo it, or nobody could wake the session
             self._store.submit(History.take_ownership, self._session_id, self._owner, owner)
             raise
+        self._claim = claim or self._claim
+        return claim is not None
 
     async def lives(self, kernel: Kernel) -> None:
         """Write that the session has this kernel.
@@ -87,23 +95,23 @@ class SessionRow:
             StoreError: the row cannot be written.
         """
         if self._store is not None:
-            await self._store.run(History.session_lives, self._session_id, **self._names(kernel))
+            await self._store.run(History.session_lives, self._claim, **self._names(kernel))
 
     def lives_still(self, kernel: Kernel) -> None:
         """Write, in the background, that the session still has this kernel."""
         if self._store is not None:
-            self._store.submit(History.session_lives, self._session_id, **self._names(kernel))
+            self._store.submit(History.session_lives, self._claim, **self._names(kernel))
 
     def sleeps_still(self) -> None:
         """Write, in the background, that the session sleeps as before."""
         if self._store is not None:
-            self._store.submit(History.session_sleeps, self._session_id)
+            self._store.submit(History.session_sleeps, self._claim)
 
     async def sleeps(self) -> None:
         """Write that the session has no kernel and no owner. The store keeps a write that fails for the next one."""
         if self._store is not None:
             with self._owed():
-                await self._store.run(History.session_sleeps, self._session_id)
+                await self._store.run(History.session_sleeps, self._claim)
 
     async def ends(self, reason: str) -> bool:
         """Write that the session is over. The store keeps a write that fails for the next one.
@@ -113,16 +121,24 @@ class SessionRow:
         """
         if self._store is not None:
             with self._owed():
-                await self._store.run(History.session_ends, self._session_id, reason)
+                await self._store.run(History.session_ends, self._claim, reason)
                 return True
         return False
+
+    async def add_checkpoint(self, record: CheckpointRecord) -> list[str]:
+        """Add the row of a checkpoint. Returns the ids of those that it replaces; the caller removes the files.
+
+        Raises:
+            StoreError: the row cannot be written.
+        """
+        return [] if self._store is None else await self._store.run(History.add_checkpoint, self._claim, record)
 
     async def drop_checkpoints(self) -> list[str]:
         """Forget the checkpoints that nobody asked for. Returns their ids; the caller removes the files."""
         dropped: list[str] = []
         if self._store is not None:
             with self._owed():
-                dropped = await self._store.run(History.drop_checkpoints, self._session_id)
+                dropped = await self._store.run(History.drop_checkpoints, self._claim)
         return dropped
 
     async def begin_cell(self, number: int, code: str, kernel: Kernel) -> None:
@@ -134,10 +150,10 @@ class SessionRow:
         if self._store is None:
             return
         try:
-            await self._store.run(History.begin_cell, self._session_id, number, code, kernel.kernel_id)
+            await self._store.run(History.begin_cell, self._claim, number, code, kernel.kernel_id)
         except asyncio.CancelledError:  # the row is written all the same
             self._unwritten[number] = NEVER_RAN
-            self._store.submit(History.end_cell, self._session_id, number, NEVER_RAN)
+            self._store.submit(History.end_cell, self._claim, number, NEVER_RAN)
             raise
 
     async def end_cell(self, number: int, result: dict[str, Any]) -> None:
@@ -149,7 +165,7 @@ class SessionRow:
         if self._store is not None:
             try:
                 run = self._store.run_beside if is_large(result) else self._store.run
-                await run(History.end_cell, self._session_id, number, result)
+                await run(History.end_cell, self._claim, number, result)
             except BaseException:
                 self._unwritten[number] = result
                 raise
@@ -170,7 +186,7 @@ class SessionRow:
         if self._store is None or not await self._store.run(History.has_running_cells, self._session_id):
             return False
         with self._owed():
-            await self._store.run(History.end_running_cells, self._session_id, result)
+            await self._store.run(History.end_running_cells, self._claim, result)
         return True
 
     async def begin_command(self, command: Sequence[str], kernel: Kernel, *, shell: bool) -> int:
@@ -182,13 +198,13 @@ class SessionRow:
         if self._store is None:
             self._unkept_commands += 1
             return self._unkept_commands
-        of = self._session_id, kernel.kernel_id, command
+        of = self._claim, kernel.kernel_id, command
         return await self._store.run(History.begin_command, *of, shell=shell)
 
     def end_command(self, number: int, result: CommandResult) -> None:
         """Write a command's result, in the background. The store keeps a write that fails for the next one."""
         if self._store is not None:
-            self._store.submit(History.end_command, self._session_id, number, result)
+            self._store.submit(History.end_command, self._claim, number, result)
 
     async def end_running_commands(self, outcome: str) -> int:
         """Give the commands that ran when their process died this outcome. Returns how many there were.
@@ -198,7 +214,7 @@ class SessionRow:
         """
         if self._store is None:
             return 0
-        return await self._store.run(History.end_running_commands, self._session_id, outcome)
+        return await self._store.run(History.end_running_commands, self._claim, outcome)
 
     async def read_commands(self) -> list[CommandRecord]:
         """Return the session's commands.
@@ -228,9 +244,11 @@ class SessionRow:
 
     @contextlib.contextmanager
     def _owed(self) -> Iterator[None]:
-        """Log a write that failed. The store repeats it before its next write."""
+        """Log a write that failed. The store repeats it before its next write; one that it refused is reported."""
         try:
             yield
+        except NotOwnerError:
+            pass
         except StoreError as error:
             _log.warning("session %s is not up to date in the history yet: %s", self._session_id, error)
 

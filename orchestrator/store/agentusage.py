@@ -34,15 +34,18 @@ class AgentUsage:
     Args:
         home: the id of the data folder.
         quota: bytes that one agent may keep; None: any number.
+
+    Attributes:
+        shard: the row of the data folder's total to which this process adds.
     """
 
     def __init__(self, dialect: Dialect, home: str, quota: int | None) -> None:
         self._home = home
-        self._quota = quota
+        self.quota = quota
         self._read = Prepared(_READ, dialect)
         self._add = Prepared(_adding(dialect), dialect)
         self._add_to_home = Prepared(_adding_to_home(dialect), dialect)
-        self._shard = secrets.randbelow(_SHARDS)
+        self.shard = secrets.randbelow(_SHARDS)
 
     def total(self, connection: Connection) -> int:
         """Return how many bytes all agents of the data folder keep."""
@@ -75,7 +78,7 @@ class AgentUsage:
         Raises:
             QuotaExceededError: the agent would keep more than its quota.
         """
-        if self._quota is not None and (row := self._read.on(connection, {"of": session_id})) is not None:
+        if self.quota is not None and (row := self._read.on(connection, {"of": session_id})) is not None:
             agent_id, used = row
             self._check(agent_id, used + more, used, refused)
 
@@ -89,17 +92,17 @@ class AgentUsage:
     def _added(self, connection: Connection, session_id: str, more: int) -> tuple[Any, ...] | None:
         row = self._add.on(connection, {"of": session_id, "more": more})
         if row is not None:
-            self._add_to_home.on(connection, {"home": self._home, "shard": self._shard, "bytes": more})
+            self._add_to_home.on(connection, {"home": self._home, "shard": self.shard, "bytes": more})
         return row
 
     def _check(self, agent_id: str, wanted: int, used: int, refused: str) -> None:
-        if self._quota is not None and wanted > self._quota:
+        if self.quota is not None and wanted > self.quota:
             raise QuotaExceededError(
                 f"agent {agent_id!r} keeps {used / MIB:.1f} MiB of history and checkpoints, and its quota is "
-                f"{self._quota / MIB:.1f} MiB: {refused}.",
+                f"{self.quota / MIB:.1f} MiB: {refused}.",
                 agent_id=agent_id,
                 used_bytes=used,
-                quota_bytes=self._quota,
+                quota_bytes=self.quota,
                 remedy=f"Delete sessions of the agent (`cellblock sessions list --agent {agent_id}`, "
                 "`cellblock sessions delete ID`), or raise CELLBLOCK_AGENT_QUOTA_MB.",
             )

@@ -7,90 +7,55 @@ import json
 import time
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
+from sqlalchemy import Connection, Row, func, select, update
 
 from orchestrator.store.agentusage import AgentUsage
+from orchestrator.store.cellstatements import statements_of
 from orchestrator.store.database import Database
+from orchestrator.store.fence import Claim, Fence
 from orchestrator.store.payloads import KeptResult, Payloads
-from orchestrator.store.prepared import Prepared
 from orchestrator.store.records import CellRecord
 from orchestrator.store.schema import cells, payloads, sessions
-
-_BEGIN = insert(cells).values(
-    {name: bindparam(name) for name in ("session_id", "number", "kernel_id", "code", "started_at", "bytes")}
-    | {"outcome": "running", "result": '{"status": "running"}'}
-)
-_USE_SESSION = (
-    update(sessions)
-    .where(sessions.c.session_id == bindparam("of"))
-    .values(last_used_at=bindparam("now"), cells=bindparam("cell"))
-)
-_GROW = (
-    update(sessions).where(sessions.c.session_id == bindparam("of")).values(bytes=sessions.c.bytes + bindparam("more"))
-)
-_END = (
-    update(cells)
-    .where(
-        cells.c.session_id == bindparam("of"),
-        cells.c.number == bindparam("cell"),
-        cells.c.outcome == bindparam("before"),
-    )
-    .values(
-        outcome=bindparam("how"),
-        result=bindparam("what"),
-        ended_at=bindparam("at"),
-        bytes=cells.c.bytes + bindparam("more"),
-    )
-    .returning(cells.c.cell_id, cells.c.bytes)
-)
 
 
 class CellTable:
     """The cells of one database. All methods block, and raise StoreError where the database fails."""
 
-    def __init__(self, database: Database, outputs: Payloads, usage: AgentUsage) -> None:
+    def __init__(self, database: Database, outputs: Payloads, usage: AgentUsage, fence: Fence) -> None:
         self._database = database
         self._usage = usage
         self._outputs = outputs
-        self._begin = Prepared(_BEGIN, database.dialect)
-        self._use_session = Prepared(_USE_SESSION, database.dialect)
-        self._end = Prepared(_END, database.dialect)
-        self._grow = Prepared(_GROW, database.dialect)
+        self._fence = fence
+        self._statements = statements_of(database.dialect, self._fence, usage)
 
-    def begin_cell(self, session_id: str, number: int, code: str, kernel_id: str) -> None:
+    def begin_cell(self, claim: Claim, number: int, code: str, kernel_id: str) -> None:
         """Record that a cell is about to run.
 
         Raises:
+            NotOwnerError: another process has owned the session since; nothing is recorded.
             QuotaExceededError: the agent keeps as much as it may; nothing is recorded.
         """
-        now, size = time.time(), len(code.encode())
         begun = {
-            "session_id": session_id,
+            "session_id": claim.session_id,
             "number": number,
             "kernel_id": kernel_id,
             "code": code,
-            "started_at": now,
-            "bytes": size,
+            "started_at": time.time(),
+            "bytes": len(code.encode()),
         }
-        used = {"of": session_id, "now": now, "cell": number}
+        self._database.write(lambda connection: self._statements.begin(connection, claim, begun), single=True)
 
-        def begin(connection: Connection) -> None:
-            self._usage.check(connection, session_id, "the cell has not run", size)
-            self._begin.on(connection, begun)
-            self._use_session.on(connection, used)
-
-        self._database.write(begin)
-
-    def end_cell(self, session_id: str, number: int, result: dict[str, Any]) -> None:
+    def end_cell(self, claim: Claim, number: int, result: dict[str, Any]) -> None:
         """Record a cell's result. No effect if the cell has one already, or the session was deleted.
 
         Args:
             result: ``ExecutionResult.as_dict()``.
 
         Raises:
+            NotOwnerError: another process has owned the session since; the result is not written, now or later.
             StoreError: the result cannot be written now; it is written before the next write that succeeds.
         """
-        ended_at = time.time()
+        session_id, ended_at = claim.session_id, time.time()
         kept: list[KeptResult] = []
 
         def keep() -> KeptResult:
@@ -101,12 +66,13 @@ class CellTable:
             keep()  # before the transaction, so that nobody waits for it
 
         def close(connection: Connection) -> None:
-            closed = self._close(connection, session_id, number, result["outcome"], keep(), ended_at)
+            more = {"cell": number, "how": result["outcome"], "what": keep().text, "at": ended_at, "more": keep().size}
+            closed = self._statements.end(connection, claim, more, keep().places)
             if closed and not self._outputs.has(keep(), session_id):  # retention has just deleted an equal output
                 kept.clear()
                 keep()
 
-        self._database.write_eventually(close)
+        self._database.write_eventually(close, single=True)
 
     def has_running_cells(self, session_id: str) -> bool:
         """Return whether a cell has no outcome yet: it runs, or ran when its process ended."""
@@ -114,15 +80,22 @@ class CellTable:
         with self._database.reading() as connection:
             return connection.scalar(query.limit(1)) is not None
 
-    def end_running_cells(self, session_id: str, result: dict[str, Any]) -> None:
-        """Record a result for the cells that ran when their process ended. A write that fails is made up for."""
-        running = (cells.c.session_id == session_id) & (cells.c.outcome == "running")
+    def end_running_cells(self, claim: Claim, result: dict[str, Any]) -> None:
+        """Record a result for the cells that ran when their process ended. A write that fails is made up for.
+
+        Raises:
+            NotOwnerError: another process has owned the session since; nothing is written.
+        """
+        running = (cells.c.session_id == claim.session_id) & (cells.c.outcome == "running")
         closed = update(cells).where(running).values(outcome=result["outcome"], result=json.dumps(result))
 
         def close(connection: Connection) -> None:
+            self._fence.check(connection, claim, "its cells were not ended")
             code = connection.scalar(select(func.sum(cells.c.bytes)).where(running)) or 0
             connection.execute(closed)
-            self._count(connection, session_id, int(code))
+            grown = update(sessions).where(sessions.c.session_id == claim.session_id)
+            connection.execute(grown.values(bytes=sessions.c.bytes + int(code)))  # code counts once its cell has ended
+            self._usage.add(connection, claim.session_id, int(code))
 
         self._database.write_eventually(close)
 
@@ -173,47 +146,6 @@ class CellTable:
             query = select(cells.c.session_id, payloads.c.digest).join_from(payloads, cells).distinct()
             needed = {(row.session_id, row.digest) for row in connection.execute(query)}
         return self._outputs.sweep(needed)
-
-    def _close(
-        self, connection: Connection, session_id: str, number: int, outcome: str, kept: KeptResult, ended_at: float
-    ) -> bool:
-        """Write a cell's result. Returns False if it has one already, or the session was deleted."""
-        sizes = {digest: size for _, digest, size in kept.places}
-        ended = {
-            "of": session_id,
-            "cell": number,
-            "before": "running",
-            "how": outcome,
-            "what": kept.text,
-            "at": ended_at,
-            "more": kept.size + sum(sizes.values()),
-        }
-        closed = self._end.on(connection, ended)
-        if closed is None:
-            return False
-        cell_id, size = closed
-        repeated = sum(sizes[digest] for digest in self._kept_before(connection, session_id, sizes))
-        self._count(connection, session_id, size - repeated)
-        if kept.places:
-            rows = [
-                {"cell_id": cell_id, "path": path, "digest": digest, "bytes": size}
-                for path, digest, size in kept.places
-            ]
-            connection.execute(insert(payloads), rows)
-        return True
-
-    def _count(self, connection: Connection, session_id: str, more: int) -> None:
-        """Add the bytes of a cell that has ended to the totals. Its code counts only now: one write less per cell."""
-        self._grow.on(connection, {"of": session_id, "more": more})
-        self._usage.add(connection, session_id, more)
-
-    def _kept_before(self, connection: Connection, session_id: str, sizes: dict[str, int]) -> list[str]:
-        """Return those of the digests that an earlier cell of the session has."""
-        if not sizes:
-            return []
-        query = select(payloads.c.digest).join_from(payloads, cells).distinct()
-        mine = query.where(cells.c.session_id == session_id, payloads.c.digest.in_(sizes))
-        return list(connection.scalars(mine))
 
     def _record(self, row: Row[Any], places: list[tuple[str, str]]) -> CellRecord:
         fields = row._mapping

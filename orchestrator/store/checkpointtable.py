@@ -10,6 +10,7 @@ from sqlalchemy import delete, func, insert, select
 
 from orchestrator.store.agentusage import AgentUsage
 from orchestrator.store.database import Database
+from orchestrator.store.fence import Claim, Fence
 from orchestrator.store.records import CheckpointRecord
 from orchestrator.store.schema import checkpoints
 
@@ -24,9 +25,10 @@ def row_of(record: CheckpointRecord) -> dict[str, Any]:
 class CheckpointTable:
     """The checkpoints of one database. All methods block, and raise StoreError where the database fails."""
 
-    def __init__(self, database: Database, usage: AgentUsage) -> None:
+    def __init__(self, database: Database, usage: AgentUsage, fence: Fence) -> None:
         self._database = database
         self._usage = usage
+        self._fence = fence
 
     def check_quota(self, session_id: str) -> None:
         """Check that a session's agent may keep another checkpoint.
@@ -37,7 +39,7 @@ class CheckpointTable:
         with self._database.reading() as connection:
             self._usage.check(connection, session_id, "no checkpoint was made")
 
-    def add_checkpoint(self, record: CheckpointRecord) -> list[str]:
+    def add_checkpoint(self, claim: Claim, record: CheckpointRecord) -> list[str]:
         """Add a checkpoint whose file is in place, and survive a power failure.
 
         The quota bounds only what was requested. A session that must sleep keeps its state in any case, in one
@@ -48,10 +50,12 @@ class CheckpointTable:
             removes the files.
 
         Raises:
+            NotOwnerError: another process has owned the session since.
             QuotaExceededError: the checkpoint was requested, and the agent would exceed its quota.
         """
         of_session = checkpoints.c.session_id == record.session_id
         with self._database.writing(durable=True) as connection:
+            self._fence.check(connection, claim, "the checkpoint is not kept")
             unrequested = of_session & checkpoints.c.asked_for.is_(False)
             replaced = connection.execute(
                 select(checkpoints.c.checkpoint_id, checkpoints.c.bytes).where(unrequested)
@@ -76,14 +80,19 @@ class CheckpointTable:
             rows = connection.execute(query.order_by(checkpoints.c.created_at.desc())).all()
         return [CheckpointRecord(**{**row._mapping, "lost": json.loads(row.lost)}) for row in rows]
 
-    def drop_checkpoints(self, session_id: str) -> list[str]:
-        """Delete a session's checkpoints that nobody requested. Returns their ids; the caller removes the files."""
-        unrequested = (checkpoints.c.session_id == session_id) & checkpoints.c.asked_for.is_(False)
+    def drop_checkpoints(self, claim: Claim) -> list[str]:
+        """Delete a session's checkpoints that nobody requested. Returns their ids; the caller removes the files.
+
+        Raises:
+            NotOwnerError: another process has owned the session since; nothing is deleted.
+        """
+        unrequested = (checkpoints.c.session_id == claim.session_id) & checkpoints.c.asked_for.is_(False)
         with self._database.writing() as connection:
+            self._fence.check(connection, claim, "its checkpoints stay")
             dropped = connection.execute(
                 delete(checkpoints).where(unrequested).returning(checkpoints.c.checkpoint_id, checkpoints.c.bytes)
             ).all()
-            self._usage.add(connection, session_id, -sum(row.bytes for row in dropped))
+            self._usage.add(connection, claim.session_id, -sum(row.bytes for row in dropped))
             return [row.checkpoint_id for row in dropped]
 
     def known_checkpoints(self) -> set[str]:

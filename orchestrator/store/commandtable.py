@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Row, bindparam, func, insert, select, text, u
 from orchestrator.output.commandresult import CommandResult, shortened
 from orchestrator.store.agentusage import AgentUsage
 from orchestrator.store.database import Database
+from orchestrator.store.fence import Claim, Fence
 from orchestrator.store.prepared import Prepared
 from orchestrator.store.records import CommandRecord
 from orchestrator.store.schema import LARGE_COMMANDS, commands, sessions
@@ -45,21 +46,23 @@ _USE = (
 class CommandTable:
     """The commands of one database. All methods block, and raise StoreError where the database fails."""
 
-    def __init__(self, database: Database, usage: AgentUsage) -> None:
+    def __init__(self, database: Database, usage: AgentUsage, fence: Fence) -> None:
         self._database = database
         self._usage = usage
+        self._fence = fence
         self._last_command = Prepared(_LAST, database.dialect)
         self._begin_command = Prepared(_BEGIN, database.dialect)
         self._end_command = Prepared(_END, database.dialect)
         self._use_by_command = Prepared(_USE, database.dialect)
 
-    def begin_command(self, session_id: str, kernel_id: str, command: Sequence[str], *, shell: bool) -> int:
+    def begin_command(self, claim: Claim, kernel_id: str, command: Sequence[str], *, shell: bool) -> int:
         """Record that a command is about to run. Returns its number in the session.
 
         Raises:
+            NotOwnerError: another process has owned the session since; nothing is recorded.
             QuotaExceededError: the agent keeps as much as it may; nothing is recorded.
         """
-        arguments = json.dumps(command)
+        session_id, arguments = claim.session_id, json.dumps(command)
         begun = {
             "session_id": session_id,
             "kernel_id": kernel_id,
@@ -70,6 +73,7 @@ class CommandTable:
         }
 
         def begin(connection: Connection) -> int:
+            self._fence.check(connection, claim, "the command has not run")
             self._usage.check(connection, session_id, "the command has not run", len(arguments))
             row = self._last_command.on(connection, {"of": session_id})
             number = 1 if row is None else int(row[0]) + 1
@@ -78,26 +82,30 @@ class CommandTable:
 
         return self._database.write(begin)
 
-    def end_command(self, session_id: str, number: int, result: CommandResult) -> None:
+    def end_command(self, claim: Claim, number: int, result: CommandResult) -> None:
         """Record a command's result. No effect if it has one already, or the session was deleted.
 
         Raises:
+            NotOwnerError: another process has owned the session since; the result is not written, now or later.
             StoreError: the result cannot be written now; it is written before the next write that succeeds.
         """
         kept = json.dumps(shortened(result, KEPT).as_dict())
-        self._close_command(session_id, number, result.outcome.value, kept, len(json.dumps(result.command)))
+        self._close_command(claim, number, result.outcome.value, kept, len(json.dumps(result.command)))
 
-    def end_running_commands(self, session_id: str, outcome: str) -> int:
+    def end_running_commands(self, claim: Claim, outcome: str) -> int:
         """Record an outcome for the commands that ran when their process ended. Returns how many.
 
         A write that fails is made up for.
+
+        Raises:
+            NotOwnerError: another process has owned the session since.
         """
         query = select(commands.c.number, commands.c.command)
-        running = query.where(commands.c.session_id == session_id, commands.c.outcome == "running")
+        running = query.where(commands.c.session_id == claim.session_id, commands.c.outcome == "running")
         with self._database.reading() as connection:
             found = connection.execute(running).all()
         for number, command in found:
-            self._close_command(session_id, number, outcome, "{}", len(command))
+            self._close_command(claim, number, outcome, "{}", len(command))
         return len(found)
 
     def commands(self, session_id: str) -> list[CommandRecord]:
@@ -118,8 +126,8 @@ class CommandTable:
                 for row in connection.execute(query)
             ]
 
-    def _close_command(self, session_id: str, number: int, outcome: str, kept: str, began: int) -> None:
-        now, size = time.time(), began + len(kept)
+    def _close_command(self, claim: Claim, number: int, outcome: str, kept: str, began: int) -> None:
+        session_id, now, size = claim.session_id, time.time(), began + len(kept)
         ended = {
             "of": session_id,
             "command_number": number,
@@ -131,6 +139,7 @@ class CommandTable:
         }
 
         def close(connection: Connection) -> None:
+            self._fence.check(connection, claim, "the command's result is not kept")
             if self._end_command.changed(connection, ended):
                 self._use_by_command.on(connection, {"of": session_id, "at": now, "more": size})
                 self._usage.add(connection, session_id, size)

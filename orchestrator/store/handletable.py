@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from typing import Any
 
 from sqlalchemy import Row, Select, delete, insert, select, update
@@ -11,7 +12,7 @@ from orchestrator.store.database import Database
 from orchestrator.store.records import Expiry, HandleRecord, SessionRecord
 from orchestrator.store.schema import handles, sessions
 
-_SESSION = [column for column in sessions.c if column.name != "home"]
+_SESSION = [sessions.c[field.name] for field in fields(SessionRecord)]
 
 
 class HandleTable:

@@ -16,14 +16,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-from orchestrator.errors import StoreError
+from orchestrator.errors import NotOwnerError, StoreError
 from orchestrator.store.agentusage import AgentUsage
 from orchestrator.store.blobs import FolderBlobs
 from orchestrator.store.celltable import CellTable
 from orchestrator.store.checkpointtable import CheckpointTable
 from orchestrator.store.commandtable import CommandTable
 from orchestrator.store.database import Database, explained
+from orchestrator.store.fence import Claim, Fence
 from orchestrator.store.handletable import HandleTable
+from orchestrator.store.nodetable import NodeTable
 from orchestrator.store.outputsweep import OutputSweep, Shorten
 from orchestrator.store.payloads import Payloads
 from orchestrator.store.records import (
@@ -43,6 +45,7 @@ from orchestrator.store.wholefile import write_once
 __all__ = [
     "CellRecord",
     "CheckpointRecord",
+    "Claim",
     "CommandRecord",
     "HandleRecord",
     "History",
@@ -57,7 +60,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class History(SessionTable, CellTable, CheckpointTable, CommandTable, HandleTable, TokenTable):
+class History(SessionTable, CellTable, CheckpointTable, CommandTable, HandleTable, TokenTable, NodeTable):
     """One database, and the large outputs beside it.
 
     The methods for its tables are in the tables' classes. They all block: ``run``
@@ -72,13 +75,14 @@ class History(SessionTable, CellTable, CheckpointTable, CommandTable, HandleTabl
     """
 
     def __init__(self, database: Database, home: str, outputs: Payloads, agent_quota: int | None = None) -> None:
-        usage = AgentUsage(database.dialect, home, agent_quota)
-        SessionTable.__init__(self, database, home, usage)
-        CellTable.__init__(self, database, outputs, usage)
-        CheckpointTable.__init__(self, database, usage)
-        CommandTable.__init__(self, database, usage)
+        usage, fence = AgentUsage(database.dialect, home, agent_quota), Fence(database.dialect)
+        SessionTable.__init__(self, database, home, usage, fence)
+        CellTable.__init__(self, database, outputs, usage, fence)
+        CheckpointTable.__init__(self, database, usage, fence)
+        CommandTable.__init__(self, database, usage, fence)
         HandleTable.__init__(self, database)
         TokenTable.__init__(self, database)
+        NodeTable.__init__(self, database)
         self._output_sweep = OutputSweep(database, outputs, usage, home)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cellblock-history")
         self._beside = ThreadPoolExecutor(BESIDE, thread_name_prefix="cellblock-outputs")
@@ -141,6 +145,14 @@ class History(SessionTable, CellTable, CheckpointTable, CommandTable, HandleTabl
         self._thread.shutdown(wait=True)
         self._database.close()
 
+    def write_as(self, node_id: str, epoch: int) -> None:
+        """Write, from now on, only while this epoch of a node has its lease."""
+        self._fence.node = {"node": node_id, "epoch": epoch}
+
+    def on_refused(self, report: Callable[[NotOwnerError], None]) -> None:
+        """Call ``report``, in one of the history's threads, with each write that is refused as stale."""
+        self._fence.report = report
+
     async def run(self, method: Callable[Concatenate[Self, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a method in the history's thread. A call that has begun is finished even if the caller is cancelled.
 
@@ -169,11 +181,18 @@ async def _finished(thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:
             "the history is closed: the manager has been shut down.",
             remedy="Read it before the shutdown, or with `cellblock sessions show`.",
         ) from error
+    done.add_done_callback(_retrieve)  # nobody else does for a caller that was cancelled
     return await asyncio.shield(done)
 
 
+def _retrieve(done: asyncio.Future[Any]) -> None:
+    if not done.cancelled():
+        done.exception()
+
+
 def _log_failure(done: Future[Any]) -> None:
-    if (error := done.exception()) is not None:
+    error = done.exception()
+    if error is not None and not isinstance(error, NotOwnerError):  # which is reported
         _log.error("the history could not be written", exc_info=error)
 
 

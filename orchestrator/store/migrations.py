@@ -22,6 +22,7 @@ from orchestrator.store.schema import (
     home_usage,
     identity,
     metadata,
+    nodes,
     payloads,
     schema_version,
     sessions,
@@ -97,6 +98,12 @@ def _ninth(connection: Connection) -> None:
     metadata.create_all(connection, tables=[tokens, handles])
 
 
+def _tenth(connection: Connection) -> None:
+    """Count a session's owners, so that a write of an earlier one can be refused; and keep the nodes of a cluster."""
+    _add_columns(connection, sessions.c.fence)
+    nodes.create(connection, checkfirst=True)
+
+
 def _add_columns(connection: Connection, *columns: Column[Any]) -> None:
     """Add columns to a table that was made without them. A new database has them already."""
     for column in columns:
@@ -115,6 +122,7 @@ STEPS: tuple[Callable[[Connection], None], ...] = (
     _seventh,
     _eighth,
     _ninth,
+    _tenth,
 )
 
 

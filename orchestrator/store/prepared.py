@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy import Connection, Delete, Insert, Select, Update
 from sqlalchemy.engine import Dialect
@@ -20,7 +20,14 @@ class Prepared:
         compiled = statement.compile(dialect=dialect)
         self._sql = str(compiled)
         self._order: list[str] | None = getattr(compiled, "positiontup", None)  # None: the driver takes names
-        self._constants = {name: value for name, value in compiled.params.items() if value is not None}
+        self._constants: dict[str, Any] = {name: value for name, value in compiled.params.items() if value is not None}
+
+    @classmethod
+    def of_text(cls, sql: str) -> Self:
+        """Return a statement in the driver's own words, for a driver that takes parameters by name."""
+        statement = cls.__new__(cls)
+        statement._sql, statement._order, statement._constants = sql, None, {}
+        return statement
 
     def on(self, connection: Connection, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
         """Execute the statement in the connection's transaction.

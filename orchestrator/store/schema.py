@@ -36,6 +36,7 @@ sessions = Table(
     Column("runtime", String(64), nullable=False),
     Column("cells", Integer, nullable=False, server_default="0"),  # the number of its last cell
     Column("bytes", BigInteger, nullable=False, server_default="0"),  # of its cells; equal outputs count once
+    Column("fence", BigInteger, nullable=False, server_default="0"),  # grows with each new owner
     Index("sessions_by_agent", "agent_id", "state"),
     Index("sessions_by_home", "home", "state", "last_used_at"),
     Index("sessions_by_use", "last_used_at"),
@@ -169,6 +170,19 @@ handles = Table(
     Column("on_expiry", String(16), nullable=False),  # end, hibernate
     Index("handles_by_group", "group_name"),
     Index("handles_by_expiry", "expires_at"),
+)
+
+nodes = Table(
+    "nodes",
+    metadata,
+    Column("node_id", String(64), primary_key=True),
+    Column("epoch", BigInteger, nullable=False),  # grows with each start, and when another node fences it
+    Column("url", String(300), nullable=False),
+    Column("state", String(16), nullable=False),  # up, draining, down
+    Column("lease_until", Float, nullable=False),  # by the database's clock
+    Column("version", String(64), nullable=False),
+    Column("protocol", Integer, nullable=False),
+    Column("capacity", Text, nullable=False),  # JSON
 )
 
 identity = Table("identity", metadata, Column("database_id", String(32), primary_key=True))  # one row

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Column, Connection, Row, String, Update, bindparam, delete, func, insert, select, true, update
+from sqlalchemy.engine import Dialect
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from orchestrator.store.agentusage import AgentUsage
 from orchestrator.store.checkpointtable import row_of
 from orchestrator.store.database import Database
+from orchestrator.store.fence import Claim, Fence, is_leased
 from orchestrator.store.prepared import Prepared
 from orchestrator.store.records import CheckpointRecord, SessionRecord, SessionState
 from orchestrator.store.schema import cells, checkpoints, commands, sessions
@@ -19,7 +24,7 @@ _NEWEST = (sessions.c.last_used_at.desc(), sessions.c.session_id)
 _MOST_FOUND = 10  # sessions that one prefix returns
 _BATCH = 50  # cells or commands that one transaction deletes: about a millisecond
 _LONGEST_REASON = 32  # characters, as in the schema
-_COLUMNS = [column for column in sessions.c if column.name != "home"]
+_COLUMNS = [sessions.c[field.name] for field in fields(SessionRecord)]
 _UNENDED = (sessions.c.state == "live") | (sessions.c.state == "asleep")  # an index serves it, but not a "!="
 _OF_AGENT = (sessions.c.home == bindparam("home")) & (sessions.c.agent_id == bindparam("agent_id"))
 _UNENDED_OF_AGENT = select(*_COLUMNS).where(_OF_AGENT, _UNENDED)  # with an order, SQLite would read all that ended
@@ -37,11 +42,10 @@ _TAKEN = (
 )
 _ADD = insert(sessions).values(
     {column.name: bindparam(column.name) for column in sessions.c if column.server_default is None}
+    | {"fence": bindparam("new_fence")}
 )
-_TAKE_OWNERSHIP = (
-    update(sessions)
-    .where(sessions.c.session_id == bindparam("of"), sessions.c.owner.is_not_distinct_from(bindparam("before")))
-    .values(owner=bindparam("after"))
+_OWNED = select(sessions.c.fence).where(
+    sessions.c.session_id == bindparam("of"), sessions.c.owner == bindparam("after")
 )
 
 
@@ -52,7 +56,7 @@ class SessionTable:
         home: the id of this host's data folder. Sessions of other hosts may be in the same database.
     """
 
-    def __init__(self, database: Database, home: str, usage: AgentUsage) -> None:
+    def __init__(self, database: Database, home: str, usage: AgentUsage, fence: Fence) -> None:
         self._database = database
         self._usage = usage
         self.home = home
@@ -61,10 +65,12 @@ class SessionTable:
         self._lock = Prepared(_LOCK, database.dialect)
         self._taken = Prepared(_TAKEN, database.dialect)
         self._add = Prepared(_ADD, database.dialect)
-        self._take = Prepared(_TAKE_OWNERSHIP, database.dialect)
-        self._live = Prepared(_changing("state", "owner", "kernel_id", "runtime"), database.dialect)
-        self._sleep = Prepared(_changing("state", "owner"), database.dialect)
-        self._ended = Prepared(_changing("state", "owner", "end_reason"), database.dialect)
+        self._fence = fence
+        self._take = Prepared(_taking(database.dialect), database.dialect)
+        self._owned = Prepared(_OWNED, database.dialect)
+        self._live = Prepared(_changing(database.dialect, "state", "owner", "kernel_id", "runtime"), database.dialect)
+        self._sleep = Prepared(_changing(database.dialect, "state", "owner"), database.dialect)
+        self._ended = Prepared(_changing(database.dialect, "state", "owner", "end_reason"), database.dialect)
 
     def add_session(
         self,
@@ -76,37 +82,43 @@ class SessionTable:
         runtime: str,
         parent_id: str | None = None,
         state: SessionState = "live",
-    ) -> bool:
+    ) -> Claim | None:
         """Add a session, unless its agent has one that is asleep or that another process owns.
 
         Returns:
-            False if the agent has one; nothing is added. Of two processes that begin at once, one gets True.
+            The claim of its owner. None if the agent has a session: nothing is added. Of two processes that begin at
+            once, one gets a claim.
         """
+        claim = Claim(session_id, 0 if owner is None else 1)
         row = self._new_row(
             session_id, agent_id, parent_id=parent_id, state=state, owner=owner, kernel_id=kernel_id, runtime=runtime
-        )
+        ) | {"new_fence": claim.fence}
 
-        def add(connection: Connection) -> bool:
+        def add(connection: Connection) -> Claim | None:
             if connection.dialect.name == "postgresql":  # SQLite's transaction has a lock already
                 self._lock.on(connection, {"key": f"{self.home} {agent_id}"})
+            self._fence.check_lease(connection, "the session has not begun")
             if self._taken.on(connection, row) is not None:
-                return False
+                return None
             self._add.on(connection, row)
-            return True
+            return claim
 
         return self._database.write(add)
 
     def add_forks(
-        self, parent_id: str, forks: Sequence[tuple[str, CheckpointRecord]], *, kernel_id: str, runtime: str
+        self, parent: Claim, forks: Sequence[tuple[str, CheckpointRecord]], *, kernel_id: str, runtime: str
     ) -> None:
         """Add sleeping sessions, all or none, and survive a power failure.
 
         Args:
+            parent: on the session that they were forked from.
             forks: for each session its agent, and the checkpoint that it wakes from.
 
         Raises:
+            NotOwnerError: another process has owned the parent since.
             QuotaExceededError: an agent would exceed its quota.
         """
+        parent_id = parent.session_id
         forked = [
             self._new_row(
                 record.session_id, agent_id, parent_id=parent_id, state="asleep", kernel_id=kernel_id, runtime=runtime
@@ -114,37 +126,70 @@ class SessionTable:
             for agent_id, record in forks
         ]
         with self._database.writing(durable=True) as connection:
+            self._fence.check(connection, parent, "it was not forked")
             connection.execute(insert(sessions), forked)
             connection.execute(insert(checkpoints), [row_of(record) for _, record in forks])
             for _, record in sorted(forks, key=lambda fork: fork[0]):  # in order: two that fork at once cannot deadlock
                 self._usage.charge(connection, record.session_id, record.bytes, "no session was forked")
 
-    def session_lives(self, session_id: str, *, owner: str, kernel_id: str, runtime: str) -> None:
-        """Record that a session has a kernel. No effect on a session that has ended."""
-        change = _change(session_id, state="live", owner=owner, kernel_id=kernel_id, runtime=runtime)
-        self._database.write(lambda connection: self._live.on(connection, change))
+    def session_lives(self, claim: Claim, *, owner: str, kernel_id: str, runtime: str) -> None:
+        """Record that a session has a kernel. No effect on a session that has ended.
 
-    def session_sleeps(self, session_id: str) -> None:
+        Raises:
+            NotOwnerError: another process has owned the session since.
+        """
+        change = _change(state="live", owner=owner, kernel_id=kernel_id, runtime=runtime)
+        self._database.write(partial(self._changed, self._live, claim, change, "it has no kernel here"), single=True)
+
+    def session_sleeps(self, claim: Claim) -> None:
         """Record that a session has only its newest checkpoint. A write that fails is made up for, as in ``end_cell``.
 
         No effect on a session that has ended.
+
+        Raises:
+            NotOwnerError: another process has owned the session since.
         """
-        change = _change(session_id, state="asleep", owner=None)
-        self._database.write_eventually(lambda connection: self._sleep.on(connection, change))
+        change = _change(state="asleep", owner=None)
+        change_row = partial(self._changed, self._sleep, claim, change, "it was not put to sleep")
+        self._database.write_eventually(change_row, single=True)
 
-    def session_ends(self, session_id: str, reason: str) -> None:
-        """Record why a session ended. A write that fails is made up for, as in ``end_cell``."""
-        change = _change(session_id, state="ended", owner=None, end_reason=reason[:_LONGEST_REASON])
-        self._database.write_eventually(lambda connection: self._ended.on(connection, change))
+    def session_ends(self, claim: Claim, reason: str) -> None:
+        """Record why a session ended. A write that fails is made up for, as in ``end_cell``.
 
-    def take_ownership(self, session_id: str, owner: str | None, new_owner: str | None) -> bool:
+        Raises:
+            NotOwnerError: another process has owned the session since.
+        """
+        change = _change(state="ended", owner=None, end_reason=reason[:_LONGEST_REASON])
+        change_row = partial(self._changed, self._ended, claim, change, "it was not ended")
+        self._database.write_eventually(change_row, single=True)
+
+    def _changed(
+        self, statement: Prepared, claim: Claim, change: Mapping[str, Any], refused: str, connection: Connection
+    ) -> None:
+        if not statement.changed(connection, {**change, **self._fence.values(claim)}):
+            self._fence.check(connection, claim, refused)  # else the session has ended, or was deleted
+
+    def take_ownership(self, session_id: str, owner: str | None, new_owner: str | None) -> Claim | None:
         """Change a session's owner from ``owner`` to ``new_owner``; None is no process.
 
         Returns:
-            False if ``owner`` is not the owner, because another process was faster; nothing is changed.
+            The new owner's claim. None if ``owner`` is not the owner, because another process was faster; nothing is
+            changed.
         """
-        with self._database.writing() as connection:
-            return self._take.changed(connection, {"of": session_id, "before": owner, "after": new_owner}) == 1
+
+        tries = 0
+
+        def take(connection: Connection) -> Claim | None:
+            nonlocal tries
+            tries += 1
+            row = self._take.on(connection, {**self._fence.node, "of": session_id, "before": owner, "after": new_owner})
+            if row is None and tries > 1:  # the first try may have done it, and only its answer was lost
+                row = self._owned.on(connection, {"of": session_id, "after": new_owner})
+            if row is None:
+                self._fence.check_lease(connection, "the session is not taken over")
+            return None if row is None else Claim(session_id, int(row[0]))
+
+        return self._database.write(take, single=True)
 
     def sessions_of(self, agent_id: str) -> list[SessionRecord]:
         """Return the agent's sessions on this host that have not ended, the last used first."""
@@ -283,17 +328,24 @@ class SessionTable:
             return [_record(row) for row in connection.execute(query)]
 
 
-def _changing(*names: str) -> Update:
-    """Return the statement that changes these columns of a session, unless it has ended: an end is final."""
-    unended = (sessions.c.session_id == bindparam("of")) & (sessions.c.state != "ended")
-    return update(sessions).where(unended).values({name: bindparam(f"new_{name}") for name in (*names, "last_used_at")})
+def _taking(dialect: Dialect) -> ReturningUpdate[Any]:
+    """Return the statement that changes a session's owner, for a process whose node has its lease."""
+    unchanged = sessions.c.owner.is_not_distinct_from(bindparam("before"))
+    taken = update(sessions).where(sessions.c.session_id == bindparam("of"), unchanged, is_leased(dialect))
+    return taken.values(owner=bindparam("after"), fence=sessions.c.fence + 1).returning(sessions.c.fence)
 
 
-def _change(session_id: str, **values: str | None) -> dict[str, Any]:
-    """Return the parameters of a statement of ``_changing``."""
-    changed = {f"new_{name}": value for name, value in values.items()}
-    return {"of": session_id, "new_last_used_at": time.time(), **changed}
+def _changing(dialect: Dialect, *names: str) -> Update:
+    """Return the fenced statement that changes these columns of a session, unless it has ended: an end is final."""
+    mine = (sessions.c.session_id == bindparam("of")) & (sessions.c.fence == bindparam("fence"))
+    unended = update(sessions).where(mine, sessions.c.state != "ended", is_leased(dialect))
+    return unended.values({name: bindparam(f"new_{name}") for name in (*names, "last_used_at")})
+
+
+def _change(**values: str | None) -> dict[str, Any]:
+    """Return the new values of a statement of ``_changing``."""
+    return {"new_last_used_at": time.time(), **{f"new_{name}": value for name, value in values.items()}}
 
 
 def _record(row: Row[Any]) -> SessionRecord:
-    return SessionRecord(**{key: value for key, value in row._mapping.items() if key != "home"})
+    return SessionRecord(**{column.name: row._mapping[column] for column in _COLUMNS})

@@ -13,6 +13,7 @@ from orchestrator.errors import (
     EngineTimeoutError,
     KernelDiedError,
     ManagerClosedError,
+    NotOwnerError,
     SessionEndedError,
 )
 from orchestrator.homeloop import HomeLoop
@@ -226,12 +227,19 @@ class Lifespan:
     async def _begin(self, store: History, files: CheckpointFiles, instance: Instance) -> None:
         owners = HostOwners(instance.id, (self._settings.state_path, self._settings.data_path))
         self._parts.registry.open(store, files, owners.name)
+        store.on_refused(partial(self._note_refused, asyncio.get_running_loop()))
         await self._parts.control.listen(instance.config.folder)
         if self._settings.metrics_port:
             self._parts.telemetry.serve_if_free(self._settings.metrics_address, self._settings.metrics_port)
         begin = partial(take_over, self._parts.registry, self._parts.pool, instance, owners)
         self._takeovers = [await begin()]  # the last step that can fail
         self._parts.acquiring.elsewhere.open(owners, partial(self._take_over_more, begin), self._parts.ask)
+
+    def _note_refused(self, loop: asyncio.AbstractEventLoop, error: NotOwnerError) -> None:
+        """Let go of a session that another process has taken over. Called in the store's thread."""
+        _log.warning("%s", error)
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it the session
+            loop.call_soon_threadsafe(self._parts.registry.disown, error.session_id)
 
     async def _take_over_more(self, begin: Callable[[], Awaitable[Takeover]]) -> None:
         """Take over what processes had that died after the start."""

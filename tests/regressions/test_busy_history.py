@@ -16,7 +16,7 @@ from sqlalchemy import Engine, create_engine, event, text
 from orchestrator.sessions.sessionrow import SessionRow
 from orchestrator.store.blobs import BlobWriting
 from orchestrator.store.database import Database
-from orchestrator.store.history import History
+from orchestrator.store.history import Claim, History
 from orchestrator.store.payloads import Payloads, is_large
 from tests.memoryblobs import MemoryBlobs
 
@@ -36,7 +36,7 @@ def opened(folder: Path) -> History:
 def begin(history: History, *sessions: str) -> None:
     for session in sessions:
         history.add_session(session, f"agent of {session}", owner="me", kernel_id="k", runtime="runc")
-        history.begin_cell(session, 1, "1", "k")
+        history.begin_cell(Claim(session, 1), 1, "1", "k")
 
 
 class SlowBlobs(MemoryBlobs):
@@ -72,12 +72,14 @@ async def test_nobody_waits_for_another_agents_outputs(output: list[str], tmp_pa
     history = History(database, "home", Payloads(blobs))
     begin(history, "flood", "next")
     flood, neighbour = SessionRow(history, "flood", "me"), SessionRow(history, "next", "me")
+    assert await flood.take_over("me")
+    assert await neighbour.take_over("me")
     flooding = asyncio.create_task(flood.end_cell(1, shown(*["x" * 40_000] * 190)))
     try:
         await asyncio.to_thread(blobs.waits.wait, 60)
         async with asyncio.timeout(30):
             await neighbour.end_cell(1, shown(*output))
-            await history.run(History.begin_cell, "next", 2, "2", "k")
+            await history.run(History.begin_cell, Claim("next", 2), 2, "2", "k")
         assert not flooding.done()
         assert [cell.outcome for cell in history.cells("next")] == ["ok", "running"]
         assert history.cells("flood")[0].outcome == "running"
@@ -92,7 +94,9 @@ async def test_a_large_result_is_written_although_its_caller_is_cancelled(tmp_pa
     """Its row does not say "running" for ever."""
     history = opened(tmp_path)
     begin(history, "s1")
-    task = asyncio.create_task(SessionRow(history, "s1", "me").end_cell(1, shown("x" * 40_000)))
+    row = SessionRow(history, "s1", "me")
+    assert await row.take_over("me")
+    task = asyncio.create_task(row.end_cell(1, shown("x" * 40_000)))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -108,7 +112,7 @@ def test_a_row_is_short_whatever_a_cell_shows(tmp_path: Path) -> None:
     history = opened(tmp_path)
     begin(history, "s1", "s2")
     result = shown(*[f"{number}" + "\u00e9\ud800" * 15_000 for number in range(100)])
-    history.end_cell("s1", 1, result)
+    history.end_cell(Claim("s1", 1), 1, result)
     assert history.cells("s1")[0].result == result
     engine = create_engine(f"sqlite:///{tmp_path}/history.db")
     with engine.connect() as connection:
@@ -154,12 +158,12 @@ def test_what_a_lease_and_its_cell_run_is_prepared(compiled: list[str], tmp_path
     assert history.sessions_of("a") == []
     assert history.last_end("a") is None
     assert history.add_session("s1", "a", owner="me", kernel_id="k", runtime="runc")
-    history.begin_cell("s1", 1, "1", "k")
-    history.end_cell("s1", 1, OK)
-    history.session_lives("s1", owner="me", kernel_id="k2", runtime="runc")
-    history.session_sleeps("s1")
-    assert history.take_ownership("s1", None, "me")
-    history.session_ends("s1", "idle")
+    history.begin_cell(Claim("s1", 1), 1, "1", "k")
+    history.end_cell(Claim("s1", 1), 1, OK)
+    history.session_lives(Claim("s1", 1), owner="me", kernel_id="k2", runtime="runc")
+    history.session_sleeps(Claim("s1", 1))
+    assert history.take_ownership("s1", None, "me") == Claim("s1", 2)
+    history.session_ends(Claim("s1", 2), "idle")
     assert history.last_end("a") == "idle"
     assert compiled == []
     history.close()
@@ -236,7 +240,7 @@ def work_beside(steps: Steps, folder: Path, sessions: int) -> dict[str, int]:
         "sessions_of": steps.of(lambda: history.sessions_of("a")),
         "last_end": steps.of(lambda: history.last_end("a")),
         "add_session": steps.of(lambda: begin(history, "new")),
-        "end_cell": steps.of(lambda: history.end_cell("new", 1, OK)),
+        "end_cell": steps.of(lambda: history.end_cell(Claim("new", 1), 1, OK)),
         "sessions": steps.of(lambda: history.sessions(limit=5)),
         "sessions of an agent": steps.of(lambda: history.sessions("a", limit=5)),
         "find": steps.of(lambda: history.find("old 00000007")),
@@ -245,7 +249,7 @@ def work_beside(steps: Steps, folder: Path, sessions: int) -> dict[str, int]:
         "one is too old": steps.of(lambda: history.excess(0.5, 10**12)),
         "one is too much": steps.of(lambda: history.excess(0.0, keep)),
         "delete": steps.of(lambda: history.delete("old 00000007")),
-        "end": steps.of(lambda: history.session_ends("new", "idle")),
+        "end": steps.of(lambda: history.session_ends(Claim("new", 1), "idle")),
     }
     assert history.excess(0.5, 10**12) == ["old 00000000"]
     history.close()

@@ -22,7 +22,7 @@ from orchestrator.sessions.retention import without_outputs
 from orchestrator.store import shrinking
 from orchestrator.store.blobs import FolderBlobs
 from orchestrator.store.database import Database
-from orchestrator.store.history import CheckpointRecord, History
+from orchestrator.store.history import CheckpointRecord, Claim, History
 from orchestrator.store.payloads import Payloads
 from tests.conftest import make_manager
 from tests.unit.sessionworld import World
@@ -44,8 +44,8 @@ def begin(history: History, session: str, agent: str = "a") -> str:
 
 
 def run(history: History, session: str, number: int, output: str = "") -> None:
-    history.begin_cell(session, number, "1", "k")
-    history.end_cell(session, number, {**OK, "outputs": [{"text": output}]})
+    history.begin_cell(Claim(session, 0), number, "1", "k")
+    history.end_cell(Claim(session, 0), number, {**OK, "outputs": [{"text": output}]})
 
 
 def saved(checkpoint: str, session: str, size: int, *, asked_for: bool) -> CheckpointRecord:
@@ -55,7 +55,7 @@ def saved(checkpoint: str, session: str, size: int, *, asked_for: bool) -> Check
 def used(history: History, session: str) -> int:
     """Return what the agent of a session keeps, as a refused checkpoint of 10 MB says it."""
     with pytest.raises(QuotaExceededError) as caught:
-        history.add_checkpoint(saved("probe", session, 10 * QUOTA, asked_for=True))
+        history.add_checkpoint(Claim(session, 0), saved("probe", session, 10 * QUOTA, asked_for=True))
     return caught.value.used_bytes
 
 
@@ -65,7 +65,7 @@ def test_a_cell_at_the_quota_is_refused_and_others_run(history: History) -> None
     begin(history, "other", "b")
     run(history, "s1", 1, "x" * (QUOTA + 1))
     with pytest.raises(QuotaExceededError, match="CELLBLOCK_AGENT_QUOTA_MB") as caught:
-        history.begin_cell("s1", 2, "2", "k")
+        history.begin_cell(Claim("s1", 0), 2, "2", "k")
     assert (caught.value.agent_id, caught.value.quota_bytes) == ("a", QUOTA)
     assert QUOTA < caught.value.used_bytes < QUOTA + 1000
     assert [cell.number for cell in history.cells("s1")] == [1]
@@ -82,17 +82,17 @@ def test_the_total_is_that_of_all_its_rows(history: History) -> None:
     cells = history.find("s1")[0].bytes
     assert 100_000 < cells < 101_000
     assert used(history, "s1") == cells
-    history.add_checkpoint(saved("c1", "s1", 1000, asked_for=False))
-    history.add_checkpoint(saved("c2", "s1", 2000, asked_for=True))
-    history.add_checkpoint(saved("c3", "s1", 3000, asked_for=False))
+    history.add_checkpoint(Claim("s1", 0), saved("c1", "s1", 1000, asked_for=False))
+    history.add_checkpoint(Claim("s1", 0), saved("c2", "s1", 2000, asked_for=True))
+    history.add_checkpoint(Claim("s1", 0), saved("c3", "s1", 3000, asked_for=False))
     assert used(history, "s1") == cells + 4000 + 1000
-    assert history.drop_checkpoints("s1") == ["c3"]
+    assert history.drop_checkpoints(Claim("s1", 0)) == ["c3"]
     assert used(history, "s1") == cells + 2000
     begin(history, "s2")
     run(history, "s2", 1)
     more = history.find("s2")[0].bytes
     assert used(history, "s1") == cells + 2000 + more
-    history.add_forks("s1", [("f", saved("c4", "s3", 500, asked_for=False))], kernel_id="k", runtime="runc")
+    history.add_forks(Claim("s1", 0), [("f", saved("c4", "s3", 500, asked_for=False))], kernel_id="k", runtime="runc")
     assert used(history, "s3") == 500
     history.delete("s1")
     assert used(history, "s2") == more
@@ -104,12 +104,12 @@ def test_the_total_is_that_of_all_its_rows(history: History) -> None:
 def test_a_state_is_never_lost_for_a_quota(history: History) -> None:
     """A requested checkpoint is refused. One that lets a session sleep is not: it replaces the one before."""
     begin(history, "s1")
-    history.add_checkpoint(saved("c1", "s1", QUOTA - 1, asked_for=True))
+    history.add_checkpoint(Claim("s1", 0), saved("c1", "s1", QUOTA - 1, asked_for=True))
     history.check_quota("s1")
-    history.add_checkpoint(saved("c2", "s1", 5 * QUOTA, asked_for=False))
+    history.add_checkpoint(Claim("s1", 0), saved("c2", "s1", 5 * QUOTA, asked_for=False))
     with pytest.raises(QuotaExceededError, match="no checkpoint was made"):
         history.check_quota("s1")
-    history.add_checkpoint(saved("c3", "s1", 6 * QUOTA, asked_for=False))
+    history.add_checkpoint(Claim("s1", 0), saved("c3", "s1", 6 * QUOTA, asked_for=False))
     assert {record.checkpoint_id for record in history.checkpoints_of("s1")} == {"c1", "c3"}
     assert used(history, "s1") == 7 * QUOTA - 1 - 6 * QUOTA + 6 * QUOTA
 
@@ -118,25 +118,25 @@ def test_forks_beyond_a_quota_are_refused_together(history: History) -> None:
     begin(history, "s1")
     forks = [("f1", saved("c1", "s2", 10, asked_for=False)), ("f2", saved("c2", "s3", 2 * QUOTA, asked_for=False))]
     with pytest.raises(QuotaExceededError, match="'f2'"):
-        history.add_forks("s1", forks, kernel_id="k", runtime="runc")
+        history.add_forks(Claim("s1", 0), forks, kernel_id="k", runtime="runc")
     assert [record.session_id for record in history.sessions()] == ["s1"]
 
 
 def test_code_counts_in_bytes(history: History) -> None:
     begin(history, "s1")
-    history.begin_cell("s1", 1, "\U0001f600" * 1000, "k")
-    history.end_cell("s1", 1, OK)
+    history.begin_cell(Claim("s1", 0), 1, "\U0001f600" * 1000, "k")
+    history.end_cell(Claim("s1", 0), 1, OK)
     assert history.find("s1")[0].bytes == history.total_bytes() == 4000 + len(json.dumps(OK))
-    history.end_cell("s1", 1, OK)
+    history.end_cell(Claim("s1", 0), 1, OK)
     assert history.cells("s1")[0].outcome == "ok"
     assert used(history, "s1") == history.find("s1")[0].bytes > 4000
 
 
 def test_code_counts_that_ran_when_its_process_died(history: History) -> None:
     begin(history, "s1")
-    history.begin_cell("s1", 1, "x" * 1000, "k")
-    history.end_running_cells("s1", OK)
-    history.end_running_cells("s1", OK)
+    history.begin_cell(Claim("s1", 0), 1, "x" * 1000, "k")
+    history.end_running_cells(Claim("s1", 0), OK)
+    history.end_running_cells(Claim("s1", 0), OK)
     assert history.find("s1")[0].bytes == history.total_bytes() == 1000
 
 
@@ -146,7 +146,7 @@ def test_an_earlier_database_counts_what_it_has(url: str, tmp_path: Path) -> Non
     for session in ("s1", "s2"):
         begin(history, session)
         run(history, session, 1, "x" * 1000)
-    history.add_checkpoint(saved("c1", "s1", 7000, asked_for=True))
+    history.add_checkpoint(Claim("s1", 0), saved("c1", "s1", 7000, asked_for=True))
     before = used(history, "s1")
     history.close()
     engine = create_engine(url)
@@ -224,7 +224,7 @@ def test_old_outputs_of_sessions_that_go_on_are_deleted_oldest_first(history: Hi
     for number in range(1, 4):
         run(history, "s1", number, f"{number}" * 100_000)
         run(history, "s2", number, f"{number}" * 5000)  # in the row itself
-    history.add_checkpoint(saved("c1", "s1", 1000, asked_for=False))
+    history.add_checkpoint(Claim("s1", 0), saved("c1", "s1", 1000, asked_for=False))
     before = used(history, "s1") + used(history, "s2")
     freed = history.sweep_outputs(before - 150_000, without_outputs)
     assert (swept(history, "s1"), swept(history, "s2")) == ([1, 2], [1])
@@ -255,9 +255,9 @@ def test_an_output_that_a_later_cell_has_too_stays_for_it(history: History, tmp_
 def test_running_cells_and_small_ones_are_left_alone(history: History) -> None:
     begin(history, "s1")
     run(history, "s1", 1, "small")
-    history.begin_cell("s1", 2, "#" * 10_000, "k")
-    history.end_cell("s1", 2, OK)  # large by its code
-    history.begin_cell("s1", 3, "1", "k")
+    history.begin_cell(Claim("s1", 0), 2, "#" * 10_000, "k")
+    history.end_cell(Claim("s1", 0), 2, OK)  # large by its code
+    history.begin_cell(Claim("s1", 0), 3, "1", "k")
     run(history, "s1", 4, "newest")
     assert history.sweep_outputs(1, without_outputs) == 0
     assert [cell.outcome for cell in history.cells("s1")] == ["ok", "ok", "running", "ok"]
@@ -269,8 +269,8 @@ def test_a_mark_takes_the_place_of_deleted_outputs(history: History) -> None:
     failed = FAILED | {"outputs": [{"type": "stream", "output_type": "stream", "name": "stdout", "text": "x" * 50_000}]}
     many = FAILED | {"outputs": [{"type": "stream", "output_type": "stream", "name": "stdout", "text": "y"}] * 5000}
     for number, result in enumerate((failed, many, OK), start=1):
-        history.begin_cell("s1", number, "1 / 0", "k")
-        history.end_cell("s1", number, result)
+        history.begin_cell(Claim("s1", 0), number, "1 / 0", "k")
+        history.end_cell(Claim("s1", 0), number, result)
     history.sweep_outputs(1, without_outputs)
     first, second, _ = history.cells("s1")
     assert first.result["outputs_deleted"] > 50_000
@@ -435,7 +435,7 @@ def test_a_cell_waits_for_one_small_step_of_the_shrinking(tmp_path: Path) -> Non
     number = 0
     while thread.is_alive():
         number += 1
-        other.begin_cell("s2", number, "1", "k")
+        other.begin_cell(Claim("s2", 0), number, "1", "k")
     thread.join()
     history.shrink()  # nobody writes now, so that all of the log is written back
     assert number > 20

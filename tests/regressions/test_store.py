@@ -18,7 +18,7 @@ from sqlalchemy import create_engine, event, text
 from orchestrator.errors import StoreError
 from orchestrator.kernel.fakecell import FakeCell, printed
 from orchestrator.settings import Settings
-from orchestrator.store.history import History
+from orchestrator.store.history import Claim, History
 from orchestrator.store.storeurl import mask
 from tests.unit.sessionworld import World
 
@@ -34,8 +34,8 @@ def files(folder: Path) -> list[Path]:
 
 
 def cell(history: History, session: str, output: str, number: int = 1) -> None:
-    history.begin_cell(session, number, "1", "k")
-    history.end_cell(session, number, {**OK, "outputs": [{"text": output}], "stdout": output})
+    history.begin_cell(Claim(session, 0), number, "1", "k")
+    history.end_cell(Claim(session, 0), number, {**OK, "outputs": [{"text": output}], "stdout": output})
 
 
 def begin(history: History, session: str, agent: str = "a") -> None:
@@ -116,14 +116,14 @@ def test_deleting_is_done_in_batches_and_lets_others_write(tmp_path: Path) -> No
     begin(history, "big")
     begin(history, "s2")
     for number in range(1, 3001):
-        history.begin_cell("big", number, "x" * 100, "k")
+        history.begin_cell(Claim("big", 0), number, "x" * 100, "k")
     commits: list[object] = []
-    event.listen(history._database._engine, "commit", commits.append)
+    event.listen(history._database._connector.engine, "commit", commits.append)
     deleting = threading.Thread(target=history.delete, args=("big",))
     deleting.start()
     numbers = itertools.count(1)
     while deleting.is_alive():
-        history.begin_cell("s2", next(numbers), "1", "k")
+        history.begin_cell(Claim("s2", 0), next(numbers), "1", "k")
     deleting.join()
     neighbours = next(numbers)
     assert neighbours > 5

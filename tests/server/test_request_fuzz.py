@@ -71,6 +71,9 @@ async def test_no_request_gets_an_answer_that_was_not_meant(tmp_path: Path) -> N
             assert grown < 100
             session = (await http.post("/v1/sessions", json={"agent_id": "after"})).json()["session_id"]
             answer = await http.post(f"/v1/sessions/{session}/execute", json={"code": "6 * 7"})
-            assert answer.json()["result"] == "42"
-        log = server.log.read_text()
-        assert "Traceback" not in log, log[log.index("Traceback") - 500 :][:3000]
+            assert answer.json()["result"] == "42", answer.text
+        log = server.log.read_text().splitlines()
+        raised = next((number for number, line in enumerate(log) if "Traceback" in line), None)
+        assert raised is None, "\n".join(
+            line[:200] for line in log[max(0, raised - 2) : raised + 60] if '"request"' not in line
+        )

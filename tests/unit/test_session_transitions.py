@@ -30,7 +30,7 @@ from orchestrator.pool.scheduler import LeaseRequest
 from orchestrator.sessions.checkpoint import capture_if_due, load
 from orchestrator.sessions.restored import Restored
 from orchestrator.sessions.session import KernelSession
-from orchestrator.store.history import History
+from orchestrator.store.history import Claim, History
 from tests.unit.sessionworld import World
 
 
@@ -161,7 +161,7 @@ async def test_ending_a_session_that_sleeps_or_is_not_there(world: World) -> Non
 async def test_a_session_without_its_checkpoint_cannot_be_woken(world: World) -> None:
     """The error says how to start anew."""
     session = await asleep(world)
-    await world.store.run(History.drop_checkpoints, session.session_id)
+    await world.store.run(History.drop_checkpoints, Claim(session.session_id, 1))
     with pytest.raises(CheckpointMissingError, match="end_session"):
         await world.acquire("a")
     with pytest.raises(CheckpointMissingError):

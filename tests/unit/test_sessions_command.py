@@ -16,7 +16,7 @@ import pytest
 from orchestrator.container.lease import host_identity, instance_lease
 from orchestrator.sessions.retention import without_outputs
 from orchestrator.store.checkpointfiles import CheckpointFiles
-from orchestrator.store.history import CheckpointRecord, History
+from orchestrator.store.history import CheckpointRecord, Claim, History
 
 COMMAND = str(Path(sys.executable).with_name("cellblock"))
 PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -53,14 +53,17 @@ def history(tmp_path: Path) -> Iterator[History]:
             },
         ],
     }
-    history.begin_cell("a" * 32, 1, "print('hi')\nshow()", "k1")
-    history.end_cell("a" * 32, 1, result)
-    history.begin_cell("a" * 32, 2, "while True: pass", "k1")
+    history.begin_cell(Claim("a" * 32, 1), 1, "print('hi')\nshow()", "k1")
+    history.end_cell(Claim("a" * 32, 1), 1, result)
+    history.begin_cell(Claim("a" * 32, 1), 2, "while True: pass", "k1")
     history.add_session("ab" + "b" * 30, HOSTILE[3:8] + "bob", owner=None, kernel_id="k2", runtime="runc")
-    history.begin_cell("ab" + "b" * 30, 1, HOSTILE, "k2")
+    bobs = Claim("ab" + "b" * 30, 0)
+    history.begin_cell(bobs, 1, HOSTILE, "k2")
     error = {"ename": HOSTILE, "evalue": HOSTILE, "traceback": [], "traceback_text": ""}
-    history.end_cell("ab" + "b" * 30, 1, {"status": "error", "outcome": "error", "outputs": [], "error": error})
-    history.session_ends("ab" + "b" * 30, "end_session")
+    history.end_cell(
+        Claim("ab" + "b" * 30, 0), 1, {"status": "error", "outcome": "error", "outputs": [], "error": error}
+    )
+    history.session_ends(bobs, "end_session")
     yield history
     history.close()
 
@@ -124,7 +127,7 @@ def test_delete_asks_and_removes_everything(history: History, tmp_path: Path) ->
     files = CheckpointFiles(tmp_path)
     with files.writing("c1", {}, 10) as writer:
         writer.finish({})
-    history.add_checkpoint(CheckpointRecord("c1", "a" * 32, time.time(), 1, True, 10, []))
+    history.add_checkpoint(Claim("a" * 32, 1), CheckpointRecord("c1", "a" * 32, time.time(), 1, True, 10, []))
     assert sessions(tmp_path, "delete", "aaa", stdin="n\n").returncode == 1
     assert len(history.sessions()) == 2
     done = sessions(tmp_path, "delete", "aaa", stdin="y\n")
@@ -171,7 +174,7 @@ def test_damaged_database_is_reported(tmp_path: Path) -> None:
 def test_show_takes_an_agent_and_delete_refuses_one_with_several_sessions(history: History, tmp_path: Path) -> None:
     """`show AGENT` shows the session that the agent used last; `delete AGENT` refuses several."""
     assert "print('hi') show()" in sessions(tmp_path, "show", "ann").stdout
-    history.session_ends("a" * 32, "idle")
+    history.session_ends(Claim("a" * 32, 1), "idle")
     history.add_session("c" * 32, "ann", owner=None, kernel_id="k3", runtime="runc")
     assert json.loads(sessions(tmp_path, "show", "ann", "--json").stdout)["session_id"] == "c" * 32
     refused = sessions(tmp_path, "delete", "ann", "--yes")
@@ -184,8 +187,10 @@ def test_show_and_export_say_that_outputs_were_deleted(history: History, tmp_pat
     error = {"ename": "ValueError", "evalue": "no", "traceback": ["t" * 5000], "traceback_text": ""}
     history.add_session("c" * 32, "cat", owner=None, kernel_id="k3", runtime="runc")
     for number in (1, 2):
-        history.begin_cell("c" * 32, number, "raise ValueError('no')", "k3")
-        history.end_cell("c" * 32, number, {"status": "error", "outcome": "error", "outputs": [], "error": error})
+        history.begin_cell(Claim("c" * 32, 0), number, "raise ValueError('no')", "k3")
+        history.end_cell(
+            Claim("c" * 32, 0), number, {"status": "error", "outcome": "error", "outputs": [], "error": error}
+        )
     assert history.sweep_outputs(1, without_outputs) > 100_000
     assert "[0.1 MB of outputs deleted" in sessions(tmp_path, "show", "aa").stdout
     shown = sessions(tmp_path, "show", "cat").stdout

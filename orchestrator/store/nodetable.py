@@ -1,0 +1,96 @@
+"""The nodes of a cluster: who is there, by the database's clock. Only ``History`` uses this class.
+
+A node renews its lease. One whose lease has ended is fenced by whichever node looks next: its epoch grows, and from
+then on the store refuses what it writes, and its sessions may be taken over. What a node believes about the time does
+not matter.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sqlalchemy import Row, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from orchestrator.store.database import Database
+from orchestrator.store.databaseclock import now_of
+from orchestrator.store.noderecord import Capacity, NodeRecord, NodeState
+from orchestrator.store.schema import nodes
+
+
+class NodeTable:
+    """The nodes of one database. All methods block, and raise StoreError where the database fails."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._now = now_of(database.dialect)
+
+    def join_cluster(
+        self, node_id: str, *, url: str, version: str, protocol: int, lease_s: float, capacity: Capacity
+    ) -> int:
+        """Add a node, or begin its next epoch: what it was before owns nothing any longer. Returns the epoch."""
+        values = {
+            "url": url,
+            "state": "up",
+            "version": version,
+            "protocol": protocol,
+            "capacity": json.dumps(capacity.as_dict()),
+            "lease_until": self._now + lease_s,
+        }
+        insert = postgresql.insert if self._database.dialect.name == "postgresql" else sqlite.insert
+        joined = insert(nodes).values(node_id=node_id, epoch=1, **values)
+        again = joined.on_conflict_do_update(
+            index_elements=["node_id"], set_={**values, "epoch": nodes.c.epoch + 1}
+        ).returning(nodes.c.epoch)
+        return self._database.write(lambda connection: int(connection.execute(again).scalar_one()))
+
+    def renew_lease(
+        self, node_id: str, epoch: int, *, lease_s: float, state: NodeState, capacity: Capacity
+    ) -> list[NodeRecord] | None:
+        """Renew a node's lease, and fence the nodes whose lease has ended.
+
+        Returns:
+            All nodes. None if another node has fenced this one: its epoch is over, for good.
+        """
+        mine = (nodes.c.node_id == node_id) & (nodes.c.epoch == epoch)
+        renewed = (
+            update(nodes)
+            .where(mine)
+            .values(lease_until=self._now + lease_s, state=state, capacity=json.dumps(capacity.as_dict()))
+        )
+        late = (nodes.c.state != "down") & (nodes.c.lease_until < self._now)
+        fenced = update(nodes).where(late).values(state="down", epoch=nodes.c.epoch + 1)
+        with self._database.writing() as connection:
+            if not connection.execute(renewed).rowcount:
+                return None
+            connection.execute(fenced)
+            return [_record(row) for row in connection.execute(self._nodes())]
+
+    def leave_cluster(self, node_id: str, epoch: int) -> None:
+        """End a node's epoch. No effect if it is over."""
+        mine = (nodes.c.node_id == node_id) & (nodes.c.epoch == epoch)
+        left = update(nodes).where(mine).values(state="down", epoch=epoch + 1, lease_until=self._now)
+        self._database.write(lambda connection: connection.execute(left))
+
+    def nodes(self) -> list[NodeRecord]:
+        """Return all nodes, by name."""
+        with self._database.reading() as connection:
+            return [_record(row) for row in connection.execute(self._nodes())]
+
+    def _nodes(self) -> Any:
+        left = (nodes.c.lease_until - self._now).label("lease_left_s")
+        return select(nodes, left).order_by(nodes.c.node_id)
+
+
+def _record(row: Row[Any]) -> NodeRecord:
+    return NodeRecord(
+        row.node_id,
+        row.epoch,
+        row.url,
+        row.state,
+        float(row.lease_left_s),
+        row.version,
+        row.protocol,
+        Capacity(**json.loads(row.capacity)),
+    )

@@ -1,0 +1,126 @@
+"""PostgreSQL behind a network: round trips, lost answers, a server that is restarted, stopped or cut off."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from orchestrator.errors import StoreError
+from orchestrator.store import postgresconnector
+from orchestrator.store.history import Claim, History
+from tests.postgresproxy import PostgresProxy
+
+OK: dict[str, Any] = {"status": "ok", "outcome": "ok", "outputs": []}
+LARGE = {**OK, "outputs": [{"text": "p" * 50_000}]}
+
+
+@pytest.fixture
+def proxy(postgres_url: str) -> Iterator[PostgresProxy]:
+    engine = create_engine(postgres_url)
+    with engine.begin() as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE"))
+        connection.execute(text("CREATE SCHEMA public"))
+    engine.dispose()
+    proxy = PostgresProxy(postgres_url)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def history(proxy: PostgresProxy, tmp_path: Path) -> Iterator[History]:
+    history = History.open(proxy.url, tmp_path, agent_quota=10**9)
+    yield history
+    proxy.thaw()
+    history.close()
+
+
+@pytest.fixture
+def mine(history: History) -> Claim:
+    claim = history.add_session("s1", "agent", owner="me", kernel_id="k1", runtime="runc")
+    assert claim is not None
+    return claim
+
+
+def outcomes(history: History) -> list[str]:
+    return [cell.outcome for cell in history.cells("s1")]
+
+
+@pytest.mark.parametrize("result", [OK, LARGE])
+def test_a_cell_costs_two_round_trips(
+    result: dict[str, Any], history: History, mine: Claim, proxy: PostgresProxy
+) -> None:
+    """With a quota, the fence, all totals, and large outputs; the first cell prepares."""
+    taken = []
+    for number in range(1, 12):
+        before = proxy.round_trips
+        history.begin_cell(mine, number, "1", "k1")
+        history.end_cell(mine, number, result)
+        taken.append(proxy.round_trips - before)
+    assert taken[1:] == [2] * 10
+
+
+def test_a_change_of_state_costs_one_round_trip(history: History, mine: Claim, proxy: PostgresProxy) -> None:
+    """Once a statement is prepared."""
+    history.begin_cell(mine, 1, "1", "k1")
+    taken = []
+    for _ in range(2):
+        before = proxy.round_trips
+        history.session_sleeps(mine)
+        again = history.take_ownership("s1", None, "me")
+        assert again is not None
+        mine = again
+        history.session_lives(mine, owner="me", kernel_id="k2", runtime="runc")
+        taken.append(proxy.round_trips - before)
+    assert taken[1] == 3
+
+
+def test_a_lost_answer_is_asked_for_again(history: History, mine: Claim, proxy: PostgresProxy) -> None:
+    """The statement was done, or not: either way the second try leaves one row, one result and one owner."""
+    for number in (1, 2):
+        proxy.lose_next = True
+        history.begin_cell(mine, number, "1", "k1")
+        proxy.lose_next = True
+        history.end_cell(mine, number, OK)
+    assert outcomes(history) == ["ok", "ok"]
+    size = history.total_bytes()
+    proxy.lose_next = True
+    history.session_sleeps(mine)
+    proxy.lose_next = True
+    assert history.take_ownership("s1", None, "heir") == Claim("s1", 2)
+    (record,) = history.sessions()
+    assert (record.owner, record.bytes) == ("heir", size)
+
+
+def test_a_server_that_was_restarted_costs_no_write(history: History, mine: Claim, proxy: PostgresProxy) -> None:
+    history.begin_cell(mine, 1, "1", "k1")
+    proxy.cut()
+    time.sleep(0.1)
+    history.end_cell(mine, 1, OK)
+    proxy.cut()
+    time.sleep(0.1)
+    assert outcomes(history) == ["ok"]
+
+
+def test_a_server_that_stands_still_is_given_up(
+    history: History, mine: Claim, proxy: PostgresProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write fails after its deadline, the calls behind it at once, and what is owed is written when it is back."""
+    monkeypatch.setattr(postgresconnector, "_SINGLE", 1.5)
+    history.begin_cell(mine, 1, "1", "k1")
+    proxy.freeze()
+    began = time.monotonic()
+    with pytest.raises(StoreError):
+        history.end_cell(mine, 1, OK)
+    first = time.monotonic() - began
+    with pytest.raises(StoreError, match="a moment ago"):
+        history.begin_cell(mine, 2, "2", "k1")
+    assert 1 < first < 30
+    proxy.thaw()
+    time.sleep(2.5)
+    history.begin_cell(mine, 2, "2", "k1")
+    assert outcomes(history) == ["ok", "running"]
