@@ -40,9 +40,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.command import run_main
-from orchestrator.cluster.nodedirectory import Capacity, NodeRecord
 from orchestrator.cluster.placement import Need, Placement, score
 from orchestrator.protocol import PROTOCOL
+from orchestrator.store.noderecord import Capacity, NodeRecord
 
 NEED = Need("default", memory_mb=2048)
 RENEWAL = 3.0  # seconds between two renewals of a node's lease

@@ -58,7 +58,6 @@
         ├── RequestTooLargeError               request_too_large
         ├── RequestTimeoutError (TimeoutError) request_timeout          the client sends, or reads, too slowly
         ├── IdempotencyError                   idempotency              the key belongs to another request
-        ├── NotOwnerError                      not_owner                another node, or process, owns the session
         ├── UntrustedServerError               untrusted_server         its certificate is not accepted
         ├── IncompatibleServerError            incompatible_server      it speaks another version of the protocol
         └── ServerUnavailableError (ConnectionError)  server_unavailable
@@ -584,10 +583,12 @@ class NotOwnerError(CellblockError, code="not_owner"):
     Attributes:
         session_id: the session.
         owner: the process that owns it now, by its name in the store; None for a session that sleeps or has ended.
+        undone: whether nothing of the call was done. If false, the cell has run, and its end was refused.
     """
 
     session_id: str
     owner: str | None = None
+    undone: bool = False
 
 
 class QuotaExceededError(StoreError, code="quota_exceeded"):
@@ -708,18 +709,6 @@ class IdempotencyError(ServerError, code="idempotency"):
     """
 
     key: str
-
-
-class NotOwnerError(ServerError, code="not_owner"):
-    """The server does not own the session, or is not the process that the request is for. Nothing was done.
-
-    Attributes:
-        session_id: the session; "" where the request is for another process.
-        owner: the node that owns it; "" if that is not known.
-    """
-
-    session_id: str
-    owner: str = ""
 
 
 class UntrustedServerError(ServerError, code="untrusted_server"):

@@ -25,8 +25,10 @@ from orchestrator.errors import (
     NotOwnerError,
     ServerUnavailableError,
     SessionElsewhereError,
+    SessionEndedError,
 )
 from orchestrator.limits import Deadline
+from orchestrator.outcome import Outcome
 from orchestrator.remote.link import Download, Numbered, Query
 
 T = TypeVar("T")
@@ -163,7 +165,9 @@ class AgentLink:
             node, owns = await self._next(refusals, tries, began)
             try:
                 answer = await call(node, owns)
-            except (NotOwnerError, SessionElsewhereError) as error:
+            except (NotOwnerError, SessionElsewhereError, SessionEndedError) as error:
+                if isinstance(error, SessionEndedError) and error.reason != Outcome.TAKEN_OVER:
+                    raise
                 moves += 1
                 if self._stays:
                     raise node.lost(undone=True) from error

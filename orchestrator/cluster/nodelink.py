@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from orchestrator.cluster.nodedirectory import NodeRecord
 from orchestrator.errors import (
     CellblockError,
     IncompatibleServerError,
@@ -28,6 +27,7 @@ from orchestrator.limits import Deadline
 from orchestrator.protocol import SPOKEN
 from orchestrator.remote.connection import Connection, Headers
 from orchestrator.remote.link import Download, Numbered, Query
+from orchestrator.store.noderecord import NodeRecord
 
 T = TypeVar("T")
 PATIENCE = 30.0  # seconds in which a node that holds its lease has to answer again
@@ -128,7 +128,7 @@ class NodeLink:
         Raises:
             NodeLostError: the node's lease is over.
             ServerUnavailableError: the node holds its lease, and does not answer.
-            NotOwnerError: the node does not own the session, or its server is another process than before.
+            NotOwnerError: the node, or the process at its address, does not own the session and has done nothing.
             See ``Connection.ask``.
         """
         key = _key(method, path)
@@ -220,7 +220,7 @@ class NodeLink:
         """
         if isinstance(error, NotOwnerError):
             self._facts = self._facts if error.session_id else None
-            if begun:
+            if begun or not error.undone:
                 raise self.lost(undone=False) from error
             raise error
         begun = begun or not error.undone

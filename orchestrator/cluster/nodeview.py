@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from orchestrator.cluster.nodedirectory import NodeDirectory, NodeRecord
+from orchestrator.cluster.nodedirectory import NodeDirectory
 from orchestrator.cluster.placement import Placement
 from orchestrator.errors import StoreError
+from orchestrator.store.noderecord import NodeRecord
 
 FRESH = 1.0  # seconds for which a reading is used: each process asks the store at most once in this time
 _READING = 5.0  # seconds

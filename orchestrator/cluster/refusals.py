@@ -1,4 +1,5 @@
-"""What nodes say when they do not take a session, and what a caller is told when none does. Pure."""
+"""What nodes say when they do not take a session, and what a caller is told when none does. Pure."""from orchestrator.store.noderecord import NodeRecord
+
 
 from __future__ import annotations
 
@@ -7,7 +8,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from orchestrator.cluster.nodedirectory import NodeRecord
 from orchestrator.errors import (
     CellblockError,
     EngineError,

@@ -7,13 +7,14 @@ import random
 import ssl
 from collections.abc import Iterator
 
-from orchestrator.cluster.nodedirectory import NodeDirectory, NodeRecord, Ownership
+from orchestrator.cluster.nodedirectory import NodeDirectory, Ownership
 from orchestrator.cluster.nodelink import Facts, NodeLink
 from orchestrator.cluster.nodeview import NodeView
 from orchestrator.cluster.placement import Need
 from orchestrator.cluster.refusals import UNREACHED, all_refused
 from orchestrator.errors import CellblockError, ManagerClosedError
 from orchestrator.remote.connection import Connection, trust
+from orchestrator.store.noderecord import NodeRecord
 
 _WATCHING = 2.0  # seconds between two looks at the leases of nodes that somebody waits for
 

@@ -146,7 +146,7 @@ class Boundary:
         """
         wanted = dict(scope["headers"]).get(b"cellblock-process")
         if wanted is not None and wanted != self._service.process_id.encode():
-            raise NotOwnerError("the request is for another process of the server.", session_id="")
+            raise NotOwnerError("the request is for another process of the server.", session_id="", undone=True)
 
     def _refuse_foreign_pages(self, scope: Scope) -> None:
         """Refuse what a web page of another origin sends; without tokens, also a host name that is not this machine's.

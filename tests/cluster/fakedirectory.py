@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from orchestrator.cluster.nodedirectory import Capacity, NodeRecord, Ownership
+from orchestrator.cluster.nodedirectory import Ownership
 from orchestrator.container.lease import holder_of
 from orchestrator.errors import StoreError
 from orchestrator.protocol import PROTOCOL
 from orchestrator.sessions.owners import instance_of_owner
 from orchestrator.store.history import History
+from orchestrator.store.noderecord import Capacity, NodeRecord
 
 ROOMY = Capacity(kernels=10, free=10, memory_free_mb=20_000, cores=2.0, load=0.0)
 

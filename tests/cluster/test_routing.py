@@ -22,8 +22,8 @@ from orchestrator import (
     StreamOutput,
 )
 from orchestrator.cluster.clustermanager import ClusterKernelManager
-from orchestrator.cluster.nodedirectory import Capacity
 from orchestrator.remote.connection import Connection
+from orchestrator.store.noderecord import Capacity
 from tests.cluster.conftest import Cluster
 from tests.cluster.fakedirectory import FakeDirectory, record
 from tests.cluster.lossyproxy import LossyProxy

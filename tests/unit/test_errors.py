@@ -95,7 +95,7 @@ ERRORS: dict[str, tuple[str, dict[str, Any]]] = {
     "RequestTimeoutError": ("request_timeout", SAYS),
     "IdempotencyError": ("idempotency", {**SAYS, "key": "k"}),
     "ServerUnavailableError": ("server_unavailable", {**SAYS, "undone": True}),
-    "NotOwnerError": ("not_owner", {**SAYS, "session_id": "s", "owner": "n1"}),
+    "NotOwnerError": ("not_owner", {**SAYS, "session_id": "s", "owner": "n1", "undone": True}),
     "UntrustedServerError": ("untrusted_server", SAYS),
     "IncompatibleServerError": (
         "incompatible_server", {**SAYS, "protocol": 3, "spoken": (1, 2), "version": "0.9"}

@@ -9,8 +9,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.cluster.nodedirectory import Capacity, NodeRecord
 from orchestrator.cluster.placement import LEASE_FOR_NEW, SAMPLED, Need, Placement, score
+from orchestrator.store.noderecord import Capacity, NodeRecord
 
 NEED = Need("default", memory_mb=512)
 CAPACITIES = st.builds(
