@@ -1,5 +1,4 @@
-"""Placement: in which order the nodes of a cluster are asked for a kernel. Pure.from orchestrator.store.noderecord import NodeRecord
-
+"""Placement: in which order the nodes of a cluster are asked for a kernel. Pure.
 
 Each caller decides on its own, from a reading of the directory that is some seconds old. So it must not choose the
 best node of all: then all callers would, until the next reading. It samples a few, and takes the best of these.
@@ -12,6 +11,8 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
+
+from orchestrator.store.noderecord import NodeRecord
 
 SAMPLED: Final = 3
 LEASE_FOR_NEW: Final = 2.0  # seconds of its lease that a node must have left to get something new

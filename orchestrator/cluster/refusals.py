@@ -1,5 +1,4 @@
-"""What nodes say when they do not take a session, and what a caller is told when none does. Pure."""from orchestrator.store.noderecord import NodeRecord
-
+"""What nodes say when they do not take a session, and what a caller is told when none does. Pure."""
 
 from __future__ import annotations
 
@@ -22,6 +21,7 @@ from orchestrator.errors import (
     TooManyRequestsError,
     UntrustedServerError,
 )
+from orchestrator.store.noderecord import NodeRecord
 
 UNREACHED: Final = (ServerUnavailableError, NodeLostError, UntrustedServerError, IncompatibleServerError)
 """A node that cannot be spoken to. Another one may be."""
