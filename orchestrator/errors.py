@@ -42,7 +42,9 @@
     │   ├── CellNotFoundError (LookupError)    cell_not_found
     │   └── InvalidPositionError (IndexError)  invalid_position
     ├── StoreError (OSError)                   store                    the history or a checkpoint file
+    │   ├── NodeLeaseError                     node_lease               the lease of this node of a cluster has ended
     │   └── QuotaExceededError                 quota_exceeded           the agent keeps as much as it may
+    ├── NotOwnerError                          not_owner                another process has taken the session over
     ├── CheckpointError                        checkpoint               the running session is unharmed
     │   ├── CheckpointMissingError (LookupError)      checkpoint_missing
     │   ├── CheckpointDamagedError             checkpoint_damaged       truncated, altered, or from another host
@@ -582,12 +584,12 @@ class NotOwnerError(CellblockError, code="not_owner"):
 
     Attributes:
         session_id: the session.
-        owner: the process that owns it now, by its name in the store; None for a session that sleeps or has ended.
+        owner: the process that owns it now, by its name in the store; "" for a session that sleeps or has ended.
         undone: whether nothing of the call was done. If false, the cell has run, and its end was refused.
     """
 
     session_id: str
-    owner: str | None = None
+    owner: str = ""
     undone: bool = False
 
 

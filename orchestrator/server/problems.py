@@ -45,6 +45,7 @@ STATUS: Final[dict[str, int]] = {
     "manager_closed": 503,
     "no_node": 503,
     "node_lost": 410,
+    "node_lease": 503,
     "not_owner": 409,
     "notebook": 409,
     "notebook_conflict": 409,

@@ -63,7 +63,7 @@ class Fence:
         self._read = Prepared(_statement(dialect), dialect)
         self._leased = Prepared(select(literal_column("1")).where(is_leased(dialect)), dialect)
         self.node: dict[str, Any] = {"node": None, "epoch": 0}
-        self.report: Callable[[NotOwnerError], None] = _log_refused
+        self.report: Callable[[NotOwnerError], object] = _log_refused
 
     def values(self, claim: Claim) -> dict[str, Any]:
         """Return the parameters of a statement that is fenced."""
@@ -96,7 +96,7 @@ class Fence:
             error = NotOwnerError(
                 f"session {claim.session_id} was taken over by another process: {what}.",
                 session_id=claim.session_id,
-                owner=row[1],
+                owner=row[1] or "",
                 remedy="Acquire the agent's kernel again: the session goes on where it is now.",
             )
             self.report(error)

@@ -149,7 +149,7 @@ class History(SessionTable, CellTable, CheckpointTable, CommandTable, HandleTabl
         """Write, from now on, only while this epoch of a node has its lease."""
         self._fence.node = {"node": node_id, "epoch": epoch}
 
-    def on_refused(self, report: Callable[[NotOwnerError], None]) -> None:
+    def on_refused(self, report: Callable[[NotOwnerError], object]) -> None:
         """Call ``report``, in one of the history's threads, with each write that is refused as stale."""
         self._fence.report = report
 

@@ -32,7 +32,8 @@ ERRORS = {
     "ImageBuildError", "ImageInUseError", "ImageMissingError",
     "InvalidAgentIdError", "InvalidCodeError", "InvalidInputError",
     "KernelDiedError", "KernelError", "KernelPoolExhaustedError", "KernelStartError", "KernelTimeoutError",
-    "ManagerClosedError", "PackageError", "PolicyError", "PolicyFault", "QuotaExceededError", "SandboxFloorError",
+    "ManagerClosedError", "NodeLeaseError", "NotOwnerError",
+    "PackageError", "PolicyError", "PolicyFault", "QuotaExceededError", "SandboxFloorError",
     "Scarcity",
     "SessionBusyError", "SessionElsewhereError", "SessionEndedError",
     "SettingsError", "StoreError", "UnknownKernelNameError", "UnknownRuntimeError", "UserIdTakenError",
@@ -41,7 +42,7 @@ ERRORS = {
     "NotebookCreationError", "NotebookError", "NotebookNotFoundError",
     "ForbiddenError", "IdempotencyError", "RequestTimeoutError", "RequestTooLargeError", "ServerError",
     "ServerUnavailableError", "TooManyRequestsError", "UnauthorizedError", "UnknownSessionError",
-    "IncompatibleServerError", "NoNodeError", "NodeLostError", "NodeRefusal", "NotOwnerError", "UntrustedServerError",
+    "IncompatibleServerError", "NoNodeError", "NodeLostError", "NodeRefusal", "UntrustedServerError",
 }  # fmt: skip
 EVENTS = {
     "CellFinished", "ClearOutput", "CommMessage", "DisplayData", "ErrorOutput", "Event", "Evidence", "ExecuteResult",

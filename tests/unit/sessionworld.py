@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Coroutine
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from sqlalchemy import select
+
 from orchestrator.container.exits import Exit
 from orchestrator.container.reaper import Leftover
 from orchestrator.errors import CellblockError, StoreError
@@ -31,7 +33,8 @@ from orchestrator.sessions.restored import Restored
 from orchestrator.sessions.restoring import Restoring
 from orchestrator.sessions.session import KernelSession
 from orchestrator.store.checkpointfiles import CheckpointFiles
-from orchestrator.store.history import History, SessionRecord
+from orchestrator.store.history import Claim, History, SessionRecord
+from orchestrator.store.schema import sessions
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -52,13 +55,21 @@ class FaultyHistory(History):
     async def run(self, method: Callable[Concatenate[Any, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         if method in self.refuses:
             raise StoreError("the disk is full.")
-        if method in self.deaf_to:
-            return True  # type: ignore[return-value] # what ``take_ownership`` returns; the others return nothing
+        if method in self.deaf_to:  # ``take_ownership`` returns a claim, of which the others return nothing
+            return await super().run(_claim_now, str(args[0]))  # type: ignore[arg-type]
         return await super().run(method, *args, **kwargs)
 
     def submit(self, method: Callable[Concatenate[Any, P], T], *args: P.args, **kwargs: P.kwargs) -> None:
         if method not in self.deaf_to:
             super().submit(method, *args, **kwargs)
+
+
+def _claim_now(store: History, session_id: str) -> Claim:
+    """Return a claim that the store accepts, whoever owns the session."""
+    with store._database.reading() as connection:
+        return Claim(
+            session_id, connection.scalar(select(sessions.c.fence).where(sessions.c.session_id == session_id)) or 0
+        )
 
 
 class Inheritance:
@@ -162,6 +173,8 @@ class World:
         self.others: dict[str, World] = {}
         if is_open:
             self.registry.open(self.store, self.files, name)
+            disown, soon = self.registry.disown, asyncio.get_running_loop().call_soon_threadsafe
+            self.store.on_refused(lambda error: soon(disown, error.session_id))
             self.acquiring.elsewhere.open(self.owners, lambda: self.recover(self.inheritance), self._ask)
 
     async def acquire(self, agent: str, timeout: float | None = 5.0, **options: Any) -> KernelSession:

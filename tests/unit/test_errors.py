@@ -71,6 +71,8 @@ ERRORS: dict[str, tuple[str, dict[str, Any]]] = {
     "WrongEventLoopError": ("wrong_event_loop", SAYS),
     "FileTransferError": ("file_transfer", {**SAYS, "path": "data/a.csv"}),
     "StoreError": ("store", {**SAYS, "result": RESULT}),
+    "NodeLeaseError": ("node_lease", {**SAYS, "result": RESULT}),
+    "NotOwnerError": ("not_owner", {**SAYS, "session_id": "s", "owner": "boot/1/i", "undone": True}),
     "QuotaExceededError": ("quota_exceeded", {**SAYS, "agent_id": "a", "used_bytes": 5, "quota_bytes": 4}),
     "CheckpointError": ("checkpoint", {**SAYS, "checkpoint": "c"}),
     "CheckpointMissingError": ("checkpoint_missing", {**SAYS, "checkpoint": "c"}),
@@ -95,7 +97,6 @@ ERRORS: dict[str, tuple[str, dict[str, Any]]] = {
     "RequestTimeoutError": ("request_timeout", SAYS),
     "IdempotencyError": ("idempotency", {**SAYS, "key": "k"}),
     "ServerUnavailableError": ("server_unavailable", {**SAYS, "undone": True}),
-    "NotOwnerError": ("not_owner", {**SAYS, "session_id": "s", "owner": "n1", "undone": True}),
     "UntrustedServerError": ("untrusted_server", SAYS),
     "IncompatibleServerError": (
         "incompatible_server", {**SAYS, "protocol": 3, "spoken": (1, 2), "version": "0.9"}

@@ -19,7 +19,7 @@ from orchestrator.sessions.session import KernelSession
 CELLS = "ok error interrupted timeout cancelled output_limit oom kernel_died engine_lost"
 KERNELS = "timeout cancelled output_limit oom kernel_died engine_lost"
 SESSIONS = f"{KERNELS} idle evicted hibernate restart reconfigured shutdown end_session killed orchestrator_lost"
-SESSIONS += " never_started asleep"
+SESSIONS += " taken_over never_started asleep"
 
 
 def test_the_strings_are_those_that_stores_and_logs_have() -> None:
