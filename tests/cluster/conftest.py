@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -58,10 +59,10 @@ def cluster() -> Iterator[Cluster]:
         yield cluster
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one_node", "two_nodes"])
-def directory(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[FakeDirectory]:
+@pytest.fixture(scope="module")
+def directory(cluster: Cluster) -> Iterator[FakeDirectory]:
     """The directory that the managers of a module's tests read."""
-    with cluster.directory(request.param) as directory:
+    with cluster.directory(int(os.environ.get("CELLBLOCK_TEST_NODES", "2"))) as directory:
         yield directory
 
 
