@@ -16,7 +16,7 @@ Reported figures, for the minute after the burst:
 
 - utilisation: of the places of a node; its mean, and its standard deviation over the nodes (spread), in percent;
 - refusals: of full nodes, for each session; the mean, and the most that one session met;
-- time: that the caller's process takes for one decision, with its share of the reading, in microseconds.
+- time: of the CPU, that the caller takes for one decision, with its share of the reading, in microseconds.
 
 Compared orders: ``sampled``, which is the real one; ``random``; and ``best``, which takes the best of all nodes.
 """
@@ -163,7 +163,7 @@ class Simulation:
             if now >= BURST and now - STEP < BURST:
                 self._refusals, self._unplaced, self._spent = [], 0, 0.0
             self._tick(step, now)
-            rate = target / LASTS + (target / BURST if now < BURST else 0.0)
+            rate = (len(self._ends) / LASTS + target / BURST) if now < BURST else target / LASTS
             for _ in range(self._arrivals(rate * STEP)):
                 self._place(now)
             if now >= BURST and step % 20 == 0:
@@ -196,7 +196,7 @@ class Simulation:
 
     def _place(self, now: float) -> None:
         caller = self._chance.choice(self._callers)
-        began = time.perf_counter()
+        began = time.thread_time()
         if now - caller.read_at >= READING:
             caller.read_at, caller.order, caller.placed = now, self._kind(list(self._records)), Counter()
         refused = 0
@@ -210,7 +210,7 @@ class Simulation:
             refused += 1
         else:
             self._unplaced += 1
-        self._spent += time.perf_counter() - began
+        self._spent += time.thread_time() - began
         self._refusals.append(refused)
 
 
@@ -235,7 +235,7 @@ def report(compared: Mapping[str, list[Figures]], console: Console) -> None:
                 str(each.most_refusals),
                 f"{each.microseconds:.0f}",
             )
-    console.print(table)
+    console.print(table, crop=False)
 
 
 def main() -> None:
