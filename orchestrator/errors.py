@@ -22,8 +22,10 @@
     │   ├── KernelStartError                   kernel_start
     │   │   └── UserIdTakenError               user_id_taken
     │   ├── KernelDiedError                    kernel_died
+    │   │   └── NodeLostError                  node_lost                its node's lease ended while a call ran
     │   ├── KernelTimeoutError (TimeoutError)  kernel_timeout           a cell exceeded its time limit
     │   ├── KernelPoolExhaustedError (TimeoutError)   kernel_pool_exhausted
+    │   │   └── NoNodeError                    no_node                  no node of the cluster takes the session
     │   ├── CommandLimitError                  command_limit            as many commands run as may
     │   ├── SessionBusyError (TimeoutError)    session_busy             another call is using the agent's session
     │   └── SessionElsewhereError              session_elsewhere        another process owns the agent's session
@@ -58,6 +60,8 @@
         ├── RequestTooLargeError               request_too_large
         ├── RequestTimeoutError (TimeoutError) request_timeout          the client sends, or reads, too slowly
         ├── IdempotencyError                   idempotency              the key belongs to another request
+        ├── UntrustedServerError               untrusted_server         its certificate is not accepted
+        ├── IncompatibleServerError            incompatible_server      it speaks another version of the protocol
         └── ServerUnavailableError (ConnectionError)  server_unavailable
 
 An exception of the *code in a cell* is never raised here: it is a result with ``status == "error"``.
@@ -316,6 +320,22 @@ class KernelDiedError(KernelError, code="kernel_died"):
     exit_code: int | None = None
 
 
+class NodeLostError(KernelDiedError, code="node_lost"):
+    """The lease of the session's node ended during a call: the node acknowledges nothing any longer.
+
+    The session's history and its checkpoints remain; its next call goes to another node.
+
+    Attributes:
+        node_id: the node.
+        undone: whether the node has not begun what was asked. If false, this is not known.
+    """
+
+    kernel_id: str = ""
+    reason: Outcome = Outcome.KERNEL_DIED
+    node_id: str
+    undone: bool
+
+
 class KernelTimeoutError(KernelError, TimeoutError, code="kernel_timeout"):
     """A cell exceeded its time limit and was stopped.
 
@@ -350,6 +370,27 @@ class KernelPoolExhaustedError(KernelError, TimeoutError, code="kernel_pool_exha
     expected_wait: float | None = None
     needed_bytes: int | None = None
     free_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRefusal:
+    """What one node of a cluster said: its id, the error's code, and the error's text."""
+
+    node_id: str
+    code: str
+    message: str
+
+
+class NoNodeError(KernelPoolExhaustedError, code="no_node"):
+    """No node of the cluster takes the session. The caller holds nothing.
+
+    The other fields are those of the refusal with the shortest expected wait.
+
+    Attributes:
+        refusals: what each node that was asked said.
+    """
+
+    refusals: tuple[NodeRefusal, ...] = ()
 
 
 class CommandLimitError(KernelError, code="command_limit"):
@@ -544,10 +585,12 @@ class NotOwnerError(CellblockError, code="not_owner"):
     Attributes:
         session_id: the session.
         owner: the process that owns it now, by its name in the store; "" for a session that sleeps or has ended.
+        undone: whether nothing of the call was done. If false, the cell has run, and its end was refused.
     """
 
     session_id: str
     owner: str = ""
+    undone: bool = False
 
 
 class QuotaExceededError(StoreError, code="quota_exceeded"):
@@ -670,5 +713,29 @@ class IdempotencyError(ServerError, code="idempotency"):
     key: str
 
 
+class UntrustedServerError(ServerError, code="untrusted_server"):
+    """The server's certificate is not accepted. Nothing was sent to it."""
+
+
+class IncompatibleServerError(ServerError, code="incompatible_server"):
+    """The server speaks another version of the protocol. Nothing was done.
+
+    Attributes:
+        protocol: the server's.
+        spoken: the oldest and the newest that this client speaks.
+        version: of Cellblock, on the server.
+    """
+
+    protocol: int
+    spoken: tuple[int, int]
+    version: str = ""
+
+
 class ServerUnavailableError(ServerError, ConnectionError, code="server_unavailable"):
-    """No server answers, or it shuts down and takes no new work."""
+    """No server answers, or it shuts down and takes no new work.
+
+    Attributes:
+        undone: whether nothing of the request was done. If false, this is not known.
+    """
+
+    undone: bool = False

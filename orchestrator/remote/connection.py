@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterable, Coroutine, Mapping
 from typing import Any
 from urllib.parse import quote_from_bytes
@@ -13,8 +14,9 @@ from urllib.parse import quote_from_bytes
 import httpx
 import httpx_sse
 
-from orchestrator.errors import ServerUnavailableError
+from orchestrator.errors import ServerUnavailableError, SettingsError, UntrustedServerError
 from orchestrator.remote.failures import failure
+from orchestrator.remote.link import Download, Numbered, Query
 
 _CONNECTING = 10.0  # seconds; also for a place among the connections, and for each part of what is sent
 _QUIET = 60.0  # seconds without a sign of life on a stream: the server sends one every 15 s
@@ -28,24 +30,30 @@ _KEEPALIVE = [
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
 ]
 _LARGEST_ERROR = 1024 * 1024  # bytes of a refusal that are read
-Query = Mapping[str, str | int | float | bool]
+_UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+Headers = Mapping[str, str]
 
 
 class Connection:
-    """A pool of connections to one server.
+    """A pool of connections to one server. A ``Link``; its requests may have headers of their own.
 
     Args:
         url: such as "http://127.0.0.1:8730".
         token: None: the server needs none.
         uds: the path of the server's unix socket, in place of the address in ``url``.
-        verify: the path of a certificate authority's file for HTTPS; True: the system's.
+        verify: for HTTPS: see ``trust``.
+
+    Raises:
+        SettingsError: see ``trust``.
     """
 
-    def __init__(self, url: str, token: str | None, uds: str | None, verify: str | bool) -> None:
+    def __init__(
+        self, url: str, token: str | None, uds: str | None, verify: ssl.SSLContext | str | bool = True
+    ) -> None:
         self.url = url
         transport = httpx.AsyncHTTPTransport(
             uds=uds,
-            verify=verify,
+            verify=trust(verify) if url.startswith("https:") else False,  # to make a context takes 30 ms
             limits=httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=100, keepalive_expiry=10),
             socket_options=[] if uds else _KEEPALIVE,
         )
@@ -61,18 +69,38 @@ class Connection:
         """Close all connections."""
         await self._client.aclose()
 
+    def staying(self) -> Connection:
+        """See ``Link``."""
+        return self
+
+    async def acquire(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Make an agent's session, or return the one that it has, awake.
+
+        Raises:
+            See ``ask``.
+        """
+        return await self.ask("POST", "/v1/sessions", body)
+
     async def ask(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, query: Query | None = None
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        query: Query | None = None,
+        headers: Headers | None = None,
     ) -> dict[str, Any]:
         """Send a request, and return the answer's JSON.
 
         Raises:
             ServerUnavailableError: the server does not answer.
+            UntrustedServerError: its certificate is not accepted.
             Any error of the server's.
         """
+        head = {**_head(body), **(headers or {})}
         async with _explained(self.url):
             answer = await _closing(
-                self._client.request(method, _with(path, query), content=_content(body), headers=_head(body))
+                self._client.request(method, _with(path, query), content=_content(body), headers=head)
             )
         if answer.is_error:
             raise failure(_json(answer.content), answer.status_code)
@@ -81,8 +109,14 @@ class Connection:
 
     @contextlib.asynccontextmanager
     async def events(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, seen: int = 0
-    ) -> AsyncGenerator[AsyncGenerator[tuple[int | None, dict[str, Any]], None], None]:
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        seen: int = 0,
+        headers: Headers | None = None,
+    ) -> AsyncGenerator[Numbered, None]:
         """Yield a stream of server-sent events, each with its number.
 
         Args:
@@ -91,11 +125,12 @@ class Connection:
         Raises:
             See ``ask``; also while the stream is read.
         """
-        headers = {**_head(body), "Accept": "text/event-stream", **({"Last-Event-ID": str(seen)} if seen else {})}
+        after = {"Last-Event-ID": str(seen)} if seen else {}
+        head = {**_head(body), "Accept": "text/event-stream", **after, **(headers or {})}
         timeout = httpx.Timeout(_CONNECTING, read=_QUIET)
         async with (
             _explained(self.url),
-            self._client.stream(method, path, content=_content(body), headers=headers, timeout=timeout) as answer,
+            self._client.stream(method, path, content=_content(body), headers=head, timeout=timeout) as answer,
         ):
             await _refuse_errors(answer)
             events = _parsed(answer)
@@ -106,33 +141,48 @@ class Connection:
 
     @contextlib.asynccontextmanager
     async def download(
-        self, path: str, query: Query, *, span: tuple[int, int | None] | None = None
-    ) -> AsyncGenerator[httpx.Response, None]:
+        self, path: str, query: Query, *, headers: Headers | None = None
+    ) -> AsyncGenerator[Download, None]:
         """Yield an answer whose body is read piece by piece.
-
-        Args:
-            span: the first byte and the last one.
 
         Raises:
             See ``ask``.
         """
-        headers = {} if span is None else {"Range": f"bytes={span[0]}-{'' if span[1] is None else span[1]}"}
         async with _explained(self.url), self._client.stream("GET", _with(path, query), headers=headers) as answer:
             await _refuse_errors(answer)
             yield answer
 
-    async def upload(self, path: str, query: Query, data: bytes | AsyncIterable[bytes]) -> dict[str, Any]:
+    async def upload(
+        self, path: str, query: Query, data: bytes | AsyncIterable[bytes], *, headers: Headers | None = None
+    ) -> dict[str, Any]:
         """Send a file, and return the answer's JSON.
 
         Raises:
             See ``ask``; and what ``data`` raises.
         """
         async with _explained(self.url):
-            answer = await self._client.put(_with(path, query), content=data)
+            answer = await self._client.put(_with(path, query), content=data, headers=headers)
         if answer.is_error:
             raise failure(_json(answer.content), answer.status_code)
         found: dict[str, Any] = answer.json()
         return found
+
+
+def trust(verify: ssl.SSLContext | str | bool) -> ssl.SSLContext:
+    """Return what decides whether a server's certificate is accepted.
+
+    Args:
+        verify: the file of a certificate authority; True: the system's authorities; False: every certificate is.
+
+    Raises:
+        SettingsError: the file cannot be used.
+    """
+    if not isinstance(verify, str):
+        return verify if isinstance(verify, ssl.SSLContext) else httpx.create_ssl_context(verify, trust_env=False)
+    try:
+        return ssl.create_default_context(cafile=verify)
+    except OSError as error:
+        raise SettingsError(f"the file of a certificate authority {verify!r} cannot be used: {error}.") from error
 
 
 async def _closing(request: Coroutine[Any, Any, httpx.Response]) -> httpx.Response:
@@ -150,7 +200,7 @@ async def _closing(request: Coroutine[Any, Any, httpx.Response]) -> httpx.Respon
         raise
 
 
-async def _parsed(answer: httpx.Response) -> AsyncGenerator[tuple[int | None, dict[str, Any]], None]:
+async def _parsed(answer: httpx.Response) -> Numbered:
     async for event in httpx_sse.EventSource(answer).aiter_sse():
         form = json.loads(event.data)
         if form["type"] == "problem":
@@ -173,10 +223,24 @@ async def _explained(url: str) -> AsyncGenerator[None, None]:
     try:
         yield
     except httpx.TransportError as error:
+        if (fault := _certificate_fault(error)) is not None:
+            raise UntrustedServerError(
+                f"the certificate of {url} is not accepted: {fault.verify_message}.",
+                remedy="Name the file of its authority: verify=PATH.",
+            ) from error
+        undone = isinstance(error, _UNSENT)
         raise ServerUnavailableError(
             f"the server {url} does not answer, or broke off: {error or type(error).__name__}.",
-            remedy="Look whether it runs: `cellblock serve`. What it has done of the request is not known.",
+            remedy="Look whether it runs: `cellblock serve`."
+            + " What it has done of the request is not known." * (not undone),
+            undone=undone,
         ) from error
+
+
+def _certificate_fault(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _with(path: str, query: Query | None) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import pydantic_core
 
-from orchestrator.errors import CellblockError, ServerUnavailableError
+from orchestrator.errors import CellblockError, NodeLostError, ServerUnavailableError
 from orchestrator.output.events import (
     CellFinished,
     Event,
@@ -18,7 +19,8 @@ from orchestrator.output.events import (
     InputRequest,
     event_from_dict,
 )
-from orchestrator.remote.connection import Connection
+from orchestrator.remote.link import Link
+from orchestrator.remote.lostcell import lost_result
 from orchestrator.remote.remotesession import RemoteSession
 from orchestrator.tool import Tool
 from orchestrator.toolcalls import calling
@@ -46,6 +48,7 @@ class RemoteCell:
         answer: InputHandler | None,
     ) -> None:
         self.session = session
+        self._link = session.connection.staying()
         self.id: str = form["cell_id"]
         self.code: str = form["code"]
         self.started_at: float = form["started_at"]
@@ -67,26 +70,37 @@ class RemoteCell:
         """See ``RunningCell.wait``."""
         async with asyncio.timeout(timeout):
             while self._result is None:
-                found = await self.session.connection.ask("GET", self._path, query={"wait_s": _WAIT})
+                try:
+                    found = await self._link.ask("GET", self._path, query={"wait_s": _WAIT})
+                except NodeLostError as lost:
+                    self._result = self._lost(lost)
+                    break
                 if found["result"] is not None:
                     self._result = ExecutionResult.from_dict(found["result"])
         return self._result
 
     async def events(self, after: int = 0) -> AsyncGenerator[Event, None]:
         """See ``RunningCell.events``."""
-        stream = resumed(self.session.connection, self.id, self._path, after)
-        async with contextlib.aclosing(stream) as events:
-            async for form in events:
-                if form["type"] not in QUESTIONS:
-                    event = event_from_dict(form)
-                    if isinstance(event, CellFinished):
-                        self._result = event.result
-                    yield event
+        stream = resumed(self._link, self.id, self._path, after)
+        try:
+            async with contextlib.aclosing(stream) as events:
+                async for form in events:
+                    if form["type"] not in QUESTIONS:
+                        event = event_from_dict(form)
+                        if isinstance(event, CellFinished):
+                            self._result = event.result
+                        yield event
+        except NodeLostError as lost:
+            self._result = self._lost(lost)
+            yield CellFinished(self._result)
 
     async def interrupt(self) -> bool:
         """See ``RunningCell.interrupt``."""
-        found = await self.session.connection.ask("POST", f"{self._path}/interrupt")
+        found = await self._link.ask("POST", f"{self._path}/interrupt")
         return bool(found["interrupted"])
+
+    def _lost(self, lost: NodeLostError) -> ExecutionResult:
+        return lost_result(lost, max(0.0, time.time() - self.started_at), self.session.runtime)
 
     @property
     def _path(self) -> str:
@@ -96,7 +110,7 @@ class RemoteCell:
         with contextlib.suppress(CellblockError):  # whoever waits for the cell gets it
             async with (
                 self._helper.helping(),
-                contextlib.aclosing(resumed(self.session.connection, self.id, self._path, 0)) as events,
+                contextlib.aclosing(resumed(self._link, self.id, self._path, 0)) as events,
             ):
                 async for form in events:
                     if form["type"] in QUESTIONS:
@@ -177,7 +191,7 @@ class Helper:
             raise TypeError(f"the result of {tool.name!r} is no JSON: {error}") from None
 
 
-async def resumed(connection: Connection, cell_id: str, path: str, seen: int) -> AsyncGenerator[dict[str, Any], None]:
+async def resumed(connection: Link, cell_id: str, path: str, seen: int) -> AsyncGenerator[dict[str, Any], None]:
     """Yield a cell's events and questions. A stream that breaks is taken up where it was.
 
     Raises:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import Any
 
 from nbformat import NotebookNode
 
-from orchestrator.errors import CellblockError, InvalidInputError, KernelTimeoutError, SessionBusyError
+from orchestrator.errors import CellblockError, InvalidInputError, KernelTimeoutError, NodeLostError, SessionBusyError
 from orchestrator.inputs import check_code, check_environment
 from orchestrator.limits import KernelResourceLimits
 from orchestrator.outcome import Outcome
 from orchestrator.output.events import CellFinished, Event, ExecutionResult, InputHandler, event_from_dict
-from orchestrator.remote.connection import Connection
+from orchestrator.remote.lostcell import lost_result
 from orchestrator.remote.remotecell import QUESTIONS, Helper, RemoteCell
 from orchestrator.remote.remotesession import RemoteSession
 from orchestrator.sessions.notebook import notebook_outputs
@@ -26,7 +27,6 @@ _CELLS_KNOWN = 1000  # of ``start_code``
 class RemoteCellCalls:
     """Runs cells of a session, one at a time."""
 
-    _connection: Connection
     _cells: dict[str, RemoteCell]
 
     async def execute(
@@ -45,7 +45,7 @@ class RemoteCellCalls:
         body = _body(code, answer, timeout, output_limit, environment, offered)
         if not offered and answer is None:
             _refuse_within_tool(session)
-            return ExecutionResult.from_dict(await self._ask(session, "POST", "execute", body))
+            return await _run(session, body)
         async with contextlib.aclosing(_stream(session, body, offered, answer)) as events:
             async for event in events:
                 if isinstance(event, CellFinished):
@@ -142,7 +142,19 @@ class RemoteCellCalls:
         self, session: RemoteSession, method: str, what: str, body: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
         with session.noticing_its_end():
-            return await self._connection.ask(method, f"{session.path}/{what}", body)
+            return await session.connection.ask(method, f"{session.path}/{what}", body)
+
+
+async def _run(session: RemoteSession, body: Mapping[str, Any]) -> ExecutionResult:
+    """Run a cell that asks its client for nothing."""
+    began = time.monotonic()
+    try:
+        with session.noticing_its_end():
+            return ExecutionResult.from_dict(await session.connection.ask("POST", f"{session.path}/execute", body))
+    except NodeLostError as lost:
+        if lost.undone:
+            raise
+        return lost_result(lost, time.monotonic() - began, session.runtime)
 
 
 async def _stream(
@@ -150,7 +162,7 @@ async def _stream(
 ) -> AsyncGenerator[Event, None]:
     """Run a cell and yield its events. It is interrupted when the consumer stops before its end."""
     _refuse_within_tool(session)
-    helper, cell_id = Helper(session, tools, answer), ""
+    helper, cell_id, began = Helper(session, tools, answer), "", time.monotonic()
     finished = False
     try:
         async with (
@@ -165,9 +177,11 @@ async def _stream(
                 else:
                     finished = form["type"] == "cell_finished"
                     yield event_from_dict(form)
-    except CellblockError:
+    except CellblockError as error:
         finished = True  # the server says that it is over
-        raise
+        if not isinstance(error, NodeLostError) or error.undone:
+            raise
+        yield CellFinished(lost_result(error, time.monotonic() - began, session.runtime))
     finally:
         if cell_id and not finished:
             with contextlib.suppress(CellblockError):

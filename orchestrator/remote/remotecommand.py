@@ -39,6 +39,7 @@ class RemoteCommand:
 
     def __init__(self, session: RemoteSession, form: Mapping[str, Any]) -> None:
         self._session = session
+        self._link = session.connection.staying()
         self._result: CommandResult | None = None
         self.number: int = form["number"]
         self.pid: int = form["pid"]
@@ -63,14 +64,14 @@ class RemoteCommand:
         """See ``RunningCommand.wait``."""
         async with asyncio.timeout(timeout):
             while self._result is None:
-                found = await self._session.connection.ask("GET", self._path, query={"wait_s": _WAIT})
+                found = await self._link.ask("GET", self._path, query={"wait_s": _WAIT})
                 if found["result"] is not None:
                     self._result = CommandResult.from_dict(found["result"])
         return self._result
 
     async def events(self) -> AsyncGenerator[CommandEvent, None]:
         """See ``RunningCommand.events``."""
-        async with self._session.connection.events("GET", f"{self._path}/events") as events:
+        async with self._link.events("GET", f"{self._path}/events") as events:
             async for _, form in events:
                 event = command_event(form)
                 if isinstance(event, CommandFinished):
@@ -100,4 +101,4 @@ class RemoteCommand:
         return f"{self._session.path}/commands/{self.number}"
 
     async def _ask(self, what: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        return await self._session.connection.ask("POST", f"{self._path}/{what}", body)
+        return await self._link.ask("POST", f"{self._path}/{what}", body)

@@ -11,7 +11,6 @@ from typing import Any
 from orchestrator.errors import CellblockError
 from orchestrator.inputs import check_command
 from orchestrator.output.commandresult import CommandResult
-from orchestrator.remote.connection import Connection
 from orchestrator.remote.remotecommand import RemoteCommand, command_event
 from orchestrator.remote.remotesession import RemoteSession
 from orchestrator.sessions.commandhandle import CommandEvent
@@ -21,8 +20,6 @@ _LARGE = 1024 * 1024  # bytes of input that one request carries
 
 class RemoteCommandCalls:
     """Runs commands in a session's sandbox, beside its cells."""
-
-    _connection: Connection
 
     async def run_command(
         self,
@@ -65,7 +62,7 @@ class RemoteCommandCalls:
         """See ``AgentKernelManager.stream_command``."""
         body = _body(command, cwd, env, stdin, timeout)
         with session.noticing_its_end():
-            async with self._connection.events("POST", f"{session.path}/commands", body) as events:
+            async with session.connection.events("POST", f"{session.path}/commands", body) as events:
                 async for _, form in events:
                     yield command_event(form)
 
@@ -89,12 +86,12 @@ class RemoteCommandCalls:
     async def list_commands(self, session: RemoteSession) -> list[RemoteCommand]:
         """See ``AgentKernelManager.list_commands``. Those that were not started in the background cannot be watched."""
         with session.noticing_its_end():
-            found = await self._connection.ask("GET", f"{session.path}/commands")
+            found = await session.connection.ask("GET", f"{session.path}/commands")
         return [RemoteCommand(session, form) for form in found["commands"]]
 
     async def _post(self, session: RemoteSession, body: Mapping[str, Any]) -> dict[str, Any]:
         with session.noticing_its_end():
-            return await self._connection.ask("POST", f"{session.path}/commands", body)
+            return await session.connection.ask("POST", f"{session.path}/commands", body)
 
 
 async def _feed(running: RemoteCommand, data: bytes) -> None:

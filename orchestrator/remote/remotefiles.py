@@ -12,7 +12,7 @@ from typing import Any
 from orchestrator.errors import FileTransferError, InvalidInputError
 from orchestrator.limits import MIB
 from orchestrator.output.fileinfo import FileInfo
-from orchestrator.remote.connection import Connection, Query
+from orchestrator.remote.link import Query
 from orchestrator.remote.remotesession import RemoteSession
 
 _LARGEST = 1024 * MIB  # bytes of one file, unless the caller asks for more
@@ -21,8 +21,6 @@ _PIECE = MIB  # bytes that are read or sent at once
 
 class RemoteFileCalls:
     """Reads and changes the files of a session: see ``FileCalls``."""
-
-    _connection: Connection
 
     async def put_file(self, session: RemoteSession, source: str | Path | bytes, destination: str) -> int:
         """See ``AgentKernelManager.put_file``. The source is a file of this machine."""
@@ -64,7 +62,7 @@ class RemoteFileCalls:
         elif isinstance(data, bytearray | memoryview):
             data = bytes(data)
         with session.noticing_its_end():
-            sent = await self._connection.upload(f"{session.path}/files/content", {"path": path}, data)
+            sent = await session.connection.upload(f"{session.path}/files/content", {"path": path}, data)
         return int(sent["bytes"])
 
     async def read_file(
@@ -118,14 +116,14 @@ class RemoteFileCalls:
     async def read_folder(self, session: RemoteSession, path: str = ".") -> AsyncGenerator[bytes, None]:
         """See ``AgentKernelManager.read_folder``."""
         with session.noticing_its_end():
-            async with self._connection.download(f"{session.path}/files/archive", {"path": path}) as answer:
+            async with session.connection.download(f"{session.path}/files/archive", {"path": path}) as answer:
                 async for piece in answer.aiter_bytes(_PIECE):
                     yield piece
 
     async def write_folder(self, session: RemoteSession, path: str, tar: bytes | AsyncIterable[bytes]) -> int:
         """See ``AgentKernelManager.write_folder``."""
         with session.noticing_its_end():
-            sent = await self._connection.upload(f"{session.path}/files/archive", {"path": path}, tar)
+            sent = await session.connection.upload(f"{session.path}/files/archive", {"path": path}, tar)
         return int(sent["bytes"])
 
     async def _read(
@@ -140,13 +138,13 @@ class RemoteFileCalls:
         if length is not None:
             query["length"] = length
         with session.noticing_its_end():
-            async with self._connection.download(f"{session.path}/files/content", query) as answer:
+            async with session.connection.download(f"{session.path}/files/content", query) as answer:
                 async for piece in answer.aiter_bytes(_PIECE):
                     yield piece
 
     async def _files(self, session: RemoteSession, method: str, what: str, query: Query) -> dict[str, Any]:
         with session.noticing_its_end():
-            return await self._connection.ask(method, f"{session.path}/files{what}", query=query)
+            return await session.connection.ask(method, f"{session.path}/files{what}", query=query)
 
 
 async def _pieces_of(path: Path) -> AsyncGenerator[bytes, None]:

@@ -12,6 +12,7 @@ from orchestrator.errors import InvalidInputError
 from orchestrator.inputs import check_agent_id, check_lease_request
 from orchestrator.output.variableinfo import VariableInfo
 from orchestrator.remote.connection import Connection
+from orchestrator.remote.link import Link
 from orchestrator.remote.remotecells import RemoteCellCalls
 from orchestrator.remote.remotecommands import RemoteCommandCalls
 from orchestrator.remote.remotefiles import RemoteFileCalls
@@ -97,7 +98,8 @@ class RemoteKernelManager(RemoteCellCalls, RemoteCommandCalls, RemoteFileCalls):
             "priority": priority,
             "caller": caller,
         }
-        session = RemoteSession.of(self._connection, await self._connection.ask("POST", "/v1/sessions", body))
+        link = self._link(agent_id, policy or self._policy, image)
+        session = RemoteSession.of(link, await link.acquire(body))
         with session.offering(offered):
             yield session.kernel, session
 
@@ -118,7 +120,7 @@ class RemoteKernelManager(RemoteCellCalls, RemoteCommandCalls, RemoteFileCalls):
         session_id = await self._session_id(agent_id)
         if session_id is None:
             return False
-        return bool((await self._connection.ask("DELETE", f"/v1/sessions/{session_id}"))["ended"])
+        return bool((await self._link(agent_id).ask("DELETE", f"/v1/sessions/{session_id}"))["ended"])
 
     async def checkpoint(self, session: RemoteSession) -> Checkpoint:
         """See ``AgentKernelManager.checkpoint``. The file is on the server: ``path`` is only its name there."""
@@ -152,14 +154,14 @@ class RemoteKernelManager(RemoteCellCalls, RemoteCommandCalls, RemoteFileCalls):
         """See ``AgentKernelManager.fork``."""
         body = {"count": count, "agent_ids": None if agent_ids is None else list(agent_ids)}
         found = await self._ask(session, "POST", "fork", body)
-        return [RemoteSession.of(self._connection, form) for form in found["sessions"]]
+        return [RemoteSession.of(self._link(form["agent_id"], form["policy"]), form) for form in found["sessions"]]
 
     async def hibernate(self, agent_id: str) -> bool:
         """See ``AgentKernelManager.hibernate``."""
         session_id = await self._session_id(agent_id)
         if session_id is None:
             return False
-        return bool((await self._connection.ask("POST", f"/v1/sessions/{session_id}/hibernate"))["asleep"])
+        return bool((await self._link(agent_id).ask("POST", f"/v1/sessions/{session_id}/hibernate"))["asleep"])
 
     async def list_variables(self, session: RemoteSession) -> tuple[VariableInfo, ...]:
         """See ``AgentKernelManager.list_variables``."""
@@ -177,7 +179,7 @@ class RemoteKernelManager(RemoteCellCalls, RemoteCommandCalls, RemoteFileCalls):
 
     async def list_sessions(self, *, ended: bool = False) -> list[dict[str, Any]]:
         """Return the sessions of the token's group, the last used first, as the server describes them."""
-        found = await self._connection.ask("GET", "/v1/sessions", query={"ended": ended})
+        found = await self._link("").ask("GET", "/v1/sessions", query={"ended": ended})
         sessions: list[dict[str, Any]] = found["sessions"]
         return sessions
 
@@ -192,13 +194,17 @@ class RemoteKernelManager(RemoteCellCalls, RemoteCommandCalls, RemoteFileCalls):
 
     async def export_notebook(self, session: RemoteSession, output_path: str | Path, title: str = "") -> None:
         """See ``AgentKernelManager.export_notebook``."""
-        async with self._connection.download(f"{session.path}/notebook", {"title": title}) as answer:
+        async with session.connection.download(f"{session.path}/notebook", {"title": title}) as answer:
             text = (await answer.aread()).decode()
         save_whole(Path(output_path), text)
 
     async def get_kernel_resource_usage(self, session: RemoteSession) -> dict[str, Any]:
         """See ``AgentKernelManager.get_kernel_resource_usage``; "asleep" alone for a session without a kernel."""
         return await self._ask(session, "GET", "usage")
+
+    def _link(self, _agent_id: str, _policy: str = "", _image: str = "") -> Link:
+        """Return how an agent's session is reached."""
+        return self._connection
 
     async def _session_id(self, agent_id: str) -> str | None:
         check_agent_id(agent_id)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from orchestrator.errors import SessionEndedError
-from orchestrator.remote.connection import Connection
+from orchestrator.remote.link import Link
 from orchestrator.sessions.restored import Lost, Restored
 from orchestrator.store.history import CommandRecord
 from orchestrator.tool import Tool
@@ -51,12 +51,12 @@ class RemoteSession:
     parent_id: str | None
     restored: Restored | None
     expires_at: float | None
-    connection: Connection = field(repr=False)
+    connection: Link = field(repr=False)
     ended: str | None = None
     _tools: Mapping[str, Tool] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, connection: Connection, form: Mapping[str, Any]) -> Self:
+    def of(cls, connection: Link, form: Mapping[str, Any]) -> Self:
         """Return the session that a server described."""
         found = cls.__new__(cls)
         found.connection, found.ended, found._tools = connection, None, {}

@@ -24,6 +24,7 @@ from starlette.types import Message, Receive, Scope, Send
 from orchestrator.errors import (
     CellblockError,
     ForbiddenError,
+    NotOwnerError,
     RequestTimeoutError,
     RequestTooLargeError,
     ServerError,
@@ -86,6 +87,7 @@ class Boundary:
             self._refuse_foreign_pages(scope)
             if not dialect.is_public(scope):
                 principal = scope["state"]["principal"] = await dialect.principal(scope)
+                self._refuse_what_is_for_another(scope)
                 self._refuse_when_draining(scope)
             await self._serve(
                 dialect, principal, scope, _receiving(exchange, receive, dialect), _sending(exchange, send)
@@ -133,8 +135,18 @@ class Boundary:
     def _refuse_when_draining(self, scope: Scope) -> None:
         if self._service.draining and scope.get("method", "GET") not in ("GET", "HEAD"):
             raise ServerUnavailableError(
-                "the server shuts down, and takes no new work.", remedy="Try again in a moment."
+                "the server shuts down, and takes no new work.", remedy="Try again in a moment.", undone=True
             )
+
+    def _refuse_what_is_for_another(self, scope: Scope) -> None:
+        """Refuse a request that is for a process that had this address before: what that one began is not known here.
+
+        Raises:
+            NotOwnerError: it names another process.
+        """
+        wanted = dict(scope["headers"]).get(b"cellblock-process")
+        if wanted is not None and wanted != self._service.process_id.encode():
+            raise NotOwnerError("the request is for another process of the server.", session_id="", undone=True)
 
     def _refuse_foreign_pages(self, scope: Scope) -> None:
         """Refuse what a web page of another origin sends; without tokens, also a host name that is not this machine's.

@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
 
-from orchestrator.errors import IdempotencyError, InvalidInputError
+from orchestrator.errors import (
+    IdempotencyError,
+    InvalidInputError,
+    NodeLeaseError,
+    NotOwnerError,
+    ServerError,
+    StoreError,
+)
 from orchestrator.principal import Principal
 
 T = TypeVar("T")
@@ -38,8 +45,10 @@ class _Share(Generic[T]):
 
     def settle(self, key: str, answer: asyncio.Future[T]) -> None:
         """Keep an answer, or forget a request that failed."""
-        if answer.cancelled() or answer.exception() is not None:
+        if answer.cancelled() or (answer.exception() is not None and not _has_run(answer.exception())):
             self.entries.pop(key, None)
+        elif answer.exception() is not None:
+            self.shrink()
         else:
             self._bytes += self._size(answer.result())
             self.shrink()
@@ -53,7 +62,15 @@ class _Share(Generic[T]):
             if fits or not entry.answer.done():  # what is not done yet ends, and is looked at again then
                 return
             del self.entries[key]
-            self._bytes -= self._size(entry.answer.result())
+            if entry.answer.exception() is None:
+                self._bytes -= self._size(entry.answer.result())
+
+
+def _has_run(error: BaseException | None) -> bool:
+    """Return whether a cell has, or may have, run although its request failed."""
+    if isinstance(error, NotOwnerError):
+        return not error.undone
+    return isinstance(error, NodeLeaseError) or (isinstance(error, StoreError) and error.result is not None)
 
 
 class Idempotency(Generic[T]):
@@ -77,7 +94,9 @@ class Idempotency(Generic[T]):
         Raises:
             IdempotencyError: the key came with another request before.
             InvalidInputError: the key has more than 255 characters.
-            Whatever ``make`` raises. A request that failed is made again when it comes again.
+            ServerError: the client cancelled the request.
+            Whatever ``make`` raises. A request that failed is made again when it comes again, unless its cell has run,
+                and only its end could not be kept.
         """
         if key is None:
             return await make()
@@ -92,4 +111,13 @@ class Idempotency(Generic[T]):
             share.shrink()
         elif entry.digest != digest:
             raise IdempotencyError("this idempotency key was used for another request.", key=key)
-        return await asyncio.shield(entry.answer)
+        await asyncio.wait({entry.answer})
+        if entry.answer.cancelled():
+            raise ServerError("the request was cancelled by its client.")
+        return entry.answer.result()
+
+    def cancel(self, principal: Principal, key: str) -> bool:
+        """Cancel a request of the caller's group that is being made. Returns whether there was one."""
+        share = self._shares.get(principal.group)
+        entry = None if share is None else share.entries.get(key)
+        return entry is not None and entry.answer.cancel()

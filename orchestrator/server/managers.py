@@ -61,7 +61,7 @@ class Managers:
             return running
         async with self._starting.setdefault(key, asyncio.Lock()):
             if self._closed:
-                raise ServerUnavailableError("the server shuts down.", remedy="Try again in a moment.")
+                raise ServerUnavailableError("the server shuts down.", remedy="Try again in a moment.", undone=True)
             found = self._managers.get(key)
             if found is None:
                 if self._draining:

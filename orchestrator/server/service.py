@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from collections.abc import AsyncGenerator, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -33,6 +34,7 @@ class Service:
 
     Attributes:
         membership: the node of a cluster that the server is; None: of no cluster.
+        process_id: a name that no other process has. A request may say that it is for this process only.
         draining: whether it takes no new work any longer.
     """
 
@@ -47,6 +49,7 @@ class Service:
         self.settings = settings
         self.policies = tuple(policies)
         self.membership: Membership | None = None
+        self.process_id = secrets.token_hex(8)
         self.draining = False
         self.managers = Managers(settings, max_kernels)
         self.slots = Slots(concurrent)

@@ -150,7 +150,8 @@ class SessionRow:
         if self._store is None:
             return
         try:
-            await self._store.run(History.begin_cell, self._claim, number, code, kernel.kernel_id)
+            with _undone():
+                await self._store.run(History.begin_cell, self._claim, number, code, kernel.kernel_id)
         except asyncio.CancelledError:  # the row is written all the same
             self._unwritten[number] = NEVER_RAN
             self._store.submit(History.end_cell, self._claim, number, NEVER_RAN)
@@ -199,7 +200,8 @@ class SessionRow:
             self._unkept_commands += 1
             return self._unkept_commands
         of = self._claim, kernel.kernel_id, command
-        return await self._store.run(History.begin_command, *of, shell=shell)
+        with _undone():
+            return await self._store.run(History.begin_command, *of, shell=shell)
 
     def end_command(self, number: int, result: CommandResult) -> None:
         """Write a command's result, in the background. The store keeps a write that fails for the next one."""
@@ -265,3 +267,13 @@ def _history_of(store: History, session_id: str, unwritten: dict[int, dict[str, 
         result = unwritten.get(cell.number, cell.result)
         entries.append({"timestamp": cell.started_at, "code": cell.code, "result": result})
     return entries
+
+
+@contextlib.contextmanager
+def _undone() -> Iterator[None]:
+    """Say of a refusal by the fence that nothing was done yet."""
+    try:
+        yield
+    except NotOwnerError as error:
+        error.undone = True
+        raise

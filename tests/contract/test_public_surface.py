@@ -42,6 +42,7 @@ ERRORS = {
     "NotebookCreationError", "NotebookError", "NotebookNotFoundError",
     "ForbiddenError", "IdempotencyError", "RequestTimeoutError", "RequestTooLargeError", "ServerError",
     "ServerUnavailableError", "TooManyRequestsError", "UnauthorizedError", "UnknownSessionError",
+    "IncompatibleServerError", "NoNodeError", "NodeLostError", "NodeRefusal", "UntrustedServerError",
 }  # fmt: skip
 EVENTS = {
     "CellFinished", "ClearOutput", "CommMessage", "DisplayData", "ErrorOutput", "Event", "Evidence", "ExecuteResult",

@@ -72,7 +72,7 @@ ERRORS: dict[str, tuple[str, dict[str, Any]]] = {
     "FileTransferError": ("file_transfer", {**SAYS, "path": "data/a.csv"}),
     "StoreError": ("store", {**SAYS, "result": RESULT}),
     "NodeLeaseError": ("node_lease", {**SAYS, "result": RESULT}),
-    "NotOwnerError": ("not_owner", {**SAYS, "session_id": "s", "owner": "boot/1/i"}),
+    "NotOwnerError": ("not_owner", {**SAYS, "session_id": "s", "owner": "boot/1/i", "undone": True}),
     "QuotaExceededError": ("quota_exceeded", {**SAYS, "agent_id": "a", "used_bytes": 5, "quota_bytes": 4}),
     "CheckpointError": ("checkpoint", {**SAYS, "checkpoint": "c"}),
     "CheckpointMissingError": ("checkpoint_missing", {**SAYS, "checkpoint": "c"}),
@@ -96,7 +96,20 @@ ERRORS: dict[str, tuple[str, dict[str, Any]]] = {
     "RequestTooLargeError": ("request_too_large", {**SAYS, "limit": 1024}),
     "RequestTimeoutError": ("request_timeout", SAYS),
     "IdempotencyError": ("idempotency", {**SAYS, "key": "k"}),
-    "ServerUnavailableError": ("server_unavailable", SAYS),
+    "ServerUnavailableError": ("server_unavailable", {**SAYS, "undone": True}),
+    "UntrustedServerError": ("untrusted_server", SAYS),
+    "IncompatibleServerError": (
+        "incompatible_server", {**SAYS, "protocol": 3, "spoken": (1, 2), "version": "0.9"}
+    ),
+    "NodeLostError": (
+        "node_lost",
+        {**SAYS, "kernel_id": "k", "reason": Outcome.KERNEL_DIED, "exit_code": None, "node_id": "n1", "undone": True},
+    ),
+    "NoNodeError": (
+        "no_node",
+        {**SAYS, "max_kernels": 2, "waited": 1.5, "reason": "memory", "expected_wait": 3.0, "needed_bytes": 9,
+         "free_bytes": 4, "refusals": (errors.NodeRefusal("n1", "kernel", "full"),)},
+    ),
 }  # fmt: skip
 
 

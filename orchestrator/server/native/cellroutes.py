@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Header, Path, Query, Request
 from starlette.responses import Response
 
 from orchestrator.errors import InvalidInputError
@@ -20,6 +20,7 @@ from orchestrator.server.native.described import CELL, EVENTS, FLAG, RESULT, ans
 from orchestrator.server.waiting import unless_gone
 
 router = APIRouter(prefix="/v1/sessions/{session_id}", tags=["cells"])
+requests = APIRouter(prefix="/v1/requests", tags=["cells"])
 Key = Annotated[str | None, Header(alias="Idempotency-Key", description="The same key never runs the code twice.")]
 _LONGEST_WAIT = 600.0  # seconds
 
@@ -112,6 +113,12 @@ async def answer(served: TheSession, cell_id: str, question_id: str, body: Answe
 async def interrupt(served: TheSession) -> Response:
     """Interrupt the session's running cell, whoever started it."""
     return Json({"interrupted": served.manager.interrupt(served.session)})
+
+
+@requests.delete("/{key}", summary="Cancel a request", responses=answers(fields(cancelled=FLAG)))
+async def cancel(key: Annotated[str, Path(max_length=255)], caller: Caller, service: TheService) -> Response:
+    """Cancel a request that was sent with this idempotency key and is not answered yet: its cell is interrupted."""
+    return Json({"cancelled": service.idempotency.cancel(caller, key)})
 
 
 async def asked(request: Request, how: bytes = b"") -> bytes:

@@ -147,7 +147,16 @@ COMMAND_RECORD: Final = fields(
     outcome=TEXT, result=maybe(ANY_OBJECT),
 )  # fmt: skip
 FILE: Final = fields(path=TEXT, kind=TEXT, size=COUNT, is_dir=FLAG)
-CALLER: Final = fields(name=TEXT, group=TEXT, is_operator=FLAG, policies=many(TEXT), needs_token=FLAG)
+CALLER: Final = fields(
+    name=TEXT,
+    group=TEXT,
+    is_operator=FLAG,
+    policies=many(TEXT),
+    needs_token=FLAG,
+    process_id=TEXT,
+    protocol=NUMBER,
+    version=TEXT,
+)
 
 
 def extended(schema: Schema, **properties: Schema) -> Schema:

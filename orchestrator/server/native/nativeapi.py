@@ -69,6 +69,7 @@ def _application(service: Service) -> FastAPI:
     app.state.service = service
     for module in (sessionroutes, cellroutes, notebookroutes, commandroutes, fileroutes, viewroutes, operatorroutes):
         app.include_router(module.router)
+    app.include_router(cellroutes.requests)
     app.add_exception_handler(CellblockError, _problem)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _refused)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
 from starlette.responses import Response
 
 from orchestrator.errors import InvalidInputError
+from orchestrator.protocol import PROTOCOL
 from orchestrator.server.answers import Json, dumps
 from orchestrator.server.directory import Served
 from orchestrator.server.native.abridged import MOST_OUTPUTS, Abridgement, whole_output
@@ -30,7 +32,10 @@ Form = Annotated[str | None, Query(max_length=200, description="A mime type of t
 
 @router.get("/caller", summary="Who calls", responses=answers(CALLER))
 async def caller_itself(caller: Caller, service: TheService) -> Response:
-    """Return the token's name, group and rights, and whether the server needs tokens."""
+    """Return the token's name, group and rights, whether the server needs tokens, and what the server is.
+
+    A request with `process_id` in the header `Cellblock-Process` is refused by every other process.
+    """
     return Json(
         {
             "name": caller.name,
@@ -38,6 +43,9 @@ async def caller_itself(caller: Caller, service: TheService) -> Response:
             "is_operator": caller.is_operator,
             "policies": list(caller.policies),
             "needs_token": not service.authentication.is_open,
+            "process_id": service.process_id,
+            "protocol": PROTOCOL,
+            "version": version("cellblock"),
         }
     )
 

@@ -1,0 +1,81 @@
+"""Clusters of the tests' own: real servers on loopback, and a directory in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from orchestrator.cluster.clustermanager import ClusterKernelManager
+from orchestrator.remote.remotesession import RemoteSession
+from tests.cluster.fakedirectory import FakeDirectory, record
+from tests.server.conftest import Server, serving
+
+
+@dataclass
+class Cluster:
+    """Servers that are nodes, "n1", "n2" and so on, over one store."""
+
+    folder: Path
+    servers: list[Server]
+
+    @contextlib.contextmanager
+    def directory(self, count: int) -> Iterator[FakeDirectory]:
+        """Yield a directory with the first nodes."""
+        directory = FakeDirectory(self.folder)
+        for number, server in enumerate(self.servers[:count], 1):
+            directory.add(record(f"n{number}", server.url), server.process.pid)
+        try:
+            yield directory
+        finally:
+            directory.close()
+
+
+@contextlib.contextmanager
+def cluster_of(count: int) -> Iterator[Cluster]:
+    """Run servers with one data folder and one state folder, so that a live one goes on with a dead one's sessions."""
+    with (
+        tempfile.TemporaryDirectory(prefix="cb-") as name,
+        contextlib.ExitStack() as stack,
+    ):  # sockets need a short path
+        folder = Path(name)
+        nodes = [serving(folder, CELLBLOCK_STATE_DIR=str(folder / "state")) for _ in range(count)]
+        with ThreadPoolExecutor(count) as threads:
+            servers = list(threads.map(stack.enter_context, nodes))
+        yield Cluster(folder, servers)
+
+
+@pytest.fixture(scope="package")
+def cluster() -> Iterator[Cluster]:
+    """Two nodes, for all tests that kill none."""
+    with cluster_of(2) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def directory(cluster: Cluster) -> Iterator[FakeDirectory]:
+    """The directory that the managers of a module's tests read."""
+    with cluster.directory(int(os.environ.get("CELLBLOCK_TEST_NODES", "2"))) as directory:
+        yield directory
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def manager(directory: FakeDirectory) -> AsyncIterator[ClusterKernelManager]:
+    """The manager of the cluster: what tests that are written for any manager get here."""
+    async with ClusterKernelManager(directory) as manager:
+        yield manager
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def session(manager: ClusterKernelManager) -> AsyncIterator[RemoteSession]:
+    """A session with an empty working directory."""
+    async with manager.acquire_kernel("agent", timeout=60) as (_kernel, session):
+        await manager.run_command(session, "chmod -R u+rwX . ; find /work -mindepth 1 -delete")
+        yield session
