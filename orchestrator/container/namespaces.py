@@ -17,7 +17,7 @@ def bound_on_host(names: Collection[str]) -> frozenset[str] | None:
     Returns:
         None if not every namespace can be seen: this process is in a container, or not root.
     """
-    if os.geteuid() != 0 or os.stat("/proc/self/ns/pid").st_ino != _FIRST_PROCESS_NAMESPACE:
+    if not _sees_every_process():
         return None
     wanted = {f"@{name}".encode(): name for name in names}
     bound: set[bytes] = set()
@@ -27,6 +27,11 @@ def bound_on_host(names: Collection[str]) -> frozenset[str] | None:
     except OSError:
         return None
     return frozenset(wanted[each] for each in bound)
+
+
+def _sees_every_process() -> bool:
+    first = os.stat("/proc/self/ns/pid").st_ino == _FIRST_PROCESS_NAMESPACE
+    return os.geteuid() == 0 and first and os.path.exists("/proc/1")  # /proc may be mounted with hidepid=2
 
 
 def _processes_by_namespace() -> Collection[list[Path]]:
