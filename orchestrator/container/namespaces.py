@@ -37,7 +37,7 @@ def _sees_every_process() -> bool:
 def _processes_by_namespace() -> Collection[list[Path]]:
     """Return the /proc folders of all processes, those of one network namespace together.
 
-    A process whose namespace root may not know, since it has more capabilities, is alone.
+    A process whose namespace is closed even to root is alone.
     """
     found: dict[object, list[Path]] = {}
     for process in Path("/proc").glob("[0-9]*"):
