@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.markup import escape
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from orchestrator.cli.render import AsJson, console, errors, plain, run_async, show_json, show_table
 from orchestrator.container.engine import Engine
-from orchestrator.container.reaper import orphaned_folders, orphans
+from orchestrator.container.reaper import orphaned_folders, orphans, unjudged
 from orchestrator.instance import home_of
 from orchestrator.manager import AgentKernelManager
 from orchestrator.sessions.owners import HostOwners, lost_sessions
@@ -28,7 +28,9 @@ def prune(
     everywhere: Annotated[
         bool,
         typer.Option(
-            "--all", help="Also remove kernels of dead processes of other users and state folders; their state is lost."
+            "--all",
+            help="Also remove kernels of dead processes of other users, state folders and network namespaces; "
+            "their state is lost.",
         ),
     ] = False,
     as_json: AsJson = False,
@@ -49,10 +51,12 @@ async def _look(everywhere: bool, as_json: bool) -> None:
     lost = lost_sessions(await _unended(settings), HostOwners(folders=(settings.state_path, settings.data_path)))
     if as_json:
         named = {"containers": sorted(containers), "folders": sorted(map(str, folders))}
-        show_json({**named, "sessions": [record.session_id for record in lost]})
+        unknown = await _unjudged(settings, everywhere)
+        show_json({**named, "sessions": [record.session_id for record in lost], "unjudged": unknown})
         return
     console.print(f"containers of dead processes: {len(containers)}; folders: {len(folders)}")
     _show(lost, "lost its process")
+    _show_unjudged(await _unjudged(settings, everywhere))
 
 
 async def _prune(everywhere: bool, as_json: bool) -> None:
@@ -76,7 +80,7 @@ async def _prune(everywhere: bool, as_json: bool) -> None:
         left_over = {"containers": sorted(containers & left), "folders": stay}
         sessions = {record.session_id: record.state for record in kept.values()}
         outcome = {"freed_bytes": freed, "kept_sessions": sessions, "ended_sessions": ended}
-        show_json({"removed": counts, "left": left_over, **outcome})
+        show_json({"removed": counts, "left": left_over, **outcome, "unjudged": await _unjudged(settings, everywhere)})
         return
     console.print(
         f"removed: {len(gone)} containers and {len(removed)} folders of dead processes, {deleted} old sessions"
@@ -93,16 +97,26 @@ async def _prune(everywhere: bool, as_json: bool) -> None:
     )
     if ended:
         console.print(f"ended, because neither a live kernel nor a checkpoint is left: {', '.join(ended)}")
+    _show_unjudged(await _unjudged(settings, everywhere))
 
 
 async def _of_dead_processes(settings: Settings, everywhere: bool) -> tuple[set[str], set[Path]]:
     """Return the ids of the containers of dead processes, and the folders of dead processes in the state folder."""
+    found = await _listed(settings, lambda api: orphans(api, None if everywhere else home_of(settings)))
+    return found, set(orphaned_folders(settings.state_path))
+
+
+async def _unjudged(settings: Settings, everywhere: bool) -> list[str]:
+    """Return the ids of the containers whose owner may live in a network namespace that is closed to this process."""
+    return sorted(await _listed(settings, unjudged)) if everywhere else []
+
+
+async def _listed(settings: Settings, what: Callable[[Any], list[dict[str, Any]]]) -> set[str]:
     engine = await Engine.connect(settings.engine_timeout)
     try:
-        found = await engine.retry(orphans, engine.client.api, None if everywhere else home_of(settings))
+        return {container["Id"] for container in await engine.retry(what, engine.client.api)}
     finally:
         engine.close()
-    return {container["Id"] for container in found}, set(orphaned_folders(settings.state_path))
 
 
 async def _unended(settings: Settings) -> list[SessionRecord]:
@@ -129,3 +143,12 @@ def _show(records: list[SessionRecord], state: str) -> None:
     for record in records:
         table.add_row(record.session_id[:12], escape(plain(record.agent_id)), str(record.cells), state)
     show_table(table)
+
+
+def _show_unjudged(containers: list[str]) -> None:
+    if not containers:
+        return
+    console.print(
+        f"not judged: {len(containers)} containers whose process may live in another network namespace. "
+        "`cellblock prune --all` as root, outside of containers, can tell."
+    )

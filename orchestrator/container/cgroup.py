@@ -68,14 +68,11 @@ class Cgroup:
     def __init__(self, folders: Mapping[str, Path], table: Mapping[str, tuple[str, str, _Parse, float]]) -> None:
         self._table = table
         self._files: dict[str, int] = {}
-        self._reset: int | None = None
+        self._old_peak = 0  # a high-water mark that could not be reset: until it rises, it is not this cell's
         try:
             for quantity, (controller, name, _parse, _factor) in table.items():
                 if name not in self._files:
                     self._open(folders[controller] / name, optional=quantity in _OPTIONAL)
-            if table is _V1:
-                with contextlib.suppress(OSError):
-                    self._reset = os.open(folders["memory"] / "memory.max_usage_in_bytes", os.O_WRONLY | os.O_CLOEXEC)
         except BaseException:
             self.close()
             raise
@@ -117,28 +114,40 @@ class Cgroup:
         except (OSError, ValueError):
             return None
         cache = int(values["cache"])
+        risen = int(values["peak"]) if values["peak"] > self._old_peak else 0
         return Usage(
             at=time.monotonic(),
             cpu_s=float(values["cpu_s"]),
             memory=max(0, int(values["memory"]) - cache),
             rss=int(values["rss"]),
-            peak=max(int(values["peak"]), int(values["memory"])) - cache,
+            peak=max(risen, int(values["memory"])) - cache,
             oom_kills=int(values["oom_kills"]),
             pids=int(values["pids"]),
         )
 
     def reset_peak(self) -> None:
-        """Reset the peak of memory use, if the host can."""
-        if self._reset is not None:
-            with contextlib.suppress(OSError):
-                os.write(self._reset, b"0")
+        """Begin a new peak of memory use. A mark that the host cannot reset counts again once it rises."""
+        _controller, name, parse, _factor = self._table["peak"]
+        with contextlib.suppress(OSError, ValueError):
+            if name in self._files:
+                self._old_peak = parse(os.pread(self._files[name], _LARGEST, 0))
+                os.pwrite(self._files[name], b"0", 0)
+                self._old_peak = 0
 
     def close(self) -> None:
-        for file in (*self._files.values(), *([] if self._reset is None else [self._reset])):
+        for file in self._files.values():
             os.close(file)
-        self._files, self._reset = {}, None
+        self._files = {}
 
     def _open(self, path: Path, *, optional: bool) -> None:
+        """Open a file for reading, and an optional one for writing too, if this user may.
+
+        cgroup v2 resets a mark, since Linux 6.12, for the descriptor through which it is written.
+        """
+        if optional:
+            with contextlib.suppress(OSError):
+                self._files[path.name] = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                return
         try:
             self._files[path.name] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:

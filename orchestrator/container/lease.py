@@ -22,6 +22,7 @@ from typing import ClassVar, Self
 
 from orchestrator.container.folders import instance_folder, lock_file, user_lock_file
 from orchestrator.container.lockfile import LockFile
+from orchestrator.container.namespaces import bound_on_host
 from orchestrator.errors import KernelStartError
 
 
@@ -50,6 +51,12 @@ class Lease:
         """Return whether a process holds ``name``."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
             return probe.connect_ex(_address(name)) != errno.ECONNREFUSED
+
+    @staticmethod
+    def held_on_host(names: Collection[str]) -> frozenset[str] | None:
+        """Return which names processes of this host hold, in any network namespace; None if this one cannot know."""
+        found = bound_on_host({_address(name)[1:] for name in names})
+        return None if found is None else frozenset(name for name in names if _address(name)[1:] in found)
 
     def release(self) -> None:
         self._holder.close()
@@ -132,7 +139,7 @@ class InstanceLease:
         """
         folders = list(dict.fromkeys(each.resolve() for each in folders))
         known = any(lock_file(folder, instance).exists() for folder in folders)
-        if (lease := Lease.take(_of_instance(instance))) is None and not known:
+        if (lease := Lease.take(instance_name(instance))) is None and not known:
             return None
         files: list[LockFile] = []
         try:
@@ -172,7 +179,7 @@ def is_dead(instance: str, folders: Iterable[Path] = ()) -> bool:
     if locks:
         return not any(LockFile.is_held(lock) for lock in locks)
     answered = any(_answers(instance_folder(folder, instance) / "control.sock") for folder in folders)
-    return not answered and not Lease.is_held(_of_instance(instance))
+    return not answered and not Lease.is_held(instance_name(instance))
 
 
 def holder_of(instance: str, folders: Iterable[Path]) -> tuple[int | None, str | None]:
@@ -196,7 +203,8 @@ def _answers(path: Path) -> bool:
             return False
 
 
-def _of_instance(instance: str) -> str:
+def instance_name(instance: str) -> str:
+    """Return the name that an instance holds on this host."""
     return f"instance.{instance}"
 
 

@@ -27,7 +27,7 @@ from orchestrator.container.hostconfig import (
     RESTRICTIONS_LABEL,
     USER_LABEL,
 )
-from orchestrator.container.lease import host_identity, is_dead
+from orchestrator.container.lease import Lease, host_identity, instance_name, is_dead
 from orchestrator.container.lockfile import LockFile
 
 
@@ -108,7 +108,9 @@ def sweep_late(api: Any) -> int:
     Raises:
         DockerException: the engine does not answer.
     """
-    found = [container for container in orphans(api, None) if container["State"] in ("created", "exited", "dead")]
+    every = _ours(api)
+    ended = [container for container in every if container["State"] in ("created", "exited", "dead")]
+    found = [container for container in ended if _owner_is_dead(container)]
     for container in found:
         remove_by_name(api, container["Id"])
     return len(found)
@@ -119,7 +121,8 @@ def orphans(api: Any, home: str | None) -> list[dict[str, Any]]:
 
     Args:
         home: see ``ContainerSpec``. Leaves out running kernels of other homes whose sockets still exist, because the
-            next start with their home may adopt them. None leaves out nothing.
+            next start with their home may adopt them. None leaves out nothing, and looks for owners in every network
+            namespace of the host, if this process can.
 
     Raises:
         DockerException: the engine does not answer.
@@ -127,9 +130,27 @@ def orphans(api: Any, home: str | None) -> list[dict[str, Any]]:
     return _divide(api, home)[0]
 
 
+def unjudged(api: Any) -> list[dict[str, Any]]:
+    """Return the containers whose owner may live in another network namespace, unseen from here. Blocks.
+
+    Raises:
+        DockerException: the engine does not answer.
+    """
+    unseen = [container for container in _ours(api) if _owner_is_dead(container) is None]
+    return unseen if _held_by_owners(unseen) is None else []
+
+
+def _ours(api: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = api.containers(all=True, filters={"label": INSTANCE_LABEL})
+    return found
+
+
 def _divide(api: Any, home: str | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    every = api.containers(all=True, filters={"label": INSTANCE_LABEL})
-    orphaned = [container for container in every if _is_orphan(container)]
+    judged = [(container, _owner_is_dead(container)) for container in _ours(api)]
+    orphaned = [container for container, dead in judged if dead]
+    unseen = [container for container, dead in judged if dead is None]
+    if home is None and (held := _held_by_owners(unseen)) is not None:
+        orphaned += [container for container in unseen if _name(container) not in held]
     spared = [container for container in orphaned if home is not None and _may_be_adopted_elsewhere(container, home)]
     return [container for container in orphaned if container not in spared], spared
 
@@ -178,8 +199,17 @@ def clear_folder(folder: Path, keep: Collection[str] = ()) -> None:
         folder.rmdir()
 
 
-def _is_orphan(container: dict[str, Any]) -> bool:
-    """Return whether the container's owner is dead. False if that cannot be known from here."""
+def _held_by_owners(containers: Collection[dict[str, Any]]) -> Collection[str] | None:
+    """Return which of the containers' owners hold their names, anywhere on this host; None if that cannot be known."""
+    return Lease.held_on_host({_name(container) for container in containers}) if containers else ()
+
+
+def _name(container: dict[str, Any]) -> str:
+    return instance_name(container["Labels"][INSTANCE_LABEL])
+
+
+def _owner_is_dead(container: dict[str, Any]) -> bool | None:
+    """Return whether the container's owner is dead. None if only a look into other network namespaces can tell."""
     labels = container["Labels"]
     boot, namespace = host_identity()
     if labels.get(BOOT_LABEL) != boot:
@@ -188,7 +218,7 @@ def _is_orphan(container: dict[str, Any]) -> bool:
     instance = labels[INSTANCE_LABEL]
     state = _state_folder(container, instance)
     if labels.get(NAMESPACE_LABEL) != namespace and state is None:
-        return False
+        return None
     return is_dead(instance, [] if state is None else [state])
 
 

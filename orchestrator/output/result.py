@@ -77,7 +77,8 @@ class Evidence:
         tool_s: seconds in which at least one of them ran. They do not count against the cell's time limit.
         cpu_s: CPU seconds that the sandbox used; None where the host cannot read the container's cgroup.
         peak_memory_mb: MiB that the sandbox held at most, without page cache; None as for ``cpu_s``. Where the cgroup's
-            high-water mark cannot be reset (cgroup v2), the peak of the kernel's life so far.
+            high-water mark cannot be reset (cgroup v2 before Linux 6.12), and the cell did not raise it, what it held
+            before or after.
     """
 
     exit_code: int | None = None

@@ -15,7 +15,7 @@ from orchestrator.container.folders import instance_folder
 from orchestrator.container.hostconfig import BOOT_LABEL, INSTANCE_LABEL, NAMESPACE_LABEL
 from orchestrator.container.lease import holder_of, host_identity, instance_lease, is_dead
 from orchestrator.container.lockfile import LockFile
-from orchestrator.container.reaper import orphaned_folders, orphans, remove_free_locks
+from orchestrator.container.reaper import orphaned_folders, orphans, remove_free_locks, sweep_late
 from orchestrator.sessions.owners import HostOwners
 from tests.conftest import REPOSITORY
 
@@ -106,10 +106,42 @@ def test_one_shared_folder_is_enough_to_see_an_owner(abroad: Abroad, state: Path
     assert not HostOwners("me", (folder, tmp_path / "mine")).is_dead(abroad.name)
 
 
-def test_a_container_whose_state_folder_is_not_visible_is_left_alone(state: Path) -> None:
-    """Its owner may live: nothing here says that it does not."""
-    owner = f"{host_identity()[0]}/1/unseen"
-    assert orphans(Engine(owner, state / "i-unseen" / "kernel" / "wire"), None) == []
+def test_a_container_whose_state_folder_is_not_visible_is_left_to_prune_all(state: Path) -> None:
+    """Nothing here says whether its owner lives, so a start leaves it alone, and so does the sweep of a manager."""
+    engine = Engine(f"{host_identity()[0]}/1/unseen", state / "i-unseen" / "kernel" / "wire", "exited")
+    assert orphans(engine, "mine") == []
+    assert sweep_late(engine) == 0
+    assert orphans(engine, None) == [engine.listed]
+
+
+def test_an_owner_lives_that_holds_its_name_in_any_network_namespace(abroad: Abroad, tmp_path: Path) -> None:
+    """Even in another one than the container's label names: it has taken the container over from there."""
+    engine = Engine(f"{host_identity()[0]}/1/abroad", tmp_path / "unseen" / "i-abroad" / "kernel" / "wire")
+    assert orphans(engine, None) == []
+    abroad.kill()
+    assert orphans(engine, None) == [engine.listed]
+
+
+@pytest.mark.parametrize(
+    ("user", "view", "said"),
+    [(0, [], "1 0\n"), (0, ["unshare", "-p", "--fork", "--mount-proc"], "0 1\n"), (65534, [], "0 1\n")],
+    ids=["root", "a container", "another user"],
+)
+def test_who_cannot_see_every_network_namespace_judges_no_owner(user: int, view: list[str], said: str) -> None:
+    """In a container, or as another user, such a container stays, and is named."""
+    program = (
+        "import os, sys\nfrom pathlib import Path\nfrom orchestrator.container.lease import host_identity\n"
+        "from orchestrator.container.reaper import orphans, unjudged\n"
+        "from tests.regressions.test_owners import Engine\n"
+        "engine = Engine(f'{host_identity()[0]}/1/unseen', Path('/nonexistent/i-unseen/kernel/wire'))\n"
+        f"os.setgroups([]); os.setgid({user}); os.setuid({user})\n"
+        "print(len(orphans(engine, None)), len(unjudged(engine)))"
+    )
+    done = subprocess.run(
+        [*view, sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout == said, done.stderr
 
 
 def test_an_owner_without_a_lock_file_lives_while_its_control_socket_answers(state: Path) -> None:

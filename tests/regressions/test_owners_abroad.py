@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -138,3 +140,31 @@ async def test_a_dead_orchestrator_abroad_leaves_its_session_to_a_running_one(pr
             while program.containers() != 1:
                 await asyncio.sleep(0.1)
     assert program.containers() == 0
+
+
+@pytest.mark.one_runtime
+@pytest.mark.alone
+def test_prune_all_removes_what_a_dead_orchestrator_abroad_left_and_nothing_of_a_live_one(
+    program: Program, runtime: str, state: Path, tmp_path: Path
+) -> None:
+    """Neither its network namespace nor its folders are seen from here."""
+    lives = prune_without(state, tmp_path)
+    assert program.containers() == 2
+    assert lives["unjudged"] == []
+    assert program.ask("run") == "42"
+    program.kill()
+    died = prune_without(state, tmp_path)
+    assert died["removed"]["containers"] >= 2
+    assert program.containers() == 0
+
+
+def prune_without(hidden: Path, tmp_path: Path) -> dict[str, Any]:
+    """Run `cellblock prune --all` with folders of its own, where one folder is not visible."""
+    mounted = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o mode=0700 none "$0" && exec "$@"', str(hidden)]
+    own = {"CELLBLOCK_STATE_DIR": str(tmp_path / "s"), "CELLBLOCK_DATA_DIR": str(tmp_path / "d")}
+    done = subprocess.run(
+        [*mounted, sys.executable, "-m", "orchestrator.cli.entry", "prune", "--all", "--json"],
+        cwd=REPOSITORY, env=os.environ | own, capture_output=True, text=True, timeout=180, check=True,
+    )  # fmt: skip
+    said: dict[str, Any] = json.loads(done.stdout)
+    return said
