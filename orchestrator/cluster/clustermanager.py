@@ -7,6 +7,7 @@ import random
 from orchestrator.cluster.agentlink import AgentLink
 from orchestrator.cluster.nodedirectory import NodeDirectory
 from orchestrator.cluster.router import Router
+from orchestrator.cluster.storedirectory import StoreDirectory
 from orchestrator.inputs import check_agent_id
 from orchestrator.remote.remotemanager import RemoteKernelManager
 
@@ -44,10 +45,31 @@ class ClusterKernelManager(RemoteKernelManager):
         self._router = Router(directory, token=token, verify=verify, policy=policy, chance=chance)
         self._policy = policy
         self._cells = {}
+        self._own: StoreDirectory | None = None
+
+    @classmethod
+    def of(
+        cls, store_url: str, *, token: str | None = None, verify: str | bool = True, policy: str = ""
+    ) -> ClusterKernelManager:
+        """Return the manager of the nodes of a database.
+
+        Args:
+            store_url: "postgresql+psycopg://…", as the nodes have it in CELLBLOCK_STORE_URL.
+            token, verify, policy: see the class.
+
+        Raises:
+            StoreError: the URL is invalid, or needs a driver that is not installed.
+        """
+        directory = StoreDirectory(store_url)
+        manager = cls(directory, token=token, verify=verify, policy=policy)
+        manager._own = directory
+        return manager
 
     async def shutdown(self) -> None:
         """Close the connections. The sessions stay as they are."""
         await self._router.close()
+        if self._own is not None:
+            await self._own.close()
 
     def _link(self, agent_id: str, policy: str = "", image: str = "") -> AgentLink:
         return AgentLink(self._router, agent_id, policy, image)

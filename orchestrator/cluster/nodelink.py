@@ -277,8 +277,10 @@ class NodeLink:
 
     def _cancelled(self, task: asyncio.Task[Any]) -> None:
         self._cancelling.discard(task)
-        if not task.cancelled() and not isinstance(task.exception(), CellblockError | None):
-            task.result()
+        if not task.cancelled():
+            error = task.exception()
+            if error is not None and not isinstance(error, CellblockError) and not self._connection.is_closed:
+                raise error
 
 
 class _Guarded:

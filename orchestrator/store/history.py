@@ -27,7 +27,7 @@ from orchestrator.store.commandtable import CommandTable
 from orchestrator.store.database import Database, explained
 from orchestrator.store.fence import Claim, Fence
 from orchestrator.store.handletable import HandleTable
-from orchestrator.store.nodetable import NodeTable
+from orchestrator.store.nodetable import CLUSTER, NodeTable
 from orchestrator.store.outputsweep import OutputSweep, Shorten
 from orchestrator.store.payloads import Payloads
 from orchestrator.store.records import (
@@ -129,7 +129,7 @@ class History(SessionTable, CellTable, CheckpointTable, CommandTable, HandleTabl
                 database.close()
                 raise
         if of_cluster:
-            home = f"cluster:{database_id[:24]}"
+            home = f"{CLUSTER}{database_id[:24]}"
         history = cls(database, home, Payloads(place.outputs), agent_quota)
         history.place = place
         return history

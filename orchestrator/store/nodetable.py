@@ -16,7 +16,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from orchestrator.store.database import Database
 from orchestrator.store.databaseclock import now_of
 from orchestrator.store.noderecord import Capacity, NodeRecord, NodeState
-from orchestrator.store.schema import nodes
+from orchestrator.store.schema import nodes, sessions
+
+CLUSTER = "cluster:"  # begins the home of sessions that all nodes of a database share
 
 
 class NodeTable:
@@ -77,6 +79,19 @@ class NodeTable:
         """Return all nodes, by name."""
         with self._database.reading() as connection:
             return [_record(row) for row in connection.execute(self._nodes())]
+
+    def session_of(self, agent_id: str) -> tuple[str, bool, str | None] | None:
+        """Return the session of an agent in the cluster that has not ended: its id, whether it is live, and its owner.
+
+        Args:
+            agent_id: as the store has it: the group, a colon and the agent's name.
+        """
+        unended = (sessions.c.state == "live") | (sessions.c.state == "asleep")
+        mine = (sessions.c.agent_id == agent_id) & sessions.c.home.startswith(CLUSTER, autoescape=True)
+        query = select(sessions.c.session_id, sessions.c.state, sessions.c.owner).where(mine, unended)
+        with self._database.reading() as connection:
+            row = connection.execute(query.order_by(sessions.c.last_used_at.desc()).limit(1)).first()
+        return None if row is None else (row.session_id, row.state == "live", row.owner)
 
     def _nodes(self) -> Any:
         left = (nodes.c.lease_until - self._now).label("lease_left_s")
