@@ -41,9 +41,11 @@ CLIENTS = {
     "autogen": ("autogen-ext[docker-jupyter-executor]==0.7.5",),
     "gunicorn": ("gunicorn==27.0.1", "httpx==0.28.1"),
     "jupyterlab": ("jupyterlab==4.6.6", "jupyter-server==2.21.1"),
+    "ray": ("ray==2.60.0",),
     "sandbox_fusion": ("sandbox-fusion==0.3.7",),
     "schemathesis": ("schemathesis==4.32.5",),
 }  # whose environments tests use
+EXTRAS = {"ray": "[cli,postgres,ray,server]"}  # of this project's, where an environment needs some
 OPTIONS = ["-q", "-rxXs", "-p", "no:cacheprovider", "--noconftest", "-c", "/dev/null", "-o", "asyncio_mode=auto"]
 TOOLS = ("pytest==9.0.2", "pytest-asyncio==1.3.0")
 
@@ -59,7 +61,7 @@ def environment(name: str) -> Path:
         uv = [sys.executable, "-m", "uv"]
         subprocess.run([*uv, "venv", "-q", "--seed", "--clear", "--python", sys.executable, str(folder)], check=True)
         install = [*uv, "pip", "install", "-q", "--python", str(python)]
-        subprocess.run([*install, *packages, *TOOLS, "-e", str(REPOSITORY)], check=True)
+        subprocess.run([*install, *packages, *TOOLS, "-e", f"{REPOSITORY}{EXTRAS.get(name, '')}"], check=True)
         stamp.write_text(wanted)
     return python
 
