@@ -56,8 +56,11 @@ class Detached:
             return 0
         return pid if start_ticks(pid) == started else 0
 
-    def start(self, command: Sequence[str], environment: Mapping[str, str]) -> bool:
+    def start(self, command: Sequence[str], environment: Mapping[str, str], niceness: int = 0) -> bool:
         """Start the process unless it runs. Return whether it was started now.
+
+        Args:
+            niceness: as this user may set it.
 
         Raises:
             ClusterError: it could not be started.
@@ -69,7 +72,7 @@ class Detached:
                 return False
             try:
                 self._record.unlink(missing_ok=True)
-                self._spawn(command, environment, held.descriptor)
+                self._spawn(command, environment, niceness, held.descriptor)
             finally:
                 held.leave()
         except (OSError, subprocess.SubprocessError) as error:
@@ -78,13 +81,13 @@ class Detached:
             ) from error
         return True
 
-    def _spawn(self, command: Sequence[str], environment: Mapping[str, str], lock: int) -> None:
-        own = [sys.executable, "-P", "-m", "orchestrator.cluster.detach", str(lock), str(self._record), *command]
+    def _spawn(self, command: Sequence[str], environment: Mapping[str, str], niceness: int, lock: int) -> None:
+        own = [sys.executable, "-P", "-m", "orchestrator.cluster.detach", str(lock), str(self._record), str(niceness)]
         with self.log.open("ab") as log:
             os.chmod(self.log, 0o600)
             subprocess.run(
-                own, env=dict(environment), stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[lock],
-                start_new_session=True, check=True, timeout=_LEAVING,
+                [*own, *command], env=dict(environment), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                pass_fds=[lock], start_new_session=True, check=True, timeout=_LEAVING,
             )  # fmt: skip
 
     async def stop(self, seconds: float) -> bool:
@@ -118,7 +121,7 @@ class Detached:
             return ""
 
     def bound_log(self) -> None:
-        """Move a log that is too large aside, in place of the last one. The process goes on writing to the same file."""
+        """Copy a log that is too large over the last copy, and empty it. The process goes on writing to it."""
         with contextlib.suppress(OSError):
             if self.log.stat().st_size > _LARGEST_LOG:
                 shutil.copyfile(self.log, self.log.with_suffix(".log.1"))

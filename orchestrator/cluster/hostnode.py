@@ -1,4 +1,4 @@
-"""HostNode: this host as a node of a cluster: it comes up, joins, is looked at, and goes down. The room's front door."""
+"""HostNode: this host as a node of a cluster: it starts, shows and ends it. The room's front door."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NodeActor: what Ray runs on each host, once. It may end at any time: the server goes on, and the next one finds it."""
+"""NodeActor: what Ray runs once on each host. It may end: the server goes on, and the next actor finds it."""
 
 from __future__ import annotations
 

@@ -31,8 +31,8 @@ class NodeState:
     """A node as its host sees it.
 
     Attributes:
-        condition: "serving"; "starting" until it serves for the first time; "silent" if the server runs and does not say
-            that it takes new work; "waiting" before it is started again; "stopped" once the node is taken out.
+        condition: "serving"; "starting" until it serves for the first time; "silent" if the server runs and does not
+            say that it takes new work; "waiting" before it is started again; "stopped" once the node is taken out.
         pid: of the server; 0 if none runs.
         starts: how often this supervisor has started it.
         memory_mb, free_memory_mb, cores, load: of the host: MiB, and processes that want a core, over the last minute.

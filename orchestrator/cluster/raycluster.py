@@ -1,4 +1,4 @@
-"""RayCluster: Ray on this host: its processes, and calls to it. Each call has a deadline, and is a process of its own."""
+"""RayCluster: Ray's processes on this host, and calls to Ray, each with a deadline and in a process of its own."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import json
 import os
 import secrets
 import signal
-import socket
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ _STOP = 15.0  # seconds
 _PORT_ANSWERS = 3.0  # seconds
 _LARGEST_ANSWER = 1024 * 1024  # bytes
 _OBJECT_STORE = 80_000_000  # bytes: Ray's smallest; no object of ours is in it
+_NICENESS = -10  # a raylet ends if its agents take 15 s to start, which they do on a host whose kernels are busy
 _DRIVER = "orchestrator.cluster.raydriver"
 
 
@@ -86,7 +85,7 @@ class RayCluster:
             )
         if not head and not await self._port_answers():
             raise self._unreachable()
-        started = await asyncio.to_thread(self._process.start, self._command(head), self._environment())
+        started = await asyncio.to_thread(self._process.start, self._command(head), self._environment(), _NICENESS)
         deadline = Deadline(_START)
         while not (self._raylet_runs() and await self._port_answers()):
             if not self._process.runs:
@@ -135,18 +134,18 @@ class RayCluster:
 
     def _command(self, head: bool) -> list[str]:
         role = (
-            ["--head", f"--port={self._address.rpartition(':')[2]}", "--include-dashboard=false"]
+            ["--head", f"--port={self._address.rpartition(':')[2]}", "--include-dashboard=false", "--no-monitor"]
             if head
             else [f"--address={self._address}"]
         )
         return [
             sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--block", *role, "--disable-usage-stats",
             f"--node-ip-address={self._host}", "--num-cpus=0", f"--object-store-memory={_OBJECT_STORE}",
-            '--resources={"cellblock_node": 1}', f"--temp-dir={self._files}", *_ports(),
+            '--resources={"cellblock_node": 1}', f"--temp-dir={self._files}",
         ]  # fmt: skip
 
     def _environment(self) -> dict[str, str]:
-        """Return the environment of Ray's processes, the actor's among them; as it is where somebody else started Ray."""
+        """Return the environment of Ray's processes, with the actor's: unchanged where somebody else started Ray."""
         if self._address == "auto":
             return dict(os.environ)
         own = {
@@ -200,7 +199,7 @@ class RayCluster:
         said = err.decode(errors="replace").strip().splitlines()[-1:] or [f"its client ended with {process.returncode}"]
         raise RayUnavailableError(
             f"Ray at {self._address} refused the call {verb}: {said[0][:500]}.",
-            remedy=f"Check that {self.token_file} has the token of the head, and that both have the same version of Ray.",
+            remedy=f"Check that {self.token_file} has the head's token, and that both have the same version of Ray.",
         )
 
     def _unreachable(self) -> RayUnavailableError:
@@ -208,18 +207,6 @@ class RayCluster:
             f"no Ray head answers at {self._address}. Servers that run go on.",
             remedy="Run `cellblock cluster up` on the head, or check the address.",
         )
-
-
-def _ports() -> Iterator[str]:
-    """Yield options that choose free ports for Ray's agents.
-
-    A raylet that has its agents choose waits 15 s for each one's choice, and then ends: on a busy host they take longer.
-    """
-    with contextlib.ExitStack() as stack:
-        for agent in ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent", "metrics-export"):
-            probe = stack.enter_context(socket.socket())
-            probe.bind(("", 0))
-            yield f"--{agent}-port={probe.getsockname()[1]}"
 
 
 def is_loopback(host: str) -> bool:

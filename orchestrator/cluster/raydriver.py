@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from orchestrator.cluster.nodeactor import NodeActor
@@ -66,7 +66,8 @@ def states(ray: Any) -> list[dict[str, Any]]:
     for name in sorted(name for name in names if name.startswith(_PREFIX)):
         with contextlib.suppress(ValueError):  # it has ended since
             asked[ray.get_actor(name).state.remote()] = name.removeprefix(_PREFIX)
-    ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER) if asked else None
+    if asked:
+        ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER)
     return [_answer(ray, reference, name) for reference, name in asked.items()]
 
 
@@ -87,7 +88,7 @@ def remove(ray: Any, name: str) -> bool:
     return True
 
 
-_VERBS = {"place": place, "states": states, "remove": remove}
+_VERBS: dict[str, Callable[..., Any]] = {"place": place, "states": states, "remove": remove}
 
 
 def main(address: str, verb: str, *arguments: str) -> None:

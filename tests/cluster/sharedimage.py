@@ -1,4 +1,4 @@
-"""SharedImage: an image of this machine's engine, in the data folder of another engine, without a copy of its layers."""
+"""SharedImage: an image of this machine's engine in another engine's data folder, without a copy of its layers."""
 
 from __future__ import annotations
 

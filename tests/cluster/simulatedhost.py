@@ -111,9 +111,8 @@ class SimulatedHost(Machine):
 
     def environment(self, **settings: str) -> dict[str, str]:
         """Return the environment of its Cellblock processes, with more settings, such as CELLBLOCK_STORE_URL."""
-        own = {
-            name: value for name, value in os.environ.items() if not name.startswith(("CELLBLOCK_", "DOCKER_", "RAY_"))
-        }
+        left_out = ("CELLBLOCK_", "DOCKER_", "RAY_", "PYTHONDONTWRITEBYTECODE")
+        own = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
         own |= {
             "CELLBLOCK_DATA_DIR": "/run/data",
             "CELLBLOCK_STATE_DIR": "/run/cellblock",
