@@ -98,7 +98,9 @@ class NodeKeeper:
             await asyncio.sleep(_LOOK)
 
     async def _look(self) -> None:
-        if await asyncio.to_thread(NodeConfig.load, self._folder) is None:
+        config = await asyncio.to_thread(NodeConfig.load, self._folder)
+        self._config = config or self._config  # of the last `join`
+        if config is None:
             self._note("stopped")
         elif self._server.runs:
             await self._check()

@@ -18,7 +18,7 @@ from tests.cluster.simulatedhost import SimulatedHost
 from tests.cluster.simulatedhosts import SimulatedHosts
 
 _LONG = 180.0  # seconds, on a busy machine
-_SECRET = "/run/data/cluster/ray-token"
+_RAYS_FILE = "/run/data/cluster/ray-token"
 
 
 def until(true: Callable[[], bool], what: str) -> None:
@@ -52,7 +52,7 @@ def status(host: SimulatedHost) -> tuple[dict[str, dict[str, Any]], str]:
 
 def share_token(bed: SimulatedHosts, host: SimulatedHost, token: bytes | None = None) -> None:
     host.run("mkdir", "-p", "-m", "700", "/run/data/cluster")
-    host.path(_SECRET).write_bytes(bed.hosts[0].path(_SECRET).read_bytes() if token is None else token)
+    host.path(_RAYS_FILE).write_bytes(bed.hosts[0].path(_RAYS_FILE).read_bytes() if token is None else token)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,9 @@ import psutil
 import pytest
 
 from orchestrator.cluster.detached import Detached
+from tests.conftest import REPOSITORY
 
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY)}
 _SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 _IGNORE = "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
 _DEAF = [sys.executable, "-c", _IGNORE]
@@ -41,7 +43,10 @@ def found(process: Detached) -> int:
 async def test_it_outlives_its_starter_with_its_group_and_is_found_again(tmp_path: Path) -> None:
     """Ray kills an actor with its children and its process group."""
     starter = subprocess.Popen(  # noqa: ASYNC220 - it is the process that ends
-        [sys.executable, "-c", _STARTER, str(tmp_path), *_SLEEP], stdout=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-c", _STARTER, str(tmp_path), *_SLEEP],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        env=ENVIRONMENT,
     )
     assert starter.stdout is not None
     starter.stdout.readline()
@@ -62,20 +67,20 @@ async def test_it_outlives_its_starter_with_its_group_and_is_found_again(tmp_pat
 async def test_it_runs_once(tmp_path: Path) -> None:
     """A second start, of another supervisor, finds it and starts nothing."""
     process, other = Detached(tmp_path, "server"), Detached(tmp_path, "server")
-    assert process.start(_SLEEP, os.environ)
+    assert process.start(_SLEEP, ENVIRONMENT)
     try:
         pid = found(process)
-        assert not other.start(_SLEEP, os.environ)
+        assert not other.start(_SLEEP, ENVIRONMENT)
         assert other.pid == pid
     finally:
         await process.stop(30)
-    assert process.start(_SLEEP, os.environ)
+    assert process.start(_SLEEP, ENVIRONMENT)
     await process.stop(30)
 
 
 async def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     process = Detached(tmp_path, "server")
-    process.start(_DEAF, os.environ)
+    process.start(_DEAF, ENVIRONMENT)
     while "deaf" not in process.last_lines():
         await asyncio.sleep(0.02)
     assert await process.stop(0.2)
@@ -87,7 +92,7 @@ async def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
 async def test_a_record_of_another_process_names_none(tmp_path: Path, record: str) -> None:
     """What is not the lock's holder is never signalled, whatever the file says."""
     process = Detached(tmp_path, "server")
-    process.start(_SLEEP, os.environ)
+    process.start(_SLEEP, ENVIRONMENT)
     pid = found(process)
     kept = (tmp_path / "server.json").read_text()
     own = json.dumps({"pid": os.getpid(), "started": 1})
