@@ -136,7 +136,7 @@ class Machine:
     def spawn(
         self, *arguments: str | Path, log: Path, environment: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
-        """Start a command in this machine. A signal for it must go to its group: the process is only its parent."""
+        """Start a command in this machine. The process that is returned is nsenter, the parent of the command."""
         with log.open("ab") as output:
             process = subprocess.Popen(
                 self.command(arguments), stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment,

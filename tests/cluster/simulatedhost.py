@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import docker
+import psutil
 
 from orchestrator.container.engine import connect
 from orchestrator.host.enginedaemon import find_program
@@ -166,8 +167,9 @@ class SimulatedHost(Machine):
     @staticmethod
     def end(process: subprocess.Popen[bytes], number: signal.Signals = signal.SIGTERM, seconds: float = 60) -> None:
         """Send a signal to a process of ``serve`` or ``spawn``, and wait for its end."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for own in psutil.Process(process.pid).children():  # its parent is nsenter, which ends after it
+                own.send_signal(number)
         process.wait(seconds)
 
     def _daemon_config(self) -> dict[str, Any]:
