@@ -23,7 +23,7 @@ endef
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help demo test test-runtimes test-modern conformance placement test-cluster jobs serving brokers full-image check lint bench bench-peers soak reactions usage schedule service-times history blobs blob-stores crashes sessions screenshots chromium vendor state-table docs verify fuzz fuzz-server seccomp-record engine engine-stop image venv lock clean notebooks notebook-tokens fuzz-openapi FORCE
+.PHONY: help demo test test-runtimes test-modern conformance placement cluster-test jobs serving brokers full-image check lint bench bench-peers soak reactions usage schedule service-times history blobs blob-stores crashes sessions screenshots chromium vendor state-table docs verify fuzz fuzz-server seccomp-record engine engine-stop image venv lock clean notebooks notebook-tokens fuzz-openapi FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +50,10 @@ lint: $(STAMP) ## lint, format, types and import rules
 bench: image ## measure latency, cold start, throughput and memory beside a plain local kernel
 	@$(BIN)/python -m benchmarks.latency --runs $(or $(RUNS),1) --json out/bench.json --plot docs/pictures/bench.svg
 
+cluster-test: image ## the tests of clusters whole: Ray's nodes on three simulated hosts, and every call over one node; about fifteen minutes
+	@$(BIN)/python -m pytest tests/cluster tests/cluster/suite_raynodes.py
+	@CELLBLOCK_TEST_NODES=1 $(BIN)/python -m pytest tests/cluster -k test_cluster_
+
 soak: image ## 2,000 leases and 20,000 cells with random faults: does anything grow; about a quarter of an hour
 	@MALLOC_ARENA_MAX=2 $(BIN)/python -m benchmarks.soak
 
@@ -74,9 +78,6 @@ schedule: $(STAMP) ## simulate 10,000 agents over 1,000 kernels: who waits how l
 
 placement: $(STAMP) ## simulate where sessions go in a cluster of 1,000 nodes of 100 kernels; a few minutes
 	@$(BIN)/python -m benchmarks.placement
-
-test-cluster: image ## the manager's tests over a cluster of one node; `make test` runs them over two
-	@CELLBLOCK_TEST_NODES=1 $(BIN)/python -m pytest tests/cluster
 
 jobs: image ## measure commands, files and tools beside a local process, cat and a trivial cell; about five minutes
 	@$(BIN)/python -m benchmarks.jobs

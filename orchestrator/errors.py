@@ -52,6 +52,9 @@
     │   ├── CheckpointForeignError (PermissionError)  checkpoint_foreign
     │   ├── CheckpointTooLargeError            checkpoint_too_large
     │   └── CheckpointStateError               checkpoint_state         the kernel could not save or load its state
+    ├── ClusterError                           cluster                  hosts that form one Cellblock
+    │   ├── RayMissingError (ImportError)      ray_missing              the extra `ray` is not installed
+    │   └── RayUnavailableError (ConnectionError)     ray_unavailable
     └── ServerError                            server                   a server refused a request, or is not there
         ├── UnauthorizedError (PermissionError)       unauthorized
         ├── ForbiddenError (PermissionError)   forbidden
@@ -653,6 +656,18 @@ class CheckpointTooLargeError(CheckpointError, code="checkpoint_too_large"):
 
 class CheckpointStateError(CheckpointError, code="checkpoint_state"):
     """The kernel did not save its state, or a fresh kernel did not load it: code in it failed, or took too long."""
+
+
+class ClusterError(CellblockError, code="cluster"):
+    """A host could not be made part of a cluster, or be taken out. Servers and sessions that ran go on."""
+
+
+class RayMissingError(ClusterError, ImportError, code="ray_missing"):
+    """Ray is not installed. Nothing was started."""
+
+
+class RayUnavailableError(ClusterError, ConnectionError, code="ray_unavailable"):
+    """Ray does not answer, or refuses the token. Servers that run go on without it."""
 
 
 class ServerError(CellblockError, code="server"):

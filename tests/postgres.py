@@ -25,36 +25,41 @@ def postgres_server(*, durable: bool = False) -> Iterator[str]:
     Args:
         durable: whether it waits for the disk.
     """
-    programs = of_package("postgresql", _initdb).parent
+    found = programs()
     with tempfile.TemporaryDirectory(prefix="cellblock-pg-") as name:
         folder = Path(name)
         owner = pwd.getpwnam("postgres") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
         os.chown(folder, owner.pw_uid, owner.pw_gid)
         as_owner = {"user": owner.pw_uid, "group": owner.pw_gid} if os.geteuid() == 0 else {}
         subprocess.run(
-            [programs / "initdb", "-D", folder / "data", "-U", "tests", "-A", "trust", "-E", "UTF8", "-N"],
+            [found / "initdb", "-D", folder / "data", "-U", "tests", "-A", "trust", "-E", "UTF8", "-N"],
             check=True, stdout=subprocess.DEVNULL, cwd=folder, **as_owner,  # type: ignore[call-overload]
         )  # fmt: skip
         options = ["-c", "listen_addresses=", *([] if durable else ["-F"])]
         with (folder / "log").open("wb") as log:
             server = subprocess.Popen(
-                [programs / "postgres", "-D", folder / "data", "-k", folder, *options],
+                [found / "postgres", "-D", folder / "data", "-k", folder, *options],
                 stdout=log, stderr=log, cwd=folder, **as_owner,  # type: ignore[call-overload]
             )  # fmt: skip
         try:
-            _wait(programs, folder, server)
+            _wait(found, folder, server)
             yield f"postgresql+psycopg://tests@/postgres?host={folder}"
         finally:
             server.send_signal(signal.SIGQUIT)
             server.wait(30)
 
 
-def _wait(programs: Path, folder: Path, server: subprocess.Popen[bytes]) -> None:
+def _wait(found: Path, folder: Path, server: subprocess.Popen[bytes]) -> None:
     end = time.monotonic() + _START
-    while subprocess.run([programs / "pg_isready", "-q", "-h", folder], check=False).returncode != 0:
+    while subprocess.run([found / "pg_isready", "-q", "-h", folder], check=False).returncode != 0:
         assert server.poll() is None, (folder / "log").read_text()
         assert time.monotonic() < end, (folder / "log").read_text()
         time.sleep(0.1)
+
+
+def programs() -> Path:
+    """Return the folder of PostgreSQL's programs."""
+    return of_package("postgresql", _initdb).parent
 
 
 def _initdb() -> Path | None:

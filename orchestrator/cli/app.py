@@ -12,6 +12,7 @@ from orchestrator import __version__
 from orchestrator.cli import (
     act,
     auditlog,
+    cluster,
     daemon,
     doctor,
     execute,
@@ -71,6 +72,7 @@ app.command(name="doctor")(doctor.doctor)
 app.command(name="verify")(verify.verify)
 app.command(name="serve")(serve.serve)
 app.add_typer(tokens.app, name="token")
+app.add_typer(cluster.app, name="cluster")
 app.add_typer(auditlog.app, name="audit")
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(notebookcommands.app, name="notebook")

@@ -26,7 +26,7 @@ from orchestrator.settings import Settings
 
 Condition = Literal["good", "weak", "broken"]
 _LOOKED_FOR = ("gVisor", "runc", "limits", "swap", "cgroups", "access control", "seccomp", "vsock", "engine's address",
-               "CPU")  # fmt: skip
+               "Ray", "CPU")  # fmt: skip
 _MARKS = {"good": "[green]good[/]", "weak": "[yellow]weak[/]", "broken": "[bold red]broken[/]"}
 _PROMISES = {
     "runsc": "runsc (gVisor): no known escape, host leak, exfiltration or access to other sandboxes.",

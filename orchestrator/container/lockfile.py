@@ -69,6 +69,15 @@ class LockFile:
         if (held := cls.take(path)) is not None:
             held.release()
 
+    @property
+    def descriptor(self) -> int:
+        """The open file whose copies, in processes that inherit it, hold the lock too."""
+        return self._holder
+
+    def leave(self) -> None:
+        """Close this process's copy. The file stays, and is held while a process has another copy."""
+        os.close(self._holder)
+
     def release(self) -> None:
         """Remove the file and let go of it."""
         self._path.unlink(missing_ok=True)

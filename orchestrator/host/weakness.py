@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.host.openray import open_ray
+
 # The first release of each runc branch with the fixes of November 2025, from runc's security advisories. CVE-2025-31133
 # and -52565 are races on masked paths and /dev/console while a container starts; -52881 redirects writes to /proc.
 _FIXED_RUNC = ((1, 2, 8), (1, 3, 3), (1, 4, 0))
@@ -45,12 +47,14 @@ class HostFacts:
         engine_address: the value of DOCKER_HOST.
         tls: connections to that address use TLS.
         cpu: names of the CPU vulnerabilities that Linux reports as not mitigated.
+        ray: addresses on which Ray listens for other hosts without a token.
     """
 
     vsock: bool
     engine_address: str = ""
     tls: bool = False
     cpu: tuple[str, ...] = ()
+    ray: tuple[str, ...] = ()
 
 
 def look() -> HostFacts:
@@ -68,7 +72,7 @@ def look() -> HostFacts:
         except OSError:
             continue
     address, tls = os.environ.get("DOCKER_HOST", ""), bool(os.environ.get("DOCKER_TLS_VERIFY"))
-    return HostFacts(vsock, address, tls, tuple(cpu))
+    return HostFacts(vsock, address, tls, tuple(cpu), open_ray())
 
 
 def weaknesses(host: HostFacts, info: Mapping[str, Any], gvisor_fault: str, runc: str) -> Iterator[Weakness]:
@@ -155,6 +159,14 @@ def _host(host: HostFacts) -> Iterator[Weakness]:
             "engine's address", f"{host.engine_address}, without TLS",
             "Everybody who can connect to that port is root on the engine's host.",
             "Use the local socket, ssh:// or TLS with DOCKER_TLS_VERIFY.",
+        )  # fmt: skip
+    if host.ray:
+        yield Weakness(
+            "Ray", f"listens on {', '.join(host.ray)} without a token",
+            "Everybody who can connect to one of these ports runs code on every host of the cluster, as Ray's user. If "
+            "that user may use Docker, that is root.",
+            "Start it with `cellblock cluster up`, or with RAY_AUTH_MODE=token and a token. Let only the hosts of the "
+            "cluster connect to its ports.",
         )  # fmt: skip
     if host.cpu:
         yield Weakness(

@@ -65,6 +65,11 @@ class Connection:
             trust_env=False,
         )
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return self._client.is_closed
+
     async def close(self) -> None:
         """Close all connections."""
         await self._client.aclose()

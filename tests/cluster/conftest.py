@@ -1,4 +1,4 @@
-"""Clusters of the tests' own: real servers on loopback, and a directory in this process."""
+"""Clusters of the tests' own: servers on loopback with a directory in this process, and a bed of simulated hosts."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ import pytest_asyncio
 from orchestrator.cluster.clustermanager import ClusterKernelManager
 from orchestrator.remote.remotesession import RemoteSession
 from tests.cluster.fakedirectory import FakeDirectory, record
+from tests.cluster.simulatedhosts import SimulatedHosts, simulated_hosts
+from tests.conformance.__main__ import environment
 from tests.server.conftest import Server, serving
 
 
@@ -79,3 +81,10 @@ async def session(manager: ClusterKernelManager) -> AsyncIterator[RemoteSession]
     async with manager.acquire_kernel("agent", timeout=60) as (_kernel, session):
         await manager.run_command(session, "chmod -R u+rwX . ; find /work -mindepth 1 -delete")
         yield session
+
+
+@pytest.fixture(scope="package")
+def bed() -> Iterator[SimulatedHosts]:
+    """A bed whose hosts all run, are thawed and reach each other when a test begins and when it ends."""
+    with simulated_hosts(3, python=environment("ray")) as bed:
+        yield bed

@@ -44,9 +44,11 @@ CLIENTS = {
     "gunicorn": ("gunicorn==27.0.1", "httpx==0.28.1"),
     "jupyterlab": ("jupyterlab==4.6.6", "jupyter-server==2.21.1"),
     "moto": ("moto[s3,server]==5.2.5",),
+    "ray": ("ray==2.60.0",),
     "sandbox_fusion": ("sandbox-fusion==0.3.7",),
     "schemathesis": ("schemathesis==4.32.5",),
 }  # whose environments tests use
+EXTRAS = {"ray": "[cli,postgres,ray,server]"}  # of this project's, where an environment needs some
 OPTIONS = ["-q", "-rxXs", "-p", "no:cacheprovider", "--noconftest", "-c", "/dev/null", "-o", "asyncio_mode=auto"]
 TOOLS = ("pytest==9.0.2", "pytest-asyncio==1.3.0")
 
@@ -57,10 +59,10 @@ def environment(name: str) -> Path:
     folder.parent.mkdir(exist_ok=True)
     with folder.with_name(f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _made(folder, (*{**SUITES, **CLIENTS}[name], *TOOLS))
+        return _made(folder, (*{**SUITES, **CLIENTS}[name], *TOOLS), EXTRAS.get(name, ""))
 
 
-def _made(folder: Path, packages: tuple[str, ...]) -> Path:
+def _made(folder: Path, packages: tuple[str, ...], extras: str) -> Path:
     python, stamp = folder / "bin" / "python", folder / ".complete"
     wanted = "\n".join(packages)
     if not stamp.exists() or stamp.read_text() != wanted:
@@ -69,7 +71,7 @@ def _made(folder: Path, packages: tuple[str, ...]) -> Path:
         subprocess.run([*uv, "venv", "-q", "--seed", "--clear", "--python", sys.executable, str(folder)], check=True)
         # Compiled: without bytecode each start of a kernel compiles what it imports, where Python may not write it.
         install = [*uv, "pip", "install", "-q", "--compile-bytecode", "--python", str(python)]
-        subprocess.run([*install, *packages, "-e", str(REPOSITORY)], check=True)
+        subprocess.run([*install, *packages, "-e", f"{REPOSITORY}{extras}"], check=True)
         stamp.write_text(wanted)
     return python
 

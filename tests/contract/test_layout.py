@@ -52,6 +52,7 @@ def test_imports_point_down_only(repository: Path) -> None:
             "only kernel/, broker/, jupyter/ import jupyter_client",
         ),
         ("orchestrator/cli/prune.py", "import mcp", "only mcp/ imports the MCP SDK"),
+        ("orchestrator/cli/prune.py", "import ray", "only cluster/ imports ray"),
         ("orchestrator/container/lease.py", "import zmq", "nobody imports zmq"),
         ("orchestrator/limits.py", "import orchestrator.pool", "imports point down only"),
         ("orchestrator/logs.py", "import cellblock", "cellblock/ imports orchestrator, not the other way round"),

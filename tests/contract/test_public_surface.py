@@ -38,6 +38,7 @@ ERRORS = {
     "SessionBusyError", "SessionElsewhereError", "SessionEndedError",
     "SettingsError", "StoreError", "UnknownKernelNameError", "UnknownRuntimeError", "UserIdTakenError",
     "WrongEventLoopError",
+    "ClusterError", "RayMissingError", "RayUnavailableError",
     "CellNotFoundError", "InvalidPositionError", "KernelNotFoundError", "NotebookConflictError",
     "NotebookCreationError", "NotebookError", "NotebookNotFoundError",
     "ForbiddenError", "IdempotencyError", "RequestTimeoutError", "RequestTooLargeError", "ServerError",

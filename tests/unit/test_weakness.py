@@ -51,6 +51,7 @@ def test_what_the_engine_lacks_is_reported(change: dict[str, Any], subject: str)
         (HostFacts(vsock=True), "vsock"),
         (HostFacts(vsock=False, engine_address="tcp://10.0.0.1:2375"), "engine's address"),
         (HostFacts(vsock=False, cpu=("mds",)), "CPU"),
+        (HostFacts(vsock=False, ray=("10.0.0.1:6379",)), "Ray"),
     ],
 )
 def test_what_the_host_has_is_reported(host: HostFacts, subject: str) -> None:
