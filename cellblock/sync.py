@@ -173,6 +173,7 @@ class Manager(Blocking[AgentKernelManager]):
     restore = waits(AgentKernelManager.restore)
     fork = waits(AgentKernelManager.fork)
     hibernate = waits(AgentKernelManager.hibernate)
+    drain = waits(AgentKernelManager.drain)
     export_history = waits(AgentKernelManager.export_history)
     import_history = waits(AgentKernelManager.import_history)
     export_notebook = waits(AgentKernelManager.export_notebook)
@@ -181,6 +182,7 @@ class Manager(Blocking[AgentKernelManager]):
     apply_retention = waits(AgentKernelManager.apply_retention)
     note_operator = calls(AgentKernelManager.note_operator)
     overview = calls(AgentKernelManager.overview)
+    capacity = calls(AgentKernelManager.capacity)
 
     sessions = _Attribute(lambda manager: manager.sessions)
     recovery = _Attribute(lambda manager: manager.recovery)
