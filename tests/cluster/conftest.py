@@ -71,7 +71,7 @@ def directory(cluster: Cluster) -> Iterator[FakeDirectory]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def manager(directory: FakeDirectory) -> AsyncIterator[ClusterKernelManager]:
     """The manager of the cluster: what tests that are written for any manager get here."""
-    async with ClusterKernelManager(directory) as manager:
+    async with ClusterKernelManager(directory=directory) as manager:
         yield manager
 
 

@@ -149,13 +149,15 @@ class SimulatedHost(Machine):
     def serve(self, *arguments: str, settings: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Start `cellblock serve` on its address, and wait until it serves. The store must have a token.
 
+        With a database of the cluster's in ``settings`` it is a node.
+
         The server's log is ``folder / "serve.log"``. End it with ``end``.
         """
         log = self.folder / "serve.log"
         log.write_bytes(b"")
         server = self.spawn(
             self._python, "-m", "orchestrator.cli.entry", "serve", "--host", self.address, "--port", str(PORT),
-            *arguments, environment=self.environment(**settings or {}), log=log,
+            *arguments, environment=self.environment(**self._as_node(settings or {})), log=log,
         )  # fmt: skip
         deadline = time.monotonic() + _START
         while "serving on " not in log.read_text():
@@ -163,6 +165,9 @@ class SimulatedHost(Machine):
             assert time.monotonic() < deadline, log.read_text()[-4000:]
             time.sleep(0.05)
         return server
+
+    def _as_node(self, settings: Mapping[str, str]) -> dict[str, str]:
+        return {**({"CELLBLOCK_NODE_URL": self.url} if "CELLBLOCK_STORE_URL" in settings else {}), **settings}
 
     @staticmethod
     def end(process: subprocess.Popen[bytes], number: signal.Signals = signal.SIGTERM, seconds: float = 60) -> None:

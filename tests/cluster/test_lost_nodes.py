@@ -50,7 +50,7 @@ async def test_a_killed_node(nodes: Cluster) -> None:
     it but those that ran.
     """
     with nodes.directory(2) as directory:
-        async with ClusterKernelManager(directory) as manager:
+        async with ClusterKernelManager(directory=directory) as manager:
             session = await started_on(directory, "n1", manager, "waits")
             streams = await started_on(directory, "n1", manager, "streams")
             follows = await started_on(directory, "n1", manager, "follows")
@@ -95,7 +95,7 @@ async def test_a_killed_node(nodes: Cluster) -> None:
 async def test_a_frozen_node(nodes: Cluster) -> None:
     """It accepts connections and says nothing: waits for it end with its lease, and new agents go elsewhere."""
     with nodes.directory(2) as directory:
-        async with ClusterKernelManager(directory) as manager:
+        async with ClusterKernelManager(directory=directory) as manager:
             session = await started_on(directory, "n1", manager, "frozen")
             os.kill(nodes.servers[0].process.pid, signal.SIGSTOP)
             try:
@@ -115,7 +115,10 @@ async def test_a_frozen_node(nodes: Cluster) -> None:
 async def test_a_server_that_is_started_anew_under_the_same_lease(nodes: Cluster) -> None:
     """The new process does not know what the old one began: it is not asked to run the cell again, but the next one."""
     with nodes.directory(1) as directory:
-        async with LossyProxy(nodes.servers[0].url).running() as proxy, ClusterKernelManager(directory) as manager:
+        async with (
+            LossyProxy(nodes.servers[0].url).running() as proxy,
+            ClusterKernelManager(directory=directory) as manager,
+        ):
             directory.records["n1"] = replace(directory.records["n1"], url=proxy.url)
             session = await started_on(directory, "n1", manager, "anew")
             executing = asyncio.create_task(manager.execute(session, CODE))

@@ -33,10 +33,9 @@ class Nodes:
 
     async def of(self, manager: ClusterKernelManager, agent: str) -> str:
         """Return the node that owns an agent's session."""
-        found = await manager._router._directory.owner_of(f"local:{agent}")
-        assert found is not None
-        assert found.node_id is not None
-        return found.node_id
+        node = await manager.node_of(agent)
+        assert node is not None
+        return node
 
 
 def free_ports(count: int) -> list[int]:
@@ -83,7 +82,7 @@ def nodes(postgres_url: str) -> Iterator[Nodes]:
 
 @pytest.fixture
 async def manager(nodes: Nodes) -> AsyncIterator[ClusterKernelManager]:
-    async with ClusterKernelManager.of(nodes.url) as manager:
+    async with ClusterKernelManager(store_url=nodes.url) as manager:
         yield manager
 
 

@@ -41,7 +41,7 @@ async def acquired(server: Server, token: str, verify: str | bool) -> str:
     directory = FakeDirectory()
     directory.add(record("n1", server.url))
     async with (
-        ClusterKernelManager(directory, token=token, verify=verify) as manager,
+        ClusterKernelManager(directory=directory, token=token, verify=verify) as manager,
         manager.acquire_kernel("agent", timeout=60) as (_kernel, session),
     ):
         return str((await manager.execute(session, "6 * 7")).result)

@@ -49,7 +49,7 @@ async def lossy(cluster: Cluster, proxy: LossyProxy) -> AsyncIterator[ClusterKer
     """A manager that reaches its only node through the proxy."""
     with cluster.directory(1) as directory:
         directory.records["n1"] = dataclasses.replace(directory.records["n1"], url=proxy.url)
-        async with ClusterKernelManager(directory) as manager:
+        async with ClusterKernelManager(directory=directory) as manager:
             yield manager
 
 
@@ -107,7 +107,7 @@ async def test_each_node_refuses_and_the_error_says_what_each_said(cluster: Clus
         directory.add(record(f"n{number}", server.url))
     directory.add(record("n3", NOWHERE))
     began = time.monotonic()
-    async with ClusterKernelManager(directory) as manager:
+    async with ClusterKernelManager(directory=directory) as manager:
         with pytest.raises(NoNodeError) as refused:
             async with manager.acquire_kernel("nobody", timeout=1, image="cellblock-sandbox:none"):
                 pass
@@ -123,7 +123,7 @@ async def test_a_node_that_is_gone_is_passed_over(cluster: Cluster) -> None:
     alone.add(record("gone", NOWHERE, better))
     alone.add(record("n2", cluster.servers[1].url))
     async with (
-        ClusterKernelManager(alone) as manager,
+        ClusterKernelManager(directory=alone) as manager,
         manager.acquire_kernel("wanderer", timeout=60) as (_kernel, session),
     ):
         assert (await manager.execute(session, "6 * 7")).result == "42"
@@ -131,7 +131,10 @@ async def test_a_node_that_is_gone_is_passed_over(cluster: Cluster) -> None:
 
 async def test_two_clients_of_one_agent_get_one_kernel(directory: FakeDirectory) -> None:
     """Also where they ask different nodes at once."""
-    async with ClusterKernelManager(directory, seed=1) as one, ClusterKernelManager(directory, seed=2) as two:
+    async with (
+        ClusterKernelManager(directory=directory, seed=1) as one,
+        ClusterKernelManager(directory=directory, seed=2) as two,
+    ):
 
         async def acquired(manager: ClusterKernelManager) -> str:
             async with manager.acquire_kernel("shared", timeout=60) as (kernel, _session):
@@ -143,7 +146,7 @@ async def test_two_clients_of_one_agent_get_one_kernel(directory: FakeDirectory)
 async def test_a_wrong_protocol_is_refused_by_name(cluster: Cluster) -> None:
     directory = FakeDirectory()
     directory.add(record("n1", cluster.servers[0].url, protocol=99))
-    async with ClusterKernelManager(directory) as manager:
+    async with ClusterKernelManager(directory=directory) as manager:
         with pytest.raises(IncompatibleServerError, match="speaks protocol 99; this client speaks 1 to 1"):
             async with manager.acquire_kernel("agent", timeout=10):
                 pass
@@ -152,7 +155,7 @@ async def test_a_wrong_protocol_is_refused_by_name(cluster: Cluster) -> None:
 async def test_the_store_is_away(directory: FakeDirectory) -> None:
     """A session that is known goes on; a new one is refused with the store's error."""
     async with (
-        ClusterKernelManager(directory) as manager,
+        ClusterKernelManager(directory=directory) as manager,
         manager.acquire_kernel("agent", timeout=60) as (_kernel, session),
     ):
         directory.is_away = True
@@ -168,7 +171,7 @@ async def test_the_store_is_away(directory: FakeDirectory) -> None:
 async def test_short_calls_do_not_ask_the_store(directory: FakeDirectory) -> None:
     """Only the acquisition does."""
     async with (
-        ClusterKernelManager(directory) as manager,
+        ClusterKernelManager(directory=directory) as manager,
         manager.acquire_kernel("agent", timeout=60) as (_kernel, session),
     ):
         before = directory.readings
@@ -183,7 +186,7 @@ async def test_a_consumer_that_stalls_on_a_gigabyte_keeps_memory_bounded(
     """Of this process and of both nodes; and one that then stops ends the cell."""
     processes = [psutil.Process(), *(psutil.Process(server.process.pid) for server in cluster.servers)]
     async with (
-        ClusterKernelManager(directory) as manager,
+        ClusterKernelManager(directory=directory) as manager,
         manager.acquire_kernel("flood", timeout=60) as (_kernel, session),
     ):
         before = [process.memory_info().rss for process in processes]
@@ -199,7 +202,7 @@ async def test_a_consumer_that_stalls_on_a_gigabyte_keeps_memory_bounded(
 
 
 async def test_the_sessions_of_all_nodes_are_listed_and_ended_by_name(directory: FakeDirectory) -> None:
-    async with ClusterKernelManager(directory, seed=3) as manager:
+    async with ClusterKernelManager(directory=directory, seed=3) as manager:
         for name in ("list-1", "list-2", "list-3", "list-4"):
             async with manager.acquire_kernel(name, timeout=60) as (_kernel, session):
                 await manager.execute(session, "1")
