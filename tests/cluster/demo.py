@@ -70,7 +70,7 @@ async def analyse(manager: ClusterKernelManager, work: Work, book: Path) -> None
                 for number in range(done, len(cells)):
                     result = await manager.execute(session, f"{cells[number].code}\ncells_done = {number + 1}")
                     if result.outcome != "ok":
-                        work.failures.append(f"{result.outcome}: {result.error and result.error.evalue}"[:100])
+                        work.failures.append(str(result.outcome))
                         break
                     shown = [output.data for output in result.outputs if hasattr(output, "data")]
                     displayed = next(
@@ -81,7 +81,7 @@ async def analyse(manager: ClusterKernelManager, work: Work, book: Path) -> None
                 else:
                     work.report = checked(work.agent.shape, displayed)
         except CellblockError as error:
-            work.failures.append(f"{type(error).__name__}: {error.message}"[:100])
+            work.failures.append(type(error).__name__)
             await asyncio.sleep(0.5)
 
 
@@ -93,7 +93,9 @@ def shown(works: list[Work], lost: str) -> Table:
     for work in works:
         report = "" if work.report is None else f"{len(work.report.model_dump_json())} bytes"
         nodes = " → ".join(node[:6] for node in work.nodes)
-        table.add_row(work.name, nodes, str(work.cells), str(work.redone or ""), report, "; ".join(work.failures[-2:]))
+        table.add_row(
+            work.name, nodes, str(work.cells), str(work.redone or ""), report, ", ".join(dict.fromkeys(work.failures))
+        )
     return table
 
 
