@@ -23,7 +23,7 @@ endef
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help demo test test-runtimes test-modern conformance placement cluster-demo cluster-test jobs serving brokers full-image check lint bench bench-peers soak reactions usage schedule service-times history blobs blob-stores crashes sessions screenshots chromium vendor state-table docs verify fuzz fuzz-server seccomp-record engine engine-stop image venv lock clean notebooks notebook-tokens fuzz-openapi FORCE
+.PHONY: help demo test test-runtimes test-modern conformance placement clusters cluster-demo cluster-test jobs serving brokers full-image check lint bench bench-peers soak reactions usage schedule service-times history blobs blob-stores crashes sessions screenshots chromium vendor state-table docs verify fuzz fuzz-server seccomp-record engine engine-stop image venv lock clean notebooks notebook-tokens fuzz-openapi FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -49,6 +49,9 @@ lint: $(STAMP) ## lint, format, types and import rules
 # RUNS says how often; a published figure is the range of three runs
 bench: image ## measure latency, cold start, throughput and memory beside a plain local kernel
 	@$(BIN)/python -m benchmarks.latency --runs $(or $(RUNS),1) --json out/bench.json --plot docs/pictures/bench.svg
+
+clusters: image ## measure a cell through a node beside one in the process, and with a distant database; about four minutes
+	@$(BIN)/python -m benchmarks.clusters
 
 cluster-demo: image ## 30 agents analyse workbooks on three simulated hosts, one of which is killed in the midst; about four minutes
 	@$(BIN)/python -m tests.cluster.demo
