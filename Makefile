@@ -57,7 +57,8 @@ cluster-demo: image ## 30 agents analyse workbooks on three simulated hosts, one
 	@$(BIN)/python -m tests.cluster.demo
 
 cluster-test: image ## the tests of clusters whole: Ray's nodes on three simulated hosts, and every call over one node; about fifteen minutes
-	@$(BIN)/python -m pytest tests/cluster tests/cluster/suite_*.py
+	@$(BIN)/python -m pytest tests/cluster
+	@$(BIN)/python -m pytest tests/cluster/suite_*.py
 	@CELLBLOCK_TEST_NODES=1 $(BIN)/python -m pytest tests/cluster/test_cluster_*.py tests/cluster/suite_[cft]*.py
 
 soak: image ## 2,000 leases and 20,000 cells with random faults: does anything grow; about a quarter of an hour

@@ -17,7 +17,6 @@ from orchestrator.cluster.clustermanager import ClusterKernelManager
 from orchestrator.remote.remotesession import RemoteSession
 from tests.cluster.fakedirectory import FakeDirectory, record
 from tests.cluster.simulatedhosts import SimulatedHosts, simulated_hosts
-from tests.conformance.__main__ import environment
 from tests.server.conftest import Server, serving
 
 
@@ -86,5 +85,5 @@ async def session(manager: ClusterKernelManager) -> AsyncIterator[RemoteSession]
 @pytest.fixture(scope="package")
 def bed() -> Iterator[SimulatedHosts]:
     """A bed whose hosts all run, are thawed and reach each other when a test begins and when it ends."""
-    with simulated_hosts(3, python=environment("ray")) as bed:
+    with simulated_hosts(3) as bed:
         yield bed

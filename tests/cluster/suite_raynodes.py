@@ -15,7 +15,8 @@ import pytest
 
 from orchestrator import AgentKernelManager
 from tests.cluster.simulatedhost import SimulatedHost
-from tests.cluster.simulatedhosts import SimulatedHosts
+from tests.cluster.simulatedhosts import SimulatedHosts, simulated_hosts
+from tests.conformance.__main__ import environment
 
 _LONG = 180.0  # seconds, on a busy machine
 _RAYS_FILE = "/run/data/cluster/ray-token"
@@ -53,6 +54,13 @@ def status(host: SimulatedHost) -> tuple[dict[str, dict[str, Any]], str]:
 def share_token(bed: SimulatedHosts, host: SimulatedHost, token: bytes | None = None) -> None:
     host.run("mkdir", "-p", "-m", "700", "/run/data/cluster")
     host.path(_RAYS_FILE).write_bytes(bed.hosts[0].path(_RAYS_FILE).read_bytes() if token is None else token)
+
+
+@pytest.fixture(scope="module")
+def bed() -> Iterator[SimulatedHosts]:
+    """A bed whose hosts have Ray."""
+    with simulated_hosts(3, python=environment("ray")) as bed:
+        yield bed
 
 
 @pytest.fixture(scope="module")
