@@ -30,12 +30,14 @@ from orchestrator.errors import (
 from orchestrator.limits import Deadline
 from orchestrator.outcome import Outcome
 from orchestrator.remote.link import Download, Numbered, Query
+from orchestrator.store.noderecord import NodeRecord
 
 T = TypeVar("T")
 _MOVES = 5  # times that a call follows its session from node to node
 _PAUSE = 0.2  # seconds before the second of them; one more each time
 _TRIES = 6  # nodes that are asked for a kernel before one of them is waited for
 _TRY = 5.0  # seconds that each of them has, at most
+_NOBODY = 0.5  # seconds between two looks for a node that may take a session
 _GRACE = 2.0  # seconds that an answer may come after the deadline that the node was told
 
 
@@ -73,7 +75,7 @@ class AgentLink:
         """Make the agent's session on a node that has a kernel for it, or find the one that it has.
 
         Each of a few nodes has a few seconds; then the one that expects to be ready first has what is left of
-        ``body["timeout"]``.
+        ``body["timeout"]``. While no node may take a session at all, one is waited for.
 
         Raises:
             NoNodeError: no node took the session in time.
@@ -95,16 +97,23 @@ class AgentLink:
                     raise
                 raise ServerUnavailableError(f"no answer for {seconds + _GRACE:.1f} s.", undone=True) from None
 
-        try:
-            return await self._routed(asked, is_safe=True, refusals=refusals, tries=_TRIES)
-        except KernelPoolExhaustedError:
-            node_id = soonest(refusals)
-            reading = await self._router.view.read()
-            record = next((node for node in reading.nodes if node.node_id == node_id), None)
-            if record is None or not deadline.remaining():
-                raise
+        while True:
+            refusals.clear()
+            try:
+                return await self._routed(asked, is_safe=True, refusals=refusals, tries=_TRIES)
+            except KernelPoolExhaustedError:
+                record = await self._record(soonest(refusals))
+                if not deadline.remaining() or (record is None and refusals):
+                    raise
+            if record is not None:
+                break
+            await asyncio.sleep(min(_NOBODY, deadline.remaining()))  # a node may join, or renew its lease
         self._at = self._router.link(record)
         return await self._routed(partial(asked, last=True), is_safe=True, refusals=refusals, tries=0)
+
+    async def _record(self, node_id: str | None) -> NodeRecord | None:
+        reading = await self._router.view.read()
+        return next((node for node in reading.nodes if node.node_id == node_id), None)
 
     async def ask(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, query: Query | None = None

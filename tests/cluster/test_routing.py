@@ -210,3 +210,22 @@ async def test_the_sessions_of_all_nodes_are_listed_and_ended_by_name(directory:
         assert names >= {"list-1", "list-2", "list-3", "list-4"}
         assert [await manager.end_session(name) for name in ("list-1", "list-2", "list-3", "list-4")] == [True] * 4
         assert not await manager.end_session("list-1")
+
+
+async def test_a_node_that_may_take_a_session_is_waited_for(directory: FakeDirectory) -> None:
+    """All renew their leases late, or start just now: the caller's own time limit decides."""
+    names = list(directory.records)
+    for name in names:
+        directory.set(name, lease_left_s=1.0)
+    try:
+        async with ClusterKernelManager(directory=directory) as manager:
+            with pytest.raises(NoNodeError, match="no node"):
+                async with manager.acquire_kernel("late", timeout=0.7):
+                    pass
+            for name in names:
+                asyncio.get_running_loop().call_later(1.0, directory.set, name)
+            async with manager.acquire_kernel("late", timeout=60) as (_kernel, session):
+                assert (await manager.execute(session, "1")).result == "1"
+    finally:
+        for name in names:
+            directory.set(name)
