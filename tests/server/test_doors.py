@@ -369,6 +369,9 @@ async def test_the_access_log_has_no_code(http: httpx.AsyncClient, guarded: Serv
     path = f"/v1/sessions/{session['session_id']}"
     await http.post(f"{path}/execute", json={"code": "'hush' + 'hush'"}, headers=bearer(tokens.red))
     await http.put(f"{path}/files/content?path=hush.txt", content=b"hush", headers=bearer(tokens.red))
+    async with asyncio.timeout(30):
+        while '"method": "PUT"' not in guarded.log.read_text().strip().splitlines()[-1]:  # written after the answer
+            await asyncio.sleep(0.05)
     log = guarded.log.read_text()
     assert "hush" not in log
     assert tokens.red not in log
