@@ -310,6 +310,7 @@ class SessionRegistry:
         session = next((one for one in self.sessions.values() if one.session_id == session_id), None)
         if session is not None:
             resource = self._remove(session, Outcome.TAKEN_OVER)
+            self.take_end(session.agent_id)  # the store knows how the session ends where it is now
             session.disown()
             if resource is not None:
                 self._spawn(self._pool.discard(resource))

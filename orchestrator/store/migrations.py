@@ -109,7 +109,7 @@ def _tenth(connection: Connection) -> None:
 
 def _eleventh(connection: Connection) -> None:
     """Keep the key of a shared blob store, and in PostgreSQL blobs too."""
-    cluster_key.create(connection)
+    cluster_key.create(connection, checkfirst=True)
     if connection.dialect.name == "postgresql":
         metadata.create_all(connection, tables=[blobs, blob_pieces])
         # Not compressed: the server would spend time on it with every piece.

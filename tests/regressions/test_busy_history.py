@@ -214,7 +214,7 @@ INSERT INTO home_usage SELECT home, 0, sum(bytes) FROM sessions GROUP BY home
 def fill(url: str, home: str, sessions: int) -> None:
     """Add ended sessions: half of them one agent's, the others of one agent each; and a cell in each."""
     rows = [
-        {"session": f"old {number:08d}", "agent": "a" if number % 2 else f"b{number}", "home": home, "number": number}
+        {"session": f"old-{number:08d}", "agent": "a" if number % 2 else f"b{number}", "home": home, "number": number}
         for number in range(sessions)
     ]
     engine = create_engine(url)
@@ -243,15 +243,15 @@ def work_beside(steps: Steps, folder: Path, sessions: int) -> dict[str, int]:
         "end_cell": steps.of(lambda: history.end_cell(Claim("new", 1), 1, OK)),
         "sessions": steps.of(lambda: history.sessions(limit=5)),
         "sessions of an agent": steps.of(lambda: history.sessions("a", limit=5)),
-        "find": steps.of(lambda: history.find("old 00000007")),
+        "find": steps.of(lambda: history.find("old-00000007")),
         "unended": steps.of(history.unended),
         "nothing in excess": steps.of(lambda: history.excess(0.0, 10**12)),
         "one is too old": steps.of(lambda: history.excess(0.5, 10**12)),
         "one is too much": steps.of(lambda: history.excess(0.0, keep)),
-        "delete": steps.of(lambda: history.delete("old 00000007")),
+        "delete": steps.of(lambda: history.delete("old-00000007")),
         "end": steps.of(lambda: history.session_ends(Claim("new", 1), "idle")),
     }
-    assert history.excess(0.5, 10**12) == ["old 00000000"]
+    assert history.excess(0.5, 10**12) == ["old-00000000"]
     history.close()
     return taken
 
@@ -263,6 +263,6 @@ def test_retention_deletes_the_old_and_then_the_oldest_that_ended(size: int, tmp
     fill(f"sqlite:///{tmp_path}/history.db", history.home, 6)
     history.add_session("asleep", "z", owner=None, kernel_id="k", runtime="runc", state="asleep")
     wanted = 6 if size == 0 else 4
-    assert history.excess(2.5, size) == [f"old {number:08d}" for number in range(wanted)]
+    assert history.excess(2.5, size) == [f"old-{number:08d}" for number in range(wanted)]
     assert history.excess(0.0, 600) == []
     history.close()

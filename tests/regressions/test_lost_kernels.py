@@ -90,7 +90,7 @@ async def test_a_start_that_fails_does_not_use_up_the_warning(world: World) -> N
 
 @pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome.ends_session])
 def test_every_end_is_a_loss_or_wanted(outcome: Outcome) -> None:
-    wanted = {"shutdown", "end_session", "never_started", "asleep", "hibernate", "restart"}
+    wanted = {"shutdown", "end_session", "never_started", "asleep", "hibernate", "restart", "taken_over"}
     assert is_loss(outcome) is (outcome not in wanted)
     assert is_loss(str(outcome)) is is_loss(outcome)
 

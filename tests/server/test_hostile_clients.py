@@ -253,8 +253,8 @@ async def test_a_session_in_use_is_put_to_sleep_once_it_is_not(guarded: Server, 
         assert (await waiting).json()["exit_code"] == 0
         for _ in range(80):
             await asyncio.sleep(0.5)
-            if (await http.get(path)).json()["state"] == "asleep":
+            found = (await http.get(path)).json()
+            if found["state"] == "asleep" and found["expires_at"] is None:
                 break
-        found = (await http.get(path)).json()
         assert (found["state"], found["expires_at"]) == ("asleep", None)
         assert (await http.post(f"{path}/execute", json={"code": "x"})).json()["result"] == "5"
