@@ -269,7 +269,7 @@ class NodeLink:
         )
 
     async def _cancel(self, key: str) -> None:
-        """Have the node cancel a request. It is told also if the caller is cancelled again meanwhile."""
+        """Have the node cancel a request, also if the caller is cancelled again meanwhile."""
         task = asyncio.create_task(self._connection.ask("DELETE", f"/v1/requests/{key}"))
         self._cancelling.add(task)
         task.add_done_callback(self._cancelled)

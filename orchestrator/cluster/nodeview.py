@@ -100,4 +100,4 @@ class NodeView:
     def _read_once(self, task: asyncio.Task[Reading]) -> None:
         self._reading = None
         if not task.cancelled():
-            task.exception()  # whoever waits has it
+            task.exception()  # a caller that waits gets it

@@ -60,7 +60,7 @@ class RayCluster:
         return self._process.runs
 
     def make_token(self) -> None:
-        """Make the cluster's token, unless there is one. Whoever has it can run code on every host.
+        """Make the cluster's token, unless there is one. A process that has it can run code on every host.
 
         Raises:
             ClusterError: it cannot be written.

@@ -1,4 +1,4 @@
-"""What nodes say when they do not take a session, and what a caller is told when none does. Pure."""
+"""What nodes say when they do not take a session, and the error when none does. Pure."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import psutil
 
-# Each runs code for whoever may call it: the head's, a node's, the dashboard's jobs, Ray Client's.
+# Each runs code for every caller: the head's, a node's, the dashboard's jobs, Ray Client's.
 _PROGRAMS = ("gcs_server", "raylet", "ray/dashboard/dashboard.py", "ray.util.client.server")
 
 

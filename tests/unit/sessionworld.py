@@ -65,7 +65,7 @@ class FaultyHistory(History):
 
 
 def _claim_now(store: History, session_id: str) -> Claim:
-    """Return a claim that the store accepts, whoever owns the session."""
+    """Return a claim that the store accepts, although another process may own the session."""
     with store._database.reading() as connection:
         return Claim(
             session_id, connection.scalar(select(sessions.c.fence).where(sessions.c.session_id == session_id)) or 0
