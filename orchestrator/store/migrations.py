@@ -116,6 +116,13 @@ def _eleventh(connection: Connection) -> None:
         connection.execute(text("ALTER TABLE blob_pieces ALTER COLUMN content SET STORAGE EXTERNAL"))
 
 
+def _twelfth(connection: Connection) -> None:
+    """Find an agent's sessions without reading those of the other agents."""
+    connection.execute(text("DROP INDEX IF EXISTS sessions_by_agent"))
+    for index in sessions.indexes:
+        index.create(connection, checkfirst=True)
+
+
 def _add_columns(connection: Connection, *columns: Column[Any]) -> None:
     """Add columns to a table that was made without them. A new database has them already."""
     for column in columns:
@@ -136,6 +143,7 @@ STEPS: tuple[Callable[[Connection], None], ...] = (
     _ninth,
     _tenth,
     _eleventh,
+    _twelfth,
 )
 
 

@@ -39,7 +39,8 @@ sessions = Table(
     Column("cells", Integer, nullable=False, server_default="0"),  # the number of its last cell
     Column("bytes", BigInteger, nullable=False, server_default="0"),  # of its cells; equal outputs count once
     Column("fence", BigInteger, nullable=False, server_default="0"),  # grows with each new owner
-    Index("sessions_by_agent", "agent_id", "state"),
+    # The home too: without it, SQLite reads all sessions of the home that have not ended.
+    Index("sessions_of_agent", "agent_id", "home", "state"),
     Index("sessions_by_home", "home", "state", "last_used_at"),
     Index("sessions_by_use", "last_used_at"),
     Index("sessions_by_agents_use", "agent_id", "last_used_at"),
