@@ -239,6 +239,12 @@ def _time_path() -> tuple[str, ...]:
     return found
 
 
+def _stack_size() -> int:
+    size = threading.stack_size()  # it also sets the size to the default
+    threading.stack_size(size)
+    return size
+
+
 HIDDEN: dict[str, Hidden] = {
     "csv.field_size_limit": Hidden("csv", _field_size, lambda size: _module("csv").field_size_limit(size)),
     "csv dialects": Hidden("csv", _dialects, _set_dialects),
@@ -287,7 +293,7 @@ HIDDEN: dict[str, Hidden] = {
         lambda on: faulthandler.enable(2) if on else faulthandler.disable(),
     ),
     "gc.debug": Hidden("gc", gc.get_debug, gc.set_debug),
-    "threading.stack_size": Hidden("threading", threading.stack_size, threading.stack_size),
+    "threading.stack_size": Hidden("threading", _stack_size, threading.stack_size),
     "sys.dlopenflags": Hidden("sys", sys.getdlopenflags, sys.setdlopenflags),
     "sys.coroutine_origin_tracking_depth": Hidden(
         "sys", sys.get_coroutine_origin_tracking_depth, sys.set_coroutine_origin_tracking_depth

@@ -820,9 +820,9 @@ SESSION = (
         alone=True,
     ),
     StateKind(
-        "the interpreter's settings: recursion limit, umask, gc, digits",
-        "import gc, os, sys\nsys.setrecursionlimit(5000); sys.set_int_max_str_digits(9000); _old = os.umask(0o077); gc.set_threshold(900, 11, 12)",
-        "mask = os.umask(0o077)\nsys.getrecursionlimit() == 5000 and sys.get_int_max_str_digits() == 9000 and mask == 0o077 and gc.get_threshold() == (900, 11, 12)",
+        "the interpreter's settings: recursion limit, umask, gc, digits, the size of threads' stacks",
+        "import gc, os, sys, threading\nthreading.stack_size(1 << 20); sys.setrecursionlimit(5000); sys.set_int_max_str_digits(9000); _old = os.umask(0o077); gc.set_threshold(900, 11, 12)",
+        "mask = os.umask(0o077)\nthreading.stack_size() == 1 << 20 and sys.getrecursionlimit() == 5000 and sys.get_int_max_str_digits() == 9000 and mask == 0o077 and gc.get_threshold() == (900, 11, 12)",
         alone=True,
     ),
     StateKind(
