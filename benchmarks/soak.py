@@ -17,6 +17,7 @@ import os
 import random
 import statistics
 import tempfile
+import threading
 import time
 from array import array
 from collections import Counter
@@ -165,7 +166,7 @@ def sample_of(leases: int, instance: str, folder: Path) -> Sample:
     client = connect(30)
     try:
         containers = client.containers.list(all=True, filters={"label": f"{INSTANCE_LABEL}={instance}"})
-        shims = _settled_shims(client)
+        shims = _settled_shims(client, instance)
     finally:
         client.close()
     return Sample(
@@ -173,23 +174,30 @@ def sample_of(leases: int, instance: str, folder: Path) -> Sample:
         len(containers),
         shims,
         me.num_fds(),
-        me.num_threads(),
+        me.num_threads() - _engine_threads(),
         0,
         len(os.listdir(folder)),
         me.memory_info().rss / 2**20,
     )
 
 
-def _settled_shims(client: DockerClient) -> int:
-    """Return the number of shims. One without a container takes a moment to exit."""
+def _engine_threads() -> int:
+    """Return the threads for calls to the engine: they begin when many calls meet, and there is a fixed maximum."""
+    return sum(thread.name.startswith("cellblock-engine_") for thread in threading.enumerate())
+
+
+def _settled_shims(client: DockerClient, instance: str) -> int:
+    """Return the number of shims, without those of other instances. One without a container takes a moment to exit."""
     counts = []
     for _ in range(SETTLE):
         time.sleep(1)
         commands = [process.info["cmdline"] or [""] for process in psutil.process_iter(["cmdline"])]
         shims = [" ".join(command) for command in commands if Path(command[0]).name.startswith(SHIMS)]
-        living = [container["Id"] for container in client.api.containers()]
-        counts.append(len(shims))
-        if all(any(container in shim for container in living) for shim in shims):
+        living = {container["Id"]: container["Labels"].get(INSTANCE_LABEL) for container in client.api.containers()}
+        others = [container for container, label in living.items() if label != instance]
+        mine = [shim for shim in shims if not any(container in shim for container in others)]
+        counts.append(len(mine))
+        if all(any(container in shim for container in living) for shim in mine):
             break
     return min(counts)
 
