@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
+from cellblock_session.stream import Pipe
+
 from cellblock_kernel import files
 from cellblock_kernel.commands import Commands
 from cellblock_kernel.originals import BUILTINS
@@ -107,8 +109,6 @@ class HostRequests:
         Args:
             only: whether to forget all other pipes.
         """
-        from cellblock_session.stream import Pipe
-
         transfer = parent["content"]["transfer"]
         found = self._pipes.setdefault(transfer, Pipe())
         if only:
@@ -141,9 +141,14 @@ class HostRequests:
                 content, buffers = work(parent["content"])
             except OSError as error:
                 content, buffers = refusal(error), ()
+            except Exception as error:  # noqa: BLE001 - a cell broke what it needs, and it is not served twice
+                content, buffers = {"status": "error", "reason": f"{type(error).__name__}: {error}"[:500]}, ()
             loop.call_soon_threadsafe(self._reply, ident, parent, {"status": "ok", **content}, buffers)
 
-        threading.Thread(target=answer, daemon=True).start()  # of its own: a pool's would count as the session's
+        try:
+            threading.Thread(target=answer, daemon=True).start()  # of its own: a pool's would count as the session's
+        except RuntimeError:  # the session has as many threads as it may have
+            answer()
 
     # Files
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import Any
 
 import pytest
 
 from orchestrator import AgentKernelManager, KernelResourceLimits, KernelSession
-from orchestrator.errors import KernelDiedError, KernelTimeoutError
+from orchestrator.errors import CheckpointStateError, FileTransferError, KernelDiedError, KernelTimeoutError
 from tests.conftest import one_session
 
 ARMED = ("task-", "alarm-")  # what these cells leave behind goes off between two cells
@@ -280,3 +281,24 @@ async def test_a_kernel_that_can_run_no_cell_ends_at_once(runtime: str, code: st
                 await manager.execute_code(session, "1")
                 await asyncio.sleep(0.5)
         assert time.monotonic() - started < 5
+
+
+# Limits that a cell sets for its own process. It cannot raise them again.
+LIMITED = {
+    "no more files": "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))",
+    "no more threads": "import resource; resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))",
+    "no more memory": "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 20, 1 << 20))",
+}
+
+
+async def test_every_request_is_answered_under_limits_of_a_cell(runtime: str) -> None:
+    """A list of files, a look at the variables and a checkpoint succeed or fail at once, and the kernel lives on."""
+    limits = KernelResourceLimits(max_execution_time=20)
+    for name, code in LIMITED.items():
+        async with one_session(runtime, limits=limits) as (manager, session):
+            assert (await manager.execute_code(session, code))["outcome"] == "ok", name
+            for request in (manager.list_files, manager.list_variables, manager.checkpoint):
+                async with asyncio.timeout(30):  # the calls' own deadlines are later
+                    with contextlib.suppress(CheckpointStateError, FileTransferError):
+                        await request(session)
+            assert (await manager.execute_code(session, "6 * 7"))["result"] == "42", name
