@@ -1,8 +1,10 @@
 """The IPython shell in which cells run."""
 
+import shutil
 import subprocess
 import sys
-from functools import partial
+from errno import ENOENT
+from functools import partial, wraps
 from typing import Any
 
 from ipykernel.displayhook import ZMQShellDisplayHook
@@ -17,6 +19,19 @@ from cellblock_kernel.figures import show_silent_figures
 from cellblock_kernel.messages import BoundedSession
 from cellblock_kernel.packages import arguments_of, pip_install
 from cellblock_kernel.streams import OrderedStream
+
+
+def _with_its_program(shebang: Any) -> Any:
+    """Return ``%%script`` so that it fails if there is no such program. IPython's prints that, and the cell is ok."""
+
+    @wraps(shebang)
+    def run(line: str, cell: str) -> Any:
+        _, command = shebang.parser.parse_known_args(line.split())
+        if command and shutil.which(command[0]) is None:
+            raise FileNotFoundError(ENOENT, "there is no such program", command[0])
+        return shebang(line, cell)
+
+    return run
 
 
 class SandboxDisplayHook(ZMQShellDisplayHook):
@@ -65,6 +80,9 @@ class SandboxShell(ZMQInteractiveShell):
         super().init_magics()
         register: Any = self.register_magic_function
         register(self._pip, magic_name="pip")
+        scripts: Any = self.magics_manager.registry["ScriptMagics"]
+        scripts.shebang = _with_its_program(scripts.shebang)  # %%perl and the others call it, too
+        register(scripts.shebang, "cell", "script")
 
     def _pip(self, line: str) -> None:
         """Install packages that the policy allows: ``%pip install NAME``. The host resolves and checks them."""

@@ -46,7 +46,7 @@ class Capture(cloudpickle.Pickler):
         self._array, self._memmap = arrays.kinds()
         self._copied: dict[int, object] = {}
         self._sentinels: dict[type, dict[int, tuple[types.ModuleType, str]]] = {}
-        self._streams = {id(getattr(sys, name)): name for name in ("stdin", "stdout", "stderr")}
+        self._streams = {id(getattr(sys, name, self)): name for name in ("stdin", "stdout", "stderr")}
         self._parts = shellrefs.parts()
         self._current = "?"
         self._lost_ids: dict[int, Lost] = {}
@@ -114,7 +114,7 @@ class Capture(cloudpickle.Pickler):
             return pickling.reduce_file(target)
         if issubclass(kind, type) or kind is types.FunctionType:
             return NotImplemented
-        made = self._made.get(target.__name__) if kind is types.ModuleType else None
+        made = self._made.get(getattr(target, "__name__", "")) if kind is types.ModuleType else None
         if made is not None and made is target:
             return pickling.reduce_module(made)
         if reducer := self.dispatch_table.get(kind):

@@ -162,8 +162,8 @@ class SessionState:
     def _collect_surroundings(self) -> dict[str, Any]:
         shell, before = self._shell, self._surroundings
         environment = dict(os.environ)
-        modules = [name for name, value in self._shell.user_ns.items() if isinstance(value, types.ModuleType)]
-        packages = {self._shell.user_ns[name].__name__.split(".")[0] for name in modules}
+        modules = [value for value in self._shell.user_ns.values() if isinstance(value, types.ModuleType)]
+        packages = {str(getattr(module, "__name__", "")).split(".")[0] for module in modules}
         cells = shell.compile._filename_map
         return {
             "directory": current_folder(),

@@ -144,6 +144,6 @@ class Surroundings:
     def made_modules(self) -> list[types.ModuleType]:
         """Return the modules that cells made and put into ``sys.modules``."""
         return [module for name, module in list(sys.modules.items())
-                if type(module) is types.ModuleType and name == module.__name__ != "__main__"
+                if type(module) is types.ModuleType and name == getattr(module, "__name__", "") != "__main__"
                 and name not in self.modules and name not in self._by_libraries
                 and getattr(module, "__spec__", None) is None]  # fmt: skip

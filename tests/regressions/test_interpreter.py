@@ -302,3 +302,20 @@ async def test_every_request_is_answered_under_limits_of_a_cell(runtime: str) ->
                     with contextlib.suppress(CheckpointStateError, FileTransferError):
                         await request(session)
             assert (await manager.execute_code(session, "6 * 7"))["result"] == "42", name
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sys; del sys.stdin, sys.stdout, sys.stderr",
+        "import sys, types; sys.modules['made'] = types.ModuleType('made'); del sys.modules['made'].__name__",
+        "globals().clear()",
+    ],
+)
+async def test_a_checkpoint_is_taken_of_what_is_left(runtime: str, code: str) -> None:
+    """Of an interpreter from which a cell has deleted something; and the state loads again."""
+    async with one_session(runtime) as (manager, session):
+        await manager.execute_code(session, code)
+        await manager.execute_code(session, "kept = [1, 2]")
+        await manager.restore(session, await manager.checkpoint(session))
+        assert (await manager.execute_code(session, "kept"))["result"] == "[1, 2]"

@@ -52,6 +52,8 @@ CASES = {
         ("open('job.py', 'w').write('import sys; sys.exit(3)')", "%run job.py"), outcome="error", ename="SystemExit"
     ),
     "capture-of-a-failure": Case(("%%capture out\n1/0",), outcome="error", ename="ZeroDivisionError"),
+    "script-without-its-program": Case(("%%perl\nprint 1",), outcome="error", ename="FileNotFoundError"),
+    "script-of-no-program": Case(("%%script nosuch --flag\n1",), outcome="error", ename="FileNotFoundError"),
     "run-cell-that-fails": Case(("_ = get_ipython().run_cell('1/0')",), outcome="error", ename="ZeroDivisionError"),
     "crlf-in-bash": Case(("%%bash\r\necho one\r\necho two\r\n",), stdout="one\ntwo\n"),
     "byte-order-mark": Case(("\ufeffprint('hello')",), stdout="hello\n"),
