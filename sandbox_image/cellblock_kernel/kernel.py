@@ -118,6 +118,10 @@ class SandboxKernel(IPythonKernel):
         # ipykernel ignores SIGINT until the first cell, and a command would inherit that
         signal.signal(signal.SIGINT, self._on_interrupt)
         self.changes = Changes(self.shell, self._own_streams, self.warn)
+        self._methods = [
+            (owner, name) for owner in (self, self.shell) for name in dir(type(owner))
+            if callable(getattr(type(owner), name, None))
+        ]  # fmt: skip
         self._context = copy_context()
         self.shell_stream.on_recv(self._take_request, copy=False)
 
@@ -155,6 +159,7 @@ class SandboxKernel(IPythonKernel):
                 reply = failure(error, self.shell.execution_count)
                 self._show_failure(reply)
                 self.session.send(stream, "execute_reply", reply, parent, ident=ident)
+                self._end_if_broken()
             except BaseException:  # noqa: BLE001
                 _exit(1)
 
@@ -274,7 +279,8 @@ class SandboxKernel(IPythonKernel):
 
     def _end_if_broken(self) -> None:
         """End the kernel after this reply if IPython can run no cell any more: the host then reports it lost."""
-        if not self.shell.runs_cells():
+        broken = [name for owner, name in self._methods if not callable(getattr(owner, name, None))]
+        if broken or not self.shell.runs_cells():
             self.warn("interpreter: a cell has changed IPython so that no cell can run; the kernel ends")
             asyncio.get_running_loop().call_later(LAST_WORDS, _exit, 1)
 

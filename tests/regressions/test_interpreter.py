@@ -267,6 +267,8 @@ async def test_changes_that_work_stay(runtime: str) -> None:
         "l.run_forever = l._run_once = None",
         "get_ipython().kernel.session.send = None",
         "get_ipython().kernel.shell = None",
+        "get_ipython().run_cell = None",
+        "get_ipython().kernel.__class__.do_execute = None",
         "get_ipython().kernel._publish_status = None",
     ],
 )
