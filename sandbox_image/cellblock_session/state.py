@@ -106,15 +106,11 @@ class SessionState:
         with writing(sink) as section:
             modules = self._surroundings.made_modules()
             capture = Capture(section, self._shell.user_ns, modules)
-            results = {f"Out[{number}]": value for number, value in self._shell.user_ns.get("_oh", {}).items()}
-            last = {name: self._shell.user_ns.get(name, "") for name in ("_", "__", "___")}
             changes = [
                 (Name(change.name), tuple(change))
                 for change in patches.in_modules() if change.name not in self._left_out
             ]  # fmt: skip
-            made = {f"sys.modules[{module.__name__!r}]": module for module in modules}
-            settings = libraries.collect(self._surroundings), shell_state.collect(self._shell)
-            parts = [self._named(part) for part in (made, names, results, last, *settings)]
+            parts = [self._named(part) for part in self._parts(names, modules)]
             capture.dump((*parts, changes))
             members = [*patches.in_classes(), *capture.hooks]
             capture.dump([(Name(f"{kind.__qualname__}.{name}"), kind, value) for kind, name, value in members])
@@ -123,6 +119,14 @@ class SessionState:
         for name, value in names.items():
             capture.name_again(name, value)
         return capture
+
+    def _parts(self, names: Mapping[str, Any], modules: Sequence[types.ModuleType]) -> tuple[Mapping[str, Any], ...]:
+        """Return all that is captured by name, in the order in which it is loaded."""
+        space = self._shell.user_ns
+        made = {f"sys.modules[{module.__name__!r}]": module for module in modules}
+        results = {f"Out[{number}]": value for number, value in space.get("_oh", {}).items()}
+        last = {name: space.get(name, "") for name in ("_", "__", "___")}
+        return made, names, results, last, libraries.collect(self._surroundings), shell_state.collect(self._shell)
 
     def _patches(self) -> Patches:
         space, modules = self._shell.user_ns, self._surroundings.made_modules()
@@ -146,12 +150,11 @@ class SessionState:
     def _find_culprits(self, names: Mapping[str, Any], patches: Patches) -> bool:
         """Leave out the values that make the whole pickling fail, and return whether there are new ones."""
         found: dict[str, NotRestored] = {}
-        results = {f"Out[{number}]": value for number, value in self._shell.user_ns.get("_oh", {}).items()}
-        settings = libraries.collect(self._surroundings) | shell_state.collect(self._shell)
+        modules = self._surroundings.made_modules()
         changes = {change.name: change.value for change in patches.in_modules()}
-        for name, value in {**names, **results, **settings, **changes}.items():
+        for name, value in (item for part in (*self._parts(names, modules), changes) for item in part.items()):
             try:
-                Capture(_Nowhere(), self._shell.user_ns, self._surroundings.made_modules()).dump(value)
+                Capture(_Nowhere(), self._shell.user_ns, modules).dump(value)
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
                 found[name] = NotRestored(name, type(value).__qualname__, reason)

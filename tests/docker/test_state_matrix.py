@@ -69,3 +69,25 @@ async def test_the_checks_hold_where_nothing_was_restored(runtime: str, alone: b
         await manager.checkpoint(session)
         faults = await faults_of(manager, session, kinds, restored=False)
     assert not faults, "\n" + "\n".join(faults)
+
+BOTTOMLESS = "x = []\nfor _i in range(50_000): x = [x]\ndel _i\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "lost"),
+    [
+        ("x", {"x", "_"}),  # too deep to be shown, and the last result all the same
+        ("class Quiet(list):\n    def __repr__(self): return 'quiet'\nQuiet([x])", {"x", "_", "Out[2]"}),
+        ("import sys, types\nsys.modules['made'] = types.ModuleType('made'); sys.modules['made'].x = x", {"x"}),
+        ("import decimal; decimal.x = x", {"x", "decimal.x"}),
+    ],
+)
+async def test_what_is_nested_too_deeply_is_lost_alone(runtime: str, code: str, lost: set[str]) -> None:
+    """Wherever it lies: the rest is captured, and restored."""
+    async with one_session(runtime) as (manager, session):
+        await manager.execute_code(session, "kept = [1, 2]\n" + BOTTOMLESS)
+        await manager.execute_code(session, code)
+        made = await manager.checkpoint(session)
+        assert lost <= {loss.name for loss in made.lost}
+        await manager.restore(session, made)
+        assert (await manager.execute_code(session, "kept"))["result"] == "[1, 2]"
