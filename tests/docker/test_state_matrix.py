@@ -70,6 +70,7 @@ async def test_the_checks_hold_where_nothing_was_restored(runtime: str, alone: b
         faults = await faults_of(manager, session, kinds, restored=False)
     assert not faults, "\n" + "\n".join(faults)
 
+
 BOTTOMLESS = "x = []\nfor _i in range(50_000): x = [x]\ndel _i\n"
 
 
