@@ -13,19 +13,21 @@ from orchestrator.principal import Principal
 from orchestrator.server.directory import Served
 from orchestrator.server.service import Service
 
+# Dependencies are coroutines: FastAPI runs a plain function in a thread, for every request.
 
-def _service(connection: HTTPConnection) -> Service:
+
+async def _service(connection: HTTPConnection) -> Service:
     service: Service = connection.app.state.service
     return service
 
 
-def _principal(connection: HTTPConnection) -> Principal:
+async def _principal(connection: HTTPConnection) -> Principal:
     principal: Principal = connection.scope["state"]["principal"]
     return principal
 
 
-def _operator(connection: HTTPConnection) -> Principal:
-    principal = _principal(connection)
+async def _operator(connection: HTTPConnection) -> Principal:
+    principal = await _principal(connection)
     if not principal.is_operator:
         raise ForbiddenError("this needs a token with the right `operator`.")
     return principal
@@ -38,7 +40,8 @@ SessionId = Annotated[str, Path(max_length=64, description="The session, as `POS
 
 
 async def _served(connection: HTTPConnection, session_id: SessionId) -> Served:
-    return await _service(connection).directory.find(_principal(connection), session_id)
+    service = await _service(connection)
+    return await service.directory.find(await _principal(connection), session_id)
 
 
 TheSession = Annotated[Served, Depends(_served)]
