@@ -90,7 +90,7 @@ jobs: image ## measure commands, files and tools beside a local process, cat and
 	@$(BIN)/python -m benchmarks.jobs
 
 serving: image ## measure the server beside a manager in the process, and under 200 clients; about seven minutes
-	@$(BIN)/python -m benchmarks.serving
+	@MALLOC_ARENA_MAX=2 $(BIN)/python -m benchmarks.serving
 
 brokers: image ## measure stock Jupyter clients over the broker beside a stock kernel, and beside clients that misbehave; two minutes
 	@$(BIN)/python -m benchmarks.brokers

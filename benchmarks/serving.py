@@ -69,7 +69,8 @@ class Load:
         refused: by error code.
         faults: whatever must not happen.
         health_ms: how long ``/health`` took, each time.
-        lag_ms: for how long the server's event loop was held up at most.
+        lag_ms: for how long the server's event loop was late at most.
+        busy_ms: for how long it computed meanwhile, at most: the rest is waiting for a core or another thread.
         rss_mb: the server's memory at each second.
     """
 
@@ -78,6 +79,7 @@ class Load:
     faults: list[str] = field(default_factory=list)
     health_ms: list[float] = field(default_factory=list)
     lag_ms: float = 0.0
+    busy_ms: float = 0.0
     rss_mb: list[float] = field(default_factory=list)
 
 
@@ -278,6 +280,7 @@ async def watching(url: str, pid: int, load: Load) -> AsyncIterator[None]:
         async with httpx.AsyncClient(base_url=url, timeout=30) as asking:
             page = (await asking.get("/metrics")).text
         load.lag_ms = 1000 * float(page.split("cellblock_server_loop_lag_seconds ")[-1].split()[0])
+        load.busy_ms = 1000 * float(page.split("cellblock_server_loop_busy_seconds ")[-1].split()[0])
 
 
 async def under_load(url: str, pid: int, clients: int, seconds: float, seed: int) -> Load:
@@ -300,14 +303,14 @@ def measure_load(runtime: str, clients: int, seconds: float, seed: int) -> int:
         log = Path(name, "log").read_text()
     health, memory = sorted(load.health_ms), load.rss_mb
     third = len(memory) // 3 or 1
-    middle, last = statistics.mean(memory[third : 2 * third]), statistics.mean(memory[-third:])
+    first, middle, last = map(statistics.mean, (memory[:third], memory[third : 2 * third], memory[-third:]))
     print(f"{runtime}: {clients} clients, {seconds:g} s: {load.done.total()} calls ({dict(load.done)})")
     refused = dict(load.refused) or "none"
     print(f"  refused: {refused}; faults: {len(load.faults)}; tracebacks: {log.count('Traceback')}")
     tail = f"p99 {health[len(health) * 99 // 100]:.1f} ms, longest {health[-1]:.1f} ms"
     print(f"  /health: median {statistics.median(health):.1f} ms, {tail}")
-    print(f"  event loop: held up for {load.lag_ms:.0f} ms at most")
-    print(f"  memory: {memory[0]:.0f} MiB at first, {middle:.0f} in the second third, {last:.0f} in the last")
+    print(f"  event loop: computed for {load.busy_ms:.0f} ms at a time at most, late for {load.lag_ms:.0f} ms at most")
+    print(f"  memory: {first:.0f} MiB in the first third, {middle:.0f} in the second, {last:.0f} in the last")
     for fault in load.faults[:10]:
         print(f"  {fault}")
     return 1 if load.faults or "Traceback" in log else 0

@@ -20,6 +20,7 @@ from orchestrator.policy.policy import Policy
 from orchestrator.sessions.cellhandle import RunningCell
 from orchestrator.sessions.checkpoint import capture_if_due
 from orchestrator.sessions.session import KernelSession
+from orchestrator.sessions.startedcells import StartedCells
 from orchestrator.telemetry import Telemetry
 from orchestrator.tool import Tool, ToolFunction, tools_by_name
 from orchestrator.wiring.lifespan import Lifespan
@@ -29,10 +30,8 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 _DEFAULTS = CellOptions()
-_CELLS_KNOWN = 1000  # of ``start_code``
 _LOG_LEAST = 4 * MIB  # bytes of a started cell's events, beyond twice its output limit
 _UNREACHABLE = "unreachable: a stream ends with CellFinished or an error"
-_LOGS_KEPT = 32 * MIB  # bytes of the events of started cells that have ended
 
 
 class CellCalls:
@@ -40,7 +39,7 @@ class CellCalls:
 
     _life: Lifespan
     _parts: Parts
-    _cells: dict[str, RunningCell]
+    _started: StartedCells
     policy: Policy
     resource_limits: KernelResourceLimits
     telemetry: Telemetry
@@ -217,32 +216,18 @@ class CellCalls:
         running = asyncio.create_task(_logged(events, log))
         cell = RunningCell(session, code, self._parts.background.add(running), log)
         running.add_done_callback(partial(_end_log, log))
-        self._cells[cell.id] = cell
-        self._forget_cells()
+        self._started.add(cell)
         await asyncio.sleep(0)  # it takes its place in the queue of the session
         return cell
 
-    def _forget_cells(self) -> None:
-        """Bound what is kept of started cells that have ended."""
-        ended = [cell for cell in self._cells.values() if not cell.is_running]
-        for cell in ended[: max(0, len(ended) - _CELLS_KNOWN)]:
-            del self._cells[cell.id]
-        kept = 0
-        for cell in reversed(ended):
-            kept += cell.log_bytes
-            if kept > _LOGS_KEPT:
-                cell.forget_events()
-
     def find_cell(self, cell_id: str) -> RunningCell:
-        """Return a cell of ``start_code`` by its id. The last thousand that have ended are known.
+        """Return a cell of ``start_code`` by its id. The last 1,000 that have ended are known, or 64 MiB of them.
 
         Raises:
             InvalidInputError: there is no such cell.
         """
         self._life.check_caller()
-        if cell_id not in self._cells:
-            raise InvalidInputError(f"there is no started cell {cell_id!r}.")
-        return self._cells[cell_id]
+        return self._started.find(cell_id)
 
     def interrupt(self, session: KernelSession) -> bool:
         """Raise KeyboardInterrupt in the session's running cell, as Ctrl-C does. The cell may catch it.

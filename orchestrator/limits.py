@@ -6,7 +6,8 @@ import math
 import time
 from dataclasses import dataclass, replace
 
-MIB = 1024 * 1024
+KIB = 1024
+MIB = 1024 * KIB
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from orchestrator.sessions.membership import Membership
 from orchestrator.sessions.recovery import Recovery
 from orchestrator.sessions.restored import Restored
 from orchestrator.sessions.session import KernelSession
+from orchestrator.sessions.startedcells import StartedCells
 from orchestrator.settings import Settings
 from orchestrator.store.history import History
 from orchestrator.store.noderecord import Capacity
@@ -106,7 +107,7 @@ class AgentKernelManager(CellCalls, CommandCalls, FileCalls):
         self.monitor = self._parts.monitor
         self.pool = self._parts.pool
         self.sessions = self._parts.registry.sessions
-        self._cells = {}
+        self._started = StartedCells(self.resource_limits.max_output_bytes)
 
     @classmethod
     def connect(

@@ -35,7 +35,10 @@ class _Merged:
         streams.add_sample(streams.name, {}, self._service.slots.open)
         lag = Metric("cellblock_server_loop_lag_seconds", "The longest time that the event loop was held up.", "gauge")
         lag.add_sample(lag.name, {}, self._service.lag.longest)
-        yield from (*merged.values(), streams, lag)
+        held = "The longest time that the event loop was held up by what it computed."
+        busy = Metric("cellblock_server_loop_busy_seconds", held, "gauge")
+        busy.add_sample(busy.name, {}, self._service.lag.computing)
+        yield from (*merged.values(), streams, lag, busy)
 
     def describe(self) -> list[Metric]:
         """Called by prometheus_client: nothing is known before the managers are asked."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
+from orchestrator.limits import MIB
 from orchestrator.server.authentication import Authentication
 from orchestrator.server.directory import Directory
 from orchestrator.server.idempotency import Idempotency
@@ -17,11 +18,14 @@ from orchestrator.server.managers import Managers
 from orchestrator.server.operatortrail import OperatorTrail
 from orchestrator.server.slots import Slots
 from orchestrator.server.usagehistory import UsageHistory
+from orchestrator.sessions.kept import Kept
 from orchestrator.sessions.membership import Membership, capacity_of
 from orchestrator.settings import Settings
 from orchestrator.store.history import History, folder_id
 
+_COMMANDS, _COMMANDS_BYTES = 1000, 64 * MIB  # background commands that are over, and their output
 _HANDLE = 1000  # bytes that an answer other than bytes is counted as
+Forget = Callable[[], object]
 
 
 class Service:
@@ -35,6 +39,7 @@ class Service:
     Attributes:
         membership: the node of a cluster that the server is; None: of no cluster.
         process_id: a name that no other process has. A request may say that it is for this process only.
+        ended_commands: forget the background commands that are over, which clients may come back to.
         draining: whether it takes no new work any longer.
     """
 
@@ -57,6 +62,7 @@ class Service:
         self.usage = UsageHistory(lambda: self.managers)
         self.trail = OperatorTrail(self.managers)
         self.idempotency: Idempotency[Any] = Idempotency(lambda kept: len(kept) if isinstance(kept, bytes) else _HANDLE)
+        self.ended_commands: Kept[Forget] = Kept(_COMMANDS, _COMMANDS_BYTES)
         self._history: History | None = None
         self._directory: Directory | None = None
         self._authentication: Authentication | None = None

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 from orchestrator.errors import KernelError
 from orchestrator.output.eventlog import EventLog
@@ -37,6 +37,8 @@ class RunningCell:
         self.started_at = time.time()
         self._running = running
         self._log = log
+        self._when_forgotten: list[Callable[[], object]] = []
+        self._is_forgotten = False
 
     @property
     def is_running(self) -> bool:
@@ -66,10 +68,33 @@ class RunningCell:
             )
         return self._running.result()
 
+    def when_over(self, call: Callable[[asyncio.Task[ExecutionResult]], object]) -> None:
+        """Call something with the cell's task soon after the cell is over."""
+        self._running.add_done_callback(call)
+
+    def when_forgotten(self, call: Callable[[], object]) -> None:
+        """Call something when the manager does not know the cell by its id any longer; at once if it does not."""
+        if self._is_forgotten:
+            call()
+        else:
+            self._when_forgotten.append(call)
+
+    def forget(self) -> None:
+        """Say that the manager does not know it any longer. Whoever holds it may go on using it."""
+        self._is_forgotten = True
+        self.forget_events()
+        for call in self._when_forgotten:
+            call()
+
     @property
     def log_bytes(self) -> int:
         """How much memory its events take."""
         return self._log.bytes
+
+    @property
+    def log_events(self) -> int:
+        """How many events it keeps."""
+        return len(self._log.events)
 
     def forget_events(self) -> None:
         """Let ``events`` have only the last event from now on."""

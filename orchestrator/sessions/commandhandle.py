@@ -74,6 +74,10 @@ class RunningCommand:
             "is_running": self.is_running,
         }
 
+    def when_over(self, call: Callable[[asyncio.Task[CommandResult]], object]) -> None:
+        """Call something with the task of its result soon after the command is over."""
+        self._settled.add_done_callback(call)
+
     async def settled(self) -> None:
         """Wait until its result is known."""
         await asyncio.wait({self._settled})

@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from e2b import (
@@ -23,6 +24,7 @@ from e2b import (
 )
 from e2b.sandbox.commands.command_handle import PtySize
 from e2b_code_interpreter import AsyncSandbox, Sandbox
+from e2b_code_interpreter.charts import ChartType
 
 IS_NEW = os.environ["SUITE_SDK"] == "e2b-new"
 
@@ -110,6 +112,57 @@ plt.show()
         [("A", 1), ("B", 2)],
     )
     assert line.elements[0].points == [(1.0, 3.0), (2.0, 4.0)]
+
+
+@pytest.mark.parametrize("options", [{}, {"patch_artist": True}, {"notch": True}, {"orientation": "horizontal"}])
+def test_a_box_plot_has_a_chart(sandbox: Sandbox, options: dict[str, Any]) -> None:
+    """Also one whose median lies on the box's edge, beside a line for the mean."""
+    code = f"""
+import matplotlib.pyplot as plt
+axes = plt.subplots()[1]
+axes.boxplot([[1, 2, 3, 4, 5, 20], [2, 2, 2, 9, 9]], tick_labels=['A', 'B'], showmeans=True, meanline=True, **{options})
+axes.set_title('Boxes')
+plt.show()
+"""
+    plot = sandbox.run_code(code).results[0]
+    assert plot.png
+    assert (plot.chart.type, plot.chart.title) == (ChartType.BOX_AND_WHISKER, "Boxes")
+    assert [
+        (box.label, box.min, box.first_quartile, box.median, box.third_quartile, box.max, box.outliers)
+        for box in plot.chart.elements
+    ] == [("A", 1.0, 2.25, 3.5, 4.75, 5.0, [20.0]), ("B", 2.0, 2.0, 2.0, 9.0, 9.0, [])]
+
+
+def test_a_closed_line_is_no_box_plot(sandbox: Sandbox) -> None:
+    square = "import matplotlib.pyplot as plt; plt.plot([0, 1, 1, 0, 0], [0, 0, 1, 1, 0]); plt.show()"
+    plot = sandbox.run_code(square).results[0]
+    assert plot.png
+    assert plot.chart is None
+
+
+def test_an_image_that_is_saved_or_shown_is_a_result(own_sandbox: Sandbox) -> None:
+    """Not one that is written to an open file; and what fails to be saved is not shown."""
+    assert own_sandbox.run_code("import sys; 'PIL' in sys.modules").text == "False"
+    begin = "from PIL import Image; image = Image.new('RGBA', (16, 16)); "
+    for code in ("image.save('saved.png')", "image.show()"):
+        [result] = own_sandbox.run_code(begin + code).results
+        assert result.png
+    assert own_sandbox.run_code("import io; image.save(io.BytesIO(), 'PNG')").results == []
+    refused = own_sandbox.run_code("image.save('no/folder.png')")
+    assert (refused.error.name, refused.results) == ("FileNotFoundError", [])
+
+
+def test_the_working_folder_has_the_name_that_e2b_gives_it(own_sandbox: Sandbox) -> None:
+    """In cells and contexts, below it, and after a pause; other folders have their own names."""
+    where = "from pathlib import Path; str(Path.cwd())"
+    assert own_sandbox.run_code(where).text == "/home/user"
+    context = own_sandbox.create_code_context(cwd="/home/user/a")
+    assert own_sandbox.run_code(where, context=context).text == "/home/user/a"
+    assert own_sandbox.run_code("import os; os.chdir('a'); os.path.abspath('b')").text == "/home/user/a/b"
+    own_sandbox.pause()
+    own_sandbox.connect(timeout=60)
+    assert own_sandbox.run_code(where).text == "/home/user/a"
+    assert own_sandbox.run_code("os.chdir('/tmp'); os.getcwd()").text == "/tmp"
 
 
 def test_variables_of_the_environment(sandbox: Sandbox) -> None:

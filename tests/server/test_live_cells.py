@@ -12,8 +12,10 @@ import pytest_asyncio
 
 from orchestrator.errors import InvalidInputError
 from orchestrator.server.directory import Served
-from orchestrator.server.native import livecells
+from orchestrator.server.native import livecells, livecommands
 from orchestrator.server.native.bodies import NewCell
+from orchestrator.server.service import Forget
+from orchestrator.sessions.kept import Kept
 from orchestrator.store.history import HandleRecord
 from tests.conftest import one_session
 
@@ -65,6 +67,36 @@ async def test_a_client_that_comes_back_too_late_is_told_what_is_gone(served: Se
     assert await followed(live, last) == []
     with pytest.raises(InvalidInputError, match="events"):
         await followed(live, last + 1)
+
+
+async def test_what_is_forgotten_is_not_found(served: Served) -> None:
+    """A cell that the manager forgets, and a command beyond those that the server keeps. What runs stays."""
+    live = await livecells.start(served, NewCell(code="1"), patience=None)
+    await live.cell.wait(20)
+    assert livecells.listed(served) == [live]
+    live.cell.forget()
+    assert livecells.listed(served) == []
+    with pytest.raises(InvalidInputError, match="no cell"):
+        livecells.find(served, live.cell.id)
+
+    ended: Kept[Forget] = Kept(most=2, most_bytes=1000)
+    commands = [await served.manager.start_command(served.session, ["sleep", "60"])]
+    commands += [await served.manager.start_command(served.session, ["true"]) for _ in range(3)]
+    for command in commands:
+        livecommands.remember(served, command, ended)
+    for command in commands[1:]:
+        await command.wait(20)
+    await asyncio.sleep(0)
+    kept = {number for number in range(1, 5) if is_found(served, number)}
+    assert len(kept) == 3
+    assert commands[0].number in kept
+    commands[0].kill()
+
+
+def is_found(served: Served, number: int) -> bool:
+    with contextlib.suppress(InvalidInputError):
+        return livecommands.find(served, number).number == number
+    return False
 
 
 async def followed(live: livecells.LiveCell, after: int) -> list[tuple[int, dict[str, Any]]]:

@@ -117,16 +117,16 @@ def test_the_line_of_each_event(event: Event, line: dict[str, Any] | None) -> No
 
 
 def test_the_end_of_a_cell() -> None:
-    """Its number without the cells that the client does not know; an error that no output told."""
-    assert ending(RESULT, None, 1) == [
-        {"type": "number_of_executions", "execution_count": 4},
+    """Its number, and an error that no output told."""
+    assert ending(RESULT, None) == [
+        {"type": "number_of_executions", "execution_count": 5},
         END,
     ]
     died = replace(RESULT, status="error", error=ErrorOutput("KernelDied", "oom"), execution_count=None)
-    assert ending(died, None, 0)[0]["name"] == "KernelDied"
-    assert [line.get("name") for line in ending(RESULT, ErrorOutput("Shown", "v"), 0)] == ["Shown", None, None]
+    assert ending(died, None)[0]["name"] == "KernelDied"
+    assert [line.get("name") for line in ending(RESULT, ErrorOutput("Shown", "v"))] == ["Shown", None, None]
     slow = replace(RESULT, outcome=Outcome.TIMEOUT, duration_s=30.0)
-    told = ending(slow, ErrorOutput("KeyboardInterrupt", "", ("t",)), 0)[0]
+    told = ending(slow, ErrorOutput("KeyboardInterrupt", "", ("t",)))[0]
     assert (told["name"], "30 s" in told["value"], told["traceback"]) == ("TimeoutError", True, "t")
 
 

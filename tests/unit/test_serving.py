@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import logging
 import socket
+import time
 
 import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from orchestrator.server.boundary import BrokenOffError
-from orchestrator.server.serving import Address, _bind, _is_news
+from orchestrator.server.looplag import LoopLag
+from orchestrator.server.service import Service
+from orchestrator.server.serving import Address, _bind, _is_news, _Server
 from orchestrator.server.websocketprotocol import WebSocketProtocol
+from orchestrator.settings import Settings
 
 
 async def test_answers_are_not_held_back() -> None:
@@ -80,3 +86,43 @@ async def test_a_websocket_that_is_not_read_is_broken_off() -> None:
         assert len(await reader.read()) < 20_000_000
         writer.close()
         await writer.wait_closed()
+
+
+async def test_a_server_that_serves_has_frozen_what_is_loaded() -> None:
+    """Full collections then pass over it; and what held the loop up before is not counted."""
+
+    async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        pass
+
+    before, seen = gc.get_freeze_count(), list[int]()
+    service = Service(Settings())
+    service.lag.longest = 1.0
+    config = uvicorn.Config(app, log_config=None, lifespan="off")
+    config.load()
+    server = _Server(config, service, lambda: seen.append(gc.get_freeze_count()))
+    server.lifespan = config.lifespan_class(config)
+    listening = _bind(Address(port=0))
+    try:
+        await server.startup([listening])
+        assert seen[0] > before + 50_000
+        assert service.lag.longest == 0.0
+    finally:
+        await server.shutdown([listening])
+        gc.unfreeze()
+
+
+async def test_what_the_server_computes_is_told_from_waiting() -> None:
+    """A callback that computes for 0.3 s holds the loop up by as much, and all of it is computing."""
+    lag = LoopLag()
+    looking = asyncio.create_task(lag.run())
+    await asyncio.sleep(0.1)
+    until = time.thread_time() + 0.3
+    while time.thread_time() < until:
+        pass
+    await asyncio.sleep(0.1)
+    looking.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await looking
+    assert 0.25 < lag.computing <= lag.longest
+    lag.begin()
+    assert lag.computing == lag.longest == 0.0

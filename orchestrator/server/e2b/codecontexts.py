@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from orchestrator.celloptions import CellOptions
 from orchestrator.errors import InvalidInputError
 from orchestrator.server.directory import Served
 
@@ -16,7 +18,7 @@ HOME: Final = "/home/user"
 DEFAULT: Final = "python"
 _MOST = 100
 _PLACE = "e2b.contexts"
-_INSIDE = tuple(Path(__file__).with_name(f"inside{name}.py") for name in ("contexts", "results"))
+_INSIDE = tuple(Path(__file__).with_name(f"inside{name}.py") for name in ("template", "contexts", "results"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,6 @@ class CodeContexts:
         self._contexts = {DEFAULT: CodeContext(DEFAULT)}
         self._kernel_id = ""
         self._preparing = asyncio.Lock()
-        self.hidden_cells = 0
 
     @classmethod
     def of(cls, served: Served) -> CodeContexts:
@@ -95,16 +96,23 @@ class CodeContexts:
         """
         async with self._preparing:
             if served.session.asleep or served.session.kernel_id != self._kernel_id:
-                await served.manager.execute(served.session, await asyncio.to_thread(_preparation))
-                self._kernel_id, self.hidden_cells = served.session.kernel_id, 1
+                await _run(served, await asyncio.to_thread(_preparation))
+                self._kernel_id = served.session.kernel_id
         if context.id == DEFAULT:
             return code
         return f"%%e2b_context {context.id} {json.dumps(context.cwd)}\n{code}"
 
     async def _forget(self, served: Served, context: CodeContext) -> None:
         if not served.session.asleep and served.session.kernel_id == self._kernel_id:
-            await served.manager.execute(served.session, f"%e2b_forget {context.id}")
-            self.hidden_cells += 1
+            await _run(served, f"%e2b_forget {context.id}")
+
+
+async def _run(served: Served, code: str) -> None:
+    """Run a cell that the kernel neither counts nor keeps: a checkpoint looks for what the code of cells names."""
+    options = CellOptions(store_history=False)
+    async with contextlib.aclosing(served.manager.stream_code(served.session, code, options=options)) as events:
+        async for _ in events:
+            pass
 
 
 def _preparation() -> str:

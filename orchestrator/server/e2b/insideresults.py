@@ -17,6 +17,7 @@ from traitlets import ObjectName, Unicode
 
 _MOST_VALUES = 100_000  # of a table
 _MOST_POINTS = 20_000  # of a chart
+_PLAIN_BOX, _NOTCHED_BOX = (5, 6), (11, 12)  # corners, and one more in a closed path
 
 
 def install(shell: Any) -> None:
@@ -82,9 +83,12 @@ def axes_chart(axes: Any) -> dict[str, Any] | None:
         return {**form, "type": "bar", "elements": [element for one in bars for element in bar_elements(axes, one)]}
     lines = [line for line in axes.get_lines() if len(line.get_xdata())]
     dots = [one for one in axes.collections if hasattr(one, "get_offsets") and len(one.get_offsets())]
-    is_box_plot = any(isinstance(patch, PathPatch) for patch in axes.patches) or any(map(is_closed, lines))
+    shapes = [patch.get_path().vertices for patch in axes.patches if isinstance(patch, PathPatch)]
+    if shapes := shapes + [line.get_xydata() for line in lines if is_closed(line)]:
+        boxes = box_elements(axes, shapes, lines)
+        return {**form, "type": "box_and_whisker", "elements": boxes} if boxes else None
     count = sum(len(line.get_xdata()) for line in lines) + sum(len(one.get_offsets()) for one in dots)
-    if is_box_plot or not 0 < count <= _MOST_POINTS:
+    if not 0 < count <= _MOST_POINTS:
         return None
     kind = "line" if lines else "scatter"
     return {**form, **ticks(axes), "type": kind, "elements": [*map(line_element, lines), *map(dots_element, dots)]}
@@ -119,13 +123,72 @@ def scale(axis: Any) -> str:
 
 def bar_elements(axes: Any, bars: Any) -> list[dict[str, Any]]:
     """Return the bars of one group."""
-    names = dict(zip(plain(axes.get_xticks()), [text.get_text() for text in axes.get_xticklabels()], strict=False))
+    names = tick_names(axes.xaxis)
     group = "" if str(bars.get_label()).startswith("_") else str(bars.get_label())
     middles = [patch.get_x() + patch.get_width() / 2 for patch in bars.patches]
     return [
         {"label": names.get(round(middle, 9)) or str(middle), "group": group, "value": plain([patch.get_height()])[0]}
         for patch, middle in zip(bars.patches, plain(middles), strict=True)
     ]
+
+
+def tick_names(axis: Any) -> dict[Any, str]:
+    """Return the labels of an axis by their places."""
+    return dict(zip(plain(axis.get_ticklocs()), [text.get_text() for text in axis.get_ticklabels()], strict=False))
+
+
+def box_elements(axes: Any, shapes: list[Any], lines: list[Any]) -> list[dict[str, Any]]:
+    """Return the boxes of a box plot, or none where a shape is not one. A box that was drawn twice is one."""
+    elements: dict[str, dict[str, Any]] = {}
+    for shape in shapes:
+        upright, lying = box_element(axes.xaxis, shape, lines, 1), box_element(axes.yaxis, shape, lines, 0)
+        if (element := upright or lying) is None:
+            return []
+        elements.setdefault(repr(element), element)
+    return list(elements.values())
+
+
+def box_element(axis: Any, shape: Any, lines: list[Any], along: int) -> dict[str, Any] | None:
+    """Return a box with its whiskers; None if it has none.
+
+    Args:
+        axis: has the names of the boxes.
+        shape: the corners of the box.
+        lines: all of the plot: whiskers, caps, medians and outliers.
+        along: the coordinate in which the box has its values: 1 if it stands, 0 if it lies.
+    """
+    if len(shape) not in _PLAIN_BOX + _NOTCHED_BOX:
+        return None
+    is_notched = len(shape) in _NOTCHED_BOX
+    across, low, high = 1 - along, shape[0][along], shape[5 if is_notched else 2][along]
+    left, right = shape[:, across].min(), shape[:, across].max()
+    middle = (left + right) / 2
+    pairs = [line.get_xydata() for line in lines if len(line.get_xdata()) == 2 and line.get_linestyle() != "None"]
+    whiskers = [pair[:, along] for pair in pairs if is_near(pair[:, across], middle)]
+    minimum = [min(ends) for ends in whiskers if max(ends) == low]
+    maximum = [max(ends) for ends in whiskers if min(ends) == high]
+    within = [
+        (pair[:, across].max() - pair[:, across].min(), pair[0][along])
+        for pair in pairs
+        if pair[0][along] == pair[1][along] and left <= pair[:, across].min() and pair[:, across].max() <= right
+    ]
+    if not (minimum and maximum and within):
+        return None
+    ends = min(minimum), max(maximum)
+    # The median is the widest line, and comes before one for the mean. A notch, which makes it narrow, points at it.
+    median = shape[3][along] if is_notched else max(within, key=lambda each: each[0])[1]
+    dots = [line.get_xydata() for line in lines if line.get_linestyle() == "None" and len(line.get_xdata())]
+    outside = [point[along] for each in dots if is_near(each[:, across], middle) for point in each]
+    values = [ends[0], low, median, high, ends[1]]
+    form = dict(zip(("min", "first_quartile", "median", "third_quartile", "max"), map(float, values), strict=True))
+    label = tick_names(axis).get(round(plain([middle])[0], 9)) or str(plain([middle])[0])
+    outliers = [float(value) for value in outside if not ends[0] <= value <= ends[1]]
+    return {"label": label, **form, "outliers": outliers}
+
+
+def is_near(values: Any, middle: float) -> bool:
+    """Return whether all values are one, but for rounding."""
+    return all(math.isclose(value, middle, rel_tol=1e-9, abs_tol=1e-9) for value in values)
 
 
 def line_element(line: Any) -> dict[str, Any]:
@@ -140,9 +203,9 @@ def dots_element(dots: Any) -> dict[str, Any]:
 
 
 def is_closed(line: Any) -> bool:
-    """Return whether a line is a box, as in a box plot."""
-    x, y = line.get_xdata(), line.get_ydata()
-    return len(x) == 5 and x[0] == x[4] and y[0] == y[4]
+    """Return whether a line is a box, as in a box plot: 11 points with a notch."""
+    points = line.get_xydata()
+    return len(points) in (5, 11) and (points[0] == points[-1]).all()
 
 
 def plain(values: Any) -> list[Any]:

@@ -146,7 +146,7 @@ async def _lines(
         async for event in all_events:
             if isinstance(event, CellFinished):
                 _refuse_if_killed(served, event.result)
-                for line in ending(event.result, shown, contexts.hidden_cells):
+                for line in ending(event.result, shown):
                     yield line
                 continue
             before, shown = (shown, event) if isinstance(event, ErrorOutput) else (event, shown)

@@ -75,12 +75,11 @@ def count_line(count: int) -> Line:
     return {"type": "number_of_executions", "execution_count": count}
 
 
-def ending(result: ExecutionResult, shown: ErrorOutput | None, hidden_cells: int) -> list[Line]:
+def ending(result: ExecutionResult, shown: ErrorOutput | None) -> list[Line]:
     """Return the lines at the end of a cell: how it ended if not well, its number, and the end.
 
     Args:
         shown: the last error that the cell put out; None for none.
-        hidden_cells: how many cells its kernel ran that the client does not know.
     """
     lines: list[Line] = []
     error = shown or result.error
@@ -90,7 +89,7 @@ def ending(result: ExecutionResult, shown: ErrorOutput | None, hidden_cells: int
     elif error is not None:
         lines.append(error_line(error.ename, error.evalue, "\n".join(error.traceback)))
     if result.execution_count is not None:
-        lines.append(count_line(max(1, result.execution_count - hidden_cells)))
+        lines.append(count_line(result.execution_count))
     return [*lines, END]
 
 

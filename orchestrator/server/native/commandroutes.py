@@ -9,7 +9,6 @@ from fastapi import APIRouter, Query, Request, WebSocket
 from starlette.responses import Response
 
 from orchestrator.errors import InvalidInputError
-from orchestrator.output.commandresult import CommandResult
 from orchestrator.server.answers import Json, dumps_large
 from orchestrator.server.directory import Served
 from orchestrator.server.eventstream import EventStream, event_stream
@@ -30,6 +29,7 @@ from orchestrator.server.native.described import (
     maybe,
 )
 from orchestrator.server.native.terminal import converse
+from orchestrator.server.service import Service
 from orchestrator.server.waiting import unless_gone
 
 router = APIRouter(prefix="/v1/sessions/{session_id}/commands", tags=["commands"])
@@ -48,7 +48,7 @@ async def run(
     stdin = one_of(body.stdin, decoded(body.stdin_base64))
     if body.background:
         running = await service.idempotency.once(
-            caller, key, await asked(request), lambda: _started(served, body, stdin)
+            caller, key, await asked(request), lambda: _started(service, served, body, stdin)
         )
         return Json(running.as_dict(), 201)
     if body.keep_stdin or body.terminal is not None:
@@ -84,8 +84,8 @@ async def wait(
     """Return a background command: its `result` once it is over, or null after `wait_s` seconds."""
     running = livecommands.find(served, number)
     result = await livecommands.wait(running, wait_s)
-    form = None if result is None else result.as_dict()
-    return Json(await dumps_large({**running.as_dict(), "result": form}, _size(result)))
+    form, size = (None, 0) if result is None else (result.as_dict(), livecommands.size_of(result))
+    return Json(await dumps_large({**running.as_dict(), "result": form}, size))
 
 
 @router.get("/{number}/events", summary="Follow a command", response_class=EventStream, responses=EVENTS)
@@ -124,7 +124,7 @@ async def attach(websocket: WebSocket, served: TheSession, number: int) -> None:
     await converse(websocket, livecommands.find(served, number))
 
 
-async def _started(served: Served, body: NewCommand, stdin: bytes) -> Any:
+async def _started(service: Service, served: Served, body: NewCommand, stdin: bytes) -> Any:
     running = await served.manager.start_command(
         served.session,
         body.command,
@@ -132,21 +132,17 @@ async def _started(served: Served, body: NewCommand, stdin: bytes) -> Any:
         terminal=body.terminal,
         **_options(served, body, stdin),
     )
-    livecommands.remember(served, running)
+    livecommands.remember(served, running, service.ended_commands)
     return running
 
 
 async def _run(served: Served, body: NewCommand, stdin: bytes) -> bytes:
     result = await served.manager.run_command(served.session, body.command, **_options(served, body, stdin))
-    return await dumps_large(result.as_dict(), _size(result))
+    return await dumps_large(result.as_dict(), livecommands.size_of(result))
 
 
 def _options(served: Served, body: NewCommand, stdin: bytes) -> dict[str, Any]:
     return {"cwd": body.cwd, "env": served.environment(body.env), "stdin": stdin, "timeout": body.timeout}
-
-
-def _size(result: CommandResult | None) -> int:
-    return 0 if result is None else len(result.stdout) + len(result.stderr)
 
 
 def decoded(text: str) -> bytes | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
+from functools import partial
 from typing import Any
 
 from orchestrator.errors import InvalidInputError
@@ -16,7 +17,6 @@ from orchestrator.server.native.questions import Questions
 from orchestrator.server.waiting import stopped
 from orchestrator.sessions.cellhandle import RunningCell
 
-_KEPT = 100  # cells of a session that are over
 ABANDONED = 30.0  # seconds without a follower after which a cell is interrupted that needs its client
 _PLACE = "cells"
 
@@ -113,9 +113,7 @@ async def start(served: Served, body: NewCell, *, patience: float | None) -> Liv
     live = LiveCell(cell, questions, patience=patience)
     cells: dict[str, LiveCell] = served.attachments.setdefault(_PLACE, {})
     cells[cell.id] = live
-    over = [each.cell.id for each in cells.values() if not each.cell.is_running]
-    for cell_id in over[: max(0, len(over) - _KEPT)]:
-        del cells[cell_id]
+    cell.when_forgotten(partial(cells.pop, cell.id, None))
     return live
 
 

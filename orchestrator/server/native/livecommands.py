@@ -5,24 +5,40 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
+from functools import partial
 
 from orchestrator.errors import InvalidInputError
 from orchestrator.output.commandresult import CommandResult
 from orchestrator.server.directory import Served
 from orchestrator.server.eventstream import Numbered
+from orchestrator.server.service import Forget
 from orchestrator.sessions.commandhandle import CommandEvent, RunningCommand
+from orchestrator.sessions.kept import Kept
 
-_KEPT = 20  # commands of a session that are over: each may have 10 MB of output
 _PLACE = "commands"
 
 
-def remember(served: Served, running: RunningCommand) -> None:
-    """Keep a command that was started, so that its result can be asked for after its end."""
+def remember(served: Served, running: RunningCommand, ended: Kept[Forget]) -> None:
+    """Keep a command that was started, so that its result can be asked for after its end.
+
+    Args:
+        ended: those of the whole server that are over.
+    """
     commands: dict[int, RunningCommand] = served.attachments.setdefault(_PLACE, {})
     commands[running.number] = running
-    over = [number for number, each in commands.items() if not each.is_running]
-    for number in over[: max(0, len(over) - _KEPT)]:
-        del commands[number]
+    forget = partial(commands.pop, running.number, None)
+
+    def keep(settled: asyncio.Task[CommandResult]) -> None:
+        has_result = not settled.cancelled() and settled.exception() is None
+        for forget_other in ended.add(forget, served.handle.group, size_of(settled.result()) if has_result else 0):
+            forget_other()
+
+    running.when_over(keep)
+
+
+def size_of(result: CommandResult) -> int:
+    """Return how many bytes of output a result has."""
+    return len(result.stdout) + len(result.stderr)
 
 
 def find(served: Served, number: int) -> RunningCommand:
