@@ -14,18 +14,19 @@ from orchestrator.server.directory import Served
 from orchestrator.server.service import Service
 
 
-def _service(connection: HTTPConnection) -> Service:
+# FastAPI runs what is not a coroutine in a thread, which takes 0.2 ms.
+async def _service(connection: HTTPConnection) -> Service:
     service: Service = connection.app.state.service
     return service
 
 
-def _principal(connection: HTTPConnection) -> Principal:
+async def _principal(connection: HTTPConnection) -> Principal:
     principal: Principal = connection.scope["state"]["principal"]
     return principal
 
 
-def _operator(connection: HTTPConnection) -> Principal:
-    principal = _principal(connection)
+async def _operator(connection: HTTPConnection) -> Principal:
+    principal = await _principal(connection)
     if not principal.is_operator:
         raise ForbiddenError("this needs a token with the right `operator`.")
     return principal
@@ -38,7 +39,8 @@ SessionId = Annotated[str, Path(max_length=64, description="The session, as `POS
 
 
 async def _served(connection: HTTPConnection, session_id: SessionId) -> Served:
-    return await _service(connection).directory.find(_principal(connection), session_id)
+    service, principal = await _service(connection), await _principal(connection)
+    return await service.directory.find(principal, session_id)
 
 
 TheSession = Annotated[Served, Depends(_served)]
