@@ -161,7 +161,7 @@ class Connection:
             See ``ask``; and what ``data`` raises.
         """
         faults: list[Exception] = []
-        sent = _noting(data, faults) if not isinstance(data, bytes) else io.BytesIO(data)
+        sent = _in_pieces(data) if isinstance(data, bytes) else _noting(data, faults)
         async with (
             _explained(self.url, faults),
             self._request("PUT", path, query, data=sent, headers=headers) as answer,
@@ -233,6 +233,7 @@ class _Body:
 
 
 def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """Called by aiohttp. Return a socket for a connection."""
     family, kind, protocol, _, _ = address
     made = socket.socket(family, kind, protocol)
     for option in _KEEPALIVE:
@@ -251,6 +252,7 @@ async def _noting(data: AsyncIterable[bytes], faults: list[Exception]) -> AsyncI
 
 
 async def _parsed(answer: aiohttp.ClientResponse) -> Numbered:
+    """Yield the events of a stream. aiohttp's own lines are bounded, and an event with 10 MB of output is one line."""
     rest = bytearray()
     async for piece in answer.content.iter_any():
         looked = max(0, len(rest) - 1)
@@ -268,12 +270,18 @@ def _event(fields: Mapping[bytes, bytes]) -> tuple[int | None, dict[str, Any]]:
     form = _loads(fields[b"data"])
     if form["type"] == "problem":
         raise failure(form["problem"], 500)
-    return int(fields[b"id"]) if b"id" in fields else None, form
+    number = fields.get(b"id", b"")
+    return int(number) if number.isdigit() else None, form
 
 
 async def _refuse_errors(answer: aiohttp.ClientResponse) -> None:
     if not answer.ok:
-        raise failure(_json(await answer.content.read(_LARGEST_ERROR)), answer.status)
+        body = b""
+        async for piece in answer.content.iter_any():
+            body += piece
+            if len(body) > _LARGEST_ERROR:
+                break
+        raise failure(_json(body), answer.status)
 
 
 def _checked(answer: aiohttp.ClientResponse, content: bytes) -> dict[str, Any]:
@@ -332,8 +340,13 @@ def _text(value: str | int | float | bool) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _content(body: Mapping[str, Any] | None) -> bytes | None:
-    return None if body is None else json.dumps(body).encode()
+def _content(body: Mapping[str, Any] | None) -> bytes | io.BytesIO | None:
+    return None if body is None else _in_pieces(json.dumps(body).encode())
+
+
+def _in_pieces(content: bytes) -> bytes | io.BytesIO:
+    """Return what aiohttp sends piece by piece, if it is large: the event loop would wait for it."""
+    return io.BytesIO(content) if len(content) > MIB else content
 
 
 def _head(body: Mapping[str, Any] | None) -> dict[str, str]:
