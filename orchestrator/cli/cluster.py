@@ -27,7 +27,7 @@ app = typer.Typer(
     help="Make several hosts one Cellblock, over Ray and PostgreSQL.\n\nExample: cellblock cluster up",
     no_args_is_help=True,
 )
-_NEEDED = ("fastapi", "httptools", "httpx", "httpx_sse", "python_multipart", "uvicorn", "websockets")
+_NEEDED = ("aiohttp", "fastapi", "httptools", "python_multipart", "uvicorn", "websockets")
 _LOOPBACK = "127.0.0.1"
 _MARKS = {"serving": "green", "starting": "yellow", "waiting": "yellow", "silent": "red", "stopped": "red"}
 

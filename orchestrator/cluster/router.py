@@ -86,10 +86,10 @@ class Router:
         Raises:
             See ``session_of``.
         """
-        found = await self.session_of(name)
+        found, reading = await asyncio.gather(self.session_of(name), self.view.read())  # a new session needs both too
         if found is None or found.node_id is None or found.state != "live":
             return None
-        return (await self.view.read()).find(found.node_id, found.epoch)
+        return reading.find(found.node_id, found.epoch)
 
     async def close(self) -> None:
         """Close all links."""

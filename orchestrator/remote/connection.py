@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import io
 import json
 import socket
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote_from_bytes
 
-import httpx
-import httpx_sse
+import aiohttp
+import pydantic_core
+from yarl import URL
 
-from orchestrator.errors import ServerUnavailableError, SettingsError, UntrustedServerError
+from orchestrator.errors import ManagerClosedError, ServerUnavailableError, SettingsError, UntrustedServerError
+from orchestrator.limits import MIB
 from orchestrator.remote.failures import failure
 from orchestrator.remote.link import Download, Numbered, Query
 
-_CONNECTING = 10.0  # seconds; also for a place among the connections, and for each part of what is sent
+_CONNECTING = 10.0  # seconds; also for a place among the connections
 _QUIET = 60.0  # seconds without a sign of life on a stream: the server sends one every 15 s
-_CLOSING = 0.4  # seconds that a cancelled caller waits for its connection to close
 _CONNECTIONS = 1000
-# A server that is gone without a word is noticed after some 30 s, also while a long cell says nothing.
+_ALIVE = aiohttp.ClientTimeout(total=None, connect=_CONNECTING)
+_STREAMING = aiohttp.ClientTimeout(total=None, connect=_CONNECTING, sock_read=_QUIET)
+# A server that is gone without a word is noticed after some 30 s, also while a long cell says nothing, and so is one
+# that does not read what is sent to it.
 _KEEPALIVE = [
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),
 ]
 _LARGEST_ERROR = 1024 * 1024  # bytes of a refusal that are read
-_UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+_UNSENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
 Headers = Mapping[str, str]
 
 
@@ -51,28 +56,23 @@ class Connection:
         self, url: str, token: str | None, uds: str | None, verify: ssl.SSLContext | str | bool = True
     ) -> None:
         self.url = url
-        transport = httpx.AsyncHTTPTransport(
-            uds=uds,
-            verify=trust(verify) if url.startswith("https:") else False,  # to make a context takes 30 ms
-            limits=httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=100, keepalive_expiry=10),
-            socket_options=[] if uds else _KEEPALIVE,
-        )
-        self._client = httpx.AsyncClient(
-            base_url=url,
-            headers={} if token is None else {"Authorization": f"Bearer {token}"},
-            timeout=httpx.Timeout(_CONNECTING, read=None),
-            transport=transport,
-            trust_env=False,
-        )
+        self._base = url.rstrip("/")
+        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._uds = uds
+        self._trust = trust(verify) if url.startswith("https:") else True  # to make a context takes 30 ms
+        self._session: aiohttp.ClientSession | None = None  # it belongs to an event loop: made at the first request
+        self._closed = False
 
     @property
     def is_closed(self) -> bool:
         """Whether ``close`` was called."""
-        return self._client.is_closed
+        return self._closed
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._client.aclose()
+        self._closed = True
+        if self._session is not None:
+            await self._session.close()
 
     def staying(self) -> Connection:
         """See ``Link``."""
@@ -103,14 +103,12 @@ class Connection:
             Any error of the server's.
         """
         head = {**_head(body), **(headers or {})}
-        async with _explained(self.url):
-            answer = await _closing(
-                self._client.request(method, _with(path, query), content=_content(body), headers=head)
-            )
-        if answer.is_error:
-            raise failure(_json(answer.content), answer.status_code)
-        found: dict[str, Any] = answer.json()
-        return found
+        async with (
+            _explained(self.url),
+            self._request(method, path, query, data=_content(body), headers=head) as answer,
+        ):
+            content = await answer.read()
+        return _checked(answer, content)
 
     @contextlib.asynccontextmanager
     async def events(
@@ -132,11 +130,8 @@ class Connection:
         """
         after = {"Last-Event-ID": str(seen)} if seen else {}
         head = {**_head(body), "Accept": "text/event-stream", **after, **(headers or {})}
-        timeout = httpx.Timeout(_CONNECTING, read=_QUIET)
-        async with (
-            _explained(self.url),
-            self._client.stream(method, path, content=_content(body), headers=head, timeout=timeout) as answer,
-        ):
+        request = self._request(method, path, data=_content(body), headers=head, timeout=_STREAMING)
+        async with _explained(self.url), request as answer:
             await _refuse_errors(answer)
             events = _parsed(answer)
             try:
@@ -153,9 +148,9 @@ class Connection:
         Raises:
             See ``ask``.
         """
-        async with _explained(self.url), self._client.stream("GET", _with(path, query), headers=headers) as answer:
+        async with _explained(self.url), self._request("GET", path, query, headers=headers) as answer:
             await _refuse_errors(answer)
-            yield answer
+            yield _Body(answer)
 
     async def upload(
         self, path: str, query: Query, data: bytes | AsyncIterable[bytes], *, headers: Headers | None = None
@@ -165,12 +160,46 @@ class Connection:
         Raises:
             See ``ask``; and what ``data`` raises.
         """
-        async with _explained(self.url):
-            answer = await self._client.put(_with(path, query), content=data, headers=headers)
-        if answer.is_error:
-            raise failure(_json(answer.content), answer.status_code)
-        found: dict[str, Any] = answer.json()
-        return found
+        faults: list[Exception] = []
+        sent = _in_pieces(data) if isinstance(data, bytes) else _noting(data, faults)
+        async with (
+            _explained(self.url, faults),
+            self._request("PUT", path, query, data=sent, headers=headers) as answer,
+        ):
+            content = await answer.read()
+        return _checked(answer, content)
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        query: Query | None = None,
+        *,
+        data: bytes | io.BytesIO | AsyncIterable[bytes] | None = None,
+        headers: Headers | None = None,
+        timeout: aiohttp.ClientTimeout = _ALIVE,
+    ) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        if self._closed:
+            raise ManagerClosedError()
+        if self._session is None:
+            self._session = self._opened()
+        url = URL(self._base + _with(path, query), encoded=True)
+        return self._session.request(method, url, data=data, headers=headers, timeout=timeout, allow_redirects=False)
+
+    def _opened(self) -> aiohttp.ClientSession:
+        connector = (
+            aiohttp.UnixConnector(self._uds, limit=_CONNECTIONS, keepalive_timeout=10)
+            if self._uds
+            else aiohttp.TCPConnector(ssl=self._trust, limit=_CONNECTIONS, keepalive_timeout=10, socket_factory=_socket)
+        )
+        session = aiohttp.ClientSession(
+            connector=connector,
+            headers=self._headers,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            read_bufsize=MIB,
+        )
+        session._retry_connection = False  # a DELETE or PUT that the server may have begun is not sent again
+        return session
 
 
 def trust(verify: ssl.SSLContext | str | bool) -> ssl.SSLContext:
@@ -183,56 +212,104 @@ def trust(verify: ssl.SSLContext | str | bool) -> ssl.SSLContext:
         SettingsError: the file cannot be used.
     """
     if not isinstance(verify, str):
-        return verify if isinstance(verify, ssl.SSLContext) else httpx.create_ssl_context(verify, trust_env=False)
+        return verify if isinstance(verify, ssl.SSLContext) else _context(verify)
     try:
         return ssl.create_default_context(cafile=verify)
     except OSError as error:
         raise SettingsError(f"the file of a certificate authority {verify!r} cannot be used: {error}.") from error
 
 
-async def _closing(request: Coroutine[Any, Any, httpx.Response]) -> httpx.Response:
-    """Make a request. If the caller is cancelled, close the connection, also if it is cancelled again meanwhile.
+class _Body:
+    """A ``Download``."""
 
-    The server interrupts what it does for a client that is gone. A connection that a second cancellation leaves half
-    closed would look alive to it.
-    """
-    asking = asyncio.ensure_future(request)
+    def __init__(self, answer: aiohttp.ClientResponse) -> None:
+        self._answer = answer
+
+    async def aread(self) -> bytes:
+        return await self._answer.read()
+
+    def aiter_bytes(self, chunk_size: int | None = None) -> AsyncIterator[bytes]:
+        return self._answer.content.iter_chunked(chunk_size or MIB)
+
+
+def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """Called by aiohttp. Return a socket for a connection."""
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family, kind, protocol)
+    for option in _KEEPALIVE:
+        made.setsockopt(*option)
+    return made
+
+
+async def _noting(data: AsyncIterable[bytes], faults: list[Exception]) -> AsyncIterator[bytes]:
+    """Yield what ``data`` yields, and keep its exception, in place of which aiohttp raises its own."""
     try:
-        return await asyncio.shield(asking)
-    except asyncio.CancelledError:
-        asking.cancel()
-        await asyncio.wait({asking}, timeout=_CLOSING)
+        async for piece in data:
+            yield piece
+    except Exception as error:
+        faults.append(error)
         raise
 
 
-async def _parsed(answer: httpx.Response) -> Numbered:
-    async for event in httpx_sse.EventSource(answer).aiter_sse():
-        form = json.loads(event.data)
-        if form["type"] == "problem":
-            raise failure(form["problem"], 500)
-        yield int(event.id) if event.id.isdigit() else None, form
+async def _parsed(answer: aiohttp.ClientResponse) -> Numbered:
+    """Yield the events of a stream. aiohttp's own lines are bounded, and an event with 10 MB of output is one line."""
+    rest = bytearray()
+    async for piece in answer.content.iter_any():
+        looked = max(0, len(rest) - 1)
+        rest += piece
+        while (end := rest.find(b"\n\n", looked)) >= 0:
+            lines = [line.partition(b": ") for line in bytes(rest[:end]).split(b"\n")]
+            del rest[: end + 2]
+            looked = 0
+            fields = {name: value for name, _, value in lines}  # a comment has no name
+            if b"data" in fields:
+                yield _event(fields)
 
 
-async def _refuse_errors(answer: httpx.Response) -> None:
-    if answer.is_error:
+def _event(fields: Mapping[bytes, bytes]) -> tuple[int | None, dict[str, Any]]:
+    form = _loads(fields[b"data"])
+    if form["type"] == "problem":
+        raise failure(form["problem"], 500)
+    number = fields.get(b"id", b"")
+    return int(number) if number.isdigit() else None, form
+
+
+async def _refuse_errors(answer: aiohttp.ClientResponse) -> None:
+    if not answer.ok:
         body = b""
-        async for piece in answer.aiter_bytes():
+        async for piece in answer.content.iter_any():
             body += piece
             if len(body) > _LARGEST_ERROR:
                 break
-        raise failure(_json(body), answer.status_code)
+        raise failure(_json(body), answer.status)
+
+
+def _checked(answer: aiohttp.ClientResponse, content: bytes) -> dict[str, Any]:
+    """Return an answer's JSON, or raise the error that it is."""
+    if not answer.ok:
+        raise failure(_json(content), answer.status)
+    found: dict[str, Any] = _loads(content)
+    return found
 
 
 @contextlib.asynccontextmanager
-async def _explained(url: str) -> AsyncGenerator[None, None]:
+async def _explained(url: str, faults: Sequence[Exception] = ()) -> AsyncGenerator[None, None]:
+    """Raise what an error of the connection means.
+
+    Args:
+        faults: what the caller's own data has raised.
+    """
     try:
         yield
-    except httpx.TransportError as error:
-        if (fault := _certificate_fault(error)) is not None:
-            raise UntrustedServerError(
-                f"the certificate of {url} is not accepted: {fault.verify_message}.",
-                remedy="Name the file of its authority: verify=PATH.",
-            ) from error
+    except aiohttp.ClientConnectorCertificateError as error:
+        fault = error.certificate_error
+        raise UntrustedServerError(
+            f"the certificate of {url} is not accepted: {getattr(fault, 'verify_message', fault)}.",
+            remedy="Name the file of its authority: verify=PATH.",
+        ) from error
+    except aiohttp.ClientError as error:
+        if faults:
+            raise faults[0] from None
         undone = isinstance(error, _UNSENT)
         raise ServerUnavailableError(
             f"the server {url} does not answer, or broke off: {error or type(error).__name__}.",
@@ -242,10 +319,11 @@ async def _explained(url: str) -> AsyncGenerator[None, None]:
         ) from error
 
 
-def _certificate_fault(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
-    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
-        error = error.__cause__ or error.__context__
-    return error
+def _context(verify: bool) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if not verify:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
 
 
 def _with(path: str, query: Query | None) -> str:
@@ -262,12 +340,25 @@ def _text(value: str | int | float | bool) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _content(body: Mapping[str, Any] | None) -> bytes | None:
-    return None if body is None else json.dumps(body).encode()
+def _content(body: Mapping[str, Any] | None) -> bytes | io.BytesIO | None:
+    return None if body is None else _in_pieces(json.dumps(body).encode())
+
+
+def _in_pieces(content: bytes) -> bytes | io.BytesIO:
+    """Return what aiohttp sends piece by piece, if it is large: the event loop would wait for it."""
+    return io.BytesIO(content) if len(content) > MIB else content
 
 
 def _head(body: Mapping[str, Any] | None) -> dict[str, str]:
     return {} if body is None else {"Content-Type": "application/json"}
+
+
+def _loads(content: bytes) -> Any:
+    """Return what JSON says. pydantic's reader is faster, and has no lone surrogates, which names of files may have."""
+    try:
+        return pydantic_core.from_json(content)
+    except ValueError:
+        return json.loads(content)
 
 
 def _json(content: bytes) -> object:

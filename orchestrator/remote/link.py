@@ -11,7 +11,7 @@ Numbered = AsyncGenerator[tuple[int | None, dict[str, Any]], None]
 
 
 class Download(Protocol):
-    """An answer whose body is read piece by piece: a response of httpx."""
+    """An answer whose body is read piece by piece."""
 
     async def aread(self) -> bytes: ...
 

@@ -71,7 +71,7 @@ class RemoteCell:
         async with asyncio.timeout(timeout):
             while self._result is None:
                 try:
-                    found = await self._link.ask("GET", self._path, query={"wait_s": _WAIT})
+                    found = await self._link.ask("GET", self._path, query={"wait_s": _WAIT, "compact": True})
                 except NodeLostError as lost:
                     self._result = self._lost(lost)
                     break

@@ -150,7 +150,8 @@ async def _run(session: RemoteSession, body: Mapping[str, Any]) -> ExecutionResu
     began = time.monotonic()
     try:
         with session.noticing_its_end():
-            return ExecutionResult.from_dict(await session.connection.ask("POST", f"{session.path}/execute", body))
+            found = await session.connection.ask("POST", f"{session.path}/execute", body, query={"compact": True})
+            return ExecutionResult.from_dict(found)
     except NodeLostError as lost:
         if lost.undone:
             raise

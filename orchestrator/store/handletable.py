@@ -74,7 +74,7 @@ class HandleTable:
             connection.execute(change.values(expires_at=expires_at, on_expiry=on_expiry))
 
     def _handles(self, query: Select[Any]) -> list[tuple[HandleRecord, SessionRecord]]:
-        with self._database.reading() as connection:
+        with self._database.reading(single=True) as connection:
             return [(_handle(row), _session(row)) for row in connection.execute(query)]
 
 

@@ -77,7 +77,7 @@ class NodeTable:
 
     def nodes(self) -> list[NodeRecord]:
         """Return all nodes, by name."""
-        with self._database.reading() as connection:
+        with self._database.reading(single=True) as connection:
             return [_record(row) for row in connection.execute(self._nodes())]
 
     def session_of(self, agent_id: str) -> tuple[str, bool, str | None] | None:
@@ -89,7 +89,7 @@ class NodeTable:
         unended = (sessions.c.state == "live") | (sessions.c.state == "asleep")
         mine = (sessions.c.agent_id == agent_id) & sessions.c.home.startswith(CLUSTER, autoescape=True)
         query = select(sessions.c.session_id, sessions.c.state, sessions.c.owner).where(mine, unended)
-        with self._database.reading() as connection:
+        with self._database.reading(single=True) as connection:
             row = connection.execute(query.order_by(sessions.c.last_used_at.desc()).limit(1)).first()
         return None if row is None else (row.session_id, row.state == "live", row.owner)
 

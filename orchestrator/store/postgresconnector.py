@@ -55,8 +55,10 @@ class PostgresConnector:
                 raise
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[Connection]:
+    def reading(self, *, single: bool = False) -> Iterator[Connection]:
         with self._asked(), self.engine.connect() as connection, self._deadline.of(connection, _TRANSACTION):
+            if single:
+                connection.execution_options(isolation_level="AUTOCOMMIT")
             yield connection
 
     @contextlib.contextmanager

@@ -194,7 +194,7 @@ class SessionTable:
     def sessions_of(self, agent_id: str) -> list[SessionRecord]:
         """Return the agent's sessions on this host that have not ended, the last used first."""
         self._database.write_deferred()  # an end may be among the deferred writes
-        with self._database.reading() as connection:
+        with self._database.reading(single=True) as connection:
             names = [column.name for column in _COLUMNS]
             rows = self._unended_of_agent.rows(connection, {"home": self.home, "agent_id": agent_id})
         records = [SessionRecord(**dict(zip(names, row, strict=True))) for row in rows]
@@ -205,7 +205,7 @@ class SessionTable:
 
         A session that never had a kernel does not count.
         """
-        with self._database.reading() as connection:
+        with self._database.reading(single=True) as connection:
             row = self._last_end.on(connection, {"home": self.home, "agent_id": agent_id})
         return None if row is None else row[0]
 

@@ -44,7 +44,7 @@ class SqliteConnector:
             raise
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[Connection]:
+    def reading(self, *, single: bool = False) -> Iterator[Connection]:
         with self.engine.connect() as connection:
             yield connection.execution_options(reading=True)
 

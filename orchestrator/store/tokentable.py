@@ -37,7 +37,7 @@ class TokenTable:
 
     def token(self, token_id: str) -> TokenRecord | None:
         """Return a token, valid or not; None if there is none of this id."""
-        with self._database.reading() as connection:
+        with self._database.reading(single=True) as connection:
             row = connection.execute(select(tokens).where(tokens.c.token_id == token_id)).first()
         return None if row is None else _record(row)
 
@@ -49,7 +49,7 @@ class TokenTable:
 
     def has_tokens(self) -> bool:
         """Return whether there ever was a token: then nobody comes in without one."""
-        with self._database.reading() as connection:
+        with self._database.reading(single=True) as connection:
             return bool(connection.scalar(select(func.count()).select_from(tokens)))
 
     def revoke_token(self, token_id: str) -> bool:

@@ -71,8 +71,8 @@ class LossyProxy:
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            for each in (writer, node_writer):  # before the wait, in which this task may be cancelled
+                each.close()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            for each in (writer, node_writer):
-                each.close()

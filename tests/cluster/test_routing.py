@@ -82,7 +82,7 @@ async def test_a_broken_stream_goes_on_where_it_was(lossy: ClusterKernelManager,
 
 
 async def test_what_may_not_be_sent_twice_is_not(lossy: ClusterKernelManager, proxy: LossyProxy) -> None:
-    """A move has no key: whether it was done is not known, and the error says so."""
+    """A move has no key, nor has a removal: whether it was done is not known, and the error says so."""
     async with lossy.acquire_kernel("mover", timeout=60) as (_kernel, session):
         await lossy.write_file(session, "a", b"1")
         proxy.losing, proxy.after = [b"/files/move"], 0
@@ -90,6 +90,10 @@ async def test_what_may_not_be_sent_twice_is_not(lossy: ClusterKernelManager, pr
             await lossy.move(session, "a", "b")
         assert not failed.value.undone
         assert await lossy.read_file(session, "b") == b"1"
+        proxy.losing = [b"DELETE "]
+        with pytest.raises(ServerUnavailableError):
+            await lossy.remove(session, "b")
+        assert not await lossy.exists(session, "b")
 
 
 async def test_a_request_for_another_process_is_refused(cluster: Cluster) -> None:

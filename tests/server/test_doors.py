@@ -296,6 +296,21 @@ async def test_a_stream_goes_on_where_it_was(http: httpx.AsyncClient, tokens: To
     assert text == "".join(f"{n}\n" for n in range(20))
 
 
+async def test_a_compact_answer_has_the_output_once(http: httpx.AsyncClient, tokens: Tokens) -> None:
+    """Of a cell that was waited for, and of one that was started."""
+    session = await new_session(http, tokens.blue, agent_id="compact")
+    path, head = f"/v1/sessions/{session['session_id']}", bearer(tokens.blue)
+    query, code = {"compact": "true"}, {"code": "print('a'); 'b'"}
+    whole = (await http.post(f"{path}/execute", json=code, headers=head)).json()
+    assert (whole["stdout"], whole["stderr"], whole["result"]) == ("a\n", "", "'b'")
+    brief = (await http.post(f"{path}/execute", json=code, headers=head, params=query)).json()
+    assert set(whole) - set(brief) == {"stdout", "stderr", "result"}
+    assert brief["outputs"][0] == whole["outputs"][0]
+    cell = (await http.post(f"{path}/cells", json=code, headers=head)).json()["cell_id"]
+    started = (await http.get(f"{path}/cells/{cell}", headers=head, params={**query, "wait_s": "30"})).json()
+    assert set(started["result"]) == set(brief)
+
+
 async def test_a_key_never_runs_the_code_twice(http: httpx.AsyncClient, tokens: Tokens) -> None:
     session = await new_session(http, tokens.blue, agent_id="keys")
     path = f"/v1/sessions/{session['session_id']}/execute"

@@ -22,8 +22,8 @@ def test_without_ray_each_command_names_the_extra(command: str) -> None:
 
 
 def test_nothing_of_a_cluster_is_imported_before_it_is_used() -> None:
-    """The command line starts without Ray, httpx and the server's libraries."""
-    shown = "import sys, orchestrator.cli.app; print({'ray', 'httpx', 'fastapi'} & set(sys.modules))"
+    """The command line starts without Ray, aiohttp and the server's libraries."""
+    shown = "import sys, orchestrator.cli.app; print({'ray', 'aiohttp', 'fastapi'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 

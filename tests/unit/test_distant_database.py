@@ -79,6 +79,19 @@ def test_a_change_of_state_costs_one_round_trip(history: History, mine: Claim, p
     assert taken[1] == 3
 
 
+def test_each_reading_of_a_lease_costs_one_round_trip(history: History, mine: Claim, proxy: PostgresProxy) -> None:
+    """Of whose session it is, how the last one ended, and whether tokens are needed; the first round connects."""
+    taken = []
+    for _ in range(2):
+        before = proxy.round_trips
+        assert history.handle_of_agent("local", "agent") is None
+        assert [record.session_id for record in history.sessions_of("agent")] == [mine.session_id]
+        assert history.last_end("agent") is None
+        assert not history.has_tokens()
+        taken.append(proxy.round_trips - before)
+    assert taken[1] == 4
+
+
 def test_a_lost_answer_is_asked_for_again(history: History, mine: Claim, proxy: PostgresProxy) -> None:
     """The statement was done, or not: either way the second try leaves one row, one result and one owner."""
     for number in (1, 2):

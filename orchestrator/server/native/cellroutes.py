@@ -22,12 +22,20 @@ from orchestrator.server.waiting import unless_gone
 router = APIRouter(prefix="/v1/sessions/{session_id}", tags=["cells"])
 requests = APIRouter(prefix="/v1/requests", tags=["cells"])
 Key = Annotated[str | None, Header(alias="Idempotency-Key", description="The same key never runs the code twice.")]
+Compact = Annotated[bool, Query(description="Leave out `stdout`, `stderr` and `result`, which repeat `outputs`.")]
 _LONGEST_WAIT = 600.0  # seconds
+_REPEATED = ("stdout", "stderr", "result")
 
 
 @router.post("/execute", summary="Run a cell", responses=answers(RESULT, events=True))
 async def execute(
-    served: TheSession, body: NewCell, request: Request, caller: Caller, service: TheService, key: Key = None
+    served: TheSession,
+    body: NewCell,
+    request: Request,
+    caller: Caller,
+    service: TheService,
+    key: Key = None,
+    compact: Compact = False,
 ) -> Response:
     """Run one cell and return its result, however the cell ended: an error of the code is a result.
 
@@ -44,8 +52,8 @@ async def execute(
     if body.tools or body.input:
         raise InvalidInputError("a cell that asks its client needs events.", remedy="Send `Accept: text/event-stream`.")
     if key is None:
-        return Json(await unless_gone(request, _run(served, body)))
-    return Json(await service.idempotency.once(caller, key, await asked(request), lambda: _run(served, body)))
+        return Json(await unless_gone(request, _run(served, body, compact)))
+    return Json(await service.idempotency.once(caller, key, await asked(request), lambda: _run(served, body, compact)))
 
 
 @router.post("/cells", status_code=201, summary="Start a cell", responses=answers(CELL, 201))
@@ -68,14 +76,17 @@ async def list_cells(served: TheSession) -> Response:
 
 @router.get("/cells/{cell_id}", summary="Wait for a cell", responses=answers(extended(CELL, result=maybe(RESULT))))
 async def wait(
-    served: TheSession, cell_id: str, wait_s: Annotated[float, Query(ge=0, le=_LONGEST_WAIT)] = 0.0
+    served: TheSession,
+    cell_id: str,
+    wait_s: Annotated[float, Query(ge=0, le=_LONGEST_WAIT)] = 0.0,
+    compact: Compact = False,
 ) -> Response:
     """Return a cell: its `result` once it is over, or null after `wait_s` seconds."""
     live = livecells.find(served, cell_id)
     result: ExecutionResult | None = None
     with contextlib.suppress(TimeoutError):
         result = await live.cell.wait(wait_s if live.cell.is_running else None)
-    form = None if result is None else result.as_dict()
+    form = None if result is None else _form(result, compact)
     size = 0 if result is None else result.evidence.output_bytes
     return Json(await dumps_large({**live.as_dict(), "result": form}, size))
 
@@ -126,7 +137,7 @@ async def asked(request: Request, how: bytes = b"") -> bytes:
     return b"\0".join((request.url.path.encode(), how, await request.body()))
 
 
-async def _run(served: Served, body: NewCell) -> bytes:
+async def _run(served: Served, body: NewCell, compact: bool) -> bytes:
     result = await served.manager.execute(
         served.session,
         body.code,
@@ -134,5 +145,9 @@ async def _run(served: Served, body: NewCell) -> bytes:
         output_limit=body.output_limit,
         environment=served.environment(body.environment),
     )
-    form: dict[str, Any] = result.as_dict()
-    return await dumps_large(form, result.evidence.output_bytes)
+    return await dumps_large(_form(result, compact), result.evidence.output_bytes)
+
+
+def _form(result: ExecutionResult, compact: bool) -> dict[str, Any]:
+    form = result.as_dict()
+    return {name: form[name] for name in form if name not in _REPEATED} if compact else form

@@ -62,6 +62,11 @@ def fields(**properties: Schema) -> Schema:
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
+def without(schema: Schema, *names: str) -> Schema:
+    """Return the schema of an object that need not have all members."""
+    return {**schema, "required": [name for name in schema["required"] if name not in names]}
+
+
 def answers(schema: Schema, status: int = 200, *, events: bool = False) -> Answers:
     """Return what a route answers with: JSON of this schema, and server-sent events for clients that ask for them."""
     content: dict[str, Any] = {"application/json": {"schema": schema}}
@@ -110,19 +115,24 @@ CHECKPOINT: Final = fields(
 )
 VARIABLE: Final = fields(name=TEXT, type=TEXT, size=maybe(COUNT), shape=maybe(many(COUNT)), preview=TEXT)
 NOTEBOOK_ANSWER: Final = fields(status={"enum": ["ok", "error"]}, token_estimate=COUNT)
-RESULT: Final = fields(
-    outcome=_OUTCOME,
-    status={"enum": ["ok", "error"]},
-    stdout=TEXT,
-    stderr=TEXT,
-    result=maybe(TEXT),
-    outputs=many(ANY_OBJECT),
-    execution_count=maybe(COUNT),
-    duration_s=NUMBER,
-    kernel_state={"enum": ["idle", "dead"]},
-    evidence=ANY_OBJECT,
-    warnings=many(TEXT),
-    changed_files=_CHANGED,
+RESULT: Final = without(
+    fields(
+        outcome=_OUTCOME,
+        status={"enum": ["ok", "error"]},
+        stdout=TEXT,
+        stderr=TEXT,
+        result=maybe(TEXT),
+        outputs=many(ANY_OBJECT),
+        execution_count=maybe(COUNT),
+        duration_s=NUMBER,
+        kernel_state={"enum": ["idle", "dead"]},
+        evidence=ANY_OBJECT,
+        warnings=many(TEXT),
+        changed_files=_CHANGED,
+    ),
+    "stdout",  # these three are not in a compact answer
+    "stderr",
+    "result",
 )
 CELL: Final = fields(cell_id=TEXT, code=TEXT, started_at=NUMBER, is_running=FLAG)
 HISTORY_CELL: Final = fields(
