@@ -65,7 +65,7 @@ class Managers:
             found = self._managers.get(key)
             if found is None:
                 if self._draining:
-                    raise ServerUnavailableError("the server drains, and takes no new work.")
+                    raise ServerUnavailableError("the server drains, and takes no new work.", undone=True)
                 if len(self._managers) >= _MOST:
                     raise InvalidInputError(f"the server has {_MOST} combinations of policy and image in use already.")
                 found = await self._start(policy, image)
@@ -81,6 +81,12 @@ class Managers:
         self._draining = True
         left = await asyncio.gather(*(manager.drain(seconds) for manager in self))
         return {session_id: why for some in left for session_id, why in some.items()}
+
+    def undrain(self) -> None:
+        """Take sessions again. See ``AgentKernelManager.undrain``."""
+        self._draining = False
+        for manager in self:
+            manager.undrain()
 
     async def close(self) -> None:
         """Shut all managers down, and keep their sessions.

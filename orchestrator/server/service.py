@@ -120,6 +120,17 @@ class Service:
             await self.membership.renew()
         return await self.managers.drain(seconds)
 
+    async def undrain(self) -> None:
+        """Take sessions again. Idempotent.
+
+        Raises:
+            StoreError: the other nodes cannot be told; the server takes sessions of those that know it.
+        """
+        self.managers.undrain()
+        if self.membership is not None:
+            self.membership.state = "up"
+            await self.membership.renew()
+
     async def is_ready(self) -> bool:
         """Return whether it takes new work: it does not shut down, and its store can be read."""
         if self.draining or self._history is None:

@@ -132,12 +132,23 @@ async def notebook(operator: Operator, session_id: SessionId, service: TheServic
 @router.post(
     "/v1/operator/drain", summary="Give all sessions to other hosts", responses=answers(fields(kept=ANY_OBJECT))
 )
-async def drain(_operator: Operator, service: TheService, wish: Drain) -> Response:
+async def drain(operator: Operator, service: TheService, wish: Drain) -> Response:
     """Take no more sessions, and put those that are here to sleep as their calls end.
 
-    `kept` says why each session that is still here after the deadline has stayed.
+    `kept` says why each session that is still here after the deadline has stayed. The audit log has who asked.
     """
+    service.trail.note_here("drain", operator, deadline_s=wish.deadline_s)
     return Json({"kept": await service.drain(wish.deadline_s)})
+
+
+@router.post(
+    "/v1/operator/undrain", summary="Take sessions again after a drain", responses=answers(fields(draining=FLAG))
+)
+async def undrain(operator: Operator, service: TheService) -> Response:
+    """Take sessions again; a drain that still runs ends. The audit log has who asked."""
+    service.trail.note_here("undrain", operator)
+    await service.undrain()
+    return Json({"draining": False})
 
 
 @router.post(
