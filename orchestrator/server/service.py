@@ -36,6 +36,7 @@ class Service:
         membership: the node of a cluster that the server is; None: of no cluster.
         process_id: a name that no other process has. A request may say that it is for this process only.
         draining: whether it takes no new work any longer.
+        verifying: held while the audit log is verified.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Service:
         self.lag = LoopLag()
         self.usage = UsageHistory(lambda: self.managers)
         self.trail = OperatorTrail(self.managers)
+        self.verifying = asyncio.Lock()
         self.idempotency: Idempotency[Any] = Idempotency(lambda kept: len(kept) if isinstance(kept, bytes) else _HANDLE)
         self._history: History | None = None
         self._directory: Directory | None = None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
 
+_PAST: Final = 86400.0  # seconds
 NodeState = Literal["up", "draining", "down"]
 
 
@@ -63,3 +65,22 @@ class NodeRecord:
     def is_over(self) -> bool:
         """Whether the node acknowledges nothing any longer."""
         return self.state == "down" or self.lease_left_s <= 0
+
+    @property
+    def condition(self) -> Literal["up", "draining", "lost", "down"]:
+        """The state; "lost" for a node that has not left, and whose lease is over."""
+        return "lost" if self.is_over and self.state != "down" else self.state
+
+    @property
+    def is_past(self) -> bool:
+        """Whether the node left, or was lost, a day ago: operators are not told of it any longer."""
+        return self.is_over and self.lease_left_s < -_PAST
+
+    @property
+    def address(self) -> str:
+        """The host and port of its server: how operators name a node."""
+        return urlsplit(self.url).netloc
+
+    def is_named(self, name: str) -> bool:
+        """Return whether an operator's word means this node: its address, the address's host, or its id's beginning."""
+        return bool(name) and (name in (self.address, urlsplit(self.url).hostname) or self.node_id.startswith(name))

@@ -62,6 +62,7 @@ class Parts:
             limits=resource_limits,
             instance=self._describe,
             end_session=self.acquiring.end,
+            hibernate=lambda session: self.hibernation.hibernate(session, "hibernate"),
             held_back=self.registry.backoff.waits,
             held=self.held,
         )

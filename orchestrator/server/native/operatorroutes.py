@@ -30,15 +30,17 @@ from orchestrator.server.native.described import (
     extended,
     fields,
     many,
+    maybe,
 )
 from orchestrator.server.native.sessionroutes import notebook_answer, session_row
 from orchestrator.server.native.viewroutes import CellNumber, Form, Index, Number, cells_answer, output_answer
 from orchestrator.server.service import Service
 from orchestrator.sessions.session import KernelSession
-from orchestrator.store.auditchain import newest
+from orchestrator.store.auditchain import Mark, newest, verify
 from orchestrator.store.history import HandleRecord, History, SessionRecord
 
 router = APIRouter(tags=["operation"])
+_HEAD = r"^([0-9]{1,18}:[0-9a-f]{64})?$"
 _AUDIT_BYTES = 1024 * 1024  # of the log's end
 _SECRET = ("code", "command", "prev", "hash")  # what cells and commands say, and what only the chain needs
 
@@ -199,6 +201,29 @@ async def audit(_operator: Operator, service: TheService, limit: Annotated[int, 
     path = service.settings.audit_path
     entries = [] if path is None else await asyncio.to_thread(_newest, path, limit)
     return Json({"on": path is not None, "entries": entries})
+
+
+@router.get(
+    "/v1/operator/audit/verify",
+    summary="Verify the audit log of this server",
+    responses=answers(fields(verdict=maybe(ANY_OBJECT), fault=TEXT)),
+)
+async def verify_audit(
+    _operator: Operator, service: TheService, head: Annotated[str, Query(pattern=_HEAD)] = ""
+) -> Response:
+    """Read the whole log, and return what `cellblock audit verify --json` prints.
+
+    `verdict` is null if the log could not be read; `fault` says why.
+    """
+    path = service.settings.audit_path
+    if path is None:
+        return Json({"verdict": None, "fault": "this server keeps no audit log"})
+    try:
+        async with service.verifying:  # one at a time: it reads gigabytes
+            verdict = await asyncio.to_thread(verify, path, Mark.of(head) if head else None)
+    except OSError as error:
+        return Json({"verdict": None, "fault": f"the audit log cannot be read: {error.strerror or error}"})
+    return Json({"verdict": verdict.as_dict(), "fault": ""})
 
 
 def _newest(path: Path, limit: int) -> list[dict[str, Any]]:
