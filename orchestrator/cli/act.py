@@ -28,7 +28,8 @@ def interrupt(name: Id, cluster: Cluster = False, as_json: AsJson = False) -> No
 def hibernate(name: Id, cluster: Cluster = False, as_json: AsJson = False) -> None:
     """Write a session's state to a checkpoint and give up its kernel. The session's next use wakes it.
 
-    Exit status: 0 if the session sleeps, 1 if it is in use, its state cannot be captured, or ID does not name one kernel.
+    Exit status: 0 if the session sleeps; 1 if it is in use, if its state cannot be captured, or if ID does not name one
+    kernel.
 
     Example: cellblock hibernate agent-1
     """

@@ -39,7 +39,7 @@ NodeName = Annotated[
     str,
     typer.Argument(
         metavar="NODE",
-        help="The node's name, as `cellblock cluster status` shows it; its address, or its id's beginning.",
+        help="The node's name, as `cellblock cluster status` shows it, or its address.",
     ),
 ]
 OperatorToken = Annotated[

@@ -1,4 +1,4 @@
-"""The option --cluster, and what it shows: the nodes of a cluster and their kernels, each asked with a short deadline."""
+"""The option --cluster, and what it shows: the nodes of a cluster, each asked with a short deadline."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from orchestrator.server.idempotency import Idempotency
 from orchestrator.server.looplag import LoopLag
 from orchestrator.server.managers import Managers
 from orchestrator.server.operatortrail import OperatorTrail
+from orchestrator.server.peers import Peers
 from orchestrator.server.slots import Slots
 from orchestrator.server.usagehistory import UsageHistory
 from orchestrator.sessions.membership import Membership, capacity_of
@@ -74,6 +75,11 @@ class Service:
         """Who calls. Only while the server runs."""
         assert self._authentication is not None
         return self._authentication
+
+    @property
+    def peers(self) -> Peers:
+        """The other nodes of its cluster. Only while the server runs."""
+        return Peers(self.settings, self.membership, self.directory.history)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[None, None]:
