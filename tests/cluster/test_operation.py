@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -167,6 +168,27 @@ async def test_each_node_reaches_the_sessions_of_the_others(nodes: Nodes, manage
         ]
         assert (await http.delete(path)).json() == {"ended": True}
         assert await manager.node_of(mine) is None
+
+
+async def test_the_metrics_of_the_cluster(nodes: Nodes, manager: ClusterKernelManager) -> None:
+    """Each node says the same of all nodes; a node's own page has nothing of the cluster."""
+    agents = await on_each_node(nodes, manager)
+    async with httpx.AsyncClient(timeout=60) as http:
+        pages = [(await http.get(f"{server.url}/metrics/cluster")).text for server in nodes.servers.values()]
+        own = (await http.get(f"{nodes.servers[next(iter(agents))].url}/metrics")).text
+    for page in pages:
+        assert 'cellblock_cluster_nodes{state="up"} 2.0' in page
+        for node_id in nodes.servers:
+            values = {
+                name: float(re.search(rf'^{name}{{node="{address(nodes, node_id)}"}} (\S+)$', page, re.M)[1])  # type: ignore[index]
+                for name in (f"cellblock_cluster_node_{each}" for each in ("places", "sessions", "lease_age_seconds"))
+            }
+            places, sessions, age = values.values()
+            assert places == 10
+            assert sessions >= 1
+            assert age <= 4
+    assert "cellblock_cells_total" in own
+    assert "cellblock_cluster" not in own
 
 
 async def test_a_drained_node_is_put_back(nodes: Nodes, manager: ClusterKernelManager, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from orchestrator.errors import ServerUnavailableError, StoreError
 from orchestrator.manager import AgentKernelManager
 from orchestrator.server.answers import Json, Problem, dumps
-from orchestrator.server.metrics import exposition
+from orchestrator.server.metrics import cluster_exposition, exposition
 from orchestrator.server.native.access import Operator, SessionId, TheService
 from orchestrator.server.native.bodies import Drain
 from orchestrator.server.native.described import (
@@ -68,6 +68,15 @@ async def ready(service: TheService) -> Response:
 async def metrics(_operator: Operator, service: TheService) -> Response:
     """Return the metrics of all managers, with the label `policy`, and of the server."""
     return PlainText(exposition(service), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@router.get("/metrics/cluster", summary="Metrics of the cluster for Prometheus", response_class=PlainText)
+async def cluster_metrics(_operator: Operator, service: TheService) -> Response:
+    """Return the nodes' states, places, sessions and leases. Every node returns the same: scrape it at one of them."""
+    nodes = await service.peers.nodes()
+    live = await service.directory.history.run(History.live_sessions)
+    page = cluster_exposition(nodes, live, service.settings.node_lease_s)
+    return PlainText(page, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 @router.get("/v1/overview", summary="The kernels of all groups", responses=answers(fields(managers=many(ANY_OBJECT))))
