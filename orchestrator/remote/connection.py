@@ -17,6 +17,7 @@ import httpx_sse
 from orchestrator.errors import ServerUnavailableError, SettingsError, UntrustedServerError
 from orchestrator.remote.failures import failure
 from orchestrator.remote.link import Download, Numbered, Query
+from orchestrator.telemetry import trace_headers
 
 _CONNECTING = 10.0  # seconds; also for a place among the connections, and for each part of what is sent
 _QUIET = 60.0  # seconds without a sign of life on a stream: the server sends one every 15 s
@@ -63,6 +64,7 @@ class Connection:
             timeout=httpx.Timeout(_CONNECTING, read=None),
             transport=transport,
             trust_env=False,
+            event_hooks={"request": [_traced]},
         )
 
     @property
@@ -171,6 +173,11 @@ class Connection:
             raise failure(_json(answer.content), answer.status_code)
         found: dict[str, Any] = answer.json()
         return found
+
+
+async def _traced(request: httpx.Request) -> None:
+    """Name the caller's span. httpx calls it with each request, in the caller's context."""
+    request.headers.update(trace_headers())
 
 
 def trust(verify: ssl.SSLContext | str | bool) -> ssl.SSLContext:
