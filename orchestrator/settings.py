@@ -135,6 +135,7 @@ class Settings(BaseSettings):
             the same. It renews three times in that time.
         node_ca: the file of the certificate authority that the nodes' certificates are checked with; empty: the
             system's authorities.
+        ask_nodes: how many nodes the cluster asks Ray's autoscaler for at most, while callers wait; 0: it never asks.
         operator_token_file: the file of the token with which commands with --cluster ask the nodes; empty:
             ``cluster/operator-token`` in the data folder, if it is there.
     """
@@ -169,6 +170,7 @@ class Settings(BaseSettings):
     node_url: str = Field(default="", max_length=300)
     node_lease_s: float = Field(default=6.0, ge=1, le=600)
     node_ca: str = ""
+    ask_nodes: int = Field(default=0, ge=0, le=10_000)
     operator_token_file: str = ""
 
     @classmethod

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final, Literal
+from dataclasses import fields as dataclass_fields
+from typing import Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
 _PAST: Final = 86400.0  # seconds
@@ -23,6 +24,7 @@ class Capacity:
         load: cores in use.
         warm: kernels that are ready, by policy.
         image: the sandbox image of the warm ones.
+        waiting: callers that wait for one.
     """
 
     kernels: int
@@ -32,6 +34,13 @@ class Capacity:
     load: float
     warm: Mapping[str, int] = field(default_factory=dict)
     image: str = ""
+    waiting: int = 0
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Self:
+        """Return the capacity of ``as_dict``. What a newer node says beyond it is left out."""
+        known = {field.name for field in dataclass_fields(cls)}
+        return cls(**{name: value for name, value in fields.items() if name in known})
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON."""

@@ -114,5 +114,5 @@ def _record(row: Row[Any]) -> NodeRecord:
         float(row.lease_left_s),
         row.version,
         row.protocol,
-        Capacity(**json.loads(row.capacity)),
+        Capacity.of(json.loads(row.capacity)),
     )

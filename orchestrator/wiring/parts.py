@@ -112,6 +112,7 @@ class Parts:
             load=host.cpus - host.cpus_idle,
             warm={self._settings.policy: counts["ready"]},
             image="" if self.instance is None else self.instance.config.image,
+            waiting=counts["waiting"],
         )
 
     async def _hand_over(self, request: dict[str, Any]) -> dict[str, Any]:
