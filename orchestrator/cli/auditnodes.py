@@ -66,6 +66,7 @@ async def _verified(heads: Sequence[str]) -> list[_Chain]:
     async def verified(node: NodeRecord) -> _Chain:
         query = {"head": str(marks[node.node_id])} if node.node_id in marks else None
         try:
+            await calls.ask(node, "GET", "/v1/caller")  # one that is silent is not waited for as one that reads
             found = await calls.ask(node, "GET", "/v1/operator/audit/verify", query=query, seconds=_VERIFYING)
         except CellblockError as error:
             return _Chain(node, "unread", error.message)
@@ -144,7 +145,7 @@ async def _new_entries(
         new = [{"log_of": node.address, **row} for row in rows if since is None or number_of(row) > since]
         if since is not None and new and number_of(new[0]) > since + 1:
             errors.print(
-                f"{escape(node.address)}: {number_of(new[0]) - since - 1} entries are left out", style="yellow"
+                f"{escape(plain(node.address))}: {number_of(new[0]) - since - 1} entries are left out", style="yellow"
             )
         last[node.node_id] = max([since or 0, *map(number_of, new)])
         fresh += new

@@ -30,8 +30,7 @@ class NodeActor:
         self._place = place
         self._keeper = NodeKeeper(Path(folder), config)
         threading.Thread(target=lambda: asyncio.run(self._keeper.run()), daemon=True).start()
-        variables = config.variables
-        if int(variables.get("CELLBLOCK_ASK_NODES") or 0) and "CELLBLOCK_NODE_URL" in variables:
+        if config.asks_nodes:
             threading.Thread(target=lambda: asyncio.run(_autoscaling(config, place).run()), daemon=True).start()
 
     def place(self) -> str:
@@ -44,7 +43,5 @@ class NodeActor:
 
 
 def _autoscaling(config: NodeConfig, place: str) -> Autoscaling:
-    variables = config.variables
-    directory = StoreDirectory(variables["CELLBLOCK_STORE_URL"])
-    demand = Demand(int(variables["CELLBLOCK_ASK_NODES"]))
-    return Autoscaling(directory, config.url, demand, RayAutoscaler(place))
+    directory = StoreDirectory(config.variables["CELLBLOCK_STORE_URL"])
+    return Autoscaling(directory, config.url, Demand(config.asks_nodes), RayAutoscaler(place))

@@ -26,6 +26,10 @@ from tests.cluster.fakedirectory import ROOMY, record
 _LONGEST = 150.0  # seconds
 _IDLE = 6.0  # seconds after which Ray's autoscaler ends a node
 _HEAD = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"  # the id that the provider gives to its head
+_EMPTY = (
+    "initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands",
+    "head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files", "rsync_exclude", "rsync_filter",
+)  # fmt: skip
 _TYPES = {
     "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
     "node": {"resources": {"cellblock_node": 1}, "node_config": {}, "min_workers": 0, "max_workers": 4},
@@ -60,6 +64,10 @@ def _start(folder: Path, version: str) -> None:
         "auth": {},
         "upscaling_speed": 1.0,
         "idle_timeout_minutes": _IDLE / 60,
+        "docker": {},
+        "file_mounts": {},
+        "file_mounts_sync_continuously": False,
+        **{name: [] for name in _EMPTY},
     }
     file = folder / "autoscaler.json"
     file.write_text(json.dumps(config))

@@ -23,6 +23,7 @@ def test_nodes_come_while_callers_wait_and_go_when_they_are_idle(version: str, t
         own = {
             "PATH": f"{python.parent}:{os.environ['PATH']}",
             "RAY_TMPDIR": "/run/ray",
+            "RAY_worker_niceness": "0",
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
         }
