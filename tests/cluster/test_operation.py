@@ -20,8 +20,10 @@ import pytest_asyncio
 
 from orchestrator.cluster.clustermanager import ClusterKernelManager
 from tests.cluster.test_real_cluster import Nodes, nodes_of
+from tests.terminal import Terminal
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+COMMAND = [sys.executable, "-m", "orchestrator.cli.entry"]
 FOREVER = "import time\nwhile True: time.sleep(0.05)"
 
 
@@ -37,8 +39,8 @@ async def manager(nodes: Nodes) -> AsyncIterator[ClusterKernelManager]:
         yield manager
 
 
-def cellblock(nodes: Nodes, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command on a host that is no node."""
+def environment(nodes: Nodes, folder: Path) -> dict[str, str]:
+    """Return the environment of a host that is no node."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("CELLBLOCK_")}
     own |= {
         "CELLBLOCK_STORE_URL": nodes.url,
@@ -47,8 +49,19 @@ def cellblock(nodes: Nodes, folder: Path, *arguments: str) -> subprocess.Complet
         "CELLBLOCK_AUDIT_LOG": str(folder / "audit.jsonl"),
         "COLUMNS": "200",
     }
-    command = [sys.executable, "-m", "orchestrator.cli.entry", *arguments]
-    return subprocess.run(command, env=own, capture_output=True, text=True, check=False, timeout=120)
+    return own
+
+
+def cellblock(nodes: Nodes, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command on a host that is no node."""
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        env=environment(nodes, folder),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
 
 
 async def asked(nodes: Nodes, folder: Path, *arguments: str, status: int = 0) -> Any:
@@ -235,12 +248,16 @@ async def test_a_node_that_does_not_answer_is_a_row_that_says_so(
     silent, other = nodes.servers
     nodes.servers[silent].process.send_signal(signal.SIGSTOP)
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             table = await asyncio.to_thread(cellblock, nodes, tmp_path, "ps", "--cluster")
             assert table.returncode == 0, table.stderr
             (row,) = [line for line in table.stdout.splitlines() if address(nodes, silent) in line]
             assert "has not answered" in row or "lease is over" in row
             assert address(nodes, other) in table.stdout
+            top = Terminal([*COMMAND, "top", "--cluster"], environment(nodes, tmp_path))
+            await top.until(lambda text: all(address(nodes, node) in text for node in nodes.servers), 60)
+            top.press("q")
+            assert await top.wait(30) == 0
             found = await asked(nodes, tmp_path, "audit", "verify", "--cluster", status=1)
             assert "unread" in {chain["state"] for chain in found}
             async with httpx.AsyncClient(timeout=60) as http:
