@@ -174,6 +174,7 @@ class Manager(Blocking[AgentKernelManager]):
     fork = waits(AgentKernelManager.fork)
     hibernate = waits(AgentKernelManager.hibernate)
     drain = waits(AgentKernelManager.drain)
+    undrain = calls(AgentKernelManager.undrain)
     export_history = waits(AgentKernelManager.export_history)
     import_history = waits(AgentKernelManager.import_history)
     export_notebook = waits(AgentKernelManager.export_notebook)

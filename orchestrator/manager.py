@@ -399,6 +399,11 @@ class AgentKernelManager(CellCalls, CommandCalls, FileCalls):
         self._life.check_caller()
         return await self._parts.hibernation.drain(timeout)
 
+    def undrain(self) -> None:
+        """Take sessions again after ``drain``, which ends if it still runs. Idempotent."""
+        self._life.check_caller()
+        self._parts.hibernation.undrain()
+
     async def export_history(self, session: KernelSession, file_path: str | Path | None = None) -> dict[str, Any]:
         """Return the session's identity and history; with ``file_path``, also write both to that file, as JSON.
 

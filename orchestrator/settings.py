@@ -133,6 +133,11 @@ class Settings(BaseSettings):
             ``store_url`` names; empty: it is no node.
         node_lease_s: how long a node that cannot be reached keeps its sessions, in seconds; all nodes of a cluster have
             the same. It renews three times in that time.
+        node_ca: the file of the certificate authority that the nodes' certificates are checked with; empty: the
+            system's authorities.
+        ask_nodes: how many nodes the cluster asks Ray's autoscaler for at most, while callers wait; 0: it never asks.
+        operator_token_file: the file of the token with which commands with --cluster ask the nodes; empty:
+            ``cluster/operator-token`` in the data folder, if it is there.
     """
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, env_file=".env", extra="ignore", frozen=True)
@@ -164,6 +169,9 @@ class Settings(BaseSettings):
     start_timeout: float = Field(default=60.0, gt=0)
     node_url: str = Field(default="", max_length=300)
     node_lease_s: float = Field(default=6.0, ge=1, le=600)
+    node_ca: str = ""
+    ask_nodes: int = Field(default=0, ge=0, le=10_000)
+    operator_token_file: str = ""
 
     @classmethod
     def load(cls) -> Self:

@@ -20,7 +20,9 @@ from orchestrator.errors import SettingsError
 from orchestrator.eventfeed import HostEvent
 
 try:
+    from opentelemetry import context as otel_context
     from opentelemetry import trace as otel
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 except ImportError:  # the extra `otel` is not installed
     otel = None  # type: ignore[assignment]
 
@@ -45,6 +47,36 @@ class _NoSpan:
 
     def end(self) -> None:
         return
+
+
+def trace_headers() -> dict[str, str]:
+    """Return the W3C headers that name the current span; none without OpenTelemetry, or outside of a span."""
+    headers: dict[str, str] = {}
+    if otel is not None:
+        TraceContextTextMapPropagator().inject(headers)
+    return headers
+
+
+@contextlib.contextmanager
+def request_span(headers: Mapping[str, str], **attributes: str) -> Iterator[Span]:
+    """Open a span for a request, and make it the current one: what the request does is below it.
+
+    Args:
+        headers: may have "traceparent" and "tracestate": the caller's span, which becomes the parent.
+    """
+    if otel is None:
+        yield _NoSpan()
+        return
+    parent = TraceContextTextMapPropagator().extract(headers, context=otel_context.Context())
+    span = otel.get_tracer("cellblock").start_span("cellblock.request", parent, kind=otel.SpanKind.SERVER)
+    for key, value in attributes.items():
+        span.set_attribute(f"cellblock.{key}", value)
+    token = otel_context.attach(otel.set_span_in_context(span))
+    try:
+        yield span
+    finally:
+        otel_context.detach(token)
+        span.end()
 
 
 @dataclass(slots=True)

@@ -63,6 +63,7 @@ app.command(name="run", context_settings={"ignore_unknown_options": True})(run.r
 app.command(name="ps")(ps.ps)
 app.command(name="top")(top.top)
 app.command(name="interrupt")(act.interrupt)
+app.command(name="hibernate")(act.hibernate)
 app.command(name="kill")(act.kill)
 app.command(name="exec", context_settings={"ignore_unknown_options": True})(execute.execute)
 app.command(name="shell")(execute.shell)

@@ -7,16 +7,17 @@ import re
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
+from orchestrator.cli.auditentries import number_of, show_entries
+from orchestrator.cli.auditnodes import tail_nodes, verify_nodes
+from orchestrator.cli.clusterview import Cluster
 from orchestrator.cli.moments import ACCEPTED, moments, time_of
-from orchestrator.cli.render import AsJson, console, errors, plain, shorten, show_json, show_table
+from orchestrator.cli.render import AsJson, console, errors, plain, show_json
 from orchestrator.errors import InvalidInputError
 from orchestrator.outcome import Outcome
 from orchestrator.settings import Settings
@@ -28,11 +29,9 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 _POLL = 0.5  # seconds between two checks for new entries
-_LONGEST = 100  # characters of details in a table row
 _KERNEL = re.compile(r"[0-9a-fA-F]{1,32}")
 _EVENT = re.compile(r"[a-z]+(\.[a-z_]*)?")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
-_SHOWN_ELSEWHERE = ("seq", "time", "event", "agent", "kernel", "instance", "prev", "hash", "caller", "session")
 
 File = Annotated[Path | None, typer.Option("--log", help="The log file. Default: CELLBLOCK_AUDIT_LOG.")]
 AsLines = Annotated[bool, typer.Option("--json", help="Print each entry as a line of JSON.")]
@@ -42,8 +41,13 @@ AsLines = Annotated[bool, typer.Option("--json", help="Print each entry as a lin
 def verify(
     log: File = None,
     head: Annotated[
-        str, typer.Option(help="A head that was printed earlier, as NUMBER:HASH. It must be in the chain.")
-    ] = "",
+        list[str] | None,
+        typer.Option(
+            help="A head that was printed earlier, as NUMBER:HASH. It must be in the chain. With --cluster, as "
+            "NODE=NUMBER:HASH; may be repeated."
+        ),
+    ] = None,
+    cluster: Cluster = False,
     as_json: AsJson = False,
 ) -> None:
     """Verify that no line of the log was altered, removed, moved or truncated, and report the first fault.
@@ -51,16 +55,24 @@ def verify(
     Prints the head of the chain. Keep it on another machine and pass it with --head next time: then a log that was
     rewritten as a whole is detected too. Exit status: 0 if the chain is intact, 1 if it is not.
 
+    With --cluster: the chain of each node, which the node reads itself. Exit status: 0 if all are intact, 1 if one is
+    not, or cannot be read.
+
     Example: cellblock audit verify --head 1841:5c1d…
     """
-    mark = _mark(head)
+    if cluster:
+        _refuse_file(log)
+        raise typer.Exit(verify_nodes(head or [], as_json))
+    if len(head or []) > 1:
+        raise typer.BadParameter("one log has one head.", param_hint="--head")
+    mark = _mark("".join(head or []))
     path = _path(log)
     try:
         verdict = verify_chain(path, mark)
     except OSError as error:
         raise _unreadable(path, error) from error
     if as_json:
-        show_json({"intact": verdict.fault is None, **asdict(verdict), "head": str(verdict.head)})
+        show_json(verdict.as_dict())
         raise typer.Exit(0 if verdict.fault is None else 1)
     for note in verdict.notes:
         console.print(f"[yellow]note:[/] {escape(note)}")
@@ -80,26 +92,30 @@ def tail(
     follow: Annotated[
         bool, typer.Option("-f", "--follow", help="Keep printing new entries as they are written.")
     ] = False,
+    cluster: Cluster = False,
     as_json: AsLines = False,
 ) -> None:
-    """Print the newest entries.
+    """Print the newest entries. With --cluster: those of all nodes together, without code, at most 500 of each.
 
     Example: cellblock audit tail -f
     """
+    if cluster:
+        _refuse_file(log)
+        return tail_nodes(lines, follow, as_json)
     path = _path(log)
     size = _size(path)  # taken before the log is read, so that entries written meanwhile are not missed
     newest = deque(_entries(path), maxlen=max(1, lines))
-    _print(list(newest) if lines else [], as_json)
-    last = _number(newest[-1]) if newest else 0
+    show_entries(list(newest) if lines else [], as_json)
+    last = number_of(newest[-1]) if newest else 0
     while follow:
         time.sleep(_POLL)
         if (grown := _size(path)) == size:
             continue
         size = grown
-        fresh = [entry for entry in _entries(path) if _number(entry) > last]
+        fresh = [entry for entry in _entries(path) if number_of(entry) > last]
         if fresh:
-            last = _number(fresh[-1])
-            _print(fresh, as_json)
+            last = number_of(fresh[-1])
+            show_entries(fresh, as_json)
 
 
 @app.command()
@@ -139,7 +155,7 @@ def search(
         )
 
     found = [entry for entry in _entries(_path(log)) if matches(entry)]
-    _print(found, as_json)
+    show_entries(found, as_json)
     if not found:
         errors.print("no matching entries")
         raise typer.Exit(1)
@@ -191,47 +207,14 @@ def _size(path: Path) -> int:
 
 
 def _mark(head: str) -> Mark | None:
-    if not head:
-        return None
-    number, _, digest = head.partition(":")
-    if not number.isdecimal() or len(digest) != 64:
-        raise typer.BadParameter("it takes NUMBER:HASH, as `cellblock audit verify` prints it.", param_hint="--head")
-    return Mark(int(number), digest)
+    try:
+        return Mark.of(head) if head else None
+    except ValueError:
+        raise typer.BadParameter(
+            "it takes NUMBER:HASH, as `cellblock audit verify` prints it.", param_hint="--head"
+        ) from None
 
 
-def _number(entry: dict[str, Any]) -> int:
-    number = entry.get("seq")
-    return number if isinstance(number, int) else 0
-
-
-def _print(entries: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        for entry in entries:
-            typer.echo(json.dumps(entry))
-        return
-    if not entries:
-        return
-    table = Table("entry", "time (UTC)", "event", "agent", "kernel", "details")
-    for column in table.columns[:3]:
-        column.no_wrap = True
-    for entry in entries:
-        details = {key: value for key, value in entry.items() if key not in _SHOWN_ELSEWHERE}
-        said = ", ".join(f"{key}={value}" for key, value in _flat(details) if value not in (None, [], {}))
-        cells = (
-            str(_number(entry)),
-            str(entry.get("time", ""))[:19].replace("T", " "),
-            str(entry.get("event", "")),
-            str(entry.get("agent", "")),
-            str(entry.get("kernel", ""))[:12],
-            shorten(said, _LONGEST),
-        )
-        table.add_row(*(escape(plain(cell)) for cell in cells))
-    show_table(table)
-
-
-def _flat(details: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in details.items():
-        if isinstance(value, dict):
-            yield from _flat(value)
-        else:
-            yield key, value
+def _refuse_file(log: Path | None) -> None:
+    if log is not None:
+        raise typer.BadParameter("with --cluster, each node reads its own log.", param_hint="--log")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable
@@ -13,6 +14,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from orchestrator.cli.clusterview import cluster_settings, nodes_of, operator_token_of
+from orchestrator.cli.nodeoptions import NodeOptions, TokenFile, takes_node_options
 from orchestrator.cli.render import AsJson, console, errors, plain, run_async, show_json, show_table
 from orchestrator.errors import ClusterError, InvalidInputError, RayMissingError, SettingsError
 from orchestrator.settings import Settings
@@ -32,32 +35,24 @@ _LOOPBACK = "127.0.0.1"
 _MARKS = {"serving": "green", "starting": "yellow", "waiting": "yellow", "silent": "red", "stopped": "red"}
 
 Host = Annotated[str, typer.Option(help="The address at which the other hosts reach this one.")]
-Name = Annotated[str, typer.Option("--node", help="The node's name. Default: this host's name.")]
-ServerPort = Annotated[int, typer.Option(min=1, max=65535, help="The port of this host's server.")]
-StoreUrl = Annotated[
-    str, typer.Option(help="The database of all hosts, such as postgresql+psycopg://user@db/cellblock. "
-                           "Default: CELLBLOCK_STORE_URL.")
-]  # fmt: skip
-TokenFile = Annotated[Path | None, typer.Option(help="Ray's token. Default: cluster/ray-token in the data folder.")]
-Policies = Annotated[list[str] | None, typer.Option("--policy", help="As for `cellblock serve`; may be repeated.")]
-MaxKernels = Annotated[int, typer.Option(min=1, help="How many kernels each policy may have at once on this host.")]
-TlsCert = Annotated[Path | None, typer.Option(help="A PEM file with the server's certificate, for HTTPS.")]
-TlsKey = Annotated[Path | None, typer.Option(help="A PEM file with the certificate's key.")]
+NodeName = Annotated[
+    str,
+    typer.Argument(
+        metavar="NODE",
+        help="The node's name, as `cellblock cluster status` shows it, or its address.",
+    ),
+]
+OperatorToken = Annotated[
+    Path | None, typer.Option(help="A file with a token that has the right `operator`. Default: that of `up`.")
+]
 
 
 @app.command()
+@takes_node_options
 def up(
+    options: NodeOptions,
     host: Host = _LOOPBACK,
     port: Annotated[int, typer.Option(min=1024, max=65535, help="The port of Ray's head.")] = 6379,
-    node: Name = "",
-    server_port: ServerPort = 8730,
-    store_url: StoreUrl = "",
-    token_file: TokenFile = None,
-    policy: Policies = None,
-    max_kernels: MaxKernels = 10,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    as_json: AsJson = False,
 ) -> None:
     """Start Ray's head and a node on this host. Idempotent: what runs already is found again.
 
@@ -68,11 +63,11 @@ def up(
     from orchestrator.cluster.raycluster import is_loopback
 
     _check_extras()
-    settings = _settings(store_url, needed=not is_loopback(host))
-    config = _config(host, node, server_port, f"{host}:{port}", policy, max_kernels, tls_cert, tls_key, is_head=True)
+    settings = _settings(options.store_url, needed=not is_loopback(host))
+    config = options.config(host, f"{host}:{port}", is_head=True)
     made = None if is_loopback(host) else _operator_token(settings)
-    _start(settings, config, token_file, as_json)
-    if as_json:
+    _start(settings, config, options)
+    if options.as_json:
         return
     if made is not None:
         console.print(f"a token with the right `operator` is in {escape(str(made))}")
@@ -82,30 +77,21 @@ def up(
 
 
 @app.command()
+@takes_node_options
 def join(
+    options: NodeOptions,
     address: Annotated[
         str, typer.Argument(help="Ray's head, as HOST:PORT. Without: the Ray that runs on this host already.")
     ] = "auto",
     host: Host = "",
-    node: Name = "",
-    server_port: ServerPort = 8730,
-    store_url: StoreUrl = "",
-    token_file: TokenFile = None,
-    policy: Policies = None,
-    max_kernels: MaxKernels = 10,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    as_json: AsJson = False,
 ) -> None:
     """Make this host a node of a cluster. Idempotent: what runs already is found again.
 
     Example: cellblock cluster join 10.0.0.1:6379 --host 10.0.0.2 --store-url postgresql+psycopg://cellblock@db/cellblock
     """
     _check_extras()
-    settings = _settings(store_url, needed=True)
-    own = host or _own_address(address)
-    config = _config(own, node, server_port, address, policy, max_kernels, tls_cert, tls_key, is_head=False)
-    _start(settings, config, token_file, as_json)
+    settings = _settings(options.store_url, needed=True)
+    _start(settings, options.config(host or _own_address(address), address, is_head=False), options)
 
 
 @app.command()
@@ -127,36 +113,56 @@ def status(token_file: TokenFile = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def drain(
-    node: Annotated[
-        str, typer.Argument(metavar="NODE", help="The node's name, as `cellblock cluster status` shows it.")
-    ],
+    node: NodeName,
     seconds: Annotated[float, typer.Option(min=1, help="How long it may take to move its sessions.")] = 120.0,
-    operator_token: Annotated[
-        Path | None, typer.Option(help="A file with a token that has the right `operator`. Default: that of `up`.")
-    ] = None,
+    operator_token: OperatorToken = None,
     token_file: TokenFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Have a node take no new session, and move its sessions to the others by checkpoints.
+    """Have a node take no new session, and move its sessions to the others by checkpoints. `undrain` puts it back.
 
     Example: cellblock cluster drain host-2
     """
-    _check_extras()
     from orchestrator.cluster.draining import drain as drain_server
 
-    settings = Settings.load()
-    file = operator_token or _data(settings) / "operator-token"
-    token = file.read_text().strip() if operator_token is not None or file.is_file() else None
-    this = _host(settings, token_file)
+    async def work() -> dict[str, Any]:
+        settings = Settings.load()
+        url = await _url_of(node, settings, token_file)
+        return await drain_server(url, _token(settings, operator_token), seconds, settings.node_ca or True)
+
+    answer = run_async(work())
+    if as_json:
+        show_json(answer)
+        return
+    kept = answer.get("kept") or {}
+    console.print(f"node {escape(plain(node))} takes no session any longer; {len(kept)} stayed")
+    for session_id, why in kept.items():
+        console.print(f"  {escape(plain(f'{session_id}: {why}'))}")
+
+
+@app.command()
+def undrain(
+    node: NodeName,
+    operator_token: OperatorToken = None,
+    token_file: TokenFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Have a drained node take sessions again. A drain that still runs ends.
+
+    Example: cellblock cluster undrain host-2
+    """
+    from orchestrator.cluster.draining import undrain as undrain_server
 
     async def work() -> dict[str, Any]:
-        return await drain_server(await this.url_of(node), token, seconds)
+        settings = Settings.load()
+        url = await _url_of(node, settings, token_file)
+        return await undrain_server(url, _token(settings, operator_token), settings.node_ca or True)
 
     answer = run_async(work())
     if as_json:
         show_json(answer)
     else:
-        console.print(f"node {escape(plain(node))} is drained: {escape(plain(str(answer)))}")
+        console.print(f"node {escape(plain(node))} takes sessions again")
 
 
 @app.command()
@@ -200,39 +206,29 @@ def _settings(store_url: str, *, needed: bool) -> Settings:
     return settings
 
 
-def _config(
-    host: str,
-    node: str,
-    server_port: int,
-    ray: str,
-    policies: list[str] | None,
-    max_kernels: int,
-    tls_cert: Path | None,
-    tls_key: Path | None,
-    *,
-    is_head: bool,
-) -> NodeConfig:
-    from orchestrator.cluster.nodeconfig import NodeConfig, check_name, server_environment
+async def _url_of(name: str, settings: Settings, token_file: Path | None) -> str:
+    """Return where a node's server answers: as the cluster's database says, or as Ray does, which knows its name.
 
-    return NodeConfig(
-        name=check_name(node or socket.gethostname()),
-        host=host,
-        port=server_port,
-        ray=ray,
-        is_head=is_head,
-        policies=tuple(policies or ()),
-        max_kernels=max_kernels,
-        tls_cert="" if tls_cert is None else str(tls_cert.absolute()),
-        tls_key="" if tls_key is None else str(tls_key.absolute()),
-        environment=server_environment(),
-    )
+    Raises:
+        ClusterError: there is no such node, or nobody knows where it is.
+    """
+    with contextlib.suppress(ClusterError):  # no database, or none of a cluster
+        found = [node.url for node in await nodes_of(cluster_settings()) if node.is_named(name)]
+        if len(found) == 1:
+            return found[0]
+    _check_extras()
+    return await _host(settings, token_file).url_of(name)
 
 
-def _start(settings: Settings, config: NodeConfig, token_file: Path | None, as_json: bool) -> None:
-    this = _host(settings, token_file)
+def _token(settings: Settings, named: Path | None) -> str | None:
+    return named.read_text().strip() if named is not None else operator_token_of(settings)
+
+
+def _start(settings: Settings, config: NodeConfig, options: NodeOptions) -> None:
+    this = _host(settings, options.token_file)
     with errors.status(f"starting the node {config.name}"):
         run_async(this.start(config))
-    if as_json:
+    if options.as_json:
         show_json({"node": config.name, "url": config.url, "ray": config.ray})
     else:
         console.print(f"node {escape(config.name)} serves on {escape(config.url)}; Ray's head: {escape(config.ray)}")

@@ -20,6 +20,7 @@ from orchestrator.cli.kernelrows import ACT, Row, find_kernel, look
 from orchestrator.cli.render import errors, plain, run_async
 from orchestrator.cli.terminalfilter import TerminalFilter
 from orchestrator.errors import CellblockError, InvalidInputError
+from orchestrator.operator.controlsocket import ControlClient
 from orchestrator.output.commandresult import CommandResult
 from orchestrator.output.printable import printable_lines
 from orchestrator.settings import Settings
@@ -73,8 +74,10 @@ def shell(name: Id, cwd: Folder = "") -> None:
 
 async def _run(name: str, request: dict[str, Any], *, interactive: bool) -> int:
     row = find_kernel(await look(Settings.load()), name)
+    control = row.control
+    assert isinstance(control, ControlClient)  # of this host
     try:
-        async with row.control.talk({"do": "exec", "kernel": row.kernel_id, **request}, ACT) as (reader, writer):
+        async with control.talk({"do": "exec", "kernel": row.kernel_id, **request}, ACT) as (reader, writer):
             first = await asyncio.wait_for(_receive(reader), ACT)
             if "error" in first:
                 raise InvalidInputError(plain(str(first["error"])))
@@ -202,6 +205,6 @@ def _raw_terminal() -> Iterator[None]:
 
 def _no_answer(row: Row) -> InvalidInputError:
     return InvalidInputError(
-        f"the connection to instance {row.control.instance} of user {row.user} failed, or ended.",
+        f"the connection to {row.control} failed, or ended.",
         remedy="Its process has ended or hangs: `cellblock ps` shows whether it answers again.",
     )

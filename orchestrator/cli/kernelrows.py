@@ -1,34 +1,21 @@
-"""The rows that `cellblock ps` and `cellblock top` show: every kernel of every running instance of this host."""
+"""The rows that `cellblock ps` and `cellblock top` show: every kernel of this host's instances, or of all nodes."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from rich.markup import escape
 
 from orchestrator.cli.render import plain, shorten
 from orchestrator.errors import InvalidInputError
-from orchestrator.operator.controlsocket import ControlClient, control_clients_of_host, user_name
+from orchestrator.operator.controlsocket import control_clients_of_host, user_name
 from orchestrator.settings import Settings
 
 ACT = 15.0  # seconds for an instance to interrupt a cell or to kill a kernel
-COLUMNS = (
-    "kernel",
-    "user",
-    "agent",
-    "runtime",
-    "state",
-    "CPU %",
-    "memory MiB",
-    "tmpfs",
-    "pids",
-    "cells",
-    "running",
-    "age",
-)
+_BEHIND = ("agent", "runtime", "state", "CPU %", "memory MiB", "tmpfs", "pids", "cells", "running", "age")
 _ANSWER = 2.0  # seconds for an instance to answer
 _BAR = 8  # characters
 _LONGEST_AGENT = 40  # characters
@@ -37,7 +24,31 @@ _MOST_KERNELS = 4096  # of one instance; more is no overview
 _LONGEST_REFUSAL = 500  # characters
 _COUNTS = ("max", "ready", "leased", "starting", "ending", "waiting")
 _NEAR = 0.8  # share of a limit from which on usage is shown in red
+DONE = {"interrupt": "interrupted", "hibernate": "hibernated", "kill": "killed"}  # what a reply says of an action
+_NOT_DONE = {
+    "interrupt": "no cell is running",
+    "hibernate": "the session is in use, or its state cannot be captured",
+    "kill": "the kernel has already ended",
+}
 _STATES = {"busy": "bold green", "ready": "cyan", "ending": "red"}
+
+
+class Control(Protocol):
+    """Who owns kernels, and can act on them: an instance of this host (``ControlClient``) or a node (``NodeControl``).
+
+    ``str`` names it in messages.
+    """
+
+    @property
+    def key(self) -> str:
+        """A name that no other one has."""
+
+    @property
+    def place(self) -> str:
+        """What the rows of its kernels say about where they are."""
+
+    async def ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any] | None:
+        """Send a request, and return the reply; None if none comes in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +56,11 @@ class Row:
     """One kernel.
 
     Attributes:
-        control: reaches the instance that owns the kernel.
+        control: who owns the kernel.
         kernel: the kernel's entry in the instance's overview.
     """
 
-    control: ControlClient
+    control: Control
     kernel: dict[str, Any]
 
     @property
@@ -59,12 +70,13 @@ class Row:
     @property
     def key(self) -> str:
         """A name that no row of another manager has, whatever ids that manager reports."""
-        return f"{self.control.path} {self.kernel_id}"
+        return f"{self.control.key} {self.kernel_id}"
 
-    @property
-    def user(self) -> str:
-        """The user whose manager owns the kernel."""
-        return user_name(self.control.uid)
+    async def act(self, action: str) -> dict[str, Any] | None:
+        """Interrupt, hibernate or kill. Return the reply; None if none comes."""
+        return await self.control.ask(
+            {"do": action, "kernel": self.kernel_id, "session": self.kernel.get("session")}, ACT
+        )
 
     def is_named(self, name: str) -> bool:
         """Return whether this is the kernel, session or agent of that full id."""
@@ -81,7 +93,7 @@ class Row:
         return str(self.kernel.get("agent") or "")
 
     def cells(self, *, bars: bool) -> tuple[str, ...]:
-        """Return the row as rich markup, one text for each of ``COLUMNS``.
+        """Return the row as rich markup, one text for each of ``HostView.columns``.
 
         Args:
             bars: whether shares of a limit are drawn as bars too.
@@ -90,7 +102,7 @@ class Row:
         state, cell = str(kernel["state"]), kernel.get("cell")
         return (
             escape(plain(self.kernel_id[:12])),
-            escape(plain(self.user)),
+            escape(plain(self.control.place)),
             escape(shorten(plain(self.agent or "-"), _LONGEST_AGENT)),
             escape(plain(kernel["runtime"])),
             f"[{_STATES.get(state, 'default')}]{escape(state)}[/]",
@@ -105,17 +117,39 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class SilentNode:
+    """A node that has not said what runs there, and why."""
+
+    node: str
+    fault: str
+
+    def cells(self) -> tuple[str, ...]:
+        """Return a row of the table, as ``Row.cells``."""
+        said = f"[red]{escape(plain(self.fault))}[/]"
+        return ("-", escape(plain(self.node)), said, *["-"] * (len(_BEHIND) - 1))
+
+
+@dataclass(frozen=True, slots=True)
 class HostView:
-    """The instances of this host and their kernels.
+    """Instances and their kernels: of this host, or of all nodes of a cluster.
 
     Attributes:
         overviews: the overview of each instance, in the form of ``AgentKernelManager.overview``.
         silent: the ids of instances that did not answer.
+        of: what the second column names.
+        silent_nodes: those that did not answer.
     """
 
     overviews: tuple[dict[str, Any], ...]
     rows: tuple[Row, ...]
     silent: tuple[str, ...]
+    of: Literal["user", "node"] = "user"
+    silent_nodes: tuple[SilentNode, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The titles of the table's columns."""
+        return ("kernel", self.of, *_BEHIND)
 
     def pool(self, key: str) -> int:
         """Return the sum of one count over all pools."""
@@ -153,7 +187,9 @@ def find_kernel(host: HostView, name: str) -> Row:
             remedy="`cellblock ps` shows all kernels. A session that sleeps has no kernel.",
         )
     if len(found) > 1:
-        listed = ", ".join(f"{row.kernel_id[:12]} ({row.agent or 'ready'}, user {row.user})" for row in found[:3])
+        listed = ", ".join(
+            f"{row.kernel_id[:12]} ({row.agent or 'ready'}, {host.of} {row.control.place})" for row in found[:3]
+        )
         raise InvalidInputError(f"{len(found)} kernels match {name!r}: {listed}{', …' if len(found) > 3 else ''}")
     return found[0]
 
@@ -194,16 +230,16 @@ def _is_number_or_none(value: object) -> bool:
 
 
 def refusal(action: str, reply: dict[str, Any]) -> str:
-    """Return why an instance has not interrupted a cell or killed a kernel, from its reply."""
-    ended = "no cell is running" if action == "interrupt" else "the kernel has already ended"
-    return plain(str(reply.get("error", ended)))[:_LONGEST_REFUSAL]
+    """Return why an instance has not done something to a kernel, from its reply."""
+    return plain(str(reply.get("error", _NOT_DONE[action])))[:_LONGEST_REFUSAL]
 
 
 def summary(host: HostView) -> str:
     """Return one line about all pools."""
     count = host.pool
     instances = "1 instance" if len(host.overviews) == 1 else f"{len(host.overviews)} instances"
-    silent = f" ({len(host.silent)} more: no answer)" if host.silent else ""
+    unheard = len(host.silent) + len(host.silent_nodes)
+    silent = f" ({unheard} more{' nodes' * bool(host.silent_nodes)}: no answer)" if unheard else ""
     return (
         f"{instances}{silent}, {len(host.rows)} of {count('max')} kernels: {count('leased')} leased, "
         f"{count('ready')} ready, {count('starting')} starting; {count('waiting')} callers waiting"

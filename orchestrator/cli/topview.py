@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import ClassVar
 
 import psutil
@@ -12,10 +13,10 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Label, Static
 
-from orchestrator.cli.kernelrows import ACT, COLUMNS, HostView, Row, look, ordered, refusal, summary
+from orchestrator.cli.kernelrows import DONE, HostView, Row, ordered, refusal, summary
 from orchestrator.cli.render import plain
+from orchestrator.errors import CellblockError
 from orchestrator.limits import MIB
-from orchestrator.settings import Settings
 
 _INTERVAL = 1.0  # seconds between two updates
 _ORDERS = ("agent", "cpu", "memory", "age")
@@ -44,20 +45,25 @@ class Confirm(ModalScreen[bool]):
 
 
 class Top(App[None]):
-    """Shows the kernels of all instances, updated every second."""
+    """Shows kernels, updated every second.
+
+    Args:
+        look: returns what runs now.
+    """
 
     CSS = "#summary { height: 2; padding: 0 1; } DataTable { height: 1fr; }"
     ENABLE_COMMAND_PALETTE = False
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("i", "interrupt", "interrupt the cell"),
+        Binding("h", "hibernate", "hibernate the session"),
         Binding("k", "kill", "kill the kernel"),
         Binding("s", "sort", "order"),
         Binding("q", "quit", "quit"),
     ]
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, look: Callable[[], Awaitable[HostView]]) -> None:
         super().__init__()
-        self._settings = settings
+        self._look = look
         self._order = 0
         self._rows: dict[str, Row] = {}
 
@@ -67,27 +73,33 @@ class Top(App[None]):
         yield Footer()
 
     async def on_mount(self) -> None:
-        table = self.query_one(DataTable)
-        for name in COLUMNS:
-            table.add_column(name, key=name)
         await self._refresh()
         self.set_interval(_INTERVAL, self._refresh)
 
     async def _refresh(self) -> None:
-        host = await look(self._settings)
+        try:
+            host = await self._look()
+        except CellblockError as error:  # the last table stays
+            self.query_one("#summary", Static).update(Text(plain(str(error))))
+            return
         self.query_one("#summary", Static).update(self._summary(host))
         table = self.query_one(DataTable)
+        for name in () if table.columns else host.columns:
+            table.add_column(name, key=name)
         chosen = self._chosen()
         rows = ordered(host.rows, _ORDERS[self._order])
         self._rows = {row.key: row for row in rows}
-        if [key.value for key in table.rows] == list(self._rows):
-            for row in rows:
-                for name, cell in zip(COLUMNS, row.cells(bars=True), strict=True):
-                    table.update_cell(row.key, name, Text.from_markup(cell), update_width=True)
+        shown = {row.key: row.cells(bars=True) for row in rows} | {
+            node.node: node.cells() for node in host.silent_nodes
+        }
+        if [key.value for key in table.rows] == list(shown):
+            for key, cells in shown.items():
+                for name, cell in zip(host.columns, cells, strict=True):
+                    table.update_cell(key, name, Text.from_markup(cell), update_width=True)
             return
         table.clear()
-        for row in rows:
-            table.add_row(*map(Text.from_markup, row.cells(bars=True)), key=row.key)
+        for key, cells in shown.items():
+            table.add_row(*map(Text.from_markup, cells), key=key)
         if chosen is not None and chosen.key in self._rows:
             table.move_cursor(row=list(self._rows).index(chosen.key))
 
@@ -111,6 +123,9 @@ class Top(App[None]):
     async def action_interrupt(self) -> None:
         await self._act("interrupt", self._chosen())
 
+    async def action_hibernate(self) -> None:
+        await self._act("hibernate", self._chosen())
+
     def action_kill(self) -> None:
         row = self._chosen()
         if row is None:
@@ -127,9 +142,9 @@ class Top(App[None]):
     async def _act(self, action: str, row: Row | None) -> None:
         if row is None:
             return
-        reply = await row.control.ask({"do": action, "kernel": row.kernel_id}, ACT)
-        done = reply is not None and any(reply.get(result) for result in ("interrupted", "killed"))
-        said = f"{action}: done" if done else "the instance does not answer"
+        reply = await row.act(action)
+        done = reply is not None and reply.get(DONE[action]) is True
+        said = f"{action}: done" if done else f"{row.control} does not answer"
         if reply is not None and not done:
             said = refusal(action, reply)
         self.notify(said, severity="information" if done else "warning", markup=False)

@@ -1,14 +1,14 @@
-"""Draining: asks the server of a node to move its sessions away. The server does it."""
+"""Draining: asks the server of a node to move its sessions away, or to take sessions again. The server does it."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.errors import ClusterError
+from orchestrator.errors import CellblockError, ClusterError
 from orchestrator.remote.connection import Connection
 
-_ROUTE = "/v1/operator/drain"
 _MARGIN = 10.0  # seconds that the answer may take beyond the deadline that the server keeps itself
 
 
@@ -24,11 +24,31 @@ async def drain(url: str, token: str | None, seconds: float, verify: str | bool 
         ServerUnavailableError, UnauthorizedError, ForbiddenError: the server is not there, or refuses it.
         ClusterError: it is not done in time. The server goes on with it.
     """
+    return await _told(url, token, verify, "drain", {"deadline_s": seconds}, seconds + _MARGIN)
+
+
+async def undrain(url: str, token: str | None, verify: str | bool = True) -> dict[str, Any]:
+    """Have a node take sessions again. Return what the server answers.
+
+    Raises:
+        See ``drain``.
+    """
+    return await _told(url, token, verify, "undrain", None, _MARGIN)
+
+
+async def _told(
+    url: str, token: str | None, verify: str | bool, what: str, body: Mapping[str, Any] | None, seconds: float
+) -> dict[str, Any]:
     connection = Connection(url, token, None, verify)
     try:
-        async with asyncio.timeout(seconds + _MARGIN):
-            return await connection.ask("POST", _ROUTE, {"deadline_s": seconds})
-    except TimeoutError:
-        raise ClusterError(f"{url} has not said after {seconds:.0f} s that it is drained; it goes on.") from None
+        async with asyncio.timeout(seconds):
+            return await connection.ask("POST", f"/v1/operator/{what}", body)
+    except TimeoutError as error:
+        if isinstance(error, CellblockError):
+            raise
+        raise ClusterError(
+            f"{url} has not said after {seconds:.0f} s that the {what} is done; it goes on with it.",
+            remedy="`cellblock audit tail --cluster` shows whether it was asked.",
+        ) from None
     finally:
         await connection.close()

@@ -7,8 +7,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from orchestrator.cluster.autoscaling import Autoscaling, RayAutoscaler
+from orchestrator.cluster.demand import Demand
 from orchestrator.cluster.nodeconfig import NodeConfig
 from orchestrator.cluster.nodekeeper import NodeKeeper
+from orchestrator.cluster.storedirectory import StoreDirectory
 from orchestrator.errors import ClusterError
 
 
@@ -27,6 +30,8 @@ class NodeActor:
         self._place = place
         self._keeper = NodeKeeper(Path(folder), config)
         threading.Thread(target=lambda: asyncio.run(self._keeper.run()), daemon=True).start()
+        if config.asks_nodes:
+            threading.Thread(target=lambda: asyncio.run(_autoscaling(config, place).run()), daemon=True).start()
 
     def place(self) -> str:
         """Return the id of its Ray node."""
@@ -35,3 +40,8 @@ class NodeActor:
     def state(self) -> dict[str, Any]:
         """Return ``NodeState.as_dict``."""
         return self._keeper.state.as_dict()
+
+
+def _autoscaling(config: NodeConfig, place: str) -> Autoscaling:
+    directory = StoreDirectory(config.variables["CELLBLOCK_STORE_URL"])
+    return Autoscaling(directory, config.url, Demand(config.asks_nodes), RayAutoscaler(place))

@@ -73,6 +73,12 @@ class NodeConfig:
         return self.environment
 
     @property
+    def asks_nodes(self) -> int:
+        """How many nodes Ray's autoscaler is asked for at most; 0: none, as without a cluster's database."""
+        wish = self.variables.get("CELLBLOCK_ASK_NODES", "")
+        return int(wish) if wish.isdecimal() and "CELLBLOCK_NODE_URL" in self.variables else 0
+
+    @property
     def command(self) -> list[str]:
         """The command that starts the server."""
         options = {"--host": self.host, "--port": str(self.port), "--max-kernels": str(self.max_kernels)}

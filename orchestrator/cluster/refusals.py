@@ -48,7 +48,7 @@ def all_refused(
     scarce = [error for error in refusals.values() if isinstance(error, KernelPoolExhaustedError)]
     best = min(scarce, key=_expected, default=None)
     said = "; ".join(f"{node_id}: {error.message}" for node_id, error in refusals.items())
-    states = Counter("lost" if node.state == "up" and node.is_over else node.state for node in nodes)
+    states = Counter(node.condition for node in nodes)
     counted = ", ".join(f"{number} {state}" for state, number in sorted(states.items())) or "none"
     return NoNodeError(
         f"no node of the cluster took the session (nodes: {counted}). {said}".rstrip()[:4000],

@@ -82,6 +82,19 @@ class ControlClient:
     path: Path
     uid: int = field(default_factory=os.geteuid)
 
+    @property
+    def key(self) -> str:
+        """A name that no other instance has."""
+        return str(self.path)
+
+    @property
+    def place(self) -> str:
+        """The user to whom the instance belongs."""
+        return user_name(self.uid)
+
+    def __str__(self) -> str:
+        return f"instance {self.instance} of user {self.place}"
+
     @contextlib.asynccontextmanager
     async def talk(
         self, request: dict[str, Any], timeout: float

@@ -30,6 +30,7 @@ class Operations:
         limits: the limits that usage is shown beside.
         instance: returns the description of the instance. ``overview`` calls it.
         end_session: ends the session whose kernel an operator kills.
+        hibernate: puts a session to sleep, and returns whether it does.
         held_back: returns the agents whose next kernel has to wait, each with the seconds.
         held: keeps a session awake.
     """
@@ -43,6 +44,7 @@ class Operations:
         limits: KernelResourceLimits,
         instance: Callable[[], dict[str, Any]],
         end_session: EndSession,
+        hibernate: Callable[[KernelSession], Awaitable[bool]],
         held_back: Callable[[], dict[str, float]] = dict,
         held: Held = lambda _session: nullcontext(),
     ) -> None:
@@ -52,12 +54,18 @@ class Operations:
         self._limits = limits
         self._instance = instance
         self._end_session = end_session
+        self._hibernate_session = hibernate
         self._held_back = held_back
         self._command_line = CommandLine(limits, held)
 
     def commands(self) -> dict[str, Command]:
         """Return the commands by name."""
-        return {"overview": self._overview, "interrupt": self._interrupt, "kill": self._kill}
+        return {
+            "overview": self._overview,
+            "interrupt": self._interrupt,
+            "hibernate": self._hibernate,
+            "kill": self._kill,
+        }
 
     def conversations(self) -> dict[str, Conversation]:
         """Return the commands that use their connection for more than one reply."""
@@ -103,6 +111,11 @@ class Operations:
         session = self._known(request)
         session.note_operator("interrupt", request.get("operator"))
         return {"interrupted": session.interrupt()}
+
+    async def _hibernate(self, request: dict[str, Any]) -> dict[str, Any]:
+        session = self._known(request)
+        session.note_operator("hibernate", request.get("operator"))
+        return {"hibernated": await self._hibernate_session(session)}
 
     async def _kill(self, request: dict[str, Any]) -> dict[str, Any]:
         session = self._known(request)

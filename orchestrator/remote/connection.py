@@ -19,6 +19,7 @@ from orchestrator.errors import ManagerClosedError, ServerUnavailableError, Sett
 from orchestrator.limits import MIB
 from orchestrator.remote.failures import failure
 from orchestrator.remote.link import Download, Numbered, Query
+from orchestrator.telemetry import trace_headers
 
 _CONNECTING = 10.0  # seconds; also for a place among the connections
 _QUIET = 60.0  # seconds without a sign of life on a stream: the server sends one every 15 s
@@ -184,7 +185,8 @@ class Connection:
         if self._session is None:
             self._session = self._opened()
         url = URL(self._base + _with(path, query), encoded=True)
-        return self._session.request(method, url, data=data, headers=headers, timeout=timeout, allow_redirects=False)
+        head = {**(headers or {}), **trace_headers()}
+        return self._session.request(method, url, data=data, headers=head, timeout=timeout, allow_redirects=False)
 
     def _opened(self) -> aiohttp.ClientSession:
         connector = (

@@ -14,7 +14,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,6 +36,7 @@ from orchestrator.principal import Principal
 from orchestrator.server.dialect import Dialect
 from orchestrator.server.service import Service
 from orchestrator.server.waiting import ClientGoneError, stopped
+from orchestrator.telemetry import request_span
 
 _log = logging.getLogger(__name__)
 access = logging.getLogger("orchestrator.server.access")
@@ -47,6 +48,7 @@ _SENDING = 30.0  # seconds in which a client must send the next part of its body
 _READING = 60.0  # seconds in which a client must read what is sent to it
 _RECHECK = 1.0  # seconds between two looks at the token of an open request
 _GONE = 499  # the status in the access log of a request whose client has gone
+_TRACE = ("traceparent", "tracestate")
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -90,7 +92,7 @@ class Boundary:
                 self._refuse_what_is_for_another(scope)
                 self._refuse_when_draining(scope)
             await self._serve(
-                dialect, principal, scope, _receiving(exchange, receive, dialect), _sending(exchange, send)
+                dialect, principal, exchange, _receiving(exchange, receive, dialect), _sending(exchange, send)
             )
         except CellblockError as error:
             await self._refuse(dialect, error, exchange, scope, receive, send)
@@ -109,12 +111,13 @@ class Boundary:
             _note(exchange, principal)
 
     async def _serve(
-        self, dialect: Dialect, principal: Principal | None, scope: Scope, receive: Receive, send: Send
+        self, dialect: Dialect, principal: Principal | None, exchange: _Exchange, receive: Receive, send: Send
     ) -> None:
+        scope = exchange.scope
         if principal is None:
             return await dialect.app(scope, receive, send)
         stream = scope["type"] == "websocket" or dialect.is_stream(scope)
-        with self._service.slots.taken(principal, stream=stream):
+        with self._service.slots.taken(principal, stream=stream), _traced(exchange):
             await self._while_valid(principal, asyncio.ensure_future(dialect.app(scope, receive, send)))
 
     async def _while_valid(self, principal: Principal, serving: asyncio.Future[None]) -> None:
@@ -257,6 +260,18 @@ def _sending(exchange: _Exchange, send: Send) -> Send:
             raise RequestTimeoutError(f"the client has read nothing for {_READING:g} s.") from None
 
     return bounded
+
+
+@contextlib.contextmanager
+def _traced(exchange: _Exchange) -> Iterator[None]:
+    """Open the span of a request, below the caller's. It names the request as the access log does."""
+    headers = dict(exchange.scope["headers"])
+    caller = {name: headers[name.encode()].decode("latin-1") for name in _TRACE if name.encode() in headers}
+    with request_span(caller, method=exchange.scope.get("method", "WS"), request_id=exchange.id) as span:
+        try:
+            yield
+        finally:
+            span.set_attribute("cellblock.status", exchange.status)
 
 
 def _name_of(host: str) -> str:

@@ -26,6 +26,7 @@ class Managers:
 
     Attributes:
         membership: the node of a cluster whose managers they are; None: of no cluster. Set before the first starts.
+        draining: whether no more of them start.
     """
 
     def __init__(self, settings: Settings, max_kernels: int) -> None:
@@ -35,7 +36,7 @@ class Managers:
         self._managers: dict[tuple[str, str], AgentKernelManager] = {}
         self._starting: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self._closed = False
-        self._draining = False
+        self.draining = False
 
     def __iter__(self) -> Iterator[AgentKernelManager]:
         return iter(list(self._managers.values()))
@@ -64,8 +65,8 @@ class Managers:
                 raise ServerUnavailableError("the server shuts down.", remedy="Try again in a moment.", undone=True)
             found = self._managers.get(key)
             if found is None:
-                if self._draining:
-                    raise ServerUnavailableError("the server drains, and takes no new work.")
+                if self.draining:
+                    raise ServerUnavailableError("the server drains, and takes no new work.", undone=True)
                 if len(self._managers) >= _MOST:
                     raise InvalidInputError(f"the server has {_MOST} combinations of policy and image in use already.")
                 found = await self._start(policy, image)
@@ -78,9 +79,15 @@ class Managers:
 
     async def drain(self, seconds: float) -> dict[str, str]:
         """Start no more managers, and drain those that run. See ``AgentKernelManager.drain``."""
-        self._draining = True
+        self.draining = True
         left = await asyncio.gather(*(manager.drain(seconds) for manager in self))
         return {session_id: why for some in left for session_id, why in some.items()}
+
+    def undrain(self) -> None:
+        """Take sessions again. See ``AgentKernelManager.undrain``."""
+        self.draining = False
+        for manager in self:
+            manager.undrain()
 
     async def close(self) -> None:
         """Shut all managers down, and keep their sessions.

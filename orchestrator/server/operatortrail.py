@@ -26,7 +26,6 @@ class OperatorTrail:
 
     def note(self, action: str, operator: Principal, handle: HandleRecord, record: SessionRecord) -> None:
         """Note that an operator did something to a session, before it is done."""
-        who = {"name": operator.name, "group": operator.group, "token": operator.token_id}
         target = {
             "agent": record.agent_id,
             "session": record.session_id,
@@ -34,7 +33,11 @@ class OperatorTrail:
             "group": handle.group,
             "cell": record.cells,
         }
-        next(iter(self._managers)).note_operator(action, who, target)
+        next(iter(self._managers)).note_operator(action, _name(operator), target)
+
+    def note_here(self, action: str, operator: Principal, **details: str | float) -> None:
+        """Note that an operator did something to this server, before it is done."""
+        next(iter(self._managers)).note_operator(action, _name(operator), details)
 
     def note_reading(self, operator: Principal, handle: HandleRecord, record: SessionRecord) -> None:
         """Note that an operator reads a session of another group: once an hour, since a page asks often."""
@@ -48,3 +51,7 @@ class OperatorTrail:
         while len(self._read) > _MOST:
             self._read.popitem(last=False)
         self.note("read", operator, handle, record)
+
+
+def _name(operator: Principal) -> dict[str, str]:
+    return {"name": operator.name, "group": operator.group, "token": operator.token_id}

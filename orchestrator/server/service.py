@@ -16,6 +16,7 @@ from orchestrator.server.idempotency import Idempotency
 from orchestrator.server.looplag import LoopLag
 from orchestrator.server.managers import Managers
 from orchestrator.server.operatortrail import OperatorTrail
+from orchestrator.server.peers import Peers
 from orchestrator.server.slots import Slots
 from orchestrator.server.usagehistory import UsageHistory
 from orchestrator.sessions.kept import Kept
@@ -41,6 +42,7 @@ class Service:
         process_id: a name that no other process has. A request may say that it is for this process only.
         ended_commands: forget the background commands that are over, which clients may come back to.
         draining: whether it takes no new work any longer.
+        verifying: held while the audit log is verified.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Service:
         self.lag = LoopLag()
         self.usage = UsageHistory(lambda: self.managers)
         self.trail = OperatorTrail(self.managers)
+        self.verifying = asyncio.Lock()
         self.idempotency: Idempotency[Any] = Idempotency(lambda kept: len(kept) if isinstance(kept, bytes) else _HANDLE)
         self.ended_commands: Kept[Forget] = Kept(_COMMANDS, _COMMANDS_BYTES)
         self._history: History | None = None
@@ -78,6 +81,11 @@ class Service:
         """Who calls. Only while the server runs."""
         assert self._authentication is not None
         return self._authentication
+
+    @property
+    def peers(self) -> Peers:
+        """The other nodes of its cluster. Only while the server runs."""
+        return Peers(self.settings, self.membership, self.directory.history)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[None, None]:
@@ -125,6 +133,17 @@ class Service:
             self.membership.state = "draining"
             await self.membership.renew()
         return await self.managers.drain(seconds)
+
+    async def undrain(self) -> None:
+        """Take sessions again. Idempotent.
+
+        Raises:
+            StoreError: the other nodes cannot be told; the server takes sessions of those that know it.
+        """
+        self.managers.undrain()
+        if self.membership is not None:
+            self.membership.state = "up"
+            await self.membership.renew()
 
     async def is_ready(self) -> bool:
         """Return whether it takes new work: it does not shut down, and its store can be read."""

@@ -108,7 +108,7 @@ class Hibernation:
             return True
 
     async def drain(self, seconds: float) -> dict[str, str]:
-        """Take no more sessions, and put those that are here to sleep as they come to rest.
+        """Take no more sessions, and put those that are here to sleep as they come to rest. ``undrain`` ends it.
 
         Returns:
             Why each session that is still here has stayed, by its id.
@@ -116,16 +116,21 @@ class Hibernation:
         self._registry.draining = True
         deadline = Deadline(seconds)
         while waiting := [one for one in self._registry.sessions.values() if one.is_awake and not self._is_kept(one)]:
-            if not deadline.remaining():
+            if not deadline.remaining() or not self._registry.draining:
                 break
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(deadline.remaining()):
                     await asyncio.gather(*(self.hibernate(session, Outcome.HIBERNATE) for session in waiting))
                     await asyncio.sleep(_DRAIN_PAUSE)
+        in_use = "it is in use" if self._registry.draining else "the drain was ended"
         return {
-            session.session_id: "its state cannot be captured" if self._is_kept(session) else "it is in use"
+            session.session_id: "its state cannot be captured" if self._is_kept(session) else in_use
             for session in self._registry.sessions.values()
         }
+
+    def undrain(self) -> None:
+        """Take sessions again. Idempotent."""
+        self._registry.draining = False
 
     async def sleep_when_idle(self) -> None:
         """Put sessions to sleep, or end them, after ``idle_timeout_seconds`` without use. Runs forever."""

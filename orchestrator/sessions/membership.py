@@ -224,4 +224,5 @@ def capacity_of(parts: Iterable[Capacity]) -> Capacity:
         load=os.getloadavg()[0],
         warm=warm,
         image=next((part.image for part in known if part.image), ""),
+        waiting=sum(part.waiting for part in known),
     )

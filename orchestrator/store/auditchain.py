@@ -20,7 +20,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -41,6 +41,18 @@ class Mark:
 
     seq: int
     hash: str
+
+    @classmethod
+    def of(cls, text: str) -> Mark:
+        """Return the mark of ``str``.
+
+        Raises:
+            ValueError: it is none.
+        """
+        number, _, digest = text.partition(":")
+        if not re.fullmatch(r"[0-9]{1,18}", number) or not re.fullmatch(r"[0-9a-f]{64}", digest):
+            raise ValueError("not NUMBER:HASH")
+        return cls(int(number), digest)
 
     def __str__(self) -> str:
         return f"{self.seq}:{self.hash}"
@@ -81,6 +93,12 @@ class Verdict:
     head: Mark
     fault: Fault | None
     notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        fault = self.fault
+        said = None if fault is None else {**asdict(fault), "path": str(fault.path)}
+        return {"intact": fault is None, **asdict(self), "head": str(self.head), "fault": said}
 
 
 def append(path: Path, entries: Sequence[dict[str, Any]], *, fsync: bool, rotate_at: int, keep: int = _ALL) -> None:

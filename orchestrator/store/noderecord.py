@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import fields as dataclass_fields
+from typing import Any, Final, Literal, Self
+from urllib.parse import urlsplit
 
+_PAST: Final = 86400.0  # seconds
 NodeState = Literal["up", "draining", "down"]
 
 
@@ -21,6 +24,7 @@ class Capacity:
         load: cores in use.
         warm: kernels that are ready, by policy.
         image: the sandbox image of the warm ones.
+        waiting: callers that wait for one.
     """
 
     kernels: int
@@ -30,6 +34,13 @@ class Capacity:
     load: float
     warm: Mapping[str, int] = field(default_factory=dict)
     image: str = ""
+    waiting: int = 0
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Self:
+        """Return the capacity of ``as_dict``. What a newer node says beyond it is left out."""
+        known = {field.name for field in dataclass_fields(cls)}
+        return cls(**{name: value for name, value in fields.items() if name in known})
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON."""
@@ -63,3 +74,22 @@ class NodeRecord:
     def is_over(self) -> bool:
         """Whether the node acknowledges nothing any longer."""
         return self.state == "down" or self.lease_left_s <= 0
+
+    @property
+    def condition(self) -> Literal["up", "draining", "lost", "down"]:
+        """The state; "lost" for a node that has not left, and whose lease is over."""
+        return "lost" if self.is_over and self.state != "down" else self.state
+
+    @property
+    def is_past(self) -> bool:
+        """Whether the node left, or was lost, a day ago: operators are not told of it any longer."""
+        return self.is_over and self.lease_left_s < -_PAST
+
+    @property
+    def address(self) -> str:
+        """The host and port of its server: how operators name a node."""
+        return urlsplit(self.url).netloc
+
+    def is_named(self, name: str) -> bool:
+        """Return whether an operator's word means this node: its address, the address's host, or its id's beginning."""
+        return bool(name) and (name in (self.address, urlsplit(self.url).hostname) or self.node_id.startswith(name))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sqlalchemy import Row, select, update
+from sqlalchemy import Row, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from orchestrator.store.database import Database
@@ -80,6 +80,13 @@ class NodeTable:
         with self._database.reading(single=True) as connection:
             return [_record(row) for row in connection.execute(self._nodes())]
 
+    def live_sessions(self) -> dict[str, int]:
+        """Return how many sessions of the cluster are live, by their owner's name."""
+        live = (sessions.c.state == "live") & sessions.c.home.startswith(CLUSTER, autoescape=True)
+        owned = select(sessions.c.owner, func.count()).where(live, sessions.c.owner.is_not(None))
+        with self._database.reading() as connection:
+            return {owner: int(number) for owner, number in connection.execute(owned.group_by(sessions.c.owner))}
+
     def session_of(self, agent_id: str) -> tuple[str, bool, str | None] | None:
         """Return the session of an agent in the cluster that has not ended: its id, whether it is live, and its owner.
 
@@ -107,5 +114,5 @@ def _record(row: Row[Any]) -> NodeRecord:
         float(row.lease_left_s),
         row.version,
         row.protocol,
-        Capacity(**json.loads(row.capacity)),
+        Capacity.of(json.loads(row.capacity)),
     )

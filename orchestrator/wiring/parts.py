@@ -62,6 +62,7 @@ class Parts:
             limits=resource_limits,
             instance=self._describe,
             end_session=self.acquiring.end,
+            hibernate=lambda session: self.hibernation.hibernate(session, "hibernate"),
             held_back=self.registry.backoff.waits,
             held=self.held,
         )
@@ -111,6 +112,7 @@ class Parts:
             load=host.cpus - host.cpus_idle,
             warm={self._settings.policy: counts["ready"]},
             image="" if self.instance is None else self.instance.config.image,
+            waiting=counts["waiting"],
         )
 
     async def _hand_over(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,13 @@ from tests.conformance.__main__ import environment
 
 _LONG = 180.0  # seconds, on a busy machine
 _RAYS_FILE = "/run/data/cluster/ray-token"
+_ASKS = {"CELLBLOCK_ASK_NODES": "4"}
+_RESERVED = """
+import ray, sys
+ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
+groups = ray.util.placement_group_table().values()
+print(sum(group["state"] == "CREATED" for group in groups))
+"""
 
 
 def until(true: Callable[[], bool], what: str) -> None:
@@ -67,7 +74,7 @@ def bed() -> Iterator[SimulatedHosts]:
 def nodes(bed: SimulatedHosts) -> Iterator[SimulatedHosts]:
     """A cluster of h1, which has Ray's head, and h2."""
     head, second, _ = bed.hosts
-    head.cellblock("cluster", "up", "--host", head.address, settings=bed.store, seconds=_LONG)
+    head.cellblock("cluster", "up", "--host", head.address, settings={**bed.store, **_ASKS}, seconds=_LONG)
     share_token(bed, second)
     join(bed, second)
     yield bed
@@ -76,7 +83,8 @@ def nodes(bed: SimulatedHosts) -> Iterator[SimulatedHosts]:
 
 
 def join(bed: SimulatedHosts, host: SimulatedHost) -> None:
-    host.cellblock("cluster", "join", f"{bed.hosts[0].address}:6379", settings=bed.store, seconds=_LONG)
+    settings = {**bed.store, **_ASKS}
+    host.cellblock("cluster", "join", f"{bed.hosts[0].address}:6379", settings=settings, seconds=_LONG)
 
 
 @contextlib.asynccontextmanager
@@ -100,6 +108,29 @@ async def test_both_nodes_serve_and_are_shown(nodes: SimulatedHosts) -> None:
         assert Path(f"/proc/{server.pid}/oom_score_adj").read_text() == "0\n"
         async with session_on(nodes, host) as (manager, session):
             assert (await manager.execute_code(session, "kept = 41"))["status"] == "ok"
+
+
+def test_an_operator_looks_after_all_nodes_from_one_of_them(nodes: SimulatedHosts) -> None:
+    """It knows the database and the token of `up`. A node is named as Ray names it."""
+    head = nodes.hosts[0]
+    assert {each["node"] for each in head.json("ps", "--cluster")} == {
+        host.url.removeprefix("http://") for host in nodes.hosts[:2]
+    }
+    head.cellblock("cluster", "drain", "h2", seconds=_LONG)
+    head.cellblock("cluster", "undrain", "h2")
+    chains = head.json("audit", "verify", "--cluster")
+    assert [chain["state"] for chain in chains] == ["whole", "whole"]
+
+
+def test_nodes_with_sessions_are_reserved(nodes: SimulatedHosts) -> None:
+    """So Ray's autoscaler, which knows nothing of sessions, ends none of them."""
+    head = nodes.hosts[0]
+    ray = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": _RAYS_FILE}
+    command = (environment("ray"), "-c", _RESERVED, f"{head.address}:6379")
+    until(
+        lambda: head.run(*command, environment={**head.environment(), **ray}).stdout.strip() == "2",
+        "the nodes are not reserved",
+    )
 
 
 async def test_a_server_outlives_its_actor_and_the_next_one_finds_it(nodes: SimulatedHosts) -> None:

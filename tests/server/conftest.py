@@ -62,8 +62,19 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *options: str, runtime: str = "runc", tokens: int = 0, **settings: str) -> Iterator[Server]:
-    """Run a server with its data below ``folder``, until the block ends."""
+def serving(
+    folder: Path,
+    *options: str,
+    runtime: str = "runc",
+    tokens: int = 0,
+    module: str = "orchestrator.cli.entry",
+    **settings: str,
+) -> Iterator[Server]:
+    """Run a server with its data below ``folder``, until the block ends.
+
+    Args:
+        module: what is run in place of `cellblock`.
+    """
     environment = {
         **os.environ,
         "CELLBLOCK_DATA_DIR": str(folder / "data"),
@@ -75,7 +86,7 @@ def serving(folder: Path, *options: str, runtime: str = "runc", tokens: int = 0,
         first = Server("", None, environment, folder / "log")  # type: ignore[arg-type] # only to run a command
         first.token("first")
     log = folder / "log"
-    command = [sys.executable, "-m", "orchestrator.cli.entry", "serve", "--port", "0", *options]
+    command = [sys.executable, "-m", module, "serve", "--port", "0", *options]
     with log.open("a") as errors:
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
     try:

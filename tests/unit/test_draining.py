@@ -50,3 +50,18 @@ async def test_what_cannot_go_in_time_stays_and_says_why(world: World) -> None:
     busy.interrupt()
     await cell
     assert (await world.acquire("odd")) is odd, "it goes on here"
+
+
+async def test_a_drain_that_is_ended_takes_sessions_again(world: World) -> None:
+    """The drain that waits for a cell returns, the session keeps its kernel, and a new one gets one."""
+    busy = await world.acquire("busy")
+    world.kernel_of(busy).cells["loop"] = FakeCell([Wait(None)])
+    cell = asyncio.create_task(world.run(busy, "loop"))
+    draining = asyncio.create_task(world.hibernation.drain(30.0))
+    await asyncio.sleep(0.05)
+    world.hibernation.undrain()
+    async with asyncio.timeout(10):
+        assert await draining == {busy.session_id: "the drain was ended"}
+    assert (await world.acquire("new")).is_awake
+    busy.interrupt()
+    await cell

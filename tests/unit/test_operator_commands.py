@@ -15,6 +15,7 @@ from orchestrator.errors import InvalidInputError
 from orchestrator.limits import MIB
 from orchestrator.operator.monitor import Monitor
 from orchestrator.operator.operations import Operations
+from orchestrator.outcome import Outcome
 from tests.unit.sessionworld import World
 
 
@@ -43,6 +44,7 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
         limits=world.limits,
         instance=lambda: {"instance": "one"},
         end_session=world.acquiring.end,
+        hibernate=lambda session: world.hibernation.hibernate(session, Outcome.HIBERNATE),
     )
     yield Desk(world, monitor, operations)
     await world.close()
@@ -78,9 +80,18 @@ async def test_an_interrupt_without_a_cell_does_nothing_and_is_recorded(desk: De
     assert "operator.interrupt" in [name for name, _ in kernel.notes]
 
 
+async def test_a_hibernated_session_sleeps_and_it_is_recorded(desk: Desk) -> None:
+    """The session has no kernel any longer, and the audit log has the act."""
+    session = desk.world.registry.sessions["ann"]
+    kernel = desk.world.kernel_of(session)
+    assert await desk.command("hibernate", kernel.kernel_id) == {"hibernated": True}
+    assert session.state == "asleep"
+    assert "operator.hibernate" in [name for name, _ in kernel.notes]
+
+
 async def test_a_kernel_without_a_session_is_refused(desk: Desk) -> None:
-    """Interrupt and kill refuse a kernel that no session has."""
-    for name in ("interrupt", "kill"):
+    """Each action refuses a kernel that no session has."""
+    for name in ("interrupt", "hibernate", "kill"):
         with pytest.raises(InvalidInputError, match="no session has this kernel"):
             await desk.command(name, "another")
 

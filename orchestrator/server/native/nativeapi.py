@@ -65,6 +65,8 @@ def _application(service: Service) -> FastAPI:
         docs_url=None,
         default_response_class=Json,
         responses=REFUSALS,
+        # ``Boundary`` has the request's span, on every wire; FastAPI's own would have the paths of files.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.service = service
     for module in (sessionroutes, cellroutes, notebookroutes, commandroutes, fileroutes, viewroutes, operatorroutes):

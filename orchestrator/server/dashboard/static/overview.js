@@ -37,21 +37,17 @@ export class Overview {
   }
 
   async #refreshKernels() {
-    const { managers } = await json("/v1/overview");
-    reconcile(
-      this.pools,
-      managers,
-      ({ instance }) => instance,
-      () => element("li"),
-      (item, manager) => setText(item, poolText(manager)),
-    );
-    const rows = managers.flatMap(({ kernels, policy }) => kernels.map((kernel) => ({ ...kernel, policy })));
-    this.table.show(rows, ({ kernel_id: id, session }) => `${id} ${session}`);
+    const { nodes } = await json("/v1/operator/nodes");
+    reconcile(this.pools, nodes.flatMap(linesOf), ({ key }) => key, () => element("li"), (item, { text }) => setText(item, text));
+    const kernels = ({ address, managers }) =>
+      (managers ?? []).flatMap(({ kernels, policy }) => kernels.map((kernel) => ({ ...kernel, policy, address })));
+    this.table.show(nodes.flatMap(kernels), ({ address, kernel_id: id, session }) => `${address} ${id} ${session}`);
   }
 
   #columns() {
     return [
       { title: "Kernel", text: ({ kernel_id: id }) => id.slice(0, 12) },
+      { title: "Node", text: ({ address }) => address || "this server" },
       { title: "State", text: ({ state }) => state },
       { title: "Agent", make: (row) => this.#agent(row) },
       { title: "Cell", text: ({ cell }) => (cell === null ? "–" : `${cell.number}, for ${duration(cell.age_s)}`) },
@@ -71,6 +67,13 @@ export class Overview {
     if (session === null) return element("span", { className: "muted" }, "–");
     return actionsOf(this.caller, session, agent, () => this.poll.now());
   }
+}
+
+/** Return the lines about one node: one for each pool; or that it says nothing. */
+function linesOf({ address, state, fault, managers }) {
+  const name = address ? `${address}${state === "up" ? "" : `, ${state}`}: ` : "";
+  if (!managers) return [{ key: address, text: `${name}no answer: ${fault}` }];
+  return managers.map((manager) => ({ key: `${address} ${manager.instance}`, text: name + poolText(manager) }));
 }
 
 function poolText({ policy, runtime, pool }) {

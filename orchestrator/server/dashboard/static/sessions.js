@@ -44,6 +44,7 @@ export class Sessions {
     return [
       { title: "Agent", make: (row) => textElement("a", { href: `#/sessions/${row.session_id}` }, this.caller.agent(row)) },
       { title: "State", text: ({ state, end_reason: reason }) => (reason ? `${state}: ${reason}` : state) },
+      ...(this.caller.isOperator ? [{ title: "Node", text: ({ node }) => node ?? "–" }] : []),
       { title: "Cells", text: ({ cell_count: count }) => count },
       { title: "Policy", text: ({ policy }) => policy },
       { title: "Last used (UTC)", text: ({ last_used_at: at }) => moment(at) },

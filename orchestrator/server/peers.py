@@ -1,0 +1,121 @@
+"""Peers: the other nodes of the server's cluster, for an operator who looks at all of them through this one.
+
+A peer is asked with the operator's own token, which every node of the database knows: this server lends no right of
+its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
+
+from starlette.requests import Request
+
+from orchestrator.errors import CellblockError, ServerError
+from orchestrator.server.authentication import token_of
+from orchestrator.sessions.membership import Membership, owner_node
+from orchestrator.settings import Settings
+from orchestrator.store.history import History, SessionRecord
+from orchestrator.store.noderecord import NodeRecord
+
+if TYPE_CHECKING:
+    from orchestrator.cluster.operatorcalls import NodeAnswer, OperatorCalls
+
+_ACTING: Final = 15.0  # seconds for a peer to interrupt, hibernate or kill
+_HERE: Final = "Cellblock-Here"  # a request with this header is for this server: it is never sent on
+
+
+class Peers:
+    """The nodes of one server's cluster.
+
+    Args:
+        membership: None: the server is of no cluster, and alone.
+    """
+
+    def __init__(self, settings: Settings, membership: Membership | None, history: History) -> None:
+        self._settings = settings
+        self._membership = membership
+        self._history = history
+
+    async def nodes(self) -> list[NodeRecord]:
+        """Return all nodes but those that are gone for good; none if the server is of no cluster.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        if self._membership is None:
+            return []
+        return [node for node in await self._history.run(History.nodes) if not node.is_past]
+
+    def is_this(self, node: NodeRecord) -> bool:
+        """Return whether a node is this server."""
+        return self._membership is not None and node.node_id == self._membership.node_id
+
+    async def overviews(self, request: Request, nodes: Sequence[NodeRecord]) -> dict[str, NodeAnswer]:
+        """Return what each of the other nodes says of its kernels, by its id. None is waited for longer than 2 s.
+
+        Raises:
+            ServerError: a library is missing.
+        """
+        answers = await _calls(request, self._settings).ask_all(nodes, "/v1/overview") if nodes else []
+        return {answer.node.node_id: answer for answer in answers}
+
+    def place_of(self, record: SessionRecord, nodes: Sequence[NodeRecord]) -> NodeRecord | None:
+        """Return the node that has a session."""
+        owner = owner_node(record.owner)
+        return next((node for node in nodes if owner == (node.node_id, node.epoch)), None)
+
+    async def sent_on(self, request: Request, record: SessionRecord) -> dict[str, Any] | None:
+        """Have the node that has a session do what a request asks. Return its answer; None: this server is to do it.
+
+        Raises:
+            ServerUnavailableError: the node does not answer. Whether it did it is not known.
+            Any error of the node's.
+        """
+        if self._membership is None or _HERE in request.headers:
+            return None
+        node = self.place_of(record, await self.nodes())
+        if node is None or self.is_this(node) or node.is_over:
+            return None  # nobody has it, or its node is lost: then this server may have it
+        return await _calls(request, self._settings).ask(
+            node,
+            request.method,
+            request.url.path,
+            query=dict(request.query_params),
+            headers={_HERE: "1"},
+            seconds=_ACTING,
+        )
+
+    async def read_there(self, request: Request, record: SessionRecord) -> dict[str, Any] | None:
+        """Return what the node that has a session answers, which knows outputs of the running cell; None if it cannot.
+
+        The store has the rest.
+        """
+        try:
+            return await self.sent_on(request, record)
+        except CellblockError:
+            return None
+
+
+def node_row(node: NodeRecord) -> dict[str, Any]:
+    """Return what operators see of a node, as JSON."""
+    known = {**asdict(node), "capacity": node.capacity.as_dict()}
+    return {**known, "address": node.address, "state": node.condition}
+
+
+def overviews_of(answer: NodeAnswer) -> list[dict[str, Any]] | None:
+    """Return the overviews of a node's managers; None if it has not answered."""
+    managers = None if answer.found is None else answer.found.get("managers")
+    return managers if isinstance(managers, list) else None
+
+
+def _calls(request: Request, settings: Settings) -> OperatorCalls:
+    try:
+        from orchestrator.cluster.operatorcalls import OperatorCalls
+    except ImportError as error:
+        raise ServerError(
+            f"the server cannot ask other nodes: it needs {error.name}.",
+            remedy='Run `pip install "cellblock[client]"` on its host.',
+        ) from error
+    return OperatorCalls(token_of(dict(request.scope["headers"])), settings.node_ca or True)
