@@ -24,7 +24,7 @@ from orchestrator.errors import (
     ServerUnavailableError,
 )
 from orchestrator.limits import Deadline
-from orchestrator.protocol import SPOKEN
+from orchestrator.protocol import SPOKEN, have_one_in_common
 from orchestrator.remote.connection import Connection, Headers
 from orchestrator.remote.link import Download, Numbered, Query
 from orchestrator.store.noderecord import NodeRecord
@@ -100,14 +100,15 @@ class NodeLink:
             ServerUnavailableError: it does not answer.
         """
         if self._facts is None:
-            _check_protocol(self.record.url, self.record.protocol, self.record.version)
             try:
                 async with self._while_leased(undone=True):
                     found = await self._connection.ask("GET", "/v1/caller")
             except ServerUnavailableError as error:
                 error.undone = True  # the request itself was not sent yet
                 raise
-            _check_protocol(self.record.url, int(found.get("protocol", 0)), str(found.get("version", "")))
+            newest = int(found.get("protocol", 0))
+            served = int(found.get("protocol_oldest", newest)), newest
+            _check_protocol(self.record.url, served, str(found.get("version", "")))
             self._facts = Facts(str(found["process_id"]), str(found["group"]), tuple(found["policies"]))
         return self._facts
 
@@ -305,13 +306,12 @@ def _key(method: str, path: str) -> Headers:
     return {"Idempotency-Key": secrets.token_hex(16)} if may else {}
 
 
-def _check_protocol(url: str, protocol: int, version: str) -> None:
-    oldest, newest = SPOKEN
-    if not oldest <= protocol <= newest:
+def _check_protocol(url: str, served: tuple[int, int], version: str) -> None:
+    if not have_one_in_common(SPOKEN, served):
         raise IncompatibleServerError(
-            f"the server {url} (Cellblock {version}) speaks protocol {protocol}; this client speaks "
-            f"{oldest} to {newest}.",
-            protocol=protocol,
+            f"the server {url} (Cellblock {version}) speaks the protocols {served[0]} to {served[1]}; this client "
+            f"speaks {SPOKEN[0]} to {SPOKEN[1]}.",
+            protocol=served[1],
             spoken=SPOKEN,
             version=version,
             remedy="Upgrade the older of the two.",

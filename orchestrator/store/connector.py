@@ -16,11 +16,11 @@ class Connector(Protocol):
         """SQLAlchemy's engine."""
         ...
 
-    def writing(self, *, durable: bool, single: bool) -> AbstractContextManager[Connection]:
+    def writing(self, *, durable: bool, single: bool, long: bool) -> AbstractContextManager[Connection]:
         """Write in one transaction. See ``Database.writing``."""
 
-    def reading(self) -> AbstractContextManager[Connection]:
-        """Read in one transaction."""
+    def reading(self, *, long: bool) -> AbstractContextManager[Connection]:
+        """Read in one transaction. See ``Database.reading``."""
 
     def may_repeat(self) -> bool:
         """Return whether the last write failed only because its connection had ended, so that a new one may do."""

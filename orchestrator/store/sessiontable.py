@@ -299,7 +299,7 @@ class SessionTable:
         query = select(sessions.c.session_id, sessions.c.bytes + size).where(unowned).order_by(sessions.c.last_used_at)
         old = query.where(sessions.c.last_used_at < older_than, sessions.c.state.in_(("live", "asleep", "ended")))
         young = query.where(sessions.c.last_used_at >= older_than, sessions.c.state == "ended")
-        with self._database.reading() as connection:
+        with self._database.reading(long=True) as connection:
             left = self._usage.total(connection)
             excess = []
             for session_id, freed in connection.execute(old):
