@@ -28,7 +28,7 @@ class ClusterKernelManager(RemoteKernelManager):
       interrupted after 30 s.
 
     Args:
-        address: "auto", the only one: the cluster that this host is a node of. Not looked at when ``store_url`` is given.
+        address: "auto": the cluster that this host is a node of; there is no other address. Ignored with ``store_url``.
         store_url: the cluster's database, "postgresql+psycopg://…", as its nodes have it in CELLBLOCK_STORE_URL. The
             program that uses it may run anywhere, and only reads there.
         token: of `cellblock token create`; None: the nodes need none.

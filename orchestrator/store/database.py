@@ -16,7 +16,7 @@ from sqlalchemy import Connection, select
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-from orchestrator.errors import NotOwnerError, StoreError
+from orchestrator.errors import CellblockError, NotOwnerError, StoreError
 from orchestrator.store.connector import Connector
 from orchestrator.store.migrations import migrate
 from orchestrator.store.postgresconnector import PostgresConnector
@@ -201,7 +201,7 @@ def explained(what: str, driver: type[Exception] = SQLAlchemyError, url: str = "
     """
     try:
         yield
-    except StoreError:
+    except CellblockError:
         raise
     except (SQLAlchemyError, OSError, driver) as error:
         text = str(getattr(error, "orig", None) or getattr(error, "strerror", None) or error)

@@ -153,7 +153,7 @@ STEPS: tuple[Callable[[Connection], None], ...] = (
 )
 
 
-BREAKING: Final[frozenset[int]] = frozenset(range(1, len(STEPS)))
+BREAKING: Final = frozenset(range(1, 12))
 """The steps after which a version that does not know them must not write. All but those that only add."""
 
 
