@@ -61,7 +61,13 @@ class SessionRow:
         self._claim = Claim(self._session_id, 1)  # as ``add_session`` will say
         try:
             claim = await self._store.run(
-                History.add_session, self._session_id, agent_id, **self._names(kernel), place=self.place
+                History.add_session,
+                self._session_id,
+                agent_id,
+                owner=self._owner,
+                kernel_id=kernel.kernel_id,
+                runtime=kernel.runtime,
+                place=self.place,
             )
         except KernelPoolExhaustedError:
             raise

@@ -41,14 +41,17 @@ def nodes() -> Iterator[tuple[str, list[Server]]]:
             folder.mkdir()
             with socket.create_server(("127.0.0.1", 0)) as found:
                 port = found.getsockname()[1]
-            settings = {
-                "CELLBLOCK_STORE_URL": url,
-                "CELLBLOCK_NODE_URL": f"http://127.0.0.1:{port}",
-                "CELLBLOCK_NODE_LEASE_S": str(LEASE_S),
-                "CELLBLOCK_STATE_DIR": str(folder / "state"),
-                "CELLBLOCK_POLICY": str(policy),
-            }
-            return stack.enter_context(serving(folder, "--port", str(port), **settings))
+            server = serving(
+                folder,
+                "--port",
+                str(port),
+                CELLBLOCK_STORE_URL=url,
+                CELLBLOCK_NODE_URL=f"http://127.0.0.1:{port}",
+                CELLBLOCK_NODE_LEASE_S=str(LEASE_S),
+                CELLBLOCK_STATE_DIR=str(folder / "state"),
+                CELLBLOCK_POLICY=str(policy),
+            )
+            return stack.enter_context(server)
 
         with ThreadPoolExecutor(1) as threads:
             servers = list(threads.map(node, range(2)))
@@ -82,7 +85,7 @@ async def test_a_race_and_a_node_that_dies(nodes: tuple[str, list[Server]]) -> N
     """Exactly the quota get a kernel. When a node dies, its places come free once its lease is over."""
     url, servers = nodes
     async with ClusterKernelManager(store_url=url) as manager:
-        got, sessions = await raced(manager, "first", timeout=20)
+        got, sessions = await raced(manager, "first", timeout=10)
         assert got == {"kernel": QUOTA, "quota": RACERS - QUOTA}
         owners = [await manager.node_of(session.agent_id) for session in sessions]
         victim = owners[0]
@@ -92,5 +95,5 @@ async def test_a_race_and_a_node_that_dies(nodes: tuple[str, list[Server]]) -> N
         (killed,) = (server for server in servers if server.url == dead)
         killed.process.kill()
         await asyncio.to_thread(killed.process.wait)
-        got, _ = await raced(manager, "second", timeout=40)
+        got, _ = await raced(manager, "second", timeout=25)
         assert got == {"kernel": owners.count(victim), "quota": RACERS - owners.count(victim)}

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import psutil
 import pytest
-import pytest_asyncio
 
 from orchestrator import (
     CellFinished,
@@ -36,21 +34,6 @@ NOWHERE = "http://127.0.0.1:9"
 def directory(cluster: Cluster) -> Iterator[FakeDirectory]:
     with cluster.directory(2) as directory:
         yield directory
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def proxy(cluster: Cluster) -> AsyncIterator[LossyProxy]:
-    async with LossyProxy(cluster.servers[0].url).running() as proxy:
-        yield proxy
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def lossy(cluster: Cluster, proxy: LossyProxy) -> AsyncIterator[ClusterKernelManager]:
-    """A manager that reaches its only node through the proxy."""
-    with cluster.directory(1) as directory:
-        directory.records["n1"] = dataclasses.replace(directory.records["n1"], url=proxy.url)
-        async with ClusterKernelManager(directory=directory) as manager:
-            yield manager
 
 
 async def test_a_lost_answer_is_asked_for_again_and_the_cell_runs_once(

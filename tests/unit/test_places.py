@@ -30,9 +30,11 @@ def nodes(url: str, tmp_path: Path) -> Iterator[list[History]]:
 
 def begun(history: History, number: int, agent: int, place: Place | None = PLACE) -> Claim | None:
     """Begin a session on a node. Return None if there is no place for it."""
-    names = {"owner": f"node:n{number}/1/i", "kernel_id": f"k{agent}", "runtime": "runc"}
+    owner = f"node:n{number}/1/i"
     try:
-        return history.add_session(f"s{agent}", f"team:a{agent}", **names, place=place)
+        return history.add_session(
+            f"s{agent}", f"team:a{agent}", owner=owner, kernel_id="k", runtime="runc", place=place
+        )
     except KernelPoolExhaustedError:
         return None
 
