@@ -171,10 +171,11 @@ class Acquiring:
             try:
                 await self._start(session, record, deadline, request, caller)
             except KernelPoolExhaustedError as error:
-                waits = error.reason == "quota" and session.policy.pool.exhausted == "wait"
-                if not (
-                    waits and self._quotas.place(request.group) and await self._quotas.wait(request.group, deadline)
-                ):
+                if error.reason != "quota" or self._quotas.place(request.group) is None:
+                    raise
+                self._hibernation.give_way(request.group)
+                waits = session.policy.pool.exhausted == "wait"
+                if not (waits and await self._quotas.wait(request.group, deadline)):
                     error.waited = time.monotonic() - asked
                     raise
             else:
