@@ -81,6 +81,15 @@ async def raced(manager: ClusterKernelManager, begun: str, timeout: float) -> tu
         return Counter(await asyncio.gather(*(race(number) for number in range(RACERS)))), sessions
 
 
+async def test_an_idle_session_of_the_group_makes_room(nodes: tuple[str, list[Server]]) -> None:
+    """Wherever it is: the node that has it is asked too, puts it to sleep, and takes the new session."""
+    url, _ = nodes
+    async with ClusterKernelManager(store_url=url) as manager:
+        for number in range(QUOTA + 2):
+            async with manager.acquire_kernel(f"idle{number}", timeout=60) as (_kernel, session):
+                assert (await manager.execute(session, "1")).result == "1"
+
+
 async def test_a_race_and_a_node_that_dies(nodes: tuple[str, list[Server]]) -> None:
     """Exactly the quota get a kernel. When a node dies, its places come free once its lease is over."""
     url, servers = nodes
