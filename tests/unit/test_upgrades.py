@@ -30,8 +30,7 @@ def older(url: str, tmp_path: Path) -> Iterator[History]:
     history.close()
 
 
-@pytest.fixture
-def newer(monkeypatch: pytest.MonkeyPatch) -> None:
+def make_newer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let what opens a history from now on be of the next version, which has one step more."""
     monkeypatch.setattr(migrations, "STEPS", (*migrations.STEPS, _next_step))
 
@@ -40,11 +39,11 @@ def begun(history: History, agent: str) -> bool:
     return history.add_session(agent, agent, owner="node:n1/1/i", kernel_id="k", runtime="runc") is not None
 
 
-@pytest.mark.usefixtures("newer")
 def test_an_older_node_goes_on_beside_a_step_that_only_adds(
     older: History, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It writes, and one of its version may be started anew."""
+    make_newer(monkeypatch)
     History.open(url, tmp_path, of_cluster=True).close()
     assert begun(older, "a1")
     monkeypatch.undo()
@@ -53,11 +52,11 @@ def test_an_older_node_goes_on_beside_a_step_that_only_adds(
     again.close()
 
 
-@pytest.mark.usefixtures("newer")
 def test_a_breaking_step_waits_for_older_nodes(
     older: History, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is refused by name, and changes nothing. When they are gone, none of them comes back."""
+    make_newer(monkeypatch)
     monkeypatch.setattr(migrations, "BREAKING", migrations.BREAKING | {NEXT})
     with pytest.raises(StoreError, match=r"some hold a lease: n1 \(http://h, Cellblock 1\).*cluster drain") as refused:
         History.open(url, tmp_path, of_cluster=True)
