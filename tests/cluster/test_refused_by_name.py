@@ -72,5 +72,5 @@ async def test_a_certificate_for_another_name(node: Server, certificate: Path) -
 
 def test_an_address_of_ray() -> None:
     """Ray is not asked for the database; the error says what to give."""
-    with pytest.raises(ClusterError, match="do not go through Ray.*store_url"):
+    with pytest.raises(ClusterError, match=r"do not go through Ray.*store_url"):
         ClusterKernelManager("ray://10.0.0.1:10001")
