@@ -29,7 +29,7 @@ from orchestrator.errors import (
 )
 from orchestrator.limits import Deadline
 from orchestrator.outcome import Outcome
-from orchestrator.remote.link import Download, Numbered, Query
+from orchestrator.remote.link import Download, Numbered, Query, Rereadable
 from orchestrator.store.noderecord import NodeRecord
 
 T = TypeVar("T")
@@ -148,7 +148,7 @@ class AgentLink:
 
     async def upload(self, path: str, query: Query, data: bytes | AsyncIterable[bytes]) -> dict[str, Any]:
         """See ``NodeLink.upload``. A stream can be sent once: so the owner is looked for before."""
-        if not isinstance(data, bytes):
+        if not isinstance(data, bytes | Rereadable):
             await self.ask("GET", f"{path.partition('/files/')[0]}/cells")
         return await self._routed(lambda node, _: node.upload(path, query, data), is_safe=False)
 

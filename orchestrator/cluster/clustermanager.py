@@ -28,7 +28,7 @@ class ClusterKernelManager(RemoteKernelManager):
       interrupted after 30 s.
 
     Args:
-        address: "auto": the cluster that this host is a node of. Not looked at when ``store_url`` is given.
+        address: "auto": the cluster that this host is a node of; there is no other address. Ignored with ``store_url``.
         store_url: the cluster's database, "postgresql+psycopg://…", as its nodes have it in CELLBLOCK_STORE_URL. The
             program that uses it may run anywhere, and only reads there.
         token: of `cellblock token create`; None: the nodes need none.
@@ -38,7 +38,8 @@ class ClusterKernelManager(RemoteKernelManager):
         directory: the nodes, and who owns which session, in place of a database.
 
     Raises:
-        ClusterError: neither is given, and this host is part of no cluster.
+        ClusterError: ``address`` is another one than "auto", such as "ray://…", and there is no ``store_url``; or this
+            host is part of no cluster.
         StoreError: the database's URL is invalid, or needs a driver that is not installed.
     """
 
@@ -88,7 +89,12 @@ class ClusterKernelManager(RemoteKernelManager):
 
 def _store_of(address: str) -> str:
     """Return the database of the cluster that this host is a node of."""
-    config = NodeConfig.load(Settings.load().state_path / "cluster") if address == "auto" else None
+    if address != "auto":  # Ray is not asked: whoever reaches it could tell any program another database
+        raise ClusterError(
+            f"a cluster cannot be found by the address {address!r}: calls do not go through Ray.",
+            remedy="Give store_url, the nodes' CELLBLOCK_STORE_URL, and a token of `cellblock token create`.",
+        )
+    config = NodeConfig.load(Settings.load().state_path / "cluster")
     url = "" if config is None else config.environment.get("CELLBLOCK_STORE_URL", "")
     if not url:
         raise ClusterError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
@@ -24,16 +25,19 @@ from orchestrator.errors import (
     ServerUnavailableError,
 )
 from orchestrator.limits import Deadline
-from orchestrator.protocol import SPOKEN
+from orchestrator.protocol import SPOKEN, have_one_in_common
 from orchestrator.remote.connection import Connection, Headers
-from orchestrator.remote.link import Download, Numbered, Query
+from orchestrator.remote.link import Download, Numbered, Query, Rereadable
 from orchestrator.store.noderecord import NodeRecord
 
 T = TypeVar("T")
 PATIENCE = 30.0  # seconds in which a node that holds its lease has to answer again
 _PAUSE = 0.25  # seconds between two tries
 _CANCELLING = 0.4  # seconds that a cancelled caller waits for the node to hear of it
-_KEYED = frozenset({"sessions", "checkpoints", "fork", "execute", "cells", "commands"})
+_KEYED = re.compile(  # what the server does once for each key
+    r"POST /v1/sessions(/[^/]+/(checkpoints|fork|execute|cells|commands|lease|restart|hibernate|packages|restore"
+    r"|files/folder|files/move))?|PUT /v1/sessions/[^/]+/lifetime|DELETE /v1/sessions/[^/]+(/files)?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +104,15 @@ class NodeLink:
             ServerUnavailableError: it does not answer.
         """
         if self._facts is None:
-            _check_protocol(self.record.url, self.record.protocol, self.record.version)
             try:
                 async with self._while_leased(undone=True):
                     found = await self._connection.ask("GET", "/v1/caller")
             except ServerUnavailableError as error:
                 error.undone = True  # the request itself was not sent yet
                 raise
-            _check_protocol(self.record.url, int(found.get("protocol", 0)), str(found.get("version", "")))
+            newest = int(found.get("protocol", 0))
+            served = int(found.get("protocol_oldest", newest)), newest
+            _check_protocol(self.record.url, served, str(found.get("version", "")))
             self._facts = Facts(str(found["process_id"]), str(found["group"]), tuple(found["policies"]))
         return self._facts
 
@@ -166,10 +171,14 @@ class NodeLink:
             yield _Guarded(answer, self)
 
     async def upload(self, path: str, query: Query, data: bytes | AsyncIterable[bytes]) -> dict[str, Any]:
-        """See ``Connection.upload``."""
-        return await self._asked(
-            lambda head: self._connection.upload(path, query, data, headers=head), again=isinstance(data, bytes)
-        )
+        """See ``Connection.upload``. What can be read again is sent again: the file is the same in the end."""
+        again = isinstance(data, bytes | Rereadable)
+        try:
+            return await self._asked(lambda head: self._connection.upload(path, query, data, headers=head), again=again)
+        except ServerUnavailableError as error:
+            if not again and not error.undone:
+                error.remedy = "A stream cannot be sent twice. Look at what is there, or send bytes or a file."
+            raise
 
     async def guarded(self, wait: Callable[[], Awaitable[T]]) -> T:
         """Wait for something of the node.
@@ -301,17 +310,15 @@ class _Guarded:
 
 def _key(method: str, path: str) -> Headers:
     """Return the header that makes a request one that may be sent again; none where the server takes no key."""
-    may = method == "POST" and path.rpartition("/")[2] in _KEYED
-    return {"Idempotency-Key": secrets.token_hex(16)} if may else {}
+    return {"Idempotency-Key": secrets.token_hex(16)} if _KEYED.fullmatch(f"{method} {path}") else {}
 
 
-def _check_protocol(url: str, protocol: int, version: str) -> None:
-    oldest, newest = SPOKEN
-    if not oldest <= protocol <= newest:
+def _check_protocol(url: str, served: tuple[int, int], version: str) -> None:
+    if not have_one_in_common(SPOKEN, served):
         raise IncompatibleServerError(
-            f"the server {url} (Cellblock {version}) speaks protocol {protocol}; this client speaks "
-            f"{oldest} to {newest}.",
-            protocol=protocol,
+            f"the server {url} (Cellblock {version}) speaks the protocols {served[0]} to {served[1]}; this client "
+            f"speaks {SPOKEN[0]} to {SPOKEN[1]}.",
+            protocol=served[1],
             spoken=SPOKEN,
             version=version,
             remedy="Upgrade the older of the two.",

@@ -10,6 +10,10 @@ Query = Mapping[str, str | int | float | bool]
 Numbered = AsyncGenerator[tuple[int | None, dict[str, Any]], None]
 
 
+class Rereadable(AsyncIterable[bytes]):
+    """Data that each iteration reads from its beginning, so that it can be sent again."""
+
+
 class Download(Protocol):
     """An answer whose body is read piece by piece."""
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import FileTransferError, InvalidInputError
 from orchestrator.limits import MIB
 from orchestrator.output.fileinfo import FileInfo
-from orchestrator.remote.link import Query
+from orchestrator.remote.link import Query, Rereadable
 from orchestrator.remote.remotesession import RemoteSession
 
 _LARGEST = 1024 * MIB  # bytes of one file, unless the caller asks for more
@@ -24,7 +24,7 @@ class RemoteFileCalls:
 
     async def put_file(self, session: RemoteSession, source: str | Path | bytes, destination: str) -> int:
         """See ``AgentKernelManager.put_file``. The source is a file of this machine."""
-        data = source if isinstance(source, bytes) else _pieces_of(Path(source))
+        data = source if isinstance(source, bytes) else _FileOfHere(Path(source))
         return await self.write_file(session, destination, data)
 
     async def get_file(
@@ -145,6 +145,16 @@ class RemoteFileCalls:
     async def _files(self, session: RemoteSession, method: str, what: str, query: Query) -> dict[str, Any]:
         with session.noticing_its_end():
             return await session.connection.ask(method, f"{session.path}/files{what}", query=query)
+
+
+class _FileOfHere(Rereadable):
+    """The pieces of a file of this machine."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return _pieces_of(self._path)
 
 
 async def _pieces_of(path: Path) -> AsyncGenerator[bytes, None]:

@@ -8,6 +8,7 @@ has to sleep.
 from __future__ import annotations
 
 import asyncio
+import time
 
 from orchestrator.errors import (
     CheckpointError,
@@ -22,6 +23,7 @@ from orchestrator.limits import Deadline
 from orchestrator.pool.kernelpool import KernelPool, KernelResource
 from orchestrator.pool.scheduler import LeaseRequest
 from orchestrator.sessions.checkpoint import load
+from orchestrator.sessions.clusterquotas import ClusterQuotas
 from orchestrator.sessions.elsewhere import Elsewhere
 from orchestrator.sessions.hibernation import Hibernation
 from orchestrator.sessions.registry import SessionRegistry
@@ -43,10 +45,13 @@ class Acquiring:
         elsewhere: finds the sessions that sleep, or that other processes own.
     """
 
-    def __init__(self, registry: SessionRegistry, hibernation: Hibernation, pool: KernelPool) -> None:
+    def __init__(
+        self, registry: SessionRegistry, hibernation: Hibernation, pool: KernelPool, quotas: ClusterQuotas
+    ) -> None:
         self._registry = registry
         self._hibernation = hibernation
         self._pool = pool
+        self._quotas = quotas
         self.elsewhere = Elsewhere(registry)
 
     async def session_of(
@@ -83,13 +88,11 @@ class Acquiring:
             record = await self.elsewhere.sleeping(agent_id, deadline, handover=handover)
             if (live := self._lease_live(agent_id, group, priority, caller)) is not None:
                 return live  # it was taken over with its kernel
-            session = self._registry.make(agent_id) if record is None else self._registry.recall(record)
             try:
-                await self._start(session, record, deadline, _request(session, group, priority), caller)
+                return await self._started(agent_id, record, deadline, caller, group, priority)
             except (CheckpointError, SessionBusyError):
                 await self.elsewhere.sleeping(agent_id, deadline, handover=False)  # names the process that was quicker
                 raise
-            return session
 
     def _refuse_when_closed(self) -> None:
         if self._registry.closed:
@@ -150,6 +153,34 @@ class Acquiring:
                 return resource.kernel, resource
             self._pool.release(resource)  # it died between being ready and being taken
 
+    async def _started(
+        self,
+        agent_id: str,
+        record: SessionRecord | None,
+        deadline: Deadline | None,
+        caller: str,
+        group: str | None,
+        priority: int,
+    ) -> KernelSession:
+        """Return a new or a sleeping session with a kernel, once its group has a place in the cluster."""
+        asked = time.monotonic()
+        while True:
+            session = self._registry.make(agent_id) if record is None else self._registry.recall(record)
+            request = _request(session, group, priority)
+            session.charge(self._quotas.place(request.group))
+            try:
+                await self._start(session, record, deadline, request, caller)
+            except KernelPoolExhaustedError as error:
+                if error.reason != "quota" or self._quotas.place(request.group) is None:
+                    raise
+                self._hibernation.give_way(request.group)
+                waits = session.policy.pool.exhausted == "wait"
+                if not (waits and await self._quotas.wait(request.group, deadline)):
+                    error.waited = time.monotonic() - asked
+                    raise
+            else:
+                return session
+
     async def _start(
         self,
         session: KernelSession,
@@ -176,6 +207,8 @@ class Acquiring:
             self._registry.enter(session, resource)
             self._hibernation.make_room()
         except BaseException as error:
+            if isinstance(error, KernelPoolExhaustedError):  # the group has no place: nobody has used the kernel
+                resource.served = False
             if resource.served and isinstance(error, CheckpointError | KernelDiedError):  # its state cost it a kernel
                 self._registry.note_death(session, kernel, 0.0)
             self._registry.remember_again(session.agent_id, end, files)

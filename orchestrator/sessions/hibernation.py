@@ -172,6 +172,12 @@ class Hibernation:
                 self._evict(min(candidates, key=lambda session: session.idle_since), Outcome.EVICTED)
         return self._coming()
 
+    def give_way(self, group: str) -> None:
+        """Put the least recently used idle session of a group to sleep: the group has all places of the cluster."""
+        idle = [session for session in self._candidates(None) if session.lease_request.group == group]
+        if self._policy.hibernate and idle and not self._coming()[group]:
+            self._evict(min(idle, key=lambda session: session.idle_since), Outcome.EVICTED)
+
     async def close(self, *, keep: bool) -> None:
         """Put the sessions that have a checkpoint to sleep, or with ``keep`` all sessions, and end the others.
 

@@ -42,6 +42,7 @@ from orchestrator.pool.scheduler import LeaseRequest
 from orchestrator.sessions.restored import Restored, is_loss, loss_notice
 from orchestrator.sessions.sessionrow import SessionRow
 from orchestrator.store.history import CheckpointRecord, History, SessionRecord, SessionState
+from orchestrator.store.places import Place
 
 _FILES_NOTED = 1000
 _COMMANDS_NAMED = 5
@@ -281,6 +282,10 @@ class Lifecycle:
         self._attach(kernel)
         self.restored = None
         self.note(kernel, "session.restarted")
+
+    def charge(self, place: Place | None) -> None:
+        """Set the place of a cluster's quota that the session takes with its next kernel."""
+        self._row.place = place
 
     async def take_over(self, owner: str | None) -> bool:
         """Make this process the session's owner in place of ``owner``: None for a session that nobody owns.

@@ -57,7 +57,7 @@ class HostOwners:
 
     def is_dead(self, name: str) -> bool:
         """Return whether a process has ended: nobody holds its lease, or it was of an earlier boot."""
-        if name.startswith("node:"):  # of a cluster: only the database knows
+        if is_node(name):  # of a cluster: only the database knows
             return False
         boot, namespace, instance = name.split("/")
         if not is_dead(instance, self._folders):
@@ -66,6 +66,11 @@ class HostOwners:
 
     def holder(self, name: str) -> tuple[int | None, str | None]:
         return holder_of(instance_of_owner(name), self._folders)
+
+
+def is_node(name: str) -> bool:
+    """Return whether a process's name in the store is that of a node of a cluster."""
+    return name.startswith("node:")
 
 
 def instance_of_owner(name: str) -> str:

@@ -26,6 +26,7 @@ from orchestrator.pool.kernelpool import KernelPool, KernelResource
 from orchestrator.pool.scheduler import LeaseRequest
 from orchestrator.sessions.backoff import Backoff
 from orchestrator.sessions.continuing import Continuing
+from orchestrator.sessions.owners import is_node
 from orchestrator.sessions.session import KernelSession
 from orchestrator.store.checkpointfiles import CheckpointFiles
 from orchestrator.store.history import History, SessionRecord
@@ -92,6 +93,11 @@ class SessionRegistry:
     def is_open(self) -> bool:
         """Whether ``open`` was called."""
         return self._store is not None
+
+    @property
+    def is_of_cluster(self) -> bool:
+        """Whether this process is a node of a cluster."""
+        return is_node(self.owner)
 
     @property
     def store(self) -> History:

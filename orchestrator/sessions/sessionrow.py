@@ -14,12 +14,13 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from orchestrator.errors import NotOwnerError, StoreError
+from orchestrator.errors import KernelPoolExhaustedError, NotOwnerError, StoreError
 from orchestrator.kernel.kernel import Kernel
 from orchestrator.outcome import Outcome
 from orchestrator.output.commandresult import CommandResult
 from orchestrator.store.history import CheckpointRecord, Claim, CommandRecord, History
 from orchestrator.store.payloads import is_large
+from orchestrator.store.places import Place
 
 _log = logging.getLogger(__name__)
 NEVER_RAN: dict[str, Any] = {"status": "error", "outcome": Outcome.CANCELLED, "outputs": [], "error": None}
@@ -30,7 +31,12 @@ class SessionRow:
 
     Args:
         owner: this process's name in the store.
+
+    Attributes:
+        place: the place of a cluster's quota that the session takes when it gets its first kernel, or wakes.
     """
+
+    place: Place | None = None
 
     def __init__(self, store: History | None, session_id: str, owner: str) -> None:
         self._store = store
@@ -47,16 +53,24 @@ class SessionRow:
             False when another process was quicker to begin a session of the agent.
 
         Raises:
+            KernelPoolExhaustedError: there is no place; nothing is written.
             StoreError: the row cannot be written.
         """
         if self._store is None:
             return True
-        owner, kernel_id, runtime = self._owner, kernel.kernel_id, kernel.runtime
         self._claim = Claim(self._session_id, 1)  # as ``add_session`` will say
         try:
             claim = await self._store.run(
-                History.add_session, self._session_id, agent_id, owner=owner, kernel_id=kernel_id, runtime=runtime
+                History.add_session,
+                self._session_id,
+                agent_id,
+                owner=self._owner,
+                kernel_id=kernel.kernel_id,
+                runtime=kernel.runtime,
+                place=self.place,
             )
+        except KernelPoolExhaustedError:
+            raise
         except BaseException:  # a cancelled caller does not know whether the row was written
             self._store.submit(History.session_ends, self._claim, Outcome.NEVER_STARTED)
             raise
@@ -76,12 +90,14 @@ class SessionRow:
         """Make this process the owner in place of ``owner``. Returns False when another process was quicker.
 
         Raises:
+            KernelPoolExhaustedError: the session slept, and there is no place for it; nothing is changed.
             StoreError: the row cannot be written.
         """
         if self._store is None:
             return True
+        place = self.place if owner is None else None
         try:
-            claim = await self._store.run(History.take_ownership, self._session_id, owner, self._owner)
+            claim = await self._store.run(History.take_ownership, self._session_id, owner, self._owner, place=place)
         except asyncio.CancelledError:  # the row is changed all the same: undo it, or nobody could wake the session
             self._store.submit(History.take_ownership, self._session_id, self._owner, owner)
             raise

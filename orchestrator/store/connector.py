@@ -16,10 +16,10 @@ class Connector(Protocol):
         """SQLAlchemy's engine."""
         ...
 
-    def writing(self, *, durable: bool, single: bool) -> AbstractContextManager[Connection]:
+    def writing(self, *, durable: bool, single: bool, long: bool) -> AbstractContextManager[Connection]:
         """Write in one transaction. See ``Database.writing``."""
 
-    def reading(self, *, single: bool = False) -> AbstractContextManager[Connection]:
+    def reading(self, *, single: bool, long: bool) -> AbstractContextManager[Connection]:
         """Read in one transaction. See ``Database.reading``."""
 
     def may_repeat(self) -> bool:

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, select
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-from orchestrator.errors import NotOwnerError, StoreError
+from orchestrator.errors import CellblockError, NotOwnerError, StoreError
 from orchestrator.store.connector import Connector
 from orchestrator.store.migrations import migrate
 from orchestrator.store.postgresconnector import PostgresConnector
@@ -53,7 +53,7 @@ class Database:
         Raises:
             StoreError: the database cannot be reached, read or written, or a newer Cellblock has written it.
         """
-        with self.writing() as connection:
+        with self.writing(long=True) as connection:
             migrate(connection)
             database_id: str = connection.execute(select(identity.c.database_id)).scalar_one()
         if self.dialect.name == "sqlite":
@@ -137,7 +137,7 @@ class Database:
             return work(connection)
 
     @contextlib.contextmanager
-    def writing(self, *, durable: bool = False, single: bool = False) -> Iterator[Connection]:
+    def writing(self, *, durable: bool = False, single: bool = False, long: bool = False) -> Iterator[Connection]:
         """Write in one transaction, without the deferred writes.
 
         Args:
@@ -145,24 +145,30 @@ class Database:
                 not durable survives the end of the process.
             single: whether a failure may be followed by a repetition, and every statement is whole by itself, so that
                 PostgreSQL commits each as it comes: one round trip, not three.
+            long: whether PostgreSQL may take two minutes in place of 10 s. All other writes wait meanwhile.
 
         Raises:
             StoreError: the database cannot be reached or written; nothing of the transaction is written.
         """
-        with self._turn, self._explained(), self._connector.writing(durable=durable, single=single) as connection:
+        with (
+            self._turn,
+            self._explained(),
+            self._connector.writing(durable=durable, single=single, long=long) as connection,
+        ):
             yield connection
 
     @contextlib.contextmanager
-    def reading(self, *, single: bool = False) -> Iterator[Connection]:
+    def reading(self, *, single: bool = False, long: bool = False) -> Iterator[Connection]:
         """Read in one transaction.
 
         Args:
             single: whether one statement is all, so that PostgreSQL needs no transaction: one round trip, not three.
+            long: whether PostgreSQL may take two minutes in place of 30 s.
 
         Raises:
             StoreError: the database cannot be reached or read.
         """
-        with self._explained(), self._connector.reading(single=single) as connection:
+        with self._explained(), self._connector.reading(single=single, long=long) as connection:
             yield connection
 
     @contextlib.contextmanager
@@ -196,7 +202,7 @@ def explained(what: str, driver: type[Exception] = SQLAlchemyError, url: str = "
     """
     try:
         yield
-    except StoreError:
+    except CellblockError:
         raise
     except (SQLAlchemyError, OSError, driver) as error:
         text = str(getattr(error, "orig", None) or getattr(error, "strerror", None) or error)

@@ -1,18 +1,22 @@
 """The numbered steps that bring a database of an older Cellblock to the newest schema.
 
 A released step never changes: add another one.
+
+A step that only adds is one that a process of an older version may go on beside: it reads and writes what it knows. A
+step of ``BREAKING`` is refused while nodes of older versions hold a lease.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Column, Connection, func, insert, inspect, literal, select, text, update
 from sqlalchemy.schema import CreateColumn
 
 from orchestrator.errors import StoreError
+from orchestrator.store.databaseclock import now_of
 from orchestrator.store.schema import (
     agent_usage,
     blob_pieces,
@@ -33,6 +37,8 @@ from orchestrator.store.schema import (
 )
 
 _OUTPUTS_INDEX = "cells_with_outputs"
+_CHARGED_INDEX = "sessions_charged"
+_KNOWN_OF_NODES = 13  # the schema from which on nodes tell which schema they know
 
 
 def _first(connection: Connection) -> None:
@@ -48,7 +54,7 @@ def _third(connection: Connection) -> None:
     """Keep the number of cells and their size on the session's row. A new database has these columns already."""
     _add_columns(connection, sessions.c.cells, sessions.c.bytes)
     for index in (*sessions.indexes, *cells.indexes):
-        if index.name != _OUTPUTS_INDEX:
+        if index.name not in (_OUTPUTS_INDEX, _CHARGED_INDEX):
             index.create(connection, checkfirst=True)
     mine = cells.c.session_id == sessions.c.session_id
     large = select(payloads.c.digest, payloads.c.bytes).join_from(payloads, cells).where(mine).correlate(sessions)
@@ -119,8 +125,18 @@ def _eleventh(connection: Connection) -> None:
 def _twelfth(connection: Connection) -> None:
     """Find an agent's sessions without reading those of the other agents."""
     connection.execute(text("DROP INDEX IF EXISTS sessions_by_agent"))
-    for index in sessions.indexes:
-        index.create(connection, checkfirst=True)
+    _create(connection, "sessions_of_agent")
+
+
+def _thirteenth(connection: Connection) -> None:
+    """Count places of a cluster's quotas; and know which schemas the nodes know, and which may write."""
+    _add_columns(connection, sessions.c.charged, nodes.c.schema_known)
+    _create(connection, _CHARGED_INDEX)
+
+
+def _create(connection: Connection, name: str) -> None:
+    """Create an index of the sessions. A new database has it already."""
+    next(index for index in sessions.indexes if index.name == name).create(connection, checkfirst=True)
 
 
 def _add_columns(connection: Connection, *columns: Column[Any]) -> None:
@@ -144,25 +160,71 @@ STEPS: tuple[Callable[[Connection], None], ...] = (
     _tenth,
     _eleventh,
     _twelfth,
+    _thirteenth,
 )
+
+
+BREAKING: Final = frozenset(range(1, 12))
+"""The steps after which a version that does not know them must not write. All but those that only add."""
 
 
 def migrate(connection: Connection) -> None:
     """Bring the database to the newest schema, in the transaction of ``connection``.
 
+    A newer schema is left as it is, if this version may still write it.
+
     Raises:
-        StoreError: a newer Cellblock has written the database; nothing is changed.
+        StoreError: a newer Cellblock has written the database, and this version may not; or nodes of an older version
+            hold a lease, and would misread what a step makes. Nothing is changed.
     """
     if connection.dialect.name == "postgresql":  # SQLite's transaction has a lock already
         connection.execute(text("SELECT pg_advisory_xact_lock(727272)"))
     if not inspect(connection).has_table(schema_version.name):
         schema_version.create(connection)
-    done = connection.scalar(select(schema_version.c.version).order_by(schema_version.c.version.desc()).limit(1)) or 0
-    if done > len(STEPS):
-        raise StoreError(
-            f"the history was written by a newer Cellblock (schema {done}, this one knows {len(STEPS)}).",
-            remedy="Upgrade Cellblock, or set CELLBLOCK_STORE_URL or CELLBLOCK_DATA_DIR to another place.",
-        )
+    _add_columns(connection, schema_version.c.oldest_writer)
+    done = check_may_write(connection)
+    _refuse_older_nodes(connection, done)
     for number, step in enumerate(STEPS[done:], start=done + 1):
         step(connection)
-        connection.execute(insert(schema_version).values(version=number))
+        oldest = max((breaking for breaking in BREAKING if breaking <= number), default=0)
+        connection.execute(insert(schema_version).values(version=number, oldest_writer=oldest))
+
+
+def check_may_write(connection: Connection) -> int:
+    """Return the database's schema; 0 if it has none.
+
+    Raises:
+        StoreError: a newer Cellblock has written the database, and this version may not.
+    """
+    newest = select(schema_version.c.version, schema_version.c.oldest_writer).order_by(schema_version.c.version.desc())
+    row = connection.execute(newest.limit(1)).first()
+    done, oldest = (0, 0) if row is None else (row.version, row.version if row.oldest_writer is None else row[1])
+    if done > len(STEPS) and oldest > len(STEPS):
+        raise StoreError(
+            f"the history was written by a newer Cellblock (schema {done}; this one knows {len(STEPS)}, and the oldest "
+            f"that may still write is {oldest}).",
+            remedy="Upgrade Cellblock, or set CELLBLOCK_STORE_URL or CELLBLOCK_DATA_DIR to another place.",
+        )
+    return int(done)
+
+
+def _refuse_older_nodes(connection: Connection, done: int) -> None:
+    """Refuse a breaking step while nodes that do not know it hold a lease.
+
+    Raises:
+        StoreError: there are some.
+    """
+    breaking = max((number for number in BREAKING if number > done), default=0)
+    if not breaking or done < _KNOWN_OF_NODES:
+        return
+    holds = (nodes.c.state != "down") & (nodes.c.lease_until > now_of(connection.dialect))
+    older = select(nodes.c.node_id, nodes.c.url, nodes.c.version).where(holds, nodes.c.schema_known < breaking)
+    found = connection.execute(older.order_by(nodes.c.node_id)).all()
+    if found:
+        named = ", ".join(f"{row.node_id} ({row.url}, Cellblock {row.version})" for row in found)
+        raise StoreError(
+            f"schema {breaking} is not for nodes of an older version, and some hold a lease: {named}. Nothing is "
+            "changed.",
+            remedy="Run `cellblock cluster drain NODE` for each, `cellblock cluster down` on its host, and start this "
+            "node again.",
+        )

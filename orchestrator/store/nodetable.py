@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sqlalchemy import Row, func, select, update
+from sqlalchemy import Connection, Row, func, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from orchestrator.store.database import Database
 from orchestrator.store.databaseclock import now_of
+from orchestrator.store.migrations import STEPS, check_may_write
 from orchestrator.store.noderecord import Capacity, NodeRecord, NodeState
 from orchestrator.store.schema import nodes, sessions
 
@@ -31,7 +32,12 @@ class NodeTable:
     def join_cluster(
         self, node_id: str, *, url: str, version: str, protocol: int, lease_s: float, capacity: Capacity
     ) -> int:
-        """Add a node, or begin its next epoch: what it was before owns nothing any longer. Returns the epoch."""
+        """Add a node, or begin its next epoch: what it was before owns nothing any longer. Returns the epoch.
+
+        Raises:
+            StoreError: a newer Cellblock has changed the database since this process opened it, and this version may
+                not write it any longer.
+        """
         values = {
             "url": url,
             "state": "up",
@@ -39,13 +45,21 @@ class NodeTable:
             "protocol": protocol,
             "capacity": json.dumps(capacity.as_dict()),
             "lease_until": self._now + lease_s,
+            "schema_known": len(STEPS),
         }
         insert = postgresql.insert if self._database.dialect.name == "postgresql" else sqlite.insert
         joined = insert(nodes).values(node_id=node_id, epoch=1, **values)
         again = joined.on_conflict_do_update(
             index_elements=["node_id"], set_={**values, "epoch": nodes.c.epoch + 1}
         ).returning(nodes.c.epoch)
-        return self._database.write(lambda connection: int(connection.execute(again).scalar_one()))
+
+        def join(connection: Connection) -> int:
+            if connection.dialect.name == "postgresql":  # a migration sees this node, or this node sees the migration
+                connection.execute(text("SELECT pg_advisory_xact_lock_shared(727272)"))
+            check_may_write(connection)
+            return int(connection.execute(again).scalar_one())
+
+        return self._database.write(join)
 
     def renew_lease(
         self, node_id: str, epoch: int, *, lease_s: float, state: NodeState, capacity: Capacity

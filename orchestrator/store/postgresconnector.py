@@ -15,9 +15,10 @@ from orchestrator.errors import StoreError
 from orchestrator.store.answerdeadline import AnswerDeadline
 
 _CONNECT = 5  # seconds to reach the server
-_SINGLE = 10.0  # seconds for one statement of a cell or of a session, which takes a millisecond
+_WRITE = 10.0  # seconds for a write, which takes milliseconds; other writes wait behind it
+_READ = 30.0  # seconds for a list
 _LARGE = 30.0  # seconds for statements with a piece of a blob
-_TRANSACTION = 120.0  # seconds for a transaction, such as a migration or a long list
+_LONG = 120.0  # seconds for a migration, and for a list of all that retention may delete
 _SLOW = 1.0  # seconds of waiting after which a failure means that the server is away
 _AWAY = 2.0  # seconds for which a server that is away is not asked again: the calls that wait fail with the first one
 
@@ -34,9 +35,9 @@ class PostgresConnector:
         self._away_until = 0.0
 
     @contextlib.contextmanager
-    def writing(self, *, durable: bool, single: bool) -> Iterator[Connection]:
+    def writing(self, *, durable: bool, single: bool, long: bool) -> Iterator[Connection]:
         if not single:
-            with self.reading() as connection, connection.begin():
+            with self._connected(_LONG if long else _WRITE) as connection, connection.begin():
                 yield connection
             return
         self._had_ended = False
@@ -44,7 +45,7 @@ class PostgresConnector:
             writer = self._single_writer()
             driver, in_time = _driver(writer), True
             try:
-                with self._deadline.of(writer, _SINGLE) as is_in_time:
+                with self._deadline.of(writer, _WRITE) as is_in_time:
                     try:
                         yield writer
                     finally:
@@ -55,10 +56,14 @@ class PostgresConnector:
                 raise
 
     @contextlib.contextmanager
-    def reading(self, *, single: bool = False) -> Iterator[Connection]:
-        with self._asked(), self.engine.connect() as connection, self._deadline.of(connection, _TRANSACTION):
-            if single:
-                connection.execution_options(isolation_level="AUTOCOMMIT")
+    def reading(self, *, single: bool, long: bool) -> Iterator[Connection]:
+        with self._connected(_LONG if long else _READ) as connection:
+            yield connection.execution_options(isolation_level="AUTOCOMMIT") if single else connection
+
+    @contextlib.contextmanager
+    def _connected(self, seconds: float) -> Iterator[Connection]:
+        """Yield a connection of the pool, and end it if the block takes longer than ``seconds``."""
+        with self._asked(), self.engine.connect() as connection, self._deadline.of(connection, seconds):
             yield connection
 
     @contextlib.contextmanager

@@ -39,11 +39,18 @@ sessions = Table(
     Column("cells", Integer, nullable=False, server_default="0"),  # the number of its last cell
     Column("bytes", BigInteger, nullable=False, server_default="0"),  # of its cells; equal outputs count once
     Column("fence", BigInteger, nullable=False, server_default="0"),  # grows with each new owner
+    Column("charged", String(400)),  # the quota that a place of the cluster is counted for; NULL: none
     # The home too: without it, SQLite reads all sessions of the home that have not ended.
     Index("sessions_of_agent", "agent_id", "home", "state"),
     Index("sessions_by_home", "home", "state", "last_used_at"),
     Index("sessions_by_use", "last_used_at"),
     Index("sessions_by_agents_use", "agent_id", "last_used_at"),
+)
+Index(
+    "sessions_charged",
+    sessions.c.charged,
+    sqlite_where=sessions.c.owner.is_not(None),
+    postgresql_where=sessions.c.owner.is_not(None),
 )
 
 cells = Table(
@@ -214,8 +221,14 @@ nodes = Table(
     Column("version", String(64), nullable=False),
     Column("protocol", Integer, nullable=False),
     Column("capacity", Text, nullable=False),  # JSON
+    Column("schema_known", Integer, nullable=False, server_default="11"),  # the newest that its version knows
 )
 
 identity = Table("identity", metadata, Column("database_id", String(32), primary_key=True))  # one row
 
-schema_version = Table("schema_version", metadata, Column("version", Integer, primary_key=True))
+schema_version = Table(
+    "schema_version",
+    metadata,
+    Column("version", Integer, primary_key=True),
+    Column("oldest_writer", Integer),  # a version that knows this schema may still write; NULL: one that knows all
+)

@@ -16,6 +16,7 @@ from orchestrator.store.agentusage import AgentUsage
 from orchestrator.store.checkpointtable import row_of
 from orchestrator.store.database import Database
 from orchestrator.store.fence import Claim, Fence, is_leased
+from orchestrator.store.places import Place, Places
 from orchestrator.store.prepared import Prepared
 from orchestrator.store.records import CheckpointRecord, SessionRecord, SessionState
 from orchestrator.store.schema import cells, checkpoints, commands, sessions
@@ -44,6 +45,7 @@ _ADD = insert(sessions).values(
     {column.name: bindparam(column.name) for column in sessions.c if column.server_default is None}
     | {"fence": bindparam("new_fence")}
 )
+_CHARGED = update(sessions).where(sessions.c.session_id == bindparam("of")).values(charged=bindparam("charged"))
 _OWNED = select(sessions.c.fence).where(
     sessions.c.session_id == bindparam("of"), sessions.c.owner == bindparam("after")
 )
@@ -66,6 +68,8 @@ class SessionTable:
         self._taken = Prepared(_TAKEN, database.dialect)
         self._add = Prepared(_ADD, database.dialect)
         self._fence = fence
+        self._places = Places(database.dialect)
+        self._charge = Prepared(_CHARGED, database.dialect)
         self._take = Prepared(_taking(database.dialect), database.dialect)
         self._owned = Prepared(_OWNED, database.dialect)
         self._live = Prepared(_changing(database.dialect, "state", "owner", "kernel_id", "runtime"), database.dialect)
@@ -82,17 +86,24 @@ class SessionTable:
         runtime: str,
         parent_id: str | None = None,
         state: SessionState = "live",
+        place: Place | None = None,
     ) -> Claim | None:
         """Add a session, unless its agent has one that is asleep or that another process owns.
+
+        Args:
+            place: the place of a quota that it takes.
 
         Returns:
             The claim of its owner. None if the agent has a session: nothing is added. Of two processes that begin at
             once, one gets a claim.
+
+        Raises:
+            KernelPoolExhaustedError: there is no place; nothing is added.
         """
         claim = Claim(session_id, 0 if owner is None else 1)
         row = self._new_row(
             session_id, agent_id, parent_id=parent_id, state=state, owner=owner, kernel_id=kernel_id, runtime=runtime
-        ) | {"new_fence": claim.fence}
+        ) | {"new_fence": claim.fence, "charged": None if place is None else place.charge}
 
         def add(connection: Connection) -> Claim | None:
             if connection.dialect.name == "postgresql":  # SQLite's transaction has a lock already
@@ -100,6 +111,8 @@ class SessionTable:
             self._fence.check_lease(connection, "the session has not begun")
             if self._taken.on(connection, row) is not None:
                 return None
+            if place is not None:
+                self._places.take(connection, place, session_id)
             self._add.on(connection, row)
             return claim
 
@@ -169,12 +182,20 @@ class SessionTable:
         if not statement.changed(connection, {**change, **self._fence.values(claim)}):
             self._fence.check(connection, claim, refused)  # else the session has ended, or was deleted
 
-    def take_ownership(self, session_id: str, owner: str | None, new_owner: str | None) -> Claim | None:
+    def take_ownership(
+        self, session_id: str, owner: str | None, new_owner: str | None, *, place: Place | None = None
+    ) -> Claim | None:
         """Change a session's owner from ``owner`` to ``new_owner``; None is no process.
+
+        Args:
+            place: the place of a quota that the session takes. None: it keeps the one that it has.
 
         Returns:
             The new owner's claim. None if ``owner`` is not the owner, because another process was faster; nothing is
             changed.
+
+        Raises:
+            KernelPoolExhaustedError: there is no place; nothing is changed.
         """
 
         tries = 0
@@ -182,14 +203,23 @@ class SessionTable:
         def take(connection: Connection) -> Claim | None:
             nonlocal tries
             tries += 1
+            if place is not None:
+                self._places.take(connection, place, session_id)
             row = self._take.on(connection, {**self._fence.node, "of": session_id, "before": owner, "after": new_owner})
             if row is None and tries > 1:  # the first try may have done it, and only its answer was lost
                 row = self._owned.on(connection, {"of": session_id, "after": new_owner})
             if row is None:
                 self._fence.check_lease(connection, "the session is not taken over")
+            elif place is not None:
+                self._charge.on(connection, {"of": session_id, "charged": place.charge})
             return None if row is None else Claim(session_id, int(row[0]))
 
-        return self._database.write(take, single=True)
+        return self._database.write(take, single=place is None)
+
+    def places_taken(self, charge: str) -> int:
+        """Return how many places of a quota are taken on the nodes of the cluster."""
+        with self._database.reading() as connection:
+            return self._places.held(connection, charge)
 
     def sessions_of(self, agent_id: str) -> list[SessionRecord]:
         """Return the agent's sessions on this host that have not ended, the last used first."""
@@ -299,7 +329,7 @@ class SessionTable:
         query = select(sessions.c.session_id, sessions.c.bytes + size).where(unowned).order_by(sessions.c.last_used_at)
         old = query.where(sessions.c.last_used_at < older_than, sessions.c.state.in_(("live", "asleep", "ended")))
         young = query.where(sessions.c.last_used_at >= older_than, sessions.c.state == "ended")
-        with self._database.reading() as connection:
+        with self._database.reading(long=True) as connection:
             left = self._usage.total(connection)
             excess = []
             for session_id, freed in connection.execute(old):

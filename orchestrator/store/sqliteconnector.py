@@ -32,7 +32,7 @@ class SqliteConnector:
         self._writer: Connection | None = None
 
     @contextlib.contextmanager
-    def writing(self, *, durable: bool, single: bool) -> Iterator[Connection]:
+    def writing(self, *, durable: bool, single: bool, long: bool) -> Iterator[Connection]:
         if self._writer is None:
             self._writer = self.engine.connect()
         try:
@@ -44,7 +44,7 @@ class SqliteConnector:
             raise
 
     @contextlib.contextmanager
-    def reading(self, *, single: bool = False) -> Iterator[Connection]:
+    def reading(self, *, single: bool, long: bool) -> Iterator[Connection]:
         with self.engine.connect() as connection:
             yield connection.execution_options(reading=True)
 

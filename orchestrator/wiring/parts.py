@@ -20,6 +20,7 @@ from orchestrator.pool.hostload import HostLoad
 from orchestrator.pool.kernelpool import KernelPool
 from orchestrator.pool.scheduler import Admission, Scheduler
 from orchestrator.sessions.acquiring import Acquiring
+from orchestrator.sessions.clusterquotas import ClusterQuotas
 from orchestrator.sessions.elsewhere import HANDOVER, hand_over
 from orchestrator.sessions.forking import Forking
 from orchestrator.sessions.hibernation import Hibernation
@@ -51,7 +52,8 @@ class Parts:
         self.pool = self._make_pool(max_kernels)
         self.registry = SessionRegistry(self.pool, policy, self.background.spawn, package_source(settings, policy))
         self.hibernation = Hibernation(self.registry, self.pool, resource_limits, policy, self.background.spawn)
-        self.acquiring = Acquiring(self.registry, self.hibernation, self.pool)
+        quotas = ClusterQuotas(self.registry, policy, settings.policy)
+        self.acquiring = Acquiring(self.registry, self.hibernation, self.pool, quotas)
         self.restoring = Restoring(self.registry, self.acquiring, self.hibernation, self.pool)
         self.forking = Forking(self.registry)
         self.telemetry.watch_pool(self.pool.counts)

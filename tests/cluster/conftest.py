@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -16,6 +17,7 @@ import pytest_asyncio
 from orchestrator.cluster.clustermanager import ClusterKernelManager
 from orchestrator.remote.remotesession import RemoteSession
 from tests.cluster.fakedirectory import FakeDirectory, record
+from tests.cluster.lossyproxy import LossyProxy
 from tests.cluster.simulatedhosts import SimulatedHosts, simulated_hosts
 from tests.server.conftest import Server, serving
 
@@ -80,6 +82,21 @@ async def session(manager: ClusterKernelManager) -> AsyncIterator[RemoteSession]
     async with manager.acquire_kernel("agent", timeout=60) as (_kernel, session):
         await manager.run_command(session, "chmod -R u+rwX . ; find /work -mindepth 1 -delete")
         yield session
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def proxy(cluster: Cluster) -> AsyncIterator[LossyProxy]:
+    async with LossyProxy(cluster.servers[0].url).running() as proxy:
+        yield proxy
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def lossy(cluster: Cluster, proxy: LossyProxy) -> AsyncIterator[ClusterKernelManager]:
+    """A manager that reaches its only node through the proxy."""
+    with cluster.directory(1) as directory:
+        directory.records["n1"] = dataclasses.replace(directory.records["n1"], url=proxy.url)
+        async with ClusterKernelManager(directory=directory) as manager:
+            yield manager
 
 
 @pytest.fixture(scope="package")

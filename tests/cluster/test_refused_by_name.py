@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import UnauthorizedError, UntrustedServerError
+from orchestrator import ClusterError, UnauthorizedError, UntrustedServerError
 from orchestrator.cluster.clustermanager import ClusterKernelManager
 from tests.cluster.fakedirectory import FakeDirectory, record
 from tests.server.conftest import Server, serving
@@ -68,3 +68,9 @@ async def test_a_certificate_for_another_name(node: Server, certificate: Path) -
             await acquired(node, "cb_wrong", str(certificate))
     finally:
         node.url = node.url.replace("127.0.0.1", "localhost")
+
+
+def test_an_address_of_ray() -> None:
+    """Ray is not asked for the database; the error says what to give."""
+    with pytest.raises(ClusterError, match=r"do not go through Ray.*store_url"):
+        ClusterKernelManager("ray://10.0.0.1:10001")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import psutil
 import pytest
-import pytest_asyncio
 
 from orchestrator import (
     CellFinished,
@@ -17,10 +15,10 @@ from orchestrator import (
     KernelPoolExhaustedError,
     NoNodeError,
     NotOwnerError,
-    ServerUnavailableError,
     StoreError,
     StreamOutput,
 )
+from orchestrator.cluster import nodelink
 from orchestrator.cluster.clustermanager import ClusterKernelManager
 from orchestrator.remote.connection import Connection
 from orchestrator.store.noderecord import Capacity
@@ -36,21 +34,6 @@ NOWHERE = "http://127.0.0.1:9"
 def directory(cluster: Cluster) -> Iterator[FakeDirectory]:
     with cluster.directory(2) as directory:
         yield directory
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def proxy(cluster: Cluster) -> AsyncIterator[LossyProxy]:
-    async with LossyProxy(cluster.servers[0].url).running() as proxy:
-        yield proxy
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def lossy(cluster: Cluster, proxy: LossyProxy) -> AsyncIterator[ClusterKernelManager]:
-    """A manager that reaches its only node through the proxy."""
-    with cluster.directory(1) as directory:
-        directory.records["n1"] = dataclasses.replace(directory.records["n1"], url=proxy.url)
-        async with ClusterKernelManager(directory=directory) as manager:
-            yield manager
 
 
 async def test_a_lost_answer_is_asked_for_again_and_the_cell_runs_once(
@@ -79,21 +62,6 @@ async def test_a_broken_stream_goes_on_where_it_was(lossy: ClusterKernelManager,
     assert isinstance(events[-1], CellFinished)
     assert events[-1].result.outcome == "ok"
     assert proxy.losing == []
-
-
-async def test_what_may_not_be_sent_twice_is_not(lossy: ClusterKernelManager, proxy: LossyProxy) -> None:
-    """A move has no key, nor has a removal: whether it was done is not known, and the error says so."""
-    async with lossy.acquire_kernel("mover", timeout=60) as (_kernel, session):
-        await lossy.write_file(session, "a", b"1")
-        proxy.losing, proxy.after = [b"/files/move"], 0
-        with pytest.raises(ServerUnavailableError) as failed:
-            await lossy.move(session, "a", "b")
-        assert not failed.value.undone
-        assert await lossy.read_file(session, "b") == b"1"
-        proxy.losing = [b"DELETE "]
-        with pytest.raises(ServerUnavailableError):
-            await lossy.remove(session, "b")
-        assert not await lossy.exists(session, "b")
 
 
 async def test_a_request_for_another_process_is_refused(cluster: Cluster) -> None:
@@ -147,11 +115,13 @@ async def test_two_clients_of_one_agent_get_one_kernel(directory: FakeDirectory)
         assert len(set(await asyncio.gather(*(acquired(manager) for manager in (one, two) * 3)))) == 1
 
 
-async def test_a_wrong_protocol_is_refused_by_name(cluster: Cluster) -> None:
+async def test_a_wrong_protocol_is_refused_by_name(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The node says what it speaks: what the directory has of it decides nothing."""
+    monkeypatch.setattr(nodelink, "SPOKEN", (2, 3))
     directory = FakeDirectory()
-    directory.add(record("n1", cluster.servers[0].url, protocol=99))
+    directory.add(record("n1", cluster.servers[0].url, protocol=2))
     async with ClusterKernelManager(directory=directory) as manager:
-        with pytest.raises(IncompatibleServerError, match="speaks protocol 99; this client speaks 1 to 1"):
+        with pytest.raises(IncompatibleServerError, match="speaks the protocols 1 to 1; this client speaks 2 to 3"):
             async with manager.acquire_kernel("agent", timeout=10):
                 pass
 

@@ -24,6 +24,7 @@ from orchestrator.pool.kernelpool import KernelPool
 from orchestrator.pool.scheduler import Scheduler
 from orchestrator.sessions.acquiring import Acquiring
 from orchestrator.sessions.checkpoint import Checkpoint, capture_between_cells
+from orchestrator.sessions.clusterquotas import ClusterQuotas
 from orchestrator.sessions.elsewhere import hand_over
 from orchestrator.sessions.forking import Forking
 from orchestrator.sessions.hibernation import Hibernation
@@ -167,7 +168,9 @@ class World:
         self.files = CheckpointFiles(folder)
         self.registry = SessionRegistry(self.pool, self.policy, self._spawn)
         self.hibernation = Hibernation(self.registry, self.pool, self.limits, self.policy, self._spawn)
-        self.acquiring = Acquiring(self.registry, self.hibernation, self.pool)
+        self.acquiring = Acquiring(
+            self.registry, self.hibernation, self.pool, ClusterQuotas(self.registry, self.policy, "default")
+        )
         self.restoring = Restoring(self.registry, self.acquiring, self.hibernation, self.pool)
         self.forking = Forking(self.registry)
         self.inheritance = Inheritance()

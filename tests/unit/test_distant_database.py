@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from sqlalchemy import create_engine, text
 
 from orchestrator.errors import StoreError
 from orchestrator.store import postgresconnector
-from orchestrator.store.history import Claim, History
+from orchestrator.store.history import CheckpointRecord, Claim, History
 from tests.postgresproxy import PostgresProxy
 
 OK: dict[str, Any] = {"status": "ok", "outcome": "ok", "outputs": []}
@@ -123,7 +124,7 @@ def test_a_server_that_stands_still_is_given_up(
     history: History, mine: Claim, proxy: PostgresProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A write fails after its deadline, the calls behind it at once, and what is owed is written when it is back."""
-    monkeypatch.setattr(postgresconnector, "_SINGLE", 1.5)
+    monkeypatch.setattr(postgresconnector, "_WRITE", 1.5)
     history.begin_cell(mine, 1, "1", "k1")
     proxy.freeze()
     began = time.monotonic()
@@ -137,3 +138,26 @@ def test_a_server_that_stands_still_is_given_up(
     time.sleep(2.5)
     history.begin_cell(mine, 2, "2", "k1")
     assert outcomes(history) == ["ok", "running"]
+
+
+def test_a_checkpoints_row_waits_no_longer_than_any_write(
+    history: History, mine: Claim, proxy: PostgresProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction of several statements is given up after the deadline of writes, and the write behind it at once."""
+    monkeypatch.setattr(postgresconnector, "_WRITE", 1.5)
+    record = CheckpointRecord("c1", "s1", 1.0, 0, True, 10, [])
+    proxy.freeze()
+    began = time.monotonic()
+    with ThreadPoolExecutor(2) as threads:
+        row = threads.submit(history.add_checkpoint, mine, record)
+        time.sleep(0.3)
+        behind = threads.submit(history.begin_cell, mine, 1, "1", "k1")
+        with pytest.raises(StoreError):
+            row.result(60)
+        with pytest.raises(StoreError, match="a moment ago"):
+            behind.result(60)
+    assert time.monotonic() - began < 30
+    proxy.thaw()
+    time.sleep(2.5)
+    assert history.add_checkpoint(mine, record) == []
+    assert len(history.checkpoints_of("s1")) == 1

@@ -17,11 +17,11 @@ from orchestrator.server.native import livecells
 from orchestrator.server.native.access import Caller, TheService, TheSession, wants_events
 from orchestrator.server.native.bodies import Answer, NewCell
 from orchestrator.server.native.described import CELL, EVENTS, FLAG, RESULT, answers, extended, fields, many, maybe
+from orchestrator.server.native.once import Key
 from orchestrator.server.waiting import unless_gone
 
 router = APIRouter(prefix="/v1/sessions/{session_id}", tags=["cells"])
 requests = APIRouter(prefix="/v1/requests", tags=["cells"])
-Key = Annotated[str | None, Header(alias="Idempotency-Key", description="The same key never runs the code twice.")]
 Compact = Annotated[bool, Query(description="Leave out `stdout`, `stderr` and `result`, which repeat `outputs`.")]
 _LONGEST_WAIT = 600.0  # seconds
 _REPEATED = ("stdout", "stderr", "result")

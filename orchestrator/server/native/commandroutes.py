@@ -15,7 +15,7 @@ from orchestrator.server.eventstream import EventStream, event_stream
 from orchestrator.server.native import livecommands
 from orchestrator.server.native.access import Caller, TheService, TheSession, wants_events
 from orchestrator.server.native.bodies import Input, NewCommand, Signal, Size, one_of
-from orchestrator.server.native.cellroutes import Key, asked
+from orchestrator.server.native.cellroutes import asked
 from orchestrator.server.native.described import (
     COMMAND,
     COMMAND_RECORD,
@@ -28,6 +28,7 @@ from orchestrator.server.native.described import (
     many,
     maybe,
 )
+from orchestrator.server.native.once import Key
 from orchestrator.server.native.terminal import converse
 from orchestrator.server.service import Service
 from orchestrator.server.waiting import unless_gone

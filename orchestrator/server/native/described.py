@@ -165,6 +165,7 @@ CALLER: Final = fields(
     needs_token=FLAG,
     process_id=TEXT,
     protocol=NUMBER,
+    protocol_oldest=NUMBER,
     version=TEXT,
 )
 

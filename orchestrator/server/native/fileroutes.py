@@ -17,6 +17,7 @@ from orchestrator.server.answers import Json
 from orchestrator.server.directory import Served
 from orchestrator.server.native.access import TheSession
 from orchestrator.server.native.described import COUNT, FILE, FLAG, ByteStream, TarStream, answers, fields, many
+from orchestrator.server.native.once import JustOnce
 
 router = APIRouter(prefix="/v1/sessions/{session_id}/files", tags=["files"])
 _PIECE = 4 * MIB  # bytes that are read at once
@@ -107,22 +108,31 @@ async def list_files(
 
 
 @router.post("/folder", summary="Make a folder", responses=answers(fields(made=FLAG)))
-async def make_dir(served: TheSession, request: Request, path: PathDescription, parents: bool = True) -> Response:
+async def make_dir(
+    served: TheSession, request: Request, path: PathDescription, once: JustOnce, parents: bool = True
+) -> Response:
     """Make a folder; `made` says whether it is new."""
-    return Json({"made": await served.manager.make_dir(served.session, _path(request, "path"), parents=parents)})
+    name = _path(request, "path")
+    return Json({"made": await once(lambda: served.manager.make_dir(served.session, name, parents=parents))})
 
 
 @router.post("/move", summary="Move a file or a folder", responses=answers(fields(moved=FLAG)))
-async def move(served: TheSession, request: Request, source: PathDescription, destination: PathDescription) -> Response:
+async def move(
+    served: TheSession, request: Request, source: PathDescription, destination: PathDescription, once: JustOnce
+) -> Response:
     """Move or rename. A file replaces a file."""
-    await served.manager.move(served.session, _path(request, "source"), _path(request, "destination"))
+    names = _path(request, "source"), _path(request, "destination")
+    await once(lambda: served.manager.move(served.session, *names))
     return Json({"moved": True})
 
 
 @router.delete("", summary="Remove a file or a folder", responses=answers(fields(removed=FLAG)))
-async def remove(served: TheSession, request: Request, path: PathDescription, recursive: bool = False) -> Response:
+async def remove(
+    served: TheSession, request: Request, path: PathDescription, once: JustOnce, recursive: bool = False
+) -> Response:
     """Remove a file, a link, or a folder."""
-    await served.manager.remove(served.session, _path(request, "path"), recursive=recursive)
+    name = _path(request, "path")
+    await once(lambda: served.manager.remove(served.session, name, recursive=recursive))
     return Json({"removed": True})
 
 

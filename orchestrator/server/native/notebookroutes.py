@@ -13,8 +13,9 @@ from orchestrator.notebooks.dispatcher import Dispatcher
 from orchestrator.server.answers import Json, dumps
 from orchestrator.server.directory import Served
 from orchestrator.server.native.access import Caller, TheService, TheSession
-from orchestrator.server.native.cellroutes import Key, asked
+from orchestrator.server.native.cellroutes import asked
 from orchestrator.server.native.described import NOTEBOOK, NOTEBOOK_ANSWER, NotebookText, answers
+from orchestrator.server.native.once import Key
 from orchestrator.server.sessionnotebooks import notebooks_of
 from orchestrator.server.waiting import unless_gone
 

@@ -16,7 +16,7 @@ from orchestrator.server.answers import Json, dumps
 from orchestrator.server.directory import Served, Wish
 from orchestrator.server.native.access import Caller, SessionId, TheService, TheSession
 from orchestrator.server.native.bodies import Fork, Lifetime, NewSession, Requirements, Restart, Restore
-from orchestrator.server.native.cellroutes import Key, asked
+from orchestrator.server.native.cellroutes import asked
 from orchestrator.server.native.described import (
     ANY_OBJECT,
     CHECKPOINT,
@@ -35,6 +35,7 @@ from orchestrator.server.native.described import (
     many,
     maybe,
 )
+from orchestrator.server.native.once import JustOnce, Key
 from orchestrator.server.service import Service
 from orchestrator.sessions.checkpoint import Checkpoint
 from orchestrator.sessions.notebook import session_notebook
@@ -88,45 +89,49 @@ async def show(session_id: SessionId, caller: Caller, service: TheService) -> Re
 
 
 @router.delete("/{session_id}", summary="End a session", responses=answers(fields(ended=FLAG)))
-async def end(served: TheSession, service: TheService) -> Response:
+async def end(session_id: SessionId, caller: Caller, service: TheService, once: JustOnce) -> Response:
     """End a session and discard its kernel. Its history stays."""
-    return Json({"ended": await service.directory.end(served)})
+
+    async def ended() -> bool:  # looks for the session itself: when the request comes again, there is none
+        return await service.directory.end(await service.directory.find(caller, session_id))
+
+    return Json({"ended": await once(ended)})
 
 
 @router.post("/{session_id}/lease", summary="Wake a session", responses=answers(SESSION))
-async def lease(served: TheSession, body: NewSession, caller: Caller, service: TheService) -> Response:
+async def lease(served: TheSession, body: NewSession, caller: Caller, service: TheService, once: JustOnce) -> Response:
     """Give a session that sleeps its kernel now, and not with its next cell."""
     wish = Wish(served.handle.name, timeout=body.timeout, priority=body.priority)
-    served, _ = await service.directory.open(caller, wish)
+    served, _ = await once(lambda: service.directory.open(caller, wish))
     return Json(_session(served))
 
 
 @router.put(
     "/{session_id}/lifetime", summary="Set when a session expires", responses=answers(fields(expires_at=maybe(NUMBER)))
 )
-async def set_lifetime(served: TheSession, body: Lifetime, service: TheService) -> Response:
+async def set_lifetime(served: TheSession, body: Lifetime, service: TheService, once: JustOnce) -> Response:
     """Count the time to live from now."""
-    await service.directory.set_expiry(served, body.ttl_s, body.on_expiry)
+    await once(lambda: service.directory.set_expiry(served, body.ttl_s, body.on_expiry))
     return Json({"expires_at": served.handle.expires_at})
 
 
 @router.post("/{session_id}/restart", summary="Give a session a fresh kernel", responses=answers(SESSION))
-async def restart(served: TheSession, body: Restart) -> Response:
+async def restart(served: TheSession, body: Restart, once: JustOnce) -> Response:
     """Discard the kernel with its variables; the files stay unless `keep_files` is false."""
-    await served.manager.restart_kernel(served.session, keep_files=body.keep_files, timeout=body.timeout)
+    await once(lambda: served.manager.restart_kernel(served.session, keep_files=body.keep_files, timeout=body.timeout))
     return Json(_session(served))
 
 
 @router.post("/{session_id}/hibernate", summary="Put a session to sleep", responses=answers(fields(asleep=FLAG)))
-async def hibernate(served: TheSession) -> Response:
+async def hibernate(served: TheSession, once: JustOnce) -> Response:
     """Checkpoint a session and give its kernel up; `asleep` is false if it is in use."""
-    return Json({"asleep": await served.manager.hibernate(served.session.agent_id)})
+    return Json({"asleep": await once(lambda: served.manager.hibernate(served.session.agent_id))})
 
 
 @router.post("/{session_id}/packages", summary="Install packages", responses=answers(fields(installed=many(TEXT))))
-async def install(served: TheSession, body: Requirements) -> Response:
+async def install(served: TheSession, body: Requirements, once: JustOnce) -> Response:
     """Install packages that the policy allows."""
-    return Json({"installed": await served.manager.install(served.session, body.requirements)})
+    return Json({"installed": await once(lambda: served.manager.install(served.session, body.requirements))})
 
 
 @router.get("/{session_id}/variables", summary="List variables", responses=answers(fields(variables=many(VARIABLE))))
@@ -159,12 +164,12 @@ async def checkpoints(session_id: SessionId, caller: Caller, service: TheService
 
 
 @router.post("/{session_id}/restore", summary="Load a checkpoint", responses=answers(RESTORED))
-async def restore(served: TheSession, body: Restore) -> Response:
+async def restore(served: TheSession, body: Restore, once: JustOnce) -> Response:
     """Load a checkpoint of the session into a fresh kernel. Its history stays."""
     checkpoint_id = body.checkpoint_id
     if len(checkpoint_id) != 32 or not _ID_DIGITS.issuperset(checkpoint_id):  # never a path of this host
         raise InvalidInputError("a checkpoint's id has 32 hex digits.")
-    return Json(_restored(await served.manager.restore(served.session, checkpoint_id, body.timeout)))
+    return Json(_restored(await once(lambda: served.manager.restore(served.session, checkpoint_id, body.timeout))))
 
 
 @router.post(

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Path, Query
 from starlette.responses import Response
 
 from orchestrator.errors import InvalidInputError
-from orchestrator.protocol import PROTOCOL
+from orchestrator.protocol import PROTOCOL, SERVED
 from orchestrator.server.answers import Json, dumps
 from orchestrator.server.directory import Served
 from orchestrator.server.native.abridged import MOST_OUTPUTS, Abridgement, whole_output
@@ -45,6 +45,7 @@ async def caller_itself(caller: Caller, service: TheService) -> Response:
             "needs_token": not service.authentication.is_open,
             "process_id": service.process_id,
             "protocol": PROTOCOL,
+            "protocol_oldest": SERVED[0],
             "version": version("cellblock"),
         }
     )
