@@ -94,7 +94,8 @@ class FaultyNode:
             )
         end = time.monotonic() + _START
         while not self.answers():
-            assert self.process.poll() is None and time.monotonic() < end, self.log()[-3000:]
+            assert self.process.poll() is None, self.log()[-3000:]
+            assert time.monotonic() < end, self.log()[-3000:]
             time.sleep(0.1)
 
     def answers(self) -> bool:
