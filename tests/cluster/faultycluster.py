@@ -229,7 +229,7 @@ def faulty_cluster(count: int, ports: list[int]) -> Iterator[FaultyCluster]:
             folder = Path(name, str(number))
             (folder / "d").mkdir(parents=True)
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_DISK}m", "tmpfs", folder / "d"], check=True)
-            stack.callback(subprocess.run, ["umount", "-l", folder / "d"], check=True)
+            stack.callback(_unmount, folder / "d")
             node = FaultyNode(folder, database.url, ports[number])
             stack.callback(node.close)
             nodes.append(node)
@@ -240,3 +240,7 @@ def faulty_cluster(count: int, ports: list[int]) -> Iterator[FaultyCluster]:
         stack.callback(cluster.close)
         cluster.record()
         yield cluster
+
+
+def _unmount(folder: Path) -> None:
+    subprocess.run(["umount", "-l", folder], check=True)  # lazily: a failed test may have left files open

@@ -25,7 +25,18 @@ class FaultyDatabase:
         os.chown(folder, owner.pw_uid, owner.pw_gid)
         user: dict[str, Any] = {"user": owner.pw_uid, "group": owner.pw_gid} if os.geteuid() == 0 else {}
         self._options: dict[str, Any] = {"cwd": folder, "stdout": subprocess.DEVNULL, **user}
-        command = [self._programs / "initdb", "-D", folder / "data", "-U", "tests", "-A", "trust", "-E", "UTF8", "-N"]
+        command: list[str | Path] = [
+            self._programs / "initdb",
+            "-D",
+            folder / "data",
+            "-U",
+            "tests",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "-N",
+        ]
         subprocess.run(command, check=True, **self._options)
         self.url = f"postgresql+psycopg://tests@/postgres?host={folder}"
         self._server = self._start()
@@ -51,9 +62,18 @@ class FaultyDatabase:
         self._server.wait(60)
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = [self._programs / "postgres", "-D", self._folder / "data", "-k", self._folder]
+        command: list[str | Path] = [
+            self._programs / "postgres",
+            "-D",
+            self._folder / "data",
+            "-k",
+            self._folder,
+            "-c",
+            "listen_addresses=",
+            "-F",
+        ]
         with (self._folder / "log").open("ab") as log:
-            server = subprocess.Popen([*command, "-c", "listen_addresses=", "-F"], stderr=log, **self._options)
+            server: subprocess.Popen[bytes] = subprocess.Popen(command, stderr=log, **self._options)
         wait_until_ready(self._programs, self._folder, server)
         return server
 
