@@ -29,6 +29,7 @@ from tests.cluster.test_real_cluster import free_ports
 
 NODES = 2
 AGENTS = 4
+CHECKPOINTS = 0.02  # of the cells: each is restored in the end, which takes seconds
 CLEANED = 60.0  # seconds after the end until nothing may be left
 RECOVERED = 120.0  # seconds until each agent must have a result again
 HOUR = 3600
@@ -134,7 +135,7 @@ class ClusterFaults:
                     for _ in range(chance.randrange(1, 5)):
                         number += 1
                         token = f"{agent}.{number}"
-                        asks = chance.random() < 0.2
+                        asks = chance.random() < CHECKPOINTS
                         said = await self._turn(session, agent, token, said=said, checkpoint=asks)
                         await asyncio.sleep(0.1)
             except CellblockError as error:

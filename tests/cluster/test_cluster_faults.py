@@ -18,7 +18,7 @@ from tests.cluster.historychecker import check
 from tests.cluster.test_real_cluster import free_ports
 
 _LONGEST = 90.0  # seconds
-_FAULTS = 8
+_FAULTS = 5
 OF_CELLS = tuple(step for step in STEPS if step not in ("blob-written", "checkpoint-recorded"))
 
 
