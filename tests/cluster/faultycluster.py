@@ -191,6 +191,12 @@ class FaultyCluster:
             found = connection.execute(text(query)).all()
         return [Row(session, number, code.split("'")[1], outcome) for session, number, code, outcome in found]
 
+    def checkpoints(self, session_id: str) -> int:
+        """Return how many checkpoints a session has."""
+        query = text("SELECT count(*) FROM checkpoints WHERE session_id = :session")
+        with self._engine.begin() as connection:
+            return int(connection.execute(query, {"session": session_id}).scalar_one())
+
     def orphans(self) -> list[str]:
         """Return what dead or finished work has left: containers, folders, and live rows of ended epochs."""
         query = """SELECT s.session_id, s.owner FROM sessions s WHERE s.state = 'live' AND NOT EXISTS (SELECT 1 FROM

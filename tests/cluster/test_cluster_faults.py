@@ -111,5 +111,7 @@ async def test_a_node_that_stops_at_a_step_of_a_checkpoint_acknowledges_nothing_
         finally:
             node.signal(signal.SIGCONT)
         await serving_again(node, before)
+        kept = await asyncio.to_thread(cluster.checkpoints, session.session_id)
+        assert kept == (1 if step == "blob-written" else 2)
         assert check([], [], await asyncio.to_thread(cluster.changes)) == []
         await manager.end_session(agent)
