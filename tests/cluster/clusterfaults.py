@@ -13,6 +13,7 @@ import signal
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from rich.console import Console
 from rich.progress import Progress
@@ -58,7 +59,7 @@ class Fault:
     Attributes:
         node: the name of the node that has it; "": the database.
         began, ended: seconds since the epoch.
-        slowest: seconds from its beginning to the first result of the agent that got one last.
+        slowest: the longest time, in seconds, that an agent waited from one result to the next.
     """
 
     kind: str
@@ -176,7 +177,9 @@ class ClusterFaults:
     # The faults
 
     async def _inject(self, kind: str, agents: list[str]) -> None:
-        node = self._chance.choice(self._cluster.nodes)
+        chosen, agent = self._chance.choice(self._cluster.nodes), self._chance.choice(agents)
+        owner = await self._manager.node_of(agent)  # a fault of an idle node shows little
+        node = next((node for node in self._cluster.nodes if node.node_id == owner), chosen)
         fault = Fault(kind, "" if kind.startswith("database r") or kind == "database paused" else node.node_id, 0.0)
         await asyncio.sleep(self._chance.uniform(0.0, 1.0))
         fault.began = time.time()
@@ -188,11 +191,13 @@ class ClusterFaults:
             node.heal()
         fault.ended = time.time()
         await self._recovered(fault.ended, agents)
-        firsts: dict[str, float] = {}
-        for one in self.found.told:
-            if one.at > fault.began:
-                firsts.setdefault(one.agent, one.at - fault.began)
-        fault.slowest = max(firsts.values(), default=0.0)
+        fault.slowest = max(self._gap(agent, fault) for agent in agents)
+
+    def _gap(self, agent: str, fault: Fault) -> float:
+        """Return the longest time between two results of an agent, in seconds, that a fault has a part in."""
+        times = [one.at for one in self.found.told if one.agent == agent and one.tokens is not None]
+        gaps = [after - at for at, after in pairwise(times) if after > fault.began and at < fault.ended]
+        return max(gaps, default=0.0)
 
     async def _hurt(self, kind: str, node: FaultyNode) -> None:
         long = LEASE * self._chance.uniform(1.5, 3.0)
