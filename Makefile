@@ -23,7 +23,7 @@ endef
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock"
 
-.PHONY: help demo test test-runtimes test-modern conformance placement clusters cluster-demo cluster-test jobs serving brokers full-image check lint bench bench-peers soak reactions usage schedule service-times history blobs blob-stores crashes sessions screenshots chromium vendor state-table docs verify fuzz fuzz-server seccomp-record engine engine-stop image venv lock clean notebooks notebook-tokens fuzz-openapi FORCE
+.PHONY: help demo test test-runtimes test-modern conformance placement clusters cluster-demo cluster-faults cluster-test jobs serving brokers full-image check lint bench bench-peers soak reactions usage schedule service-times history blobs blob-stores crashes sessions screenshots chromium vendor state-table docs verify fuzz fuzz-server seccomp-record engine engine-stop image venv lock clean notebooks notebook-tokens fuzz-openapi FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -82,6 +82,9 @@ sessions: image ## 200 sessions over four kernels: does each find its own state,
 
 schedule: $(STAMP) ## simulate 10,000 agents over 1,000 kernels: who waits how long, beside first come first served
 	@$(BIN)/python -m benchmarks.scheduling
+
+cluster-faults: image ## kill, freeze, cut off and fill the nodes of a working cluster and its database 500 times, and check what clients were told; about two hours
+	@$(BIN)/python -m tests.cluster.clusterfaults --times $(or $(TIMES),500) --seed $(or $(SEED),1)
 
 placement: $(STAMP) ## simulate where sessions go in a cluster of 1,000 nodes of 100 kernels; a few minutes
 	@$(BIN)/python -m benchmarks.placement

@@ -42,14 +42,15 @@ def postgres_server(*, durable: bool = False) -> Iterator[str]:
                 stdout=log, stderr=log, cwd=folder, **as_owner,  # type: ignore[call-overload]
             )  # fmt: skip
         try:
-            _wait(found, folder, server)
+            wait_until_ready(found, folder, server)
             yield f"postgresql+psycopg://tests@/postgres?host={folder}"
         finally:
             server.send_signal(signal.SIGQUIT)
             server.wait(30)
 
 
-def _wait(found: Path, folder: Path, server: subprocess.Popen[bytes]) -> None:
+def wait_until_ready(found: Path, folder: Path, server: subprocess.Popen[bytes]) -> None:
+    """Wait until a server answers."""
     end = time.monotonic() + _START
     while subprocess.run([found / "pg_isready", "-q", "-h", folder], check=False).returncode != 0:
         assert server.poll() is None, (folder / "log").read_text()

@@ -7,8 +7,10 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import Literal
 from urllib.parse import parse_qs, urlsplit
 
+Way = Literal["both", "questions", "answers"]
 _QUESTIONS = b"SQ"  # Sync and Query: the client waits for an answer after each
 
 
@@ -18,33 +20,38 @@ class PostgresProxy:
     Attributes:
         url: where SQLAlchemy finds the relay.
         round_trips: how many questions came so far.
+        port: where it listens.
         delay_s: how long each question is on its way, and each answer.
         lose_next: end the connection in place of the next answer.
     """
 
     def __init__(self, url: str) -> None:
-        self._socket = f"{parse_qs(urlsplit(url).query)['host'][0]}/.s.PGSQL.5432"
+        self._target = url
         self._listener = socket.create_server(("127.0.0.1", 0))
-        port = self._listener.getsockname()[1]
-        self.url = f"postgresql+psycopg://tests@127.0.0.1:{port}/postgres?sslmode=disable"
+        self.port: int = self._listener.getsockname()[1]
+        self.url = f"postgresql+psycopg://tests@127.0.0.1:{self.port}/postgres?sslmode=disable"
         self.round_trips = 0
         self.delay_s = 0.0
         self.lose_next = False
-        self._goes = threading.Event()
-        self._goes.set()
+        self._asks, self._answers = threading.Event(), threading.Event()
+        self.thaw()
         self._closed = False
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._made: list[tuple[socket.socket, socket.socket]] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
 
-    def freeze(self) -> None:
-        """Relay nothing until ``thaw``; connections stay open, and new ones are accepted."""
-        self._goes.clear()
+    def freeze(self, way: Way = "both") -> None:
+        """Relay nothing this way until ``thaw``; connections stay open, and new ones are accepted."""
+        if way != "answers":
+            self._asks.clear()
+        if way != "questions":
+            self._answers.clear()
 
     def thaw(self) -> None:
-        """Relay again."""
-        self._goes.set()
+        """Relay again, what was held first."""
+        self._asks.set()
+        self._answers.set()
 
     def cut(self) -> None:
         """End all connections, as a server does that is restarted."""
@@ -70,13 +77,25 @@ class PostgresProxy:
             except OSError:
                 return
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            server = socket.socket(socket.AF_UNIX)
-            server.connect(self._socket)
+            try:
+                server = self._connect()
+            except OSError:  # it is being restarted
+                client.close()
+                continue
             self._pairs.append((client, server))
             self._made.append((client, server))
             for work in (self._ask, self._answer):
                 self._threads.append(threading.Thread(target=work, args=(client, server), daemon=True))
                 self._threads[-1].start()
+
+    def _connect(self) -> socket.socket:
+        server = socket.socket(socket.AF_UNIX)
+        try:
+            server.connect(f"{parse_qs(urlsplit(self._target).query)['host'][0]}/.s.PGSQL.5432")
+        except OSError:
+            server.close()
+            raise
+        return server
 
     def _ask(self, client: socket.socket, server: socket.socket) -> None:
         head = True
@@ -89,7 +108,7 @@ class PostgresProxy:
                     break
                 self.round_trips += not head and rest[0] in _QUESTIONS
                 head, rest = False, rest[size:]
-            self._pass_on(piece, server)
+            self._pass_on(piece, server, self._asks)
 
     def _answer(self, client: socket.socket, server: socket.socket) -> None:
         for piece in self._pieces(server, client):
@@ -97,7 +116,7 @@ class PostgresProxy:
                 self.lose_next = False
                 _end(client, server)
                 return
-            self._pass_on(piece, client)
+            self._pass_on(piece, client, self._answers)
 
     def _pieces(self, from_: socket.socket, to: socket.socket) -> Iterator[bytes]:
         with contextlib.suppress(OSError):
@@ -106,10 +125,10 @@ class PostgresProxy:
         with contextlib.suppress(OSError):
             to.shutdown(socket.SHUT_RDWR)
 
-    def _pass_on(self, piece: bytes, to: socket.socket) -> None:
+    def _pass_on(self, piece: bytes, to: socket.socket, goes: threading.Event) -> None:
         if self.delay_s:
             time.sleep(self.delay_s)
-        self._goes.wait()
+        goes.wait()
         with contextlib.suppress(OSError):
             to.sendall(piece)
 

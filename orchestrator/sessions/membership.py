@@ -3,6 +3,9 @@
 A node renews its lease in the database, by the database's clock. While it cannot, the store acknowledges nothing of
 it: a cell that ends is owed. If it can renew before another node has fenced it, it goes on. If not, its epoch is over:
 it ends its kernels, whose sessions other nodes may have by now, and joins again.
+
+A node that stays cut off from the database cannot learn that it was fenced. Once its lease has been over for five times
+its length, by the process's own clock, the node ends its kernels all the same, and joins again as a new epoch.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from orchestrator.store.noderecord import Capacity, NodeRecord, NodeState
 _log = logging.getLogger(__name__)
 _PREFIX = "node:"
 _RENEWALS = 3  # in the time of one lease
+_NO_EPOCH = 0  # before the first: the store refuses what is written as it
+_OUTAGE = 5.0  # leases that a node without one keeps its kernels: the database may be away for all nodes
 
 
 class Member(Protocol):
@@ -31,6 +36,9 @@ class Member(Protocol):
 
     def join(self, epoch: int) -> None:
         """Let go of all sessions of the epoch before, and write as this one from now on."""
+
+    def lapse(self) -> None:
+        """Let go of all sessions, and write nothing until ``join``: the lease has been over for long."""
 
 
 class Membership:
@@ -71,6 +79,7 @@ class Membership:
         self._capacity = capacity
         self._members: list[Member] = []
         self._until = 0.0  # of this process's clock: before this the lease cannot have ended
+        self._lapsed = False  # its sessions are given up: it has to join again
 
     @property
     def has_lease(self) -> bool:
@@ -93,22 +102,38 @@ class Membership:
             lease_s=self._lease_s,
             capacity=self._capacity(),
         )
-        self._until = began + self._lease_s
+        self._until, self._lapsed = began + self._lease_s, False
         for member in self._members:
             member.join(self.epoch)
         await self._renew()
 
     async def run(self) -> None:
         """Renew the lease until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep())
+            group.create_task(self._watch())
+
+    async def _keep(self) -> None:
         while True:
             await asyncio.sleep(self._lease_s / _RENEWALS)
             try:
-                if not await self._renew():
+                if self._lapsed or not await self._renew():
                     _log.warning("node %s was fenced: its kernels end, and it joins again", self.node_id)
                     await self.join()
             except StoreError as error:
                 left = max(0.0, self._until - time.monotonic())
                 _log.warning("node %s did not renew its lease (%.1f s are left): %s", self.node_id, left, error)
+
+    async def _watch(self) -> None:
+        """End the kernels once the lease has been over for long. A renewal may wait for the database meanwhile."""
+        while True:
+            await asyncio.sleep(self._lease_s / _RENEWALS)
+            over_s = time.monotonic() - self._until
+            if over_s > _OUTAGE * self._lease_s and not self._lapsed:
+                self._lapsed = True
+                _log.warning("node %s has had no lease for %.0f s: its kernels end", self.node_id, over_s)
+                for member in self._members:
+                    member.lapse()
 
     async def leave(self) -> None:
         """End the epoch.
@@ -133,7 +158,7 @@ class Membership:
         member.join(self.epoch)
 
     async def _renew(self) -> bool:
-        """Renew the lease. Return False if another node has fenced this one."""
+        """Renew the lease. Return False if another node has fenced this one, or its sessions are given up."""
         began = time.monotonic()
         found = await self._history.run(
             History.renew_lease,
@@ -148,7 +173,7 @@ class Membership:
             return False
         self._until = began + self._lease_s
         self.nodes = {record.node_id: record for record in found}
-        return True
+        return not self._lapsed
 
 
 class NodesSessions:
@@ -166,6 +191,11 @@ class NodesSessions:
             self._registry.disown_all()
             self._registry.owner = self._owners.name
         self._store.write_as(self._node_id, epoch)
+
+    def lapse(self) -> None:
+        """See ``Member.lapse``."""
+        self._registry.disown_all()
+        self._store.write_as(self._node_id, _NO_EPOCH)
 
 
 class ClusterOwners:

@@ -15,6 +15,7 @@ from orchestrator.store.noderecord import Capacity
 
 ROOM = Capacity(kernels=4, free=3, memory_free_mb=1000, cores=2.0, load=0.5, warm={"default": 1}, image="i")
 SHORT = 1.5  # seconds of a lease
+LAPSED = -1
 
 
 class Sessions:
@@ -25,6 +26,9 @@ class Sessions:
 
     def join(self, epoch: int) -> None:
         self.epochs.append(epoch)
+
+    def lapse(self) -> None:
+        self.epochs.append(LAPSED)
 
 
 @pytest.fixture
@@ -65,6 +69,24 @@ async def test_a_node_that_was_fenced_lets_go_of_everything_and_joins_again(hist
     await until(lambda: mine.epoch == 3)
     assert sessions.epochs == [1, 3]
     assert mine.nodes["mine"].state == "up"
+    renewing.cancel()
+
+
+async def test_a_node_that_stays_cut_off_ends_its_kernels_and_joins_as_a_new_epoch(history: History) -> None:
+    """It cannot learn that it was fenced; it gives its sessions up once, and none of its renewals revives them."""
+    mine, sessions = node(history, "mine", SHORT), Sessions()
+    await mine.join()
+    mine.attach(sessions)
+    with history._database.writing() as connection:
+        connection.execute(text("ALTER TABLE nodes RENAME TO away"))
+    renewing = asyncio.create_task(mine.run())
+    await until(lambda: sessions.epochs == [1, LAPSED])
+    assert not mine.has_lease
+    with history._database.writing() as connection:
+        connection.execute(text("ALTER TABLE away RENAME TO nodes"))
+    await until(lambda: mine.epoch == 2)
+    assert sessions.epochs == [1, LAPSED, 2]
+    assert mine.has_lease
     renewing.cancel()
 
 
