@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import cellblock
+import cellblock.sync
 import orchestrator
 import orchestrator.errors
 import orchestrator.output.events
@@ -109,6 +110,16 @@ def test_the_synchronous_manager_of_a_server_has_every_method_and_its_parameters
     for name in names:
         ours, theirs = inspect.getattr_static(ServerManager, name), getattr(RemoteKernelManager, name)
         assert inspect.signature(ours) == inspect.signature(theirs), name
+
+
+@pytest.mark.parametrize("name", ["Notebooks", "Dispatcher"])
+def test_the_synchronous_notebooks_have_every_method_and_its_parameters(name: str) -> None:
+    theirs, ours = getattr(orchestrator, name), getattr(cellblock.sync, name)
+    names = {each for each in dir(theirs) if not each.startswith("_")}
+    assert names == {each for each in dir(ours) if not each.startswith("_")}
+    for each in names:
+        if callable(getattr(theirs, each)):
+            assert inspect.signature(getattr(ours, each)) == inspect.signature(getattr(theirs, each)), each
 
 
 def test_the_synchronous_manager_needs_no_engine_to_be_made_and_shut_down() -> None:
