@@ -19,6 +19,7 @@ from orchestrator.policy.policy import Policy, policy_path
 DEFAULT_NAME = "cellblock"
 DEFAULT_POLICY = "notebook"
 _MARK = "cellblock"  # in the metadata of our kernelspecs
+_START = Path(__file__).with_name("relaystart.py").absolute()
 _LOGOS = Path(__file__).with_name("logos")
 
 
@@ -44,7 +45,7 @@ def relay_argv(connection_file: str, policy: str = "", runtime: str = "") -> lis
     The interpreter's path is absolute: Jupyter may run in another environment. ``-P`` keeps modules of the notebook's
     folder, where Jupyter starts the relay, from being imported on the host.
     """
-    argv = [sys.executable, "-P", "-m", "orchestrator.jupyter.relay", "-f", connection_file]
+    argv = [sys.executable, "-P", str(_START), "-f", connection_file]
     if policy:
         argv += ["--policy", policy]
     if runtime:

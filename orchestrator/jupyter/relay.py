@@ -1,4 +1,4 @@
-"""The program that a kernelspec starts: ``python -P -m orchestrator.jupyter.relay -f CONNECTION_FILE``.
+"""The program that a kernelspec starts, by ``relaystart``: ``python -P relaystart.py -f CONNECTION_FILE``.
 
 It serves the clients of one connection file from a kernel in a sandbox. Two processes do it. Jupyter knows the first
 one, and may kill it at any time. The second one owns the sandbox, and ends it when the first one has ended.
@@ -81,9 +81,7 @@ def _wait_for(second: int, expected: set[signal.Signals]) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options. Others are for the stock kernel, such as the file of ``jupyter run``, and are ignored."""
-    parser = argparse.ArgumentParser(
-        prog="orchestrator.jupyter.relay", description="Serve one kernel to Jupyter.", allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(prog="relay", description="Serve one kernel to Jupyter.", allow_abbrev=False)
     parser.add_argument("-f", dest="connection_file", type=Path, required=True, help="Jupyter's connection file")
     parser.add_argument(
         "--policy",
@@ -92,7 +90,3 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--runtime", default="", help="the container runtime; default: CELLBLOCK_RUNTIME")
     return parser.parse_known_args(arguments)[0]
-
-
-if __name__ == "__main__":
-    sys.exit(main())
