@@ -42,8 +42,8 @@ class InstalledSpec:
 def relay_argv(connection_file: str, policy: str = "", runtime: str = "") -> list[str]:
     """Return the command that starts a relay.
 
-    The interpreter's path is absolute: Jupyter may run in another environment. ``-P`` keeps modules of the notebook's
-    folder, where Jupyter starts the relay, from being imported on the host.
+    The interpreter's path is absolute: Jupyter may run in another environment. Python searches the folder of a file
+    that it starts, which ``-P`` prevents, and not the notebook's folder, where Jupyter starts the relay.
     """
     argv = [sys.executable, "-P", str(_START), "-f", connection_file]
     if policy:

@@ -3,8 +3,8 @@
 It serves the clients of one connection file from a kernel in a sandbox. Two processes do it. Jupyter knows the first
 one, and may kill it at any time. The second one owns the sandbox, and ends it when the first one has ended.
 
-The folder of the notebook may come from anyone. Nothing in it configures the relay: Python's ``-P`` keeps its modules
-out, and the relay leaves the folder before it reads settings, which would also come from a ``.env`` there.
+The folder of the notebook may come from anyone. Nothing in it configures the relay: Python does not search it for
+modules, since it is given a file, and the relay leaves it before it reads settings, which a ``.env`` there would have.
 """
 
 from __future__ import annotations
