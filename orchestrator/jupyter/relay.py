@@ -90,3 +90,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--runtime", default="", help="the container runtime; default: CELLBLOCK_RUNTIME")
     return parser.parse_known_args(arguments)[0]
+
+
+if __name__ == "__main__":  # kernelspecs that were installed before there was relaystart
+    sys.exit(main())
