@@ -1,4 +1,4 @@
-"""Blocking: an asynchronous manager for callers in other threads. Each method of it waits for its result."""
+"""Blocking: an asynchronous object for callers in other threads. Each method of it waits for its result."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ M_co = TypeVar("M_co", covariant=True)
 
 
 class Blocking(Generic[M_co]):
-    """A manager and the thread of its event loop. The functions below make its methods of the manager's."""
+    """A manager, or what belongs to one, and the thread of its event loop. The functions below make its methods.
 
-    def __init__(self, manager: M_co) -> None:
-        self._manager = manager
-        self._thread = LoopThread("cellblock")
+    Args:
+        wrapped: has the asynchronous methods.
+        thread: of the manager that it belongs to; None: one of its own.
+    """
+
+    def __init__(self, wrapped: M_co, thread: LoopThread | None = None) -> None:
+        self._wrapped = wrapped
+        self._thread = thread or LoopThread("cellblock")
 
 
 def waits(
@@ -31,7 +36,7 @@ def waits(
 
     @functools.wraps(method)
     def call(self: Blocking[M], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self._thread.run(lambda: method(self._manager, *args, **kwargs))
+        return self._thread.run(lambda: method(self._wrapped, *args, **kwargs))
 
     return call
 
@@ -41,7 +46,7 @@ def calls(method: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[Blocki
 
     @functools.wraps(method)
     def call(self: Blocking[M], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self._thread.call(lambda: method(self._manager, *args, **kwargs))
+        return self._thread.call(lambda: method(self._wrapped, *args, **kwargs))
 
     return call
 
@@ -53,7 +58,7 @@ def enters(
 
     @functools.wraps(method)
     def enter(self: Blocking[M], /, *args: P.args, **kwargs: P.kwargs) -> AbstractContextManager[R]:
-        return self._thread.enter(lambda: method(self._manager, *args, **kwargs))
+        return self._thread.enter(lambda: method(self._wrapped, *args, **kwargs))
 
     return enter
 
@@ -65,7 +70,7 @@ def iterates(
 
     @functools.wraps(method)
     def iterate(self: Blocking[M], /, *args: P.args, **kwargs: P.kwargs) -> Generator[R, None, None]:
-        return self._thread.iterate(method(self._manager, *args, **kwargs))
+        return self._thread.iterate(method(self._wrapped, *args, **kwargs))
 
     return iterate
 
@@ -78,7 +83,7 @@ def cell_of(
     @functools.wraps(method)
     def found(self: Blocking[M], /, *args: P.args, **kwargs: P.kwargs) -> RunningCell:
         async def work() -> AnyCell:
-            cell = method(self._manager, *args, **kwargs)
+            cell = method(self._wrapped, *args, **kwargs)
             return await cell if isinstance(cell, Awaitable) else cell
 
         return RunningCell(self._thread.run(work), self._thread)
@@ -93,7 +98,7 @@ def command_of(
 
     @functools.wraps(method)
     def started(self: Blocking[M], /, *args: P.args, **kwargs: P.kwargs) -> RunningCommand:
-        return RunningCommand(self._thread.run(lambda: method(self._manager, *args, **kwargs)), self._thread)
+        return RunningCommand(self._thread.run(lambda: method(self._wrapped, *args, **kwargs)), self._thread)
 
     return started
 
@@ -105,7 +110,7 @@ def commands_of(
 
     @functools.wraps(method)
     def listed(self: Blocking[M], /, *args: P.args, **kwargs: P.kwargs) -> list[RunningCommand]:
-        found = self._thread.settle(lambda: method(self._manager, *args, **kwargs))
+        found = self._thread.settle(lambda: method(self._wrapped, *args, **kwargs))
         return [RunningCommand(command, self._thread) for command in found]
 
     return listed

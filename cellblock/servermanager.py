@@ -30,7 +30,7 @@ class ServerManager(Blocking[RemoteKernelManager]):
         """Close the connections, and end the thread. The server's sessions stay as they are. Idempotent."""
         try:
             with contextlib.suppress(ManagerClosedError):  # an earlier call, or one in another thread
-                self._thread.run(self._manager.shutdown)
+                self._thread.run(self._wrapped.shutdown)
         finally:
             self._thread.stop()
 

@@ -7,7 +7,7 @@
 
 Every method is the one of ``AgentKernelManager`` with the same name and parameters, and waits for its result. Sessions
 and results are the same objects; use a session only through its manager, and for its attributes. ``Manager.connect``
-returns the same over a server.
+returns the same over a server. ``Notebooks`` and ``Dispatcher`` are the notebooks of a session.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Concatenate, Generic, Never, ParamSpec, Self, 
 
 from cellblock.blocking import Blocking, calls, cell_of, command_of, commands_of, enters, iterates, waits
 from cellblock.started import RunningCell, RunningCommand
+from cellblock.syncnotebooks import Dispatcher, Notebooks
 from orchestrator import AgentKernelManager, InputHandler, InputRequest, ManagerClosedError
 
 if TYPE_CHECKING:
     from cellblock.servermanager import ServerManager
 
-__all__ = ["Manager", "RunningCell", "RunningCommand", "answered_by"]
+__all__ = ["Dispatcher", "Manager", "Notebooks", "RunningCell", "RunningCommand", "answered_by"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -68,7 +69,7 @@ class _Attribute(Generic[R]):
         self._read = read
 
     def __get__(self, manager: Manager, owner: object = None) -> R:
-        return self._read(manager._manager)
+        return self._read(manager._wrapped)
 
     def __set__(self, manager: Manager, value: Never) -> None:
         raise AttributeError("the attributes of a synchronous manager are read only.")
@@ -135,7 +136,7 @@ class Manager(Blocking[AgentKernelManager]):
         """
         try:
             with contextlib.suppress(ManagerClosedError):  # an earlier call, or one in another thread
-                self._thread.run(lambda: self._manager.shutdown(keep_sessions=keep_sessions))
+                self._thread.run(lambda: self._wrapped.shutdown(keep_sessions=keep_sessions))
         finally:
             self._thread.stop()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import indent
 from typing import Annotated, Any
 
 import typer
@@ -70,7 +71,12 @@ def run(
         settings = settings.model_copy(update={"policy": policy})
     for path in inputs or []:
         if not path.is_file():
-            raise InvalidInputError(f"{path} is not a file.")
+            raise InvalidInputError(f"{path} is not a file. Nothing ran.")
+    if output is not None and not output.parent.is_dir():
+        raise InvalidInputError(
+            f"there is no folder {output.parent} for {output.name}. Nothing ran.",
+            remedy="Make the folder, or choose another --output.",
+        )
     raise typer.Exit(run_async(_run(file, output, inputs or [], settings, timeout, keep_going=keep_going)))
 
 
@@ -169,7 +175,7 @@ def _show_source(cell: Cell) -> None:
 def _show_outputs(outputs: Sequence[Mapping[str, Any]]) -> None:
     for view in outputs_view(outputs, _SHOWN):
         style = "red" if view["type"] == "error" else "dim"
-        console.print(plain(view["text"]), style=style, markup=False)
+        console.print(indent(plain(view["text"]), "  "), style=style, markup=False)
 
 
 def _show_change(change: CellChange) -> None:

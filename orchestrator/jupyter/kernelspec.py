@@ -19,6 +19,7 @@ from orchestrator.policy.policy import Policy, policy_path
 DEFAULT_NAME = "cellblock"
 DEFAULT_POLICY = "notebook"
 _MARK = "cellblock"  # in the metadata of our kernelspecs
+_START = Path(__file__).with_name("relaystart.py").absolute()
 _LOGOS = Path(__file__).with_name("logos")
 
 
@@ -41,10 +42,10 @@ class InstalledSpec:
 def relay_argv(connection_file: str, policy: str = "", runtime: str = "") -> list[str]:
     """Return the command that starts a relay.
 
-    The interpreter's path is absolute: Jupyter may run in another environment. ``-P`` keeps modules of the notebook's
-    folder, where Jupyter starts the relay, from being imported on the host.
+    The interpreter's path is absolute: Jupyter may run in another environment. Python searches the folder of a file
+    that it starts, which ``-P`` prevents, and not the notebook's folder, where Jupyter starts the relay.
     """
-    argv = [sys.executable, "-P", "-m", "orchestrator.jupyter.relay", "-f", connection_file]
+    argv = [sys.executable, "-P", str(_START), "-f", connection_file]
     if policy:
         argv += ["--policy", policy]
     if runtime:

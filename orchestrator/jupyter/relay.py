@@ -1,10 +1,10 @@
-"""The program that a kernelspec starts: ``python -P -m orchestrator.jupyter.relay -f CONNECTION_FILE``.
+"""The program that a kernelspec starts, by ``relaystart``: ``python -P relaystart.py -f CONNECTION_FILE``.
 
 It serves the clients of one connection file from a kernel in a sandbox. Two processes do it. Jupyter knows the first
 one, and may kill it at any time. The second one owns the sandbox, and ends it when the first one has ended.
 
-The folder of the notebook may come from anyone. Nothing in it configures the relay: Python's ``-P`` keeps its modules
-out, and the relay leaves the folder before it reads settings, which would also come from a ``.env`` there.
+The folder of the notebook may come from anyone. Nothing in it configures the relay: Python does not search it for
+modules, since it is given a file, and the relay leaves it before it reads settings, which a ``.env`` there would have.
 """
 
 from __future__ import annotations
@@ -81,9 +81,7 @@ def _wait_for(second: int, expected: set[signal.Signals]) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options. Others are for the stock kernel, such as the file of ``jupyter run``, and are ignored."""
-    parser = argparse.ArgumentParser(
-        prog="orchestrator.jupyter.relay", description="Serve one kernel to Jupyter.", allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(prog="relay", description="Serve one kernel to Jupyter.", allow_abbrev=False)
     parser.add_argument("-f", dest="connection_file", type=Path, required=True, help="Jupyter's connection file")
     parser.add_argument(
         "--policy",
@@ -94,5 +92,5 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_known_args(arguments)[0]
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # kernelspecs that were installed before there was relaystart
     sys.exit(main())

@@ -16,11 +16,13 @@ from pathlib import Path
 import pytest
 
 import cellblock
+import cellblock.sync
 import orchestrator
 import orchestrator.errors
 import orchestrator.output.events
 from cellblock.servermanager import ServerManager
 from cellblock.sync import Manager
+from orchestrator.jupyter import relaystart
 from orchestrator.remote.remotemanager import RemoteKernelManager
 from tests.conftest import REPOSITORY
 
@@ -111,6 +113,16 @@ def test_the_synchronous_manager_of_a_server_has_every_method_and_its_parameters
         assert inspect.signature(ours) == inspect.signature(theirs), name
 
 
+@pytest.mark.parametrize("name", ["Notebooks", "Dispatcher"])
+def test_the_synchronous_notebooks_have_every_method_and_its_parameters(name: str) -> None:
+    theirs, ours = getattr(orchestrator, name), getattr(cellblock.sync, name)
+    names = {each for each in dir(theirs) if not each.startswith("_")}
+    assert names == {each for each in dir(ours) if not each.startswith("_")}
+    for each in names:
+        if callable(getattr(theirs, each)):
+            assert inspect.signature(getattr(ours, each)) == inspect.signature(getattr(theirs, each)), each
+
+
 def test_the_synchronous_manager_needs_no_engine_to_be_made_and_shut_down() -> None:
     """It refuses what AgentKernelManager refuses; after ``shutdown``, which may be repeated, it refuses all calls."""
     with pytest.raises(orchestrator.UnknownKernelNameError):
@@ -171,6 +183,21 @@ def test_a_kernel_of_jupyter_starts_without_what_it_does_not_need() -> None:
     """The relay is imported at each start: neither nbformat nor jsonschema, a fifth of the time, is among it."""
     done = run_python("import orchestrator.jupyter.relay", "nbformat", "jsonschema")
     assert done.returncode == 0, done.stderr
+
+
+def test_a_kernel_of_jupyter_starts_without_collecting_garbage() -> None:
+    """While the relay imports the library, where it takes a third of the time; afterwards the collector is on."""
+    program = f"""
+import contextlib, gc, runpy, sys
+seen = []
+gc.callbacks.append(lambda phase, info: seen.append(phase))
+sys.argv[1:] = ["--help"]
+with contextlib.suppress(SystemExit):
+    runpy.run_path({relaystart.__file__!r}, run_name="__main__")
+print(len(seen) < 20, gc.isenabled())
+"""
+    done = run_python(program)
+    assert done.stdout.endswith("\nTrue True\n"), done.stdout + done.stderr
 
 
 def test_the_library_imports_nothing_of_the_command_line() -> None:

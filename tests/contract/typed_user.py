@@ -5,6 +5,7 @@ from typing import Any
 
 from cellblock import (
     AgentKernelManager,
+    CellExecutionResult,
     CellFinished,
     Checkpoint,
     DisplayData,
@@ -20,7 +21,7 @@ from cellblock import (
     Settings,
     StreamOutput,
 )  # fmt: skip
-from cellblock.sync import Manager, answered_by
+from cellblock.sync import Dispatcher, Manager, Notebooks, answered_by
 
 
 async def answer(request: InputRequest) -> str:
@@ -71,5 +72,9 @@ def use_without_a_loop(folder: Path) -> None:
         restored: Restored = manager.restore(session, manager.checkpoint(session))
         print(result.outcome, reference, texts, forks, restored.cell, kernel.kernel_id, manager.sessions["agent"])
         print(manager.put_file(session, folder / "a", "a") + manager.get_file(session, "a", folder / "b"))
+        notebooks = Notebooks(manager, session)
+        cell: CellExecutionResult = notebooks.execute_cell(notebooks.create_notebook(), "1", timeout=5.0)
+        reply: dict[str, Any] = Dispatcher(notebooks).dispatch({"op": "list_notebooks"})
+        print(cell.success, reply, notebooks.list_notebooks())
         print(manager.interrupt(session), manager.hibernate("agent~1"), manager.end_session("agent"), manager.runtime)
     manager.shutdown()

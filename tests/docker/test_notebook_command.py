@@ -53,6 +53,14 @@ def test_a_notebook_runs_and_is_saved_with_its_outputs(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["a.ipynb", "data.csv", "done.ipynb"]
 
 
+def test_an_output_that_cannot_be_saved_is_refused_before_a_cell_runs(tmp_path: Path) -> None:
+    """With one sentence that names the folder."""
+    (tmp_path / "a.ipynb").write_text(json.dumps(form("1 / 0")))
+    status, out, err = run(tmp_path, "a.ipynb", "--output", "none/b.ipynb")
+    assert (status, out) == (1, "")
+    assert err.startswith("cellblock: there is no folder none for b.ipynb. Nothing ran.")
+
+
 def test_a_failing_cell_ends_the_run_and_is_saved(tmp_path: Path) -> None:
     """With 1; with --keep-going the others run; 124 if one exceeds its time limit."""
     path = tmp_path / "a.ipynb"

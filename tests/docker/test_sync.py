@@ -20,7 +20,9 @@ from cellblock import (
     CellFinished,
     CommandFinished,
     CommandOutput,
+    Event,
     FileTransferError,
+    InvalidPositionError,
     KernelDiedError,
     KernelResourceLimits,
     KernelTimeoutError,
@@ -29,7 +31,7 @@ from cellblock import (
     Settings,
     StreamOutput,
 )
-from cellblock.sync import Manager, answered_by
+from cellblock.sync import Dispatcher, Manager, Notebooks, answered_by
 from tests.conftest import REPOSITORY, make_manager
 
 ENDLESS = "import time\nkept = 'here'\nwhile True: time.sleep(0.01)"
@@ -107,6 +109,26 @@ def test_cells_and_commands_are_started_followed_and_stopped(manager: Manager) -
         assert (command.wait(30).exit_code, command.kill()) == (137, False)
         assert b"".join(manager.read_folder(session))[:1] != b""
     assert manager.end_session("started")
+
+
+def test_the_notebooks_of_a_session(manager: Manager, tmp_path: Path) -> None:
+    """Cells run, one is edited and what is stale runs again; the file is written, and errors come through."""
+    with manager.acquire_kernel("notebooks", timeout=60) as (_kernel, session):
+        notebooks, seen = Notebooks(manager, session), list[Event]()
+        name = notebooks.create_notebook()
+        first = notebooks.execute_cell(name, "price = 20")
+        assert notebooks.execute_cell(name, "print(price)", listen=seen.append).success
+        assert StreamOutput("stdout", "20\n") in seen
+        notebooks.update_cell(name, first.cell_id, "price = 30")
+        assert notebooks.execute_cells(name, stale=True)[-1].outputs[0]["text"] == "30\n"
+        saved = Path(notebooks.save_notebook(name, str(tmp_path / "prices.ipynb")))
+        assert "price = 30" in saved.read_text()
+        assert notebooks.list_notebooks() == [name]
+        with pytest.raises(InvalidPositionError):
+            notebooks.add_cell(name, "1", position=9)
+        answer = Dispatcher(notebooks).dispatch({"op": "add_cell", "source": "price + 1"})
+        assert (answer["status"], answer["outputs"][0]["text"]) == ("ok", "31")
+    manager.end_session("notebooks")
 
 
 def test_errors_are_those_of_the_manager(manager: Manager) -> None:

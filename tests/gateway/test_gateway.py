@@ -431,8 +431,14 @@ async def open_webui(url: str, token: str, code: str) -> dict[str, str]:
         try:
             address = f"{url.replace('http', 'ws', 1)}/api/kernels/{kernel_id}/channels?token={token}"
             async with connect(address, proxy=None) as socket:
-                header = {"msg_id": "a1", "msg_type": "execute_request", "session": "b2", "date": ""}
-                content = {"code": code, "silent": False, "store_history": True, "allow_stdin": False}
+                header = {
+                    "msg_id": "a1", "msg_type": "execute_request", "username": "user", "session": uuid.uuid4().hex,
+                    "date": "", "version": "5.3",
+                }  # fmt: skip
+                content = {
+                    "code": code, "silent": False, "store_history": True, "user_expressions": {},
+                    "allow_stdin": False, "stop_on_error": True,
+                }  # fmt: skip
                 request = {"header": header, "parent_header": {}, "metadata": {}, "content": content}
                 await socket.send(json.dumps({**request, "channel": "shell"}))
                 while True:
@@ -451,6 +457,30 @@ async def open_webui(url: str, token: str, code: str) -> dict[str, str]:
                         return found
         finally:
             (await http.delete(f"/api/kernels/{kernel_id}")).raise_for_status()
+
+
+async def test_vs_codes_remote_kernel(http: httpx.AsyncClient, gateway: Gateway) -> None:
+    """Its wire in our own words: no backing file, a session, JSON frames, ``input()``, and a lost connection."""
+    for path in ("/api/kernelspecs", "/api/kernels", "/api/sessions"):
+        assert (await http.get(path)).status_code == 200
+    backing = await http.post("/api/contents", json={"type": "notebook"})
+    assert (backing.status_code, "message" in backing.json()) == (404, True)
+    path = f"analysis-jvsc-{uuid.uuid4()}.ipynb"
+    wish = {"path": path, "name": "analysis.ipynb", "type": "notebook", "kernel": {"name": "python3"}}
+    session = (await http.post("/api/sessions", json=wish)).json()
+    kernel_id = session["kernel"]["id"]
+    async with wire_client(gateway.url, kernel_id, gateway.mine, v1=False, session_id="vs-code") as client:
+        info = (await client.answer(await client.ask("kernel_info_request", {}))).of("kernel_info_reply")[0]
+        assert (info["debugger"], info["supported_features"]) == (False, [])
+        options = {"store_history": True, "user_expressions": {}, "allow_stdin": True, "stop_on_error": False}
+        request = await client.ask("execute_request", {"code": "name = input('who? ')", "silent": False, **options})
+        assert (await client.heard("input_request"))["content"]["prompt"] == "who? "
+        await client.ask("input_reply", {"value": "Ada"}, "stdin")
+        assert (await client.answer(request)).of("execute_reply")[0]["status"] == "ok"
+    async with wire_client(gateway.url, kernel_id, gateway.mine, v1=False, session_id="vs-code") as client:
+        assert (await client.execute("name", **options)).value == "'Ada'"
+    assert (await http.delete(f"/api/sessions/{session['id']}")).status_code == 204
+    assert (await http.get(f"/api/kernels/{kernel_id}")).status_code == 404
 
 
 async def test_open_webuis_code_execution(gateway: Gateway, http: httpx.AsyncClient) -> None:

@@ -16,7 +16,7 @@ from tests.conformance.__main__ import environment
 from tests.dashboard.chromium import Page
 from tests.jupyter.jupyterkernels import Place
 
-_START = 60.0  # seconds
+_START = 180.0  # seconds
 _TOKEN = "of-the-test"  # noqa: S105 - of a server on the loopback address
 _IDLE = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
 _NEWS = "lab/user-settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
@@ -85,7 +85,7 @@ class Notebook:
 
     async def idle(self) -> None:
         """Wait until the kernel waits for cells."""
-        await self.page.until(_IDLE, 90)
+        await self.page.until(_IDLE, 180)
 
     async def press_button(self, name: str) -> None:
         """Click a button of the notebook's toolbar."""

@@ -43,6 +43,16 @@ async def test_a_notebook_runs_and_plots(opened: Notebook) -> None:
     await opened.shows("x is 42")
 
 
+async def test_the_debugger_is_off_and_no_subshell_is_asked_for(opened: Notebook) -> None:
+    """As ``kernel_info`` says: the debugger's button cannot be pressed, and JupyterLab takes the main shell."""
+    kernel = "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel"
+    info = await opened.page.evaluate(f"{kernel}.info.then(info => [info.debugger, info.supported_features])")
+    assert info == [False, []]
+    assert await opened.page.evaluate(f"{kernel}.supportsSubshells") is False
+    button = "document.querySelector('.jp-NotebookPanel-toolbar .jp-DebuggerBugButton')"
+    assert await opened.page.evaluate(f"{button} === null || {button}.getAttribute('aria-disabled') === 'true'")
+
+
 async def test_a_widget_and_its_variable_move_together(opened: Notebook) -> None:
     """The kernel moves the slider in the page, and a key on the slider changes the kernel's variable."""
     await opened.run("%pip install ipywidgets")

@@ -17,6 +17,7 @@ import pytest_asyncio
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
 
+from orchestrator.jupyter.kernelspec import relay_argv
 from tests.jupyter.jupyterkernels import Answer, Place, place, ready, run, started
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -215,7 +216,7 @@ async def test_what_keeps_a_kernel_from_starting_is_said(
     file.write_text(json.dumps({"key": "k"} | more))
     done = await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, "-P", "-m", "orchestrator.jupyter.relay", "-f", str(file)],
+        relay_argv(str(file)),
         env={**where.variables, **variables},
         capture_output=True,
         text=True,

@@ -19,6 +19,7 @@ from tests.docker.test_sync import (
     test_cells_and_commands_are_started_followed_and_stopped,
     test_ctrl_c_interrupts_the_running_cell_and_the_kernel_keeps_its_variables,
     test_errors_are_those_of_the_manager,
+    test_the_notebooks_of_a_session,
     test_threads_share_a_manager,
 )
 from tests.server.conftest import Server
