@@ -2,7 +2,8 @@
 
 A node renews its lease in the database, by the database's clock. While it cannot, the store acknowledges nothing of
 it: a cell that ends is owed. If it can renew before another node has fenced it, it goes on. If not, its epoch is over:
-it ends its kernels, whose sessions other nodes may have by now, and joins again.
+it ends its kernels, whose sessions other nodes may have by now, and joins again. After an outage of the database, each
+node has the time of one lease to renew before another one may fence it.
 
 A node that stays cut off from the database cannot learn that it was fenced. Once its lease has been over for five times
 its length, by the process's own clock, the node ends its kernels all the same, and joins again as a new epoch.
@@ -22,13 +23,12 @@ from orchestrator.protocol import PROTOCOL
 from orchestrator.sessions.owners import Owners
 from orchestrator.sessions.registry import SessionRegistry
 from orchestrator.store.history import History
-from orchestrator.store.noderecord import Capacity, NodeRecord, NodeState
+from orchestrator.store.noderecord import OUTAGE, Capacity, NodeRecord, NodeState
 
 _log = logging.getLogger(__name__)
 _PREFIX = "node:"
 _RENEWALS = 3  # in the time of one lease
 _NO_EPOCH = 0  # before the first: the store refuses what is written as it
-_OUTAGE = 5.0  # leases that a node without one keeps its kernels: the database may be away for all nodes
 
 
 class Member(Protocol):
@@ -129,7 +129,7 @@ class Membership:
         while True:
             await asyncio.sleep(self._lease_s / _RENEWALS)
             over_s = time.monotonic() - self._until
-            if over_s > _OUTAGE * self._lease_s and not self._lapsed:
+            if over_s > OUTAGE * self._lease_s and not self._lapsed:
                 self._lapsed = True
                 _log.warning("node %s has had no lease for %.0f s: its kernels end", self.node_id, over_s)
                 for member in self._members:

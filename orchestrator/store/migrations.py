@@ -134,6 +134,11 @@ def _thirteenth(connection: Connection) -> None:
     _create(connection, _CHARGED_INDEX)
 
 
+def _fourteenth(connection: Connection) -> None:
+    """Know since when the database has answered the nodes of a cluster."""
+    _add_columns(connection, nodes.c.answering_since)
+
+
 def _create(connection: Connection, name: str) -> None:
     """Create an index of the sessions. A new database has it already."""
     next(index for index in sessions.indexes if index.name == name).create(connection, checkfirst=True)
@@ -161,6 +166,7 @@ STEPS: tuple[Callable[[Connection], None], ...] = (
     _eleventh,
     _twelfth,
     _thirteenth,
+    _fourteenth,
 )
 
 

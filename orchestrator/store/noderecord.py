@@ -8,6 +8,9 @@ from dataclasses import fields as dataclass_fields
 from typing import Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
+OUTAGE: Final = 5.0
+"""Leases that a node without one keeps its kernels: the database may be away for all nodes."""
+
 _PAST: Final = 86400.0  # seconds
 NodeState = Literal["up", "draining", "down"]
 

@@ -3,6 +3,9 @@
 A node renews its lease. One whose lease has ended is fenced by whichever node looks next: its epoch grows, and from
 then on the store refuses what it writes, and its sessions may be taken over. What a node believes about the time does
 not matter.
+
+While the database is away, every lease ends. So after a time without a renewal of any node, no node is fenced for one
+lease: each of them can renew first.
 """
 
 from __future__ import annotations
@@ -10,16 +13,18 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select, text, update
+from sqlalchemy import ColumnElement, Connection, Row, case, func, or_, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from orchestrator.store.database import Database
 from orchestrator.store.databaseclock import now_of
 from orchestrator.store.migrations import STEPS, check_may_write
-from orchestrator.store.noderecord import Capacity, NodeRecord, NodeState
+from orchestrator.store.noderecord import OUTAGE, Capacity, NodeRecord, NodeState
 from orchestrator.store.schema import nodes, sessions
 
 CLUSTER = "cluster:"  # begins the home of sessions that all nodes of a database share
+_SILENCE = 0.5  # leases without a renewal of any node that are an outage: a node alone renews each third of one
+_every = nodes.alias("every")
 
 
 class NodeTable:
@@ -46,6 +51,7 @@ class NodeTable:
             "capacity": json.dumps(capacity.as_dict()),
             "lease_until": self._now + lease_s,
             "schema_known": len(STEPS),
+            "answering_since": self._answering_since(lease_s),
         }
         insert = postgresql.insert if self._database.dialect.name == "postgresql" else sqlite.insert
         joined = insert(nodes).values(node_id=node_id, epoch=1, **values)
@@ -64,7 +70,7 @@ class NodeTable:
     def renew_lease(
         self, node_id: str, epoch: int, *, lease_s: float, state: NodeState, capacity: Capacity
     ) -> list[NodeRecord] | None:
-        """Renew a node's lease, and fence the nodes whose lease has ended.
+        """Renew a node's lease, and fence the nodes whose lease has ended, unless the database was away lately.
 
         Returns:
             All nodes. None if another node has fenced this one: its epoch is over, for good.
@@ -73,10 +79,17 @@ class NodeTable:
         renewed = (
             update(nodes)
             .where(mine)
-            .values(lease_until=self._now + lease_s, state=state, capacity=json.dumps(capacity.as_dict()))
+            .values(
+                lease_until=self._now + lease_s,
+                state=state,
+                capacity=json.dumps(capacity.as_dict()),
+                answering_since=self._answering_since(lease_s),
+            )
         )
         late = (nodes.c.state != "down") & (nodes.c.lease_until < self._now)
-        fenced = update(nodes).where(late).values(state="down", epoch=nodes.c.epoch + 1)
+        could_renew = self._latest(_every.c.answering_since) <= self._now - lease_s
+        gave_up = nodes.c.lease_until < self._now - OUTAGE * lease_s
+        fenced = update(nodes).where(late, or_(could_renew, gave_up)).values(state="down", epoch=nodes.c.epoch + 1)
         with self._database.writing() as connection:
             if not connection.execute(renewed).rowcount:
                 return None
@@ -113,6 +126,18 @@ class NodeTable:
         with self._database.reading(single=True) as connection:
             row = connection.execute(query.order_by(sessions.c.last_used_at.desc()).limit(1)).first()
         return None if row is None else (row.session_id, row.state == "live", row.owner)
+
+    def _answering_since(self, lease_s: float) -> Any:
+        """Return the SQL expression for the end of the last outage: now, if no node has renewed or joined for long."""
+        last = self._latest(_every.c.lease_until) - lease_s
+        return case(
+            (last < self._now - _SILENCE * lease_s, self._now),
+            else_=func.coalesce(self._latest(_every.c.answering_since), 0.0),
+        )
+
+    @staticmethod
+    def _latest(column: ColumnElement[float]) -> Any:
+        return select(func.max(column)).scalar_subquery()
 
     def _nodes(self) -> Any:
         left = (nodes.c.lease_until - self._now).label("lease_left_s")

@@ -222,6 +222,8 @@ nodes = Table(
     Column("protocol", Integer, nullable=False),
     Column("capacity", Text, nullable=False),  # JSON
     Column("schema_known", Integer, nullable=False, server_default="11"),  # the newest that its version knows
+    # By the database's clock: the end of the last outage that the node was the first to notice. The nodes' latest counts.
+    Column("answering_since", Float, nullable=False, server_default="0"),
 )
 
 identity = Table("identity", metadata, Column("database_id", String(32), primary_key=True))  # one row

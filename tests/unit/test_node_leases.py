@@ -107,6 +107,60 @@ def test_a_peer_fences_a_late_node_once_and_for_all(node: History, peer: History
         node.end_cell(Claim("s1", 1), 1, OK)
 
 
+def let_pass(history: History, seconds: float) -> None:
+    """Put what the database knows about times into the past, as if it had answered nobody meanwhile."""
+    with history._database.writing() as connection:
+        query = "UPDATE nodes SET lease_until = lease_until - :s, answering_since = answering_since - :s"
+        connection.execute(text(query), {"s": seconds})
+
+
+@pytest.mark.parametrize("outage_s", [65.0, 100.0, 290.0])
+def test_after_an_outage_each_node_can_renew_first(node: History, peer: History, outage_s: float) -> None:
+    """The lease is 60 s. Until it renews, the node acknowledges nothing; what it owes is written then."""
+    let_pass(peer, 30)
+    assert renew(peer, "n2", 1) == [("n1", 1, "up"), ("n2", 1, "up")]
+    let_pass(peer, outage_s - 30)
+    assert renew(peer, "n2", 1) == [("n1", 1, "up"), ("n2", 1, "up")]
+    with pytest.raises(NodeLeaseError):
+        node.end_cell(Claim("s1", 1), 1, OK)
+    let_pass(peer, 9)
+    assert renew(node, "n1", 1) == [("n1", 1, "up"), ("n2", 1, "up")]
+    node.begin_cell(Claim("s1", 1), 2, "2", "k1")
+    assert [cell.outcome for cell in node.cells("s1")] == ["ok", "running"]
+
+
+def test_a_node_that_joins_after_an_outage_hides_it_from_nobody(node: History, peer: History) -> None:
+    let_pass(peer, 100)
+    assert join(peer, "n3") == 1
+    assert renew(peer, "n2", 1) == [("n1", 1, "up"), ("n2", 1, "up"), ("n3", 1, "up")]
+    assert renew(node, "n1", 1) is not None
+
+
+def test_a_node_that_does_not_come_back_is_fenced_one_lease_after_the_outage(node: History, peer: History) -> None:
+    let_pass(peer, 100)
+    for _ in range(3):
+        assert renew(peer, "n2", 1) == [("n1", 1, "up"), ("n2", 1, "up")]
+        let_pass(peer, 20)
+    assert renew(peer, "n2", 1) == [("n1", 2, "down"), ("n2", 1, "up")]
+    assert renew(node, "n1", 1) is None
+
+
+def test_a_lost_node_is_fenced_without_delay_while_the_database_answers(node: History, peer: History) -> None:
+    for _ in range(3):
+        assert renew(peer, "n2", 1) == [("n1", 1, "up"), ("n2", 1, "up")]
+        let_pass(peer, 20)
+    assert renew(peer, "n2", 1) == [("n1", 2, "down"), ("n2", 1, "up")]
+
+
+def test_outages_without_end_do_not_spare_a_lost_node_for_ever(node: History, peer: History) -> None:
+    """Five leases after its own has ended, a node that lives has ended its kernels."""
+    for _ in range(3):
+        let_pass(peer, 100)
+        assert renew(peer, "n2", 1) == [("n1", 1, "up"), ("n2", 1, "up")]
+    let_pass(peer, 100)
+    assert renew(peer, "n2", 1) == [("n1", 2, "down"), ("n2", 1, "up")]
+
+
 def test_a_lease_is_measured_by_the_database(node: History, monkeypatch: pytest.MonkeyPatch) -> None:
     """A host whose clock is an hour off is a node like others."""
     monkeypatch.setattr(time, "time", lambda: 1e9)

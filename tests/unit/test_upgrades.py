@@ -75,13 +75,19 @@ def test_a_database_of_the_last_version_is_brought_up(older: History, url: str, 
     """Its table of schemas and its nodes get the columns that they lacked."""
     with older._database.writing() as connection:
         connection.execute(text("DROP INDEX sessions_charged"))
-        for table, column in (("schema_version", "oldest_writer"), ("sessions", "charged"), ("nodes", "schema_known")):
-            connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
-        connection.execute(text("DELETE FROM schema_version WHERE version = 13"))
+        for column in (
+            "schema_version.oldest_writer",
+            "sessions.charged",
+            "nodes.schema_known",
+            "nodes.answering_since",
+        ):
+            table, name = column.split(".")
+            connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {name}"))
+        connection.execute(text("DELETE FROM schema_version WHERE version > 12"))
     History.open(url, tmp_path, of_cluster=True).close()
     with older._database.reading() as connection:
         columns = {column["name"] for column in inspect(connection).get_columns("nodes")}
-        assert "schema_known" in columns
+        assert {"schema_known", "answering_since"} <= columns
         assert connection.scalar(text("SELECT oldest_writer FROM schema_version WHERE version = 13")) == 11
     assert join(older) == 2
 
