@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from sqlalchemy import text
 from orchestrator.sessions.membership import ClusterOwners, Membership, capacity_of, owner_node
 from orchestrator.store.history import History
 from orchestrator.store.noderecord import Capacity
+from tests.postgresproxy import PostgresProxy
 
 ROOM = Capacity(kernels=4, free=3, memory_free_mb=1000, cores=2.0, load=0.5, warm={"default": 1}, image="i")
 SHORT = 1.5  # seconds of a lease
+LONGER = 3.0
 LAPSED = -1
 
 
@@ -88,6 +91,52 @@ async def test_a_node_that_stays_cut_off_ends_its_kernels_and_joins_as_a_new_epo
     assert sessions.epochs == [1, LAPSED, 2]
     assert mine.has_lease
     renewing.cancel()
+
+
+@pytest.fixture
+def ways(empty_postgres_url: str, tmp_path: Path) -> Iterator[list[tuple[PostgresProxy, History]]]:
+    """Three ways to one PostgreSQL server."""
+    with contextlib.ExitStack() as stack:
+        opened = []
+        for _ in range(3):
+            way = PostgresProxy(empty_postgres_url)
+            stack.callback(way.close)
+            history = History.open(way.url, tmp_path, of_cluster=True)
+            stack.callback(history.close)
+            stack.callback(way.thaw)
+            opened.append((way, history))
+        yield opened
+
+
+async def test_an_outage_longer_than_a_lease_fences_only_the_node_that_was_lost_in_it(
+    ways: list[tuple[PostgresProxy, History]],
+) -> None:
+    """Each has its own way to the database, so that one is the first to reach it again."""
+    members = [node(history, name, LONGER) for name, (_, history) in zip(("first", "second", "lost"), ways, strict=True)]
+    kept = [Sessions() for _ in members]
+    for member, sessions in zip(members, kept, strict=True):
+        await member.join()
+        member.attach(sessions)
+    first, second, lost = members
+    renewing = [asyncio.create_task(member.run()) for member in members]
+    await until(lambda: len(first.nodes) == 3)
+    for way, _ in ways:
+        way.freeze()
+    renewing[2].cancel()
+    await until(lambda: not any(member.has_lease for member in members))
+    ways[0][0].thaw()
+    await until(lambda: first.has_lease)
+    assert [record.condition for record in first.nodes.values()] == ["up", "lost", "lost"]
+    ways[1][0].thaw()
+    await until(lambda: second.has_lease)
+    await until(lambda: first.nodes["lost"].state == "down")
+    assert [(member.epoch, sessions.epochs) for member, sessions in zip(members, kept, strict=True)] == [(1, [1])] * 3
+    assert (first.nodes["second"].state, first.nodes["second"].epoch) == ("up", 1)
+    ways[2][0].thaw()
+    assert not await lost._renew()
+    for task in renewing:
+        task.cancel()
+    await asyncio.gather(*renewing, return_exceptions=True)
 
 
 async def test_who_is_dead_is_said_by_the_epoch_alone(history: History) -> None:
