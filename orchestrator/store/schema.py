@@ -222,7 +222,7 @@ nodes = Table(
     Column("protocol", Integer, nullable=False),
     Column("capacity", Text, nullable=False),  # JSON
     Column("schema_known", Integer, nullable=False, server_default="11"),  # the newest that its version knows
-    # By the database's clock: the end of the last outage that the node was the first to notice. The nodes' latest counts.
+    # By the database's clock: the end of the last outage that the node was the first to notice. The latest one counts.
     Column("answering_since", Float, nullable=False, server_default="0"),
 )
 

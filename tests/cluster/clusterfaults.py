@@ -12,6 +12,7 @@ import random
 import signal
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -26,13 +27,13 @@ from orchestrator.remote.remotesession import RemoteSession
 from tests.cluster.faultycluster import LEASE, FaultyCluster, FaultyNode, faulty_cluster
 from tests.cluster.faultyserver import CLOCK
 from tests.cluster.historychecker import Told, check
-from tests.cluster.test_real_cluster import free_ports
 
 NODES = 2
 AGENTS = 4
 CHECKPOINTS = 0.02  # of the cells: each is restored in the end, which takes seconds
 CLEANED = 60.0  # seconds after the end until nothing may be left
 RECOVERED = 120.0  # seconds until each agent must have a result again
+SPREAD = 30.0  # seconds until each node has agents again; else the next fault comes without
 HOUR = 3600
 CELL = "token = '{}'; tokens = globals().get('tokens', []); tokens.append(token); ' '.join(tokens)"
 KINDS = (
@@ -95,7 +96,13 @@ class ClusterFaults:
         self._seed = seed
         self._chance = random.Random(seed)  # noqa: S311 - the seed reproduces a run
         self._results: dict[str, float] = {}
+        self._moving: set[str] = set()
+        self._stopped = False
         self._ending = False
+
+    def stop(self) -> None:
+        """Inject no further fault: ``run`` judges what there is."""
+        self._stopped = True
 
     async def run(self, kinds: list[str], progress: Progress | None = None) -> Findings:
         """Inject faults while clients work, check what they were told, and end all sessions."""
@@ -105,6 +112,9 @@ class ClusterFaults:
             await self._recovered(time.time(), agents)
             task = None if progress is None else progress.add_task("faults", total=len(kinds))
             for kind in kinds:
+                if self._stopped:
+                    break
+                await self._spread(agents)
                 await self._inject(kind, agents)
                 if progress is not None and task is not None:
                     progress.advance(task)
@@ -139,6 +149,9 @@ class ClusterFaults:
                         asks = chance.random() < CHECKPOINTS
                         said = await self._turn(session, agent, token, said=said, checkpoint=asks)
                         await asyncio.sleep(0.1)
+                if agent in self._moving:
+                    self._moving.discard(agent)
+                    await self._manager.hibernate(agent)
             except CellblockError as error:
                 self.found.refused.append((time.time(), type(error).__name__))
                 await asyncio.sleep(0.2)
@@ -173,6 +186,21 @@ class ClusterFaults:
                 self.found.wrong.append(f"no result in {RECOVERED:.0f} s: {late}, {self.found.refused[-3:]}")
                 return
             await asyncio.sleep(0.05)
+
+    async def _spread(self, agents: list[str]) -> None:
+        """Have each node hold agents: half of a node's go to sleep, and wake where there is most room."""
+        end = time.monotonic() + SPREAD
+        while time.monotonic() < end:
+            held: dict[str, list[str]] = {node.node_id: [] for node in self._cluster.nodes}
+            for agent in agents:
+                held.get(await self._manager.node_of(agent) or "", []).append(agent)
+            if all(held.values()):
+                break
+            fullest = max(held.values(), key=len)
+            if sum(map(len, held.values())) == len(agents) and not self._moving:
+                self._moving.update(fullest[: len(fullest) // 2])
+            await asyncio.sleep(0.5)
+        self._moving.clear()
 
     # The faults
 
@@ -261,19 +289,33 @@ def kinds_of(times: int, seed: int) -> list[str]:
 
 def table_of(found: Findings) -> Table:
     """Return a table by kind of fault."""
-    table = Table("fault", "count", "calls refused", "unacknowledged cells", "slowest next result s")
+    table = Table("fault", "count", "calls refused", "unacknowledged cells", "cells to redo", "slowest next result s")
     by_kind: dict[str, list[Fault]] = defaultdict(list)
     for fault in found.faults:
         by_kind[fault.kind].append(fault)
     starts = [fault.began for fault in found.faults] + [float("inf")]
     until = {id(fault): end for fault, end in zip(found.faults, starts[1:], strict=True)}
+    lost = to_redo(found.told)
     for kind, faults in by_kind.items():
         spans = [(fault.began, until[id(fault)]) for fault in faults]
         refused = [name for at, name in found.refused if any(begin <= at < end for begin, end in spans)]
         died = sum(name == "kernel_died" for name in refused)
+        redone = sum(cells for at, cells in lost if any(begin <= at < end for begin, end in spans))
         slowest = max(fault.slowest for fault in faults)
-        table.add_row(kind, str(len(faults)), str(len(refused) - died), str(died), f"{slowest:.1f}")
+        table.add_row(kind, str(len(faults)), str(len(refused) - died), str(died), str(redone), f"{slowest:.1f}")
     return table
+
+
+def to_redo(told: Iterable[Told]) -> list[tuple[float, int]]:
+    """Return when agents got a kernel without all their acknowledged cells, and how many of them it lacks."""
+    found: list[tuple[float, int]] = []
+    before: dict[str, tuple[str, ...]] = {}
+    for one in told:
+        if one.tokens is not None:
+            if lacking := set(before.get(one.agent, ())) - set(one.tokens):
+                found.append((one.at, len(lacking)))
+            before[one.agent] = one.tokens
+    return found
 
 
 def latencies(found: Findings) -> str:
@@ -292,12 +334,14 @@ def latencies(found: Findings) -> str:
 
 
 async def run(times: int, seed: int, nodes: int = NODES, progress: Progress | None = None) -> Findings:
-    """Run a cluster, and inject faults into it."""
-    cluster_of = faulty_cluster(nodes, free_ports(nodes))
+    """Run a cluster, and inject faults into it. An interrupt ends the injection; what there is is judged."""
+    cluster_of = faulty_cluster(nodes)
     cluster = await asyncio.to_thread(cluster_of.__enter__)
     try:
         async with ClusterKernelManager(store_url=cluster.database.url, seed=seed) as manager:
-            return await ClusterFaults(cluster, manager, seed).run(kinds_of(times, seed), progress)
+            faults = ClusterFaults(cluster, manager, seed)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, faults.stop)
+            return await faults.run(kinds_of(times, seed), progress)
     finally:
         await asyncio.to_thread(cluster_of.__exit__, None, None, None)
 

@@ -17,6 +17,7 @@ import pytest_asyncio
 from orchestrator.cluster.clustermanager import ClusterKernelManager
 from orchestrator.remote.remotesession import RemoteSession
 from tests.cluster.fakedirectory import FakeDirectory, record
+from tests.cluster.faultycluster import FaultyCluster, faulty_cluster
 from tests.cluster.lossyproxy import LossyProxy
 from tests.cluster.simulatedhosts import SimulatedHosts, simulated_hosts
 from tests.server.conftest import Server, serving
@@ -97,6 +98,13 @@ async def lossy(cluster: Cluster, proxy: LossyProxy) -> AsyncIterator[ClusterKer
         directory.records["n1"] = dataclasses.replace(directory.records["n1"], url=proxy.url)
         async with ClusterKernelManager(directory=directory) as manager:
             yield manager
+
+
+@pytest.fixture(scope="module")
+def faulty() -> Iterator[FaultyCluster]:
+    """Two nodes, for all tests of the module."""
+    with faulty_cluster(2) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="package")

@@ -90,8 +90,9 @@ class FaultyNode:
         command = [sys.executable, "-m", "tests.cluster.faultyserver", str(self.folder), "serve", "--port"]
         with (self.folder / "log").open("a") as log:
             self.process = subprocess.Popen(
-                [*command, str(self.port)], cwd=REPOSITORY, env=environment, stdout=log, stderr=log, text=True
-            )
+                [*command, str(self.port)], cwd=REPOSITORY, env=environment, stdout=log, stderr=log, text=True,
+                start_new_session=True,  # an interrupt of a run is not for it
+            )  # fmt: skip
         end = time.monotonic() + _START
         while not self.answers():
             assert self.process.poll() is None, self.log()[-3000:]
@@ -177,6 +178,12 @@ class FaultyCluster:
         with self._engine.begin() as connection:
             return [Change(*row) for row in connection.execute(text(query))]
 
+    def epochs(self) -> dict[str, tuple[int, bool]]:
+        """Return each node's epoch, and whether its lease lasts, by the node's name."""
+        query = "SELECT node_id, epoch, lease_until > extract(epoch FROM clock_timestamp()) FROM nodes"
+        with self._engine.begin() as connection:
+            return {node: (epoch, lasts) for node, epoch, lasts in connection.execute(text(query))}
+
     def owners(self) -> list[tuple[float, str, str]]:
         """Return who owned which session since when: the time, the session, and the node's name."""
         query = "SELECT at, session, owner FROM faults.changes WHERE cell = 0 AND owner <> '' ORDER BY id"
@@ -218,25 +225,28 @@ class FaultyCluster:
         self._engine.dispose()
 
 
-@contextlib.contextmanager
-def faulty_cluster(count: int, ports: list[int]) -> Iterator[FaultyCluster]:
-    """Run a cluster until the block ends.
+def free_ports(count: int) -> list[int]:
+    """Return ports that nothing listens on."""
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [one.getsockname()[1] for one in found]
 
-    Args:
-        ports: of the nodes.
-    """
+
+@contextlib.contextmanager
+def faulty_cluster(count: int) -> Iterator[FaultyCluster]:
+    """Run a cluster until the block ends."""
     with (
         tempfile.TemporaryDirectory(prefix="cb-") as name,
         faulty_database() as database,
         contextlib.ExitStack() as stack,
     ):
         nodes: list[FaultyNode] = []
-        for number in range(count):
+        for number, port in enumerate(free_ports(count)):
             folder = Path(name, str(number))
             (folder / "d").mkdir(parents=True)
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_DISK}m", "tmpfs", folder / "d"], check=True)
             stack.callback(_unmount, folder / "d")
-            node = FaultyNode(folder, database.url, ports[number])
+            node = FaultyNode(folder, database.url, port)
             stack.callback(node.close)
             nodes.append(node)
         nodes[0].start()  # alone: it makes the tables

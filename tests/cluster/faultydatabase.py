@@ -24,7 +24,7 @@ class FaultyDatabase:
         owner = pwd.getpwnam("postgres") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
         os.chown(folder, owner.pw_uid, owner.pw_gid)
         user: dict[str, Any] = {"user": owner.pw_uid, "group": owner.pw_gid} if os.geteuid() == 0 else {}
-        self._options: dict[str, Any] = {"cwd": folder, "stdout": subprocess.DEVNULL, **user}
+        self._options: dict[str, Any] = {"cwd": folder, "stdout": subprocess.DEVNULL, "start_new_session": True, **user}
         command: list[str | Path] = [
             self._programs / "initdb",
             "-D",

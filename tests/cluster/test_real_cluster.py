@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -19,6 +18,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from orchestrator.cluster.clustermanager import ClusterKernelManager
+from tests.cluster.faultycluster import free_ports
 from tests.server.conftest import Server, serving
 
 _LONGEST = 60.0  # seconds; 15 are promised, on a machine that does nothing else
@@ -36,13 +36,6 @@ class Nodes:
         node = await manager.node_of(agent)
         assert node is not None
         return node
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that nothing listens on."""
-    with contextlib.ExitStack() as stack:
-        found = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [one.getsockname()[1] for one in found]
 
 
 @contextlib.contextmanager

@@ -112,7 +112,9 @@ async def test_an_outage_longer_than_a_lease_fences_only_the_node_that_was_lost_
     ways: list[tuple[PostgresProxy, History]],
 ) -> None:
     """Each has its own way to the database, so that one is the first to reach it again."""
-    members = [node(history, name, LONGER) for name, (_, history) in zip(("first", "second", "lost"), ways, strict=True)]
+    members = [
+        node(history, name, LONGER) for name, (_, history) in zip(("first", "second", "lost"), ways, strict=True)
+    ]
     kept = [Sessions() for _ in members]
     for member, sessions in zip(members, kept, strict=True):
         await member.join()
