@@ -23,6 +23,7 @@ class PostgresProxy:
         port: where it listens.
         delay_s: how long each question is on its way, and each answer.
         lose_next: end the connection in place of the next answer.
+        freeze_after: how many more answers pass until ``freeze``; None: it is not to freeze.
     """
 
     def __init__(self, url: str) -> None:
@@ -33,6 +34,7 @@ class PostgresProxy:
         self.round_trips = 0
         self.delay_s = 0.0
         self.lose_next = False
+        self.freeze_after: int | None = None
         self._asks, self._answers = threading.Event(), threading.Event()
         self.thaw()
         self._closed = False
@@ -40,6 +42,10 @@ class PostgresProxy:
         self._made: list[tuple[socket.socket, socket.socket]] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
+
+    @property
+    def is_frozen(self) -> bool:
+        return not self._asks.is_set() or not self._answers.is_set()
 
     def freeze(self, way: Way = "both") -> None:
         """Relay nothing this way until ``thaw``; connections stay open, and new ones are accepted."""
@@ -117,6 +123,11 @@ class PostgresProxy:
                 _end(client, server)
                 return
             self._pass_on(piece, client, self._answers)
+            if self.freeze_after is not None:
+                self.freeze_after -= 1
+                if not self.freeze_after:
+                    self.freeze_after = None
+                    self.freeze()
 
     def _pieces(self, from_: socket.socket, to: socket.socket) -> Iterator[bytes]:
         with contextlib.suppress(OSError):

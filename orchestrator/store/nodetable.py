@@ -90,7 +90,8 @@ class NodeTable:
         could_renew = self._latest(_every.c.answering_since) <= self._now - lease_s
         gave_up = nodes.c.lease_until < self._now - OUTAGE * lease_s
         fenced = update(nodes).where(late, or_(could_renew, gave_up)).values(state="down", epoch=nodes.c.epoch + 1)
-        with self._database.writing() as connection:
+        # No transaction: its locks would keep the other nodes from renewing if this node were frozen in the midst.
+        with self._database.writing(single=True) as connection:
             if not connection.execute(renewed).rowcount:
                 return None
             connection.execute(fenced)

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
+from orchestrator.errors import StoreError
 from orchestrator.sessions.membership import ClusterOwners, Membership, capacity_of, owner_node
 from orchestrator.store.history import History
 from orchestrator.store.noderecord import Capacity
 from tests.postgresproxy import PostgresProxy
+from tests.unit.test_node_leases import end_lease
 
 ROOM = Capacity(kernels=4, free=3, memory_free_mb=1000, cores=2.0, load=0.5, warm={"default": 1}, image="i")
 SHORT = 1.5  # seconds of a lease
@@ -106,6 +108,26 @@ def ways(empty_postgres_url: str, tmp_path: Path) -> Iterator[list[tuple[Postgre
             stack.callback(way.thaw)
             opened.append((way, history))
         yield opened
+
+
+@pytest.mark.parametrize("answers", [1, 2, 3])
+async def test_a_node_that_is_cut_off_in_the_midst_of_a_renewal_delays_no_other(
+    ways: list[tuple[PostgresProxy, History]], answers: int
+) -> None:
+    """What it has under way holds no lock that the others' renewals need."""
+    way, mine = ways[0][0], node(ways[0][1], "mine")
+    other = node(ways[1][1], "other")
+    await mine.join()
+    await other.join()
+    end_lease(ways[2][1], "mine")
+    way.freeze_after = answers
+    renewing = asyncio.create_task(mine.renew())
+    await until(lambda: way.is_frozen or renewing.done())
+    await other.renew()
+    assert other.has_lease
+    way.thaw()
+    with contextlib.suppress(StoreError):
+        await renewing
 
 
 async def test_an_outage_longer_than_a_lease_fences_only_the_node_that_was_lost_in_it(
