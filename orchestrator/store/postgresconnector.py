@@ -37,7 +37,10 @@ class PostgresConnector:
     @contextlib.contextmanager
     def writing(self, *, durable: bool, single: bool, long: bool) -> Iterator[Connection]:
         if not single:
-            with self._connected(_LONG if long else _WRITE) as connection, connection.begin():
+            seconds = _LONG if long else _WRITE
+            with self._connected(seconds) as connection, connection.begin():
+                # A server does not see that a host was cut off or frozen: it would keep the locks for as long.
+                connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {seconds * 1000:.0f}")
                 yield connection
             return
         self._had_ended = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -161,3 +162,27 @@ def test_a_checkpoints_row_waits_no_longer_than_any_write(
     time.sleep(2.5)
     assert history.add_checkpoint(mine, record) == []
     assert len(history.checkpoints_of("s1")) == 1
+
+
+@pytest.mark.parametrize("answers", range(2, 6))
+def test_a_process_that_is_cut_off_in_the_midst_of_a_write_does_not_keep_its_session(
+    history: History,
+    mine: Claim,
+    proxy: PostgresProxy,
+    postgres_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answers: int,
+) -> None:
+    """The server ends the transaction, and its locks with it: it cannot see that the process has given up."""
+    monkeypatch.setattr(postgresconnector, "_WRITE", 1.5)
+    record = CheckpointRecord("c1", "s1", 1.0, 0, True, 10, [])
+    proxy.freeze_after = answers
+    with ThreadPoolExecutor(1) as threads:
+        row = threads.submit(history.add_checkpoint, mine, record)
+        with pytest.raises(StoreError):
+            row.result(60)
+    assert proxy.is_frozen
+    monkeypatch.undo()
+    with contextlib.closing(History.open(postgres_url, tmp_path)) as other:
+        assert other.take_ownership("s1", "me", "other") == Claim("s1", 2)
