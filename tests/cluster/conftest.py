@@ -22,6 +22,8 @@ from tests.cluster.lossyproxy import LossyProxy
 from tests.cluster.simulatedhosts import SimulatedHosts, simulated_hosts
 from tests.server.conftest import Server, serving
 
+pytest.register_assert_rewrite("tests.cluster.pauses")
+
 
 @dataclass
 class Cluster:

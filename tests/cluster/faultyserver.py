@@ -7,7 +7,6 @@ file that is named as a step stops the process there, as a debugger would, once.
 from __future__ import annotations
 
 import functools
-import os
 import signal
 import sys
 import time
@@ -63,7 +62,7 @@ def stop_at(folder: Path, step: str) -> None:
 def _stop(file: Path) -> None:
     if file.exists():
         file.unlink()
-        os.kill(os.getpid(), signal.SIGSTOP)
+        signal.raise_signal(signal.SIGSTOP)  # at once: to the process, it may reach another thread first
 
 
 if __name__ == "__main__":
