@@ -283,10 +283,15 @@ class Directory:
         return held if held is not None else self._enter(handle, manager, session)
 
     async def _use(self, served: Served, principal: Principal, wish: Wish) -> None:
-        """Wake a session if it sleeps, and charge its kernel to the caller."""
+        """Wake a session if it sleeps, and charge its kernel to the caller.
+
+        Raises:
+            SessionEndedError: it has ended, and the agent has another one.
+        """
         session = await self._acquire(served.manager, principal, replace(wish, name=served.handle.name))
-        if session is not served.session:
+        if session.session_id != served.session_id:
             raise _ended(served.session.ended or "unknown")
+        served.session = session  # a new object, if the session was another node's meanwhile
 
     async def _acquire(self, manager: AgentKernelManager, principal: Principal, wish: Wish) -> KernelSession:
         agent_id, handover = principal.agent_id(wish.name), False

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import random
 import signal
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable
@@ -50,7 +51,7 @@ KINDS = (
     "clock an hour behind",
     "disk full",
 )
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 120)
 
 
 @dataclass

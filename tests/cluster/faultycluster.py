@@ -184,6 +184,12 @@ class FaultyCluster:
         with self._engine.begin() as connection:
             return {node: (epoch, lasts) for node, epoch, lasts in connection.execute(text(query))}
 
+    def fence(self, node: FaultyNode) -> None:
+        """End a node's epoch, as another node would."""
+        query = text("UPDATE nodes SET epoch = epoch + 1, state = 'down' WHERE node_id = :node")
+        with self._engine.begin() as connection:
+            connection.execute(query, {"node": node.node_id})
+
     def owners(self) -> list[tuple[float, str, str]]:
         """Return who owned which session since when: the time, the session, and the node's name."""
         query = "SELECT at, session, owner FROM faults.changes WHERE cell = 0 AND owner <> '' ORDER BY id"

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from orchestrator.cluster.clustermanager import ClusterKernelManager
+from orchestrator.manager import AgentKernelManager
 from tests.cluster.clusterfaults import CELL, KINDS, ClusterFaults, kinds_of
 from tests.cluster.faultycluster import FaultyCluster
 from tests.cluster.pauses import stop_in_a_cell, stop_in_a_checkpoint
@@ -66,3 +67,18 @@ async def test_both_nodes_keep_their_kernels_in_an_outage_longer_than_a_lease(fa
             async with manager.acquire_kernel(agent, timeout=60) as (_kernel, session):
                 assert (await manager.execute(session, CELL.format("after"))).result == "'before after'"
             await manager.end_session(agent)
+
+
+async def test_a_session_that_slept_when_its_node_was_fenced_wakes_there(faulty: FaultyCluster) -> None:
+    """The node's server still knows the session as it was before."""
+    node = faulty.nodes[0]
+    before = (await asyncio.to_thread(faulty.epochs))[node.node_id][0]
+    async with AgentKernelManager.connect(f"http://127.0.0.1:{node.port}") as manager:
+        async with manager.acquire_kernel("sleeper", timeout=60) as (_kernel, session):
+            await manager.execute(session, CELL.format("before"))
+        assert await manager.hibernate("sleeper")
+        await asyncio.to_thread(faulty.fence, node)
+        await until(lambda now: now[node.node_id][0] == before + 2 and now[node.node_id][1], faulty)
+        async with manager.acquire_kernel("sleeper", timeout=60) as (_kernel, session):
+            assert (await manager.execute(session, CELL.format("after"))).result == "'before after'"
+        await manager.end_session("sleeper")
