@@ -7,9 +7,12 @@ The order of callers, each with a group and a priority:
 - Within a group, it goes to the caller that asked first. One step of priority is worth ``aging_s`` seconds of waiting.
 - Every eighth kernel goes to the caller that is first by age and priority in all groups.
 
-The last rule makes starvation impossible: a caller behind k others gets one of the next 8 (k + 1) kernels, whatever
-other groups do, unless its own group is at its quota. With one group and one priority, the order is first come, first
-served.
+In a cluster, each node has a queue of its own. A group is charged also for what it holds on the other nodes, as far as
+``count_elsewhere`` was told. This moves its turn, and nothing else.
+
+The rule of the eighth kernel makes starvation impossible: a caller behind k others gets one of the next 8 (k + 1)
+kernels, whatever other groups and other nodes do, unless its own group is at its quota. With one group and one
+priority, the order is first come, first served.
 """
 
 from __future__ import annotations
@@ -93,17 +96,23 @@ class _Ranking(Generic[T]):
 
 @dataclass(slots=True)
 class _Share:
-    """One group: its weight and quota, how many kernels it holds, and its callers."""
+    """One group: its weight and quota, how many kernels it holds here and elsewhere, and its callers."""
 
     weight: float
     quota: float
+    elsewhere: int
     held: int = 0
     waiting: _Ranking[Ticket] = field(default_factory=_Ranking)
     eligible: int = 0  # how many of its callers its quota admits now
 
+    @property
+    def level(self) -> float:
+        """How many kernels it holds per unit of weight."""
+        return (self.held + self.elsewhere) / self.weight
+
     def served_below(self, level: float) -> float:
         """Return how many of its callers are served before the group holds ``level`` kernels per unit of weight."""
-        return min(self.eligible, max(level * self.weight - self.held, 0.0))
+        return min(self.eligible, max(level * self.weight - self.held - self.elsewhere, 0.0))
 
 
 class Scheduler:
@@ -125,6 +134,7 @@ class Scheduler:
         self._rules = rules or Scheduling()
         self._groups = groups or {}
         self._shares: dict[str, _Share] = {}
+        self._elsewhere: Mapping[str, int] = {}
         self._by_share: _Ranking[str] = _Ranking()
         self._by_age: _Ranking[str] = _Ranking()
         self._number = 0
@@ -141,6 +151,20 @@ class Scheduler:
     def held(self, group: str) -> int:
         """Return how many kernels a group holds."""
         return self._shares[group].held if group in self._shares else 0
+
+    def holders(self) -> dict[str, int]:
+        """Return how many kernels each group holds that holds any."""
+        return {group: share.held for group, share in self._shares.items() if share.held}
+
+    def count_elsewhere(self, held: Mapping[str, int]) -> None:
+        """Count from now on, beside what groups hold here, what they hold on other nodes of the cluster.
+
+        It never keeps a kernel from a caller: quotas and ``eligible`` count what is held here.
+        """
+        self._elsewhere = held
+        for group, share in list(self._shares.items()):
+            share.elsewhere = held.get(group, 0)
+            self._changed(group)
 
     def ask(self, request: LeaseRequest, now: float) -> Ticket:
         """Add a caller to the queue."""
@@ -204,7 +228,7 @@ class Scheduler:
             return None
         pace = (now - self._freed[0]) / (len(self._freed) - 1)
         share = self._share(group)
-        level = (share.held + len(share.waiting)) / share.weight
+        level = share.level + len(share.waiting) / share.weight
         others = (self._shares[other] for other in self._by_age if other != group)
         turns = 1.0 + len(share.waiting) + sum(other.served_below(level) for other in others)
         if share.held >= share.quota:
@@ -217,7 +241,7 @@ class Scheduler:
         if group not in self._shares:
             own = self._groups.get(group, Group())
             quota = self._rules.group_quota if own.quota is None else own.quota
-            self._shares[group] = _Share(own.weight, quota or math.inf)
+            self._shares[group] = _Share(own.weight, quota or math.inf, self._elsewhere.get(group, 0))
         return self._shares[group]
 
     def _changed(self, group: str) -> None:
@@ -231,7 +255,7 @@ class Scheduler:
             self._by_share.discard(group)
             self._by_age.discard(group)
         else:
-            self._by_share.put(group, (share.held / share.weight, head.rank))
+            self._by_share.put(group, (share.level, head.rank))
             self._by_age.put(group, head.rank)
         self.blocked.pop(group, None)
         if len(share.waiting) > share.eligible:

@@ -25,6 +25,7 @@ class Capacity:
         warm: kernels that are ready, by policy.
         image: the sandbox image of the warm ones.
         waiting: callers that wait for one.
+        held: by policy, how many each group has: those groups that have the most.
     """
 
     kernels: int
@@ -35,6 +36,7 @@ class Capacity:
     warm: Mapping[str, int] = field(default_factory=dict)
     image: str = ""
     waiting: int = 0
+    held: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Self:
