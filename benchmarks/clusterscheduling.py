@@ -1,4 +1,4 @@
-"""Simulates three groups that compete over a cluster: nodes that tell each other what groups hold, beside nodes that do not.
+"""Simulates three groups that compete over a cluster whose nodes tell each other what groups hold, or do not.
 
 Run it with ``make schedule``. The real ``orchestrator/pool/scheduler.py`` and ``shares.py`` run on each of 20 simulated
 nodes of 10 kernels; no kernel is started.
@@ -121,10 +121,10 @@ def _record(number: int, node: Scheduler) -> NodeRecord:
     return NodeRecord(str(number), 1, "", "up", 3 * RENEWAL, "", PROTOCOL, capacity)
 
 
-def figures(reach: str, lasts: float, seed: int, *, tells: bool) -> Figures:
+def figures(reach: str, lasts: float, seed: int, *, tells: bool, samples: int = SAMPLES) -> Figures:
     """Return the figures of one simulation."""
     simulation = Simulation(REACH[reach], lasts, seed, tells=tells)
-    moments = [moment for moment, _ in zip(simulation.moments(), range(SAMPLES), strict=False)]
+    moments = [moment for moment, _ in zip(simulation.moments(), range(samples), strict=False)]
     wanted = dict.fromkeys("abc", NODES * PLACES)
     fairness = [jain(moment, wanted) for moment in moments]
     held = {group: statistics.fmean(moment[group] for moment in moments) for group in wanted}
@@ -133,9 +133,7 @@ def figures(reach: str, lasts: float, seed: int, *, tells: bool) -> Figures:
 
 def compare(seed: int) -> list[Figures]:
     """Return the figures of nodes that do not tell, and of nodes that do, for each input."""
-    return [
-        figures(reach, lasts, seed, tells=tells) for reach in REACH for lasts in LASTS for tells in (False, True)
-    ]
+    return [figures(reach, lasts, seed, tells=tells) for reach in REACH for lasts in LASTS for tells in (False, True)]
 
 
 def report(compared: Sequence[Figures], console: Console) -> None:

@@ -11,24 +11,28 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, Final
 
+from orchestrator.pool.scheduler import Elsewhere
 from orchestrator.store.noderecord import NodeRecord
 
 MOST_GROUPS: Final = 32  # that a node tells: those that hold the most
 _MOST_KERNELS: Final = 10**6  # of one group on one node; the largest quota of a policy
 
 
-def held_elsewhere(nodes: Iterable[NodeRecord], node_id: str, policy: str, age_s: float = 0.0) -> dict[str, int]:
-    """Return how many kernels of a policy each group holds on the other nodes.
+def held_elsewhere(nodes: Iterable[NodeRecord], node_id: str, policy: str, age_s: float = 0.0) -> Elsewhere:
+    """Return what groups hold on the other nodes, of the kernels of a policy.
 
     Args:
         nodes: all nodes, as the store had them ``age_s`` seconds ago.
         node_id: the node that asks.
     """
     held: Counter[str] = Counter()
+    number = 0
     for node in nodes:
         if node.node_id != node_id and not node.is_over and node.lease_left_s > age_s:
-            held.update(dict(_believed(node.capacity.held, policy)))
-    return dict(held)
+            believed = dict(_believed(node.capacity.held, policy))
+            held.update(believed)
+            number += bool(believed)
+    return Elsewhere(held, number)
 
 
 def told(parts: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
