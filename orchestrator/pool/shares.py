@@ -25,13 +25,14 @@ def held_elsewhere(nodes: Iterable[NodeRecord], node_id: str, policy: str, age_s
         nodes: all nodes, as the store had them ``age_s`` seconds ago.
         node_id: the node that asks.
     """
-    held: Counter[str] = Counter()
+    held: dict[str, int] = {}
     number = 0
     for node in nodes:
         if node.node_id != node_id and not node.is_over and node.lease_left_s > age_s:
-            believed = dict(_believed(node.capacity.held, policy))
-            held.update(believed)
+            believed = list(_believed(node.capacity.held, policy))
             number += bool(believed)
+            for group, kernels in believed:
+                held[group] = held.get(group, 0) + kernels
     return Elsewhere(held, number)
 
 
