@@ -73,8 +73,8 @@ class Elsewhere:
         """What a group is charged for each kernel that it gets here from now on.
 
         The other nodes know no more than this one, and serve the same group. If each charged 1, all together would
-        give it far more than it lacks, before they hear of each other again. 0.5 for each node gives the best
-        fairness where all nodes have callers of all groups and where they do not (``make schedule``).
+        give it far more than it lacks, before they hear of each other again. Of 0, 0.25, 0.5 and 1 for each node, 0.5
+        is fair both where all nodes have callers of all groups and where they do not (``make schedule``).
         """
         return 1 + 0.5 * self.nodes
 
@@ -185,7 +185,7 @@ class Scheduler:
         return {group: share.held for group, share in self._shares.items() if share.held}
 
     def count_elsewhere(self, elsewhere: Elsewhere) -> None:
-        """Charge groups from now on also for what they hold on the other nodes of the cluster.
+        """Charge groups from now on also for what they hold on the other nodes of the cluster. Call it once a reading.
 
         It never keeps a kernel from a caller: quotas and ``eligible`` count what is held here.
         """

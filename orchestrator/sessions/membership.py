@@ -85,6 +85,7 @@ class Membership:
         self._members: list[Member] = []
         self._until = 0.0  # of this process's clock: before this the lease cannot have ended
         self._read_at = 0.0  # when the store had ``nodes``, by this process's clock
+        self._shown_at = 0.0  # when the members saw them
         self._lapsed = False  # its sessions are given up: it has to join again
 
     @property
@@ -134,7 +135,8 @@ class Membership:
         """End the kernels once the lease has been over for long. A renewal may wait for the database meanwhile."""
         while True:
             await asyncio.sleep(self._lease_s / _RENEWALS)
-            self._show_nodes()  # if no renewal does: leases of other nodes end meanwhile
+            if self._lease_has_ended():
+                self._show_nodes()
             over_s = time.monotonic() - self._until
             if over_s > _OUTAGE * self._lease_s and not self._lapsed:
                 self._lapsed = True
@@ -186,8 +188,14 @@ class Membership:
         return not self._lapsed
 
     def _show_nodes(self) -> None:
+        self._shown_at = time.monotonic()
         for member in self._members:
-            member.see(self.nodes.values(), time.monotonic() - self._read_at)
+            member.see(self.nodes.values(), self._shown_at - self._read_at)
+
+    def _lease_has_ended(self) -> bool:
+        """Return whether the lease of a node has ended since the members saw the nodes."""
+        ends = (self._read_at + node.lease_left_s for node in self.nodes.values())
+        return any(self._shown_at < end <= time.monotonic() for end in ends)
 
 
 class NodesSessions:
