@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
@@ -36,7 +35,7 @@ def event_stream(events: AsyncGenerator[Numbered, None]) -> EventStream:
 
 async def _lines(events: AsyncGenerator[Numbered, None]) -> AsyncIterator[bytes]:
     yield b": cellblock\n\n"  # the head goes out at once: a client sees that it is connected
-    async with contextlib.aclosing(events), ReadAhead(events) as ahead:
+    async with ReadAhead(events) as ahead:
         try:
             while True:
                 if not await ahead.come(_KEEPALIVE):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Generic, Self, TypeVar
 
 from orchestrator.server.waiting import stopped
@@ -20,10 +20,10 @@ _MOST = 16  # items that are read ahead: a source waits for whoever takes them
 class ReadAhead(Generic[T]):
     """Reads sources, each in a task of its own, while the context is open. It is over when the first source is.
 
-    Leaving the context cancels what a source waits for. The caller closes the sources.
+    Leaving the context cancels what a source waits for, and closes it.
     """
 
-    def __init__(self, *sources: AsyncIterator[T]) -> None:
+    def __init__(self, *sources: AsyncGenerator[T, None]) -> None:
         self._sources = sources
         self._ready: list[T] = []
         self._come, self._room = asyncio.Event(), asyncio.Event()
@@ -58,14 +58,15 @@ class ReadAhead(Generic[T]):
             raise self._fault
         return taken
 
-    async def _read(self, source: AsyncIterator[T]) -> None:
+    async def _read(self, source: AsyncGenerator[T, None]) -> None:
         try:
-            async for item in source:
-                self._ready.append(item)
-                self._come.set()
-                while len(self._ready) >= _MOST and not self._is_over:
-                    self._room.clear()
-                    await self._room.wait()
+            async with contextlib.aclosing(source):
+                async for item in source:
+                    self._ready.append(item)
+                    self._come.set()
+                    while len(self._ready) >= _MOST:
+                        self._room.clear()
+                        await self._room.wait()
         except Exception as error:  # noqa: BLE001 - ``take`` raises it
             self._fault = error
         finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -46,21 +45,25 @@ async def all_of(ahead: ReadAhead[int]) -> list[list[int]]:
 
 
 async def test_what_has_come_is_taken_at_once_and_no_more_is_read_ahead() -> None:
-    """In order, and nothing twice; a source that is not taken from stands still."""
+    """In order, and nothing twice. A source that is not taken from stands still, and is closed at the end."""
     source = Source(100)
-    async with contextlib.aclosing(source.numbers()) as numbers, ReadAhead(numbers) as ahead:
+    async with ReadAhead(source.numbers()) as ahead:
         for _ in range(20):
             await asyncio.sleep(0)
         assert source.yielded == 16
         found = await all_of(ahead)
     assert [number for each in found for number in each] == list(range(1, 101))
     assert len(found) <= 8
+    left = Source(100)
+    async with ReadAhead(left.numbers()) as ahead:
+        assert await ahead.come(20)
+    assert left.closed
 
 
 async def test_it_is_over_when_the_first_source_is() -> None:
     """Another one may wait for ever, or end before; it is cancelled, and unwound."""
     asked = Source(1, asyncio.Event())
-    async with contextlib.aclosing(asked.numbers()) as waiting, ReadAhead(Source(2).numbers(), waiting) as ahead:
+    async with ReadAhead(Source(2).numbers(), asked.numbers()) as ahead:
         assert sorted(number for each in await all_of(ahead) for number in each) == [1, 1, 2]
     assert asked.closed
     async with ReadAhead(Source(3).numbers(), Source(0).numbers()) as ahead:
