@@ -200,6 +200,26 @@ def test_a_server_that_stands_still_is_given_up(
     assert outcomes(history) == ["ok", "running"]
 
 
+def test_a_new_session_waits_no_longer_than_any_write(
+    history: History, proxy: PostgresProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its statements are given up together, and none of them has an effect."""
+    monkeypatch.setattr(postgresconnector, "_WRITE", 1.5)
+    join(history)
+    place = Place("local:default", 2)
+    assert begun(history, "first", place) is not None
+    proxy.freeze()
+    began = time.monotonic()
+    with pytest.raises(StoreError):
+        begun(history, "second", place)
+    assert time.monotonic() - began < 30
+    proxy.cut()
+    proxy.thaw()
+    time.sleep(2.5)
+    assert [record.agent_id for record in history.unended()] == ["first"]
+    assert begun(history, "third", place) is not None
+
+
 def test_a_checkpoints_row_waits_no_longer_than_any_write(
     history: History, mine: Claim, proxy: PostgresProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
