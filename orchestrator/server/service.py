@@ -40,6 +40,7 @@ class Service:
     Attributes:
         membership: the node of a cluster that the server is; None: of no cluster.
         process_id: a name that no other process has. A request may say that it is for this process only.
+        version: of Cellblock. Reading it parses the package's metadata, so it is read once.
         ended_commands: forget the background commands that are over, which clients may come back to.
         draining: whether it takes no new work any longer.
         verifying: held while the audit log is verified.
@@ -57,6 +58,7 @@ class Service:
         self.policies = tuple(policies)
         self.membership: Membership | None = None
         self.process_id = secrets.token_hex(8)
+        self.version = version("cellblock")
         self.draining = False
         self.managers = Managers(settings, max_kernels)
         self.slots = Slots(concurrent)
@@ -165,7 +167,7 @@ class Service:
             history,
             await asyncio.to_thread(folder_id, self.settings.data_path),
             url=self.settings.node_url,
-            version=version("cellblock"),
+            version=self.version,
             lease_s=self.settings.node_lease_s,
             capacity=lambda: capacity_of(manager.capacity() for manager in self.managers),
         )
