@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query, Request
@@ -45,9 +46,8 @@ async def execute(
     """
     if wants_events(request):
         how = await asked(request, b"events")
-        live = await service.idempotency.once(
-            caller, key, how, lambda: livecells.start(served, body, patience=livecells.ABANDONED)
-        )
+        start = partial(livecells.start, served, body, patience=livecells.ABANDONED)
+        live = livecells.find(served, (await service.idempotency.once(caller, key, how, start)).decode())
         return event_stream(live.follow(last_event_id(request.headers.get("last-event-id"))))
     if body.tools or body.input:
         raise InvalidInputError("a cell that asks its client needs events.", remedy="Send `Accept: text/event-stream`.")
@@ -61,9 +61,9 @@ async def start(
     served: TheSession, body: NewCell, request: Request, caller: Caller, service: TheService, key: Key = None
 ) -> Response:
     """Start a cell that outlives this request. It ends at its time limit, or when it is interrupted."""
-    how = await asked(request)
-    live = await service.idempotency.once(caller, key, how, lambda: livecells.start(served, body, patience=None))
-    return Json(live.as_dict(), 201)
+    start = partial(livecells.start, served, body, patience=None)
+    cell_id = await service.idempotency.once(caller, key, await asked(request), start)
+    return Json(livecells.find(served, cell_id.decode()).as_dict(), 201)
 
 
 @router.get(
