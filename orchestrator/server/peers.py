@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from starlette.requests import Request
 
 from orchestrator.errors import CellblockError, ServerError
+from orchestrator.operator.overviewform import NO_OVERVIEW, overviews
 from orchestrator.server.authentication import token_of
 from orchestrator.sessions.membership import Membership, owner_node
 from orchestrator.settings import Settings
@@ -104,10 +105,12 @@ def node_row(node: NodeRecord) -> dict[str, Any]:
     return {**known, "address": node.address, "state": node.condition}
 
 
-def overviews_of(answer: NodeAnswer) -> list[dict[str, Any]] | None:
-    """Return the overviews of a node's managers; None if it has not answered."""
-    managers = None if answer.found is None else answer.found.get("managers")
-    return managers if isinstance(managers, list) else None
+def overviews_of(answer: NodeAnswer) -> tuple[list[dict[str, Any]] | None, str]:
+    """Return the overviews of a node's managers, or None and why there are none."""
+    if answer.found is None:
+        return None, answer.fault
+    managers = overviews(answer.found.get("managers"))
+    return managers, NO_OVERVIEW if managers is None else ""
 
 
 def _calls(request: Request, settings: Settings) -> OperatorCalls:
@@ -118,4 +121,8 @@ def _calls(request: Request, settings: Settings) -> OperatorCalls:
             f"the server cannot ask other nodes: it needs {error.name}.",
             remedy='Run `pip install "cellblock[client]"` on its host.',
         ) from error
-    return OperatorCalls(token_of(dict(request.scope["headers"])), settings.node_ca or True)
+    return OperatorCalls(
+        token_of(dict(request.scope["headers"])),
+        settings.node_ca or True,
+        only_tls=settings.node_url.lower().startswith("https:"),
+    )

@@ -104,7 +104,8 @@ async def nodes(_operator: Operator, service: TheService, request: Request) -> R
     rows = []
     for node in found:
         answer = said.get(node.node_id)
-        there = {} if answer is None else {"is_this": False, "fault": answer.fault, "managers": overviews_of(answer)}
+        managers, fault = (None, "") if answer is None else overviews_of(answer)
+        there = {"is_this": False, "fault": fault, "managers": managers}
         rows.append({**node_row(node), **(here if answer is None else there)})
     return Json(await asyncio.to_thread(dumps, {"nodes": rows}))
 
