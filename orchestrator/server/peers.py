@@ -6,7 +6,7 @@ its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from orchestrator.cluster.operatorcalls import NodeAnswer, OperatorCalls
 
 _ACTING: Final = 15.0  # seconds for a peer to interrupt, hibernate or kill
+Overviews = tuple[list[dict[str, Any]] | None, str]  # of a node's managers, or None and why there are none
 _HERE: Final = "Cellblock-Here"  # a request with this header is for this server: it is never sent on
 
 
@@ -53,14 +54,20 @@ class Peers:
         """Return whether a node is this server."""
         return self._membership is not None and node.node_id == self._membership.node_id
 
-    async def overviews(self, request: Request, nodes: Sequence[NodeRecord]) -> dict[str, NodeAnswer]:
+    async def overviews(self, request: Request, nodes: Sequence[NodeRecord]) -> dict[str, Overviews]:
         """Return what each of the other nodes says of its kernels, by its id. None is waited for longer than 2 s.
 
         Raises:
             ServerError: a library is missing.
+            StoreError: the store cannot be read.
         """
         answers = await _calls(request, self._settings).ask_all(nodes, "/v1/overview") if nodes else []
-        return {answer.node.node_id: answer for answer in answers}
+        said = {answer.node.node_id: overviews_of(answer) for answer in answers}
+        named = [kernel["session"] for managers, _ in said.values() for kernel in _kernels(managers)]
+        owners = await self._history.run(History.owners_of, [each for each in named if each is not None])
+        for node in nodes:
+            disown(said[node.node_id][0], node, owners)
+        return said
 
     def place_of(self, record: SessionRecord, nodes: Sequence[NodeRecord]) -> NodeRecord | None:
         """Return the node that has a session."""
@@ -105,12 +112,26 @@ def node_row(node: NodeRecord) -> dict[str, Any]:
     return {**known, "address": node.address, "state": node.condition}
 
 
-def overviews_of(answer: NodeAnswer) -> tuple[list[dict[str, Any]] | None, str]:
-    """Return the overviews of a node's managers, or None and why there are none."""
+def overviews_of(answer: NodeAnswer) -> Overviews:
+    """Return what a node says, or why it says nothing."""
     if answer.found is None:
         return None, answer.fault
     managers = overviews(answer.found.get("managers"))
     return managers, NO_OVERVIEW if managers is None else ""
+
+
+def disown(managers: list[dict[str, Any]] | None, node: NodeRecord, owners: Mapping[str, str | None]) -> None:
+    """Take from a node's overviews the sessions that the store gives to another node.
+
+    An operator who acts on a session acts on it where the store says that it is, whatever the row looks like.
+    """
+    for kernel in _kernels(managers):
+        if kernel["session"] is not None and owner_node(owners.get(kernel["session"])) != (node.node_id, node.epoch):
+            kernel |= {"session": None, "agent": None}
+
+
+def _kernels(managers: list[dict[str, Any]] | None) -> Iterator[dict[str, Any]]:
+    return (kernel for manager in managers or [] for kernel in manager["kernels"])
 
 
 def _calls(request: Request, settings: Settings) -> OperatorCalls:

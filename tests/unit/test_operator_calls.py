@@ -10,7 +10,7 @@ import pytest
 from orchestrator.cluster.operatorcalls import NodeAnswer, OperatorCalls
 from orchestrator.errors import UntrustedServerError
 from orchestrator.limits import MIB
-from orchestrator.server.peers import overviews_of
+from orchestrator.server.peers import disown, overviews_of
 from tests.cluster.fakedirectory import record
 from tests.unit.rawserver import RawServer, said
 
@@ -51,6 +51,16 @@ async def test_a_token_is_not_sent_in_clear_text_among_nodes_with_certificates(o
                 await OperatorCalls("secret", **options).ask(record("n1", address), "GET", "/v1/overview")
         assert not server.heard
         assert await OperatorCalls(None, **options).ask(record("n1", url), "GET", "/v1/overview") == HONEST
+
+
+def test_a_node_cannot_pass_off_anothers_session_as_its_own() -> None:
+    """An operator who ends what such a row shows would end the other node's session."""
+    kernels = [{"session": name, "agent": "mine"} for name in ("mine", "theirs", "unknown", "earlier", None)]
+    managers: list[dict[str, Any]] = [{"kernels": kernels}]
+    owners = {"mine": "node:n1/1/aa", "theirs": "node:n2/1/bb", "earlier": "node:n1/0/cc"}
+    disown(managers, record("n1", "http://h"), owners)
+    assert [kernel["session"] for kernel in kernels] == ["mine", None, None, None, None]
+    assert [kernel["agent"] for kernel in kernels] == ["mine", None, None, None, "mine"]
 
 
 def test_too_many_managers_are_no_overview() -> None:

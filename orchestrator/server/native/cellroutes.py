@@ -45,9 +45,9 @@ async def execute(
     the cell is interrupted when the client disconnects, unless it sent an idempotency key.
     """
     if wants_events(request):
-        how = await asked(request, b"events")
-        start = partial(livecells.start, served, body, patience=livecells.ABANDONED)
-        live = livecells.find(served, (await service.idempotency.once(caller, key, how, start)).decode())
+        begin = partial(_begin, served, body, livecells.ABANDONED)
+        cell_id = await service.idempotency.once(caller, key, await asked(request, b"events"), begin)
+        live = livecells.find(served, cell_id.decode())
         return event_stream(live.follow(last_event_id(request.headers.get("last-event-id"))))
     if body.tools or body.input:
         raise InvalidInputError("a cell that asks its client needs events.", remedy="Send `Accept: text/event-stream`.")
@@ -61,8 +61,8 @@ async def start(
     served: TheSession, body: NewCell, request: Request, caller: Caller, service: TheService, key: Key = None
 ) -> Response:
     """Start a cell that outlives this request. It ends at its time limit, or when it is interrupted."""
-    start = partial(livecells.start, served, body, patience=None)
-    cell_id = await service.idempotency.once(caller, key, await asked(request), start)
+    begin = partial(_begin, served, body, None)
+    cell_id = await service.idempotency.once(caller, key, await asked(request), begin)
     return Json(livecells.find(served, cell_id.decode()).as_dict(), 201)
 
 
@@ -135,6 +135,11 @@ async def cancel(key: Annotated[str, Path(max_length=255)], caller: Caller, serv
 async def asked(request: Request, how: bytes = b"") -> bytes:
     """Return what a request asks for, to tell it from another one with the same idempotency key."""
     return b"\0".join((request.url.path.encode(), how, await request.body()))
+
+
+async def _begin(served: Served, body: NewCell, patience: float | None) -> bytes:
+    """Start a cell, and return its id: a key that kept the cell itself would keep its outputs beyond every bound."""
+    return (await livecells.start(served, body, patience=patience)).cell.id.encode()
 
 
 async def _run(served: Served, body: NewCell, compact: bool) -> bytes:

@@ -94,10 +94,8 @@ async def _merged(
         await stopped(event, question)
 
 
-async def start(served: Served, body: NewCell, *, patience: float | None) -> bytes:
-    """Start a cell, and return its id. See ``LiveCell`` for ``patience``.
-
-    Whoever keeps the id, for a request that may come again, keeps neither the cell nor its outputs.
+async def start(served: Served, body: NewCell, *, patience: float | None) -> LiveCell:
+    """Start a cell. See ``LiveCell`` for ``patience``.
 
     Raises:
         See ``AgentKernelManager.start_code``.
@@ -116,7 +114,7 @@ async def start(served: Served, body: NewCell, *, patience: float | None) -> byt
     cells: dict[str, LiveCell] = served.attachments.setdefault(_PLACE, {})
     cells[cell.id] = live
     cell.when_forgotten(partial(cells.pop, cell.id, None))
-    return cell.id.encode()
+    return live
 
 
 def find(served: Served, cell_id: str) -> LiveCell:
