@@ -34,7 +34,9 @@ _KEEPALIVE = [
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),
 ]
-_STUCK = 30.0  # seconds in which a server must take the next piece of a large body; a unix socket has no such option
+# Seconds in which a server must take the next piece of a large body. A unix socket has no option for it. The server may
+# have to wake the session first.
+_STUCK = 120.0
 _LARGEST = 1024 * MIB  # bytes of an answer
 _UNSENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
 Headers = Mapping[str, str]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from orchestrator.cluster.operatorcalls import NodeAnswer, OperatorCalls
 
 _ACTING: Final = 15.0  # seconds for a peer to interrupt, hibernate or kill
+_READING: Final = 5.0  # seconds for it to say what a session shows; the store has most of that
 Overviews = tuple[list[dict[str, Any]] | None, str]  # of a node's managers, or None and why there are none
 _HERE: Final = "Cellblock-Here"  # a request with this header is for this server: it is never sent on
 
@@ -74,7 +75,9 @@ class Peers:
         owner = owner_node(record.owner)
         return next((node for node in nodes if owner == (node.node_id, node.epoch)), None)
 
-    async def sent_on(self, request: Request, record: SessionRecord) -> dict[str, Any] | None:
+    async def sent_on(
+        self, request: Request, record: SessionRecord, *, seconds: float = _ACTING
+    ) -> dict[str, Any] | None:
         """Have the node that has a session do what a request asks. Return its answer; None: this server is to do it.
 
         Raises:
@@ -92,7 +95,7 @@ class Peers:
             request.url.path,
             query=dict(request.query_params),
             headers={_HERE: "1"},
-            seconds=_ACTING,
+            seconds=seconds,
         )
 
     async def read_there(self, request: Request, record: SessionRecord) -> dict[str, Any] | None:
@@ -101,7 +104,7 @@ class Peers:
         The store has the rest.
         """
         try:
-            return await self.sent_on(request, record)
+            return await self.sent_on(request, record, seconds=_READING)
         except CellblockError:
             return None
 
