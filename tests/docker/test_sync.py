@@ -93,6 +93,7 @@ def test_ctrl_c_interrupts_the_running_cell_and_the_kernel_keeps_its_variables(m
 def test_cells_and_commands_are_started_followed_and_stopped(manager: Manager) -> None:
     """Their methods wait, also those that a server is asked for."""
     with manager.acquire_kernel("started", timeout=60) as (_kernel, session):
+        assert manager.start_code(session, "kept = 'here'").wait(30).outcome == "ok"
         cell = manager.start_code(session, ENDLESS)
         while manager.find_cell(cell.id).is_running and not manager.interrupt(session):
             time.sleep(0.05)
