@@ -25,7 +25,6 @@ from orchestrator.settings import Settings
 from orchestrator.store.history import History, folder_id
 
 _COMMANDS, _COMMANDS_BYTES = 1000, 64 * MIB  # background commands that are over, and their output
-_HANDLE = 1000  # bytes that an answer other than bytes is counted as
 Forget = Callable[[], object]
 
 
@@ -66,7 +65,7 @@ class Service:
         self.usage = UsageHistory(lambda: self.managers)
         self.trail = OperatorTrail(self.managers)
         self.verifying = asyncio.Lock()
-        self.idempotency: Idempotency[Any] = Idempotency(lambda kept: len(kept) if isinstance(kept, bytes) else _HANDLE)
+        self.idempotency = Idempotency()
         self.ended_commands: Kept[Forget] = Kept(_COMMANDS, _COMMANDS_BYTES)
         self._history: History | None = None
         self._directory: Directory | None = None

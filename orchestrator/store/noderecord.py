@@ -89,9 +89,13 @@ class NodeRecord:
 
     @property
     def address(self) -> str:
-        """The host and port of its server: how operators name a node."""
-        return urlsplit(self.url).netloc
+        """The host and port of its server: how operators name a node; the whole of what is no address."""
+        try:
+            return urlsplit(self.url).netloc.rpartition("@")[2] or self.url
+        except ValueError:
+            return self.url
 
     def is_named(self, name: str) -> bool:
         """Return whether an operator's word means this node: its address, the address's host, or its id's beginning."""
-        return bool(name) and (name in (self.address, urlsplit(self.url).hostname) or self.node_id.startswith(name))
+        host = urlsplit(f"//{self.address}").hostname if self.address != self.url else None
+        return bool(name) and (name in (self.address, host) or self.node_id.startswith(name))

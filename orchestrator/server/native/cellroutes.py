@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar
+from functools import partial
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query, Request
 from starlette.responses import Response
@@ -28,7 +29,6 @@ from orchestrator.server.native.described import CELL, EVENTS, FLAG, RESULT, ans
 from orchestrator.server.native.once import Key
 from orchestrator.server.waiting import unless_gone
 
-T = TypeVar("T")
 router = APIRouter(prefix="/v1/sessions/{session_id}", tags=["cells"])
 requests = APIRouter(prefix="/v1/requests", tags=["cells"])
 Compact = Annotated[bool, Query(description="Leave out `stdout`, `stderr` and `result`, which repeat `outputs`.")]
@@ -51,8 +51,8 @@ async def execute(
     the cell is interrupted when the client disconnects, unless it sent an idempotency key.
     """
     if wants_events(request):
-        patience = livecells.ABANDONED
-        live = await _once(request, key, lambda: livecells.start(served, body, patience=patience), b"events")
+        cell_id = await _once(request, key, partial(_begin, served, body, livecells.ABANDONED), b"events")
+        live = livecells.find(served, cell_id.decode())
         return event_stream(live.follow(last_event_id(request.headers.get("last-event-id"))))
     if body.tools or body.input:
         raise InvalidInputError("a cell that asks its client needs events.", remedy="Send `Accept: text/event-stream`.")
@@ -64,8 +64,8 @@ async def execute(
 @router.post("/cells", status_code=201, summary="Start a cell", responses=answers(CELL, 201))
 async def start(served: TheSession, body: NewCell, request: Request, key: Key = None) -> Response:
     """Start a cell that outlives this request. It ends at its time limit, or when it is interrupted."""
-    live = await _once(request, key, lambda: livecells.start(served, body, patience=None))
-    return Json(live.as_dict(), 201)
+    cell_id = await _once(request, key, partial(_begin, served, body, None))
+    return Json(livecells.find(served, cell_id.decode()).as_dict(), 201)
 
 
 @router.get(
@@ -139,10 +139,14 @@ async def asked(request: Request, how: bytes = b"") -> bytes:
     return b"\0".join((request.url.path.encode(), how, await request.body()))
 
 
-async def _once(request: Request, key: str | None, make: Callable[[], Awaitable[T]], how: bytes = b"") -> T:
+async def _once(request: Request, key: str | None, make: Callable[[], Awaitable[bytes]], how: bytes = b"") -> bytes:
     """Return what ``make`` returns, or returned for the caller's first request with this key. See ``Idempotency``."""
-    answer: T = await service_of(request).idempotency.once(caller_of(request), key, await asked(request, how), make)
-    return answer
+    return await service_of(request).idempotency.once(caller_of(request), key, await asked(request, how), make)
+
+
+async def _begin(served: Served, body: NewCell, patience: float | None) -> bytes:
+    """Start a cell, and return its id: a key that kept the cell itself would keep its outputs beyond every bound."""
+    return (await livecells.start(served, body, patience=patience)).cell.id.encode()
 
 
 async def _run(served: Served, body: NewCell, compact: bool) -> bytes:
