@@ -80,8 +80,9 @@ crashes: image ## kill a working orchestrator 200 times, and look for what is or
 sessions: image ## 200 sessions over four kernels: does each find its own state, and what does a wake cost
 	@$(BIN)/python -m benchmarks.sessions
 
-schedule: $(STAMP) ## simulate 10,000 agents over 1,000 kernels: who waits how long, beside first come first served
+schedule: $(STAMP) ## simulate 10,000 agents over 1,000 kernels: who waits how long, beside first come first served; and the shares of groups over a cluster
 	@$(BIN)/python -m benchmarks.scheduling
+	@$(BIN)/python -m benchmarks.clusterscheduling
 
 cluster-faults: image ## kill, freeze, cut off and fill the nodes of a working cluster and its database 500 times, and check what clients were told; about two hours
 	@$(BIN)/python -m tests.cluster.clusterfaults --times $(or $(TIMES),500) --seed $(or $(SEED),1)

@@ -41,7 +41,7 @@ class ToolCalls:
 
     Args:
         tools: by name; None in a session that never had any: the sandbox is told nothing then.
-        internal: tools of Cellblock's own, which the sandbox is not told of.
+        internal: returns the tool of Cellblock's own that has a name. The sandbox is not told of those.
         limits: of the policy.
         note: publishes an event of the session.
         caller: the session.
@@ -56,14 +56,14 @@ class ToolCalls:
         self,
         kernel: Kernel,
         tools: Mapping[str, Tool] | None,
-        internal: Mapping[str, Tool],
+        internal: Callable[[str], Tool | None],
         limits: ToolLimits,
         note: Callable[..., None],
         caller: object,
     ) -> None:
         self._kernel = kernel
         self._offered = tools
-        self._tools = {**(tools or {}), **internal}
+        self._internal = internal
         self._limits = limits
         self._note = note
         self._caller = caller
@@ -129,7 +129,7 @@ class ToolCalls:
 
     async def _serve(self, token: str, name: object, data: bytes) -> None:
         begun = time.monotonic()
-        tool = self._tools.get(name) if isinstance(name, str) else None
+        tool = self._find(name) if isinstance(name, str) else None
         outcome, result = "cancelled", b""
         shown = printable(name, _LONGEST_NAME) if isinstance(name, str) else "?"
         try:
@@ -157,6 +157,9 @@ class ToolCalls:
                 arguments_bytes=len(data),
                 result_sha256=hashlib.sha256(result).hexdigest() if result else None,
             )
+
+    def _find(self, name: str) -> Tool | None:
+        return self._internal(name) or (self._offered or {}).get(name)
 
     async def _arguments(self, tool: Tool, data: bytes) -> dict[str, Any]:
         """Return the arguments, checked.

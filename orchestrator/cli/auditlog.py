@@ -21,8 +21,9 @@ from orchestrator.cli.render import AsJson, console, errors, plain, show_json
 from orchestrator.errors import InvalidInputError
 from orchestrator.outcome import Outcome
 from orchestrator.settings import Settings
-from orchestrator.store.auditchain import Mark, read, segments
-from orchestrator.store.auditchain import verify as verify_chain
+from orchestrator.store.auditchain import Mark, segments
+from orchestrator.store.auditreading import read
+from orchestrator.store.auditreading import verify as verify_chain
 
 app = typer.Typer(
     help="Verify, follow and search the audit log.\n\nExample: cellblock audit search --agent agent-1 --outcome oom",

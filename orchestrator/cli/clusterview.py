@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,13 +9,14 @@ from urllib.parse import quote
 
 import typer
 
-from orchestrator.cli.kernelrows import DONE, HostView, Row, SilentNode, is_overview, look
+from orchestrator.cli.kernelrows import DONE, HostView, Row, SilentNode, look
 from orchestrator.errors import CellblockError, ClusterError, ServerUnavailableError
+from orchestrator.operator.overviewform import NO_OVERVIEW, overviews
 from orchestrator.settings import Settings
 from orchestrator.store.noderecord import NodeRecord
 
 if TYPE_CHECKING:
-    from orchestrator.cluster.operatorcalls import NodeAnswer, OperatorCalls
+    from orchestrator.cluster.operatorcalls import OperatorCalls
 
 Cluster = Annotated[
     bool,
@@ -24,7 +24,6 @@ Cluster = Annotated[
         "--cluster", help="All nodes of the cluster: that of CELLBLOCK_STORE_URL, or that this host is a node of."
     ),
 ]
-_NO_OVERVIEW = "what it answers is no overview"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,22 +145,15 @@ async def look_at_nodes(settings: Settings) -> HostView:
     calls = operator_calls(settings)
     answers = await calls.ask_all(await nodes_of(settings), "/v1/overview")
     rows: list[Row] = []
-    overviews: list[dict[str, Any]] = []
+    seen: list[dict[str, Any]] = []
     silent = []
     for answer in answers:
-        managers = _overviews(answer)
+        managers = None if answer.found is None else overviews(answer.found.get("managers"))
         if managers is None:
-            silent.append(SilentNode(answer.node.address, answer.fault or _NO_OVERVIEW))
+            silent.append(SilentNode(answer.node.address, answer.fault or NO_OVERVIEW))
             continue
         control = NodeControl(answer.node, calls)
         named = {"node": answer.node.address, "node_id": answer.node.node_id}
-        overviews += [{**named, **manager} for manager in managers]
+        seen += [{**named, **manager} for manager in managers]
         rows += [Row(control, kernel) for manager in managers for kernel in manager["kernels"]]
-    return HostView(tuple(overviews), tuple(rows), (), "node", tuple(silent))
-
-
-def _overviews(answer: NodeAnswer) -> Sequence[dict[str, Any]] | None:
-    managers = None if answer.found is None else answer.found.get("managers")
-    if not isinstance(managers, list) or not all(isinstance(each, dict) and is_overview(each) for each in managers):
-        return None
-    return managers
+    return HostView(tuple(seen), tuple(rows), (), "node", tuple(silent))

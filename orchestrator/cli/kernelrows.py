@@ -12,6 +12,7 @@ from rich.markup import escape
 from orchestrator.cli.render import plain, shorten
 from orchestrator.errors import InvalidInputError
 from orchestrator.operator.controlsocket import control_clients_of_host, user_name
+from orchestrator.operator.overviewform import is_overview
 from orchestrator.settings import Settings
 
 ACT = 15.0  # seconds for an instance to interrupt a cell or to kill a kernel
@@ -19,10 +20,7 @@ _BEHIND = ("agent", "runtime", "state", "CPU %", "memory MiB", "tmpfs", "pids", 
 _ANSWER = 2.0  # seconds for an instance to answer
 _BAR = 8  # characters
 _LONGEST_AGENT = 40  # characters
-_LARGEST = 1e15  # of any number in an overview
-_MOST_KERNELS = 4096  # of one instance; more is no overview
 _LONGEST_REFUSAL = 500  # characters
-_COUNTS = ("max", "ready", "leased", "starting", "ending", "waiting")
 _NEAR = 0.8  # share of a limit from which on usage is shown in red
 DONE = {"interrupt": "interrupted", "hibernate": "hibernated", "kill": "killed"}  # what a reply says of an action
 _NOT_DONE = {
@@ -192,41 +190,6 @@ def find_kernel(host: HostView, name: str) -> Row:
         )
         raise InvalidInputError(f"{len(found)} kernels match {name!r}: {listed}{', …' if len(found) > 3 else ''}")
     return found[0]
-
-
-def is_overview(answer: dict[str, Any]) -> bool:
-    """Return whether an answer has the form of an overview. The program of another user may send anything."""
-    pool, kernels = answer.get("pool"), answer.get("kernels")
-    return (
-        isinstance(pool, dict)
-        and all(_is_number(pool.get(key)) for key in _COUNTS)
-        and isinstance(kernels, list)
-        and len(kernels) <= _MOST_KERNELS
-        and all(isinstance(kernel, dict) and _is_kernel(kernel) for kernel in kernels)
-    )
-
-
-def _is_kernel(kernel: dict[str, Any]) -> bool:
-    usage, cell = kernel.get("usage"), kernel.get("cell")
-    return (
-        all(isinstance(kernel.get(key), str) for key in ("kernel_id", "runtime", "state"))
-        and all(isinstance(kernel.get(key, ""), str | None) for key in ("agent", "session"))
-        and _is_number(kernel.get("age_s"))
-        and _is_number(kernel.get("cells"))
-        and (usage is None or (isinstance(usage, dict) and all(map(_is_number_or_none, usage.values()))))
-        and (
-            cell is None
-            or (isinstance(cell, dict) and _is_number(cell.get("age_s")) and _is_number(cell.get("number")))
-        )
-    )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and abs(value) < _LARGEST  # neither NaN nor a million digits
-
-
-def _is_number_or_none(value: object) -> bool:
-    return value is None or _is_number(value)
 
 
 def refusal(action: str, reply: dict[str, Any]) -> str:

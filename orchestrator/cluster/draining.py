@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+from orchestrator.cluster.nodeconnections import NodeConnections
 from orchestrator.errors import CellblockError, ClusterError
-from orchestrator.remote.connection import Connection
 
 _MARGIN = 10.0  # seconds that the answer may take beyond the deadline that the server keeps itself
 
@@ -39,7 +39,7 @@ async def undrain(url: str, token: str | None, verify: str | bool = True) -> dic
 async def _told(
     url: str, token: str | None, verify: str | bool, what: str, body: Mapping[str, Any] | None, seconds: float
 ) -> dict[str, Any]:
-    connection = Connection(url, token, None, verify)
+    connection = NodeConnections(token, verify).to(url)
     try:
         async with asyncio.timeout(seconds):
             return await connection.ask("POST", f"/v1/operator/{what}", body)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.errors import CellblockError, NodeLostError, ServerError, ServerUnavailableError
-from orchestrator.remote.connection import Connection, trust
+from orchestrator.cluster.nodeconnections import NodeConnections
+from orchestrator.errors import CellblockError, NodeLostError, ServerUnavailableError
+from orchestrator.limits import MIB
 from orchestrator.remote.link import Query
 from orchestrator.store.noderecord import NodeRecord
 
 ANSWER = 2.0  # seconds in which a node must say what runs there
 _AT_ONCE = 64  # nodes
+_LARGEST = 64 * MIB  # bytes of an answer
+_LARGEST_OF_ALL = 4 * MIB  # bytes of each answer, where all nodes are asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +38,11 @@ class OperatorCalls:
 
     Args:
         token: one with the right `operator`; None: the nodes need none.
-        verify: see ``trust``.
+        verify, only_tls: see ``NodeConnections``.
     """
 
-    def __init__(self, token: str | None, verify: str | bool = True) -> None:
-        self._token = token
-        self._verify: ssl.SSLContext | str | bool = verify
+    def __init__(self, token: str | None, verify: str | bool = True, *, only_tls: bool = False) -> None:
+        self._connections = NodeConnections(token, verify, only_tls=only_tls)
 
     async def ask(
         self,
@@ -53,32 +54,30 @@ class OperatorCalls:
         query: Query | None = None,
         headers: Mapping[str, str] | None = None,
         seconds: float = ANSWER,
+        largest: int = _LARGEST,
     ) -> dict[str, Any]:
         """Send a request to one node, and return the answer's JSON.
+
+        Args:
+            largest: bytes of the answer.
 
         Raises:
             NodeLostError: its lease is over; it was not asked.
             ServerUnavailableError: it does not answer in time. What it has done is not known.
-            See ``Connection.ask``.
+            See ``NodeConnections.to`` and ``Connection.ask``.
         """
         if node.is_over:
             raise NodeLostError(
                 f"the node {node.address} is {node.condition}: its lease is over.", node_id=node.node_id, undone=True
             )
-        if node.url.startswith("https:"):
-            self._verify = trust(self._verify)  # one for all nodes
-        connection = Connection(node.url, self._token, None, self._verify)
+        connection = self._connections.to(node.url)
         try:
             async with asyncio.timeout(seconds):
-                return await connection.ask(method, path, body, query=query, headers=headers)
+                return await connection.ask(method, path, body, query=query, headers=headers, largest=largest)
         except TimeoutError as error:
             if isinstance(error, CellblockError):
                 raise
             raise ServerUnavailableError(f"the node {node.address} has not answered for {seconds:g} s.") from None
-        except (ValueError, RecursionError) as error:
-            if isinstance(error, CellblockError):
-                raise
-            raise ServerError(f"the answer of the node {node.address} is not JSON.") from None
         finally:
             await connection.close()
 
@@ -91,7 +90,8 @@ class OperatorCalls:
         async def asked(node: NodeRecord) -> NodeAnswer:
             async with places:
                 try:
-                    return NodeAnswer(node, await self.ask(node, "GET", path, query=query, seconds=seconds))
+                    found = await self.ask(node, "GET", path, query=query, seconds=seconds, largest=_LARGEST_OF_ALL)
+                    return NodeAnswer(node, found)
                 except CellblockError as error:
                     return NodeAnswer(node, None, error.message)
 

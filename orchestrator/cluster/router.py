@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-import ssl
 from collections.abc import Iterator
 
+from orchestrator.cluster.nodeconnections import NodeConnections
 from orchestrator.cluster.nodedirectory import NodeDirectory, Ownership
 from orchestrator.cluster.nodelink import Facts, NodeLink
 from orchestrator.cluster.nodeview import NodeView
 from orchestrator.cluster.placement import Need
 from orchestrator.cluster.refusals import UNREACHED, all_refused
 from orchestrator.errors import CellblockError, ManagerClosedError
-from orchestrator.remote.connection import Connection, trust
 from orchestrator.store.noderecord import NodeRecord
 
 _WATCHING = 2.0  # seconds between two looks at the leases of nodes that somebody waits for
@@ -32,8 +31,8 @@ class Router:
     ) -> None:
         self.view = NodeView(directory)
         self._directory = directory
-        self._token, self._policy = token, policy
-        self._verify: ssl.SSLContext | str | bool = verify
+        self._connections = NodeConnections(token, verify)
+        self._policy = policy
         self._chance = chance
         self._links: dict[tuple[str, int], NodeLink] = {}
         self._watching: asyncio.Task[None] | None = None
@@ -45,6 +44,7 @@ class Router:
 
         Raises:
             ManagerClosedError: the router is closed.
+            See ``NodeConnections.to``.
         """
         if self._closed:
             raise ManagerClosedError()
@@ -52,10 +52,7 @@ class Router:
             self._watching = asyncio.create_task(self._watch())
         key = record.node_id, record.epoch
         if key not in self._links:
-            if record.url.startswith("https:"):
-                self._verify = trust(self._verify)  # one for all nodes
-            connection = Connection(record.url, self._token, None, self._verify)
-            self._links[key] = NodeLink(record, connection, self.view.is_over)
+            self._links[key] = NodeLink(record, self._connections.to(record.url), self.view.is_over)
         return self._links[key]
 
     async def candidates(self, policy: str, image: str) -> Iterator[NodeRecord]:

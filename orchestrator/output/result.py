@@ -164,6 +164,11 @@ class ExecutionResult:
     changed_files: tuple[ChangedFile, ...] = ()
 
     @property
+    def kept_bytes(self) -> int:
+        """How many bytes of the cell's output are here."""
+        return self.evidence.output_bytes - (0 if self.truncated is None else self.truncated.dropped_bytes)
+
+    @property
     def stdout(self) -> str:
         return self._stream("stdout")
 

@@ -7,9 +7,12 @@ The order of callers, each with a group and a priority:
 - Within a group, it goes to the caller that asked first. One step of priority is worth ``aging_s`` seconds of waiting.
 - Every eighth kernel goes to the caller that is first by age and priority in all groups.
 
-The last rule makes starvation impossible: a caller behind k others gets one of the next 8 (k + 1) kernels, whatever
-other groups do, unless its own group is at its quota. With one group and one priority, the order is first come, first
-served.
+In a cluster, each node has a queue of its own. A group is charged also for what it holds on the other nodes, as far as
+``count_elsewhere`` was told. This moves its turn, and nothing else.
+
+The rule of the eighth kernel makes starvation impossible: a caller behind k others gets one of the next 8 (k + 1)
+kernels, whatever other groups and other nodes do, unless its own group is at its quota. With one group and one
+priority, the order is first come, first served.
 """
 
 from __future__ import annotations
@@ -53,6 +56,29 @@ class Ticket:
     rank: tuple[float, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """What groups hold on the other nodes of a cluster, some seconds ago.
+
+    Attributes:
+        held: kernels, by group.
+        nodes: that have such kernels.
+    """
+
+    held: Mapping[str, int] = field(default_factory=dict)
+    nodes: int = 0
+
+    @property
+    def charge(self) -> float:
+        """What a group is charged for each kernel that it gets here from now on.
+
+        The other nodes know no more than this one, and serve the same group. If each charged 1, all together would
+        give it far more than it lacks, before they hear of each other again. Of 0, 0.25, 0.5 and 1 for each node, 0.5
+        is fair both where all nodes have callers of all groups and where they do not (``make schedule``).
+        """
+        return 1 + 0.5 * self.nodes
+
+
 class _Ranking(Generic[T]):
     """Items by rank, the lowest first; no two have the same rank. Every operation takes O(log n), amortised.
 
@@ -93,17 +119,28 @@ class _Ranking(Generic[T]):
 
 @dataclass(slots=True)
 class _Share:
-    """One group: its weight and quota, how many kernels it holds, and its callers."""
+    """One group: its weight and quota, how many kernels it holds, and its callers.
+
+    Attributes:
+        base: what it is charged beside the kernels that it holds here.
+        charge: what it is charged for each of these.
+    """
 
     weight: float
     quota: float
+    base: float
+    charge: float
     held: int = 0
     waiting: _Ranking[Ticket] = field(default_factory=_Ranking)
     eligible: int = 0  # how many of its callers its quota admits now
 
+    def after(self, more: int) -> float:
+        """Return the level after ``more`` kernels."""
+        return (self.base + self.charge * (self.held + more)) / self.weight
+
     def served_below(self, level: float) -> float:
-        """Return how many of its callers are served before the group holds ``level`` kernels per unit of weight."""
-        return min(self.eligible, max(level * self.weight - self.held, 0.0))
+        """Return how many of its callers are served before the group is at this level."""
+        return min(self.eligible, max((level * self.weight - self.base) / self.charge - self.held, 0.0))
 
 
 class Scheduler:
@@ -125,6 +162,7 @@ class Scheduler:
         self._rules = rules or Scheduling()
         self._groups = groups or {}
         self._shares: dict[str, _Share] = {}
+        self._elsewhere = Elsewhere()
         self._by_share: _Ranking[str] = _Ranking()
         self._by_age: _Ranking[str] = _Ranking()
         self._number = 0
@@ -141,6 +179,21 @@ class Scheduler:
     def held(self, group: str) -> int:
         """Return how many kernels a group holds."""
         return self._shares[group].held if group in self._shares else 0
+
+    def holders(self) -> dict[str, int]:
+        """Return how many kernels each group holds that holds any."""
+        return {group: share.held for group, share in self._shares.items() if share.held}
+
+    def count_elsewhere(self, elsewhere: Elsewhere) -> None:
+        """Charge groups from now on also for what they hold on the other nodes of the cluster. Call it once a reading.
+
+        It never keeps a kernel from a caller: quotas and ``eligible`` count what is held here.
+        """
+        self._elsewhere = elsewhere
+        for group, share in list(self._shares.items()):
+            share.charge = elsewhere.charge
+            share.base = elsewhere.held.get(group, 0) + share.held * (1 - share.charge)
+            self._changed(group)
 
     def ask(self, request: LeaseRequest, now: float) -> Ticket:
         """Add a caller to the queue."""
@@ -204,7 +257,7 @@ class Scheduler:
             return None
         pace = (now - self._freed[0]) / (len(self._freed) - 1)
         share = self._share(group)
-        level = (share.held + len(share.waiting)) / share.weight
+        level = share.after(len(share.waiting))
         others = (self._shares[other] for other in self._by_age if other != group)
         turns = 1.0 + len(share.waiting) + sum(other.served_below(level) for other in others)
         if share.held >= share.quota:
@@ -215,9 +268,9 @@ class Scheduler:
 
     def _share(self, group: str) -> _Share:
         if group not in self._shares:
-            own = self._groups.get(group, Group())
+            own, elsewhere = self._groups.get(group, Group()), self._elsewhere
             quota = self._rules.group_quota if own.quota is None else own.quota
-            self._shares[group] = _Share(own.weight, quota or math.inf)
+            self._shares[group] = _Share(own.weight, quota or math.inf, elsewhere.held.get(group, 0), elsewhere.charge)
         return self._shares[group]
 
     def _changed(self, group: str) -> None:
@@ -231,7 +284,7 @@ class Scheduler:
             self._by_share.discard(group)
             self._by_age.discard(group)
         else:
-            self._by_share.put(group, (share.held / share.weight, head.rank))
+            self._by_share.put(group, (share.after(0), head.rank))
             self._by_age.put(group, head.rank)
         self.blocked.pop(group, None)
         if len(share.waiting) > share.eligible:

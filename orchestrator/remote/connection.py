@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import socket
 import ssl
@@ -12,13 +11,13 @@ from typing import Any
 from urllib.parse import quote_from_bytes
 
 import aiohttp
-import pydantic_core
 from yarl import URL
 
 from orchestrator.errors import ManagerClosedError, ServerUnavailableError, SettingsError, UntrustedServerError
 from orchestrator.limits import MIB
-from orchestrator.remote.failures import failure
+from orchestrator.remote.answer import BodyOfAnswer, checked, events_of, refuse_errors
 from orchestrator.remote.link import Download, Numbered, Query
+from orchestrator.remote.sending import Sending
 from orchestrator.telemetry import trace_headers
 
 _CONNECTING = 10.0  # seconds; also for a place among the connections
@@ -35,7 +34,10 @@ _KEEPALIVE = [
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),
 ]
-_LARGEST_ERROR = 1024 * 1024  # bytes of a refusal that are read
+# Seconds in which a server must take the next piece of a large body. A unix socket has no option for it. The server may
+# have to wake the session first.
+_STUCK = 120.0
+_LARGEST = 1024 * MIB  # bytes of an answer
 _UNSENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
 Headers = Mapping[str, str]
 
@@ -48,19 +50,30 @@ class Connection:
         token: None: the server needs none.
         uds: the path of the server's unix socket, in place of the address in ``url``.
         verify: for HTTPS: see ``trust``.
+        stuck: seconds in which the server must take the next piece of a large body.
 
     Raises:
-        SettingsError: see ``trust``.
+        SettingsError: ``url`` is no address of a server; see also ``trust``.
     """
 
     def __init__(
-        self, url: str, token: str | None, uds: str | None, verify: ssl.SSLContext | str | bool = True
+        self,
+        url: str,
+        token: str | None,
+        uds: str | None,
+        verify: ssl.SSLContext | str | bool = True,
+        *,
+        stuck: float = _STUCK,
     ) -> None:
+        _check_address(url, with_user=token is None)
         self.url = url
         self._base = url.rstrip("/")
-        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._headers = {"Accept-Encoding": "identity"}  # what is compressed could become any number of bytes
+        if token is not None:
+            self._headers["Authorization"] = f"Bearer {token}"
         self._uds = uds
-        self._trust = trust(verify) if url.startswith("https:") else True  # to make a context takes 30 ms
+        self._stuck = stuck
+        self._trust = trust(verify) if url.lower().startswith("https:") else True  # to make a context takes 30 ms
         self._session: aiohttp.ClientSession | None = None  # it belongs to an event loop: made at the first request
         self._closed = False
 
@@ -95,21 +108,26 @@ class Connection:
         *,
         query: Query | None = None,
         headers: Headers | None = None,
+        largest: int = _LARGEST,
     ) -> dict[str, Any]:
         """Send a request, and return the answer's JSON.
 
+        Args:
+            largest: bytes of the answer.
+
         Raises:
-            ServerUnavailableError: the server does not answer.
+            ServerUnavailableError: the server does not answer, or does not take the request.
             UntrustedServerError: its certificate is not accepted.
+            ServerError: its answer is too large, or no JSON object.
             Any error of the server's.
         """
         head = {**_head(body), **(headers or {})}
         async with (
             _explained(self.url),
-            self._request(method, path, query, data=_content(body), headers=head) as answer,
+            Sending(self._stuck) as sending,
+            self._request(method, path, query, data=_content(body), sending=sending, headers=head) as answer,
         ):
-            content = await answer.read()
-        return _checked(answer, content)
+            return await checked(answer, largest)
 
     @contextlib.asynccontextmanager
     async def events(
@@ -131,10 +149,15 @@ class Connection:
         """
         after = {"Last-Event-ID": str(seen)} if seen else {}
         head = {**_head(body), "Accept": "text/event-stream", **after, **(headers or {})}
-        request = self._request(method, path, data=_content(body), headers=head, timeout=_STREAMING)
-        async with _explained(self.url), request as answer:
-            await _refuse_errors(answer)
-            events = _parsed(answer)
+        async with (
+            _explained(self.url),
+            Sending(self._stuck) as sending,
+            self._request(
+                method, path, data=_content(body), sending=sending, headers=head, timeout=_STREAMING
+            ) as answer,
+        ):
+            await refuse_errors(answer)
+            events = events_of(answer, _LARGEST)
             try:
                 yield events
             finally:
@@ -150,8 +173,8 @@ class Connection:
             See ``ask``.
         """
         async with _explained(self.url), self._request("GET", path, query, headers=headers) as answer:
-            await _refuse_errors(answer)
-            yield _Body(answer)
+            await refuse_errors(answer)
+            yield BodyOfAnswer(answer, _LARGEST)
 
     async def upload(
         self, path: str, query: Query, data: bytes | AsyncIterable[bytes], *, headers: Headers | None = None
@@ -162,13 +185,13 @@ class Connection:
             See ``ask``; and what ``data`` raises.
         """
         faults: list[Exception] = []
-        sent = _in_pieces(data) if isinstance(data, bytes) else _noting(data, faults)
+        sent = data if isinstance(data, bytes) else _noting(data, faults)
         async with (
             _explained(self.url, faults),
-            self._request("PUT", path, query, data=sent, headers=headers) as answer,
+            Sending(self._stuck) as sending,
+            self._request("PUT", path, query, data=sent, sending=sending, headers=headers) as answer,
         ):
-            content = await answer.read()
-        return _checked(answer, content)
+            return await checked(answer, _LARGEST)
 
     def _request(
         self,
@@ -176,7 +199,8 @@ class Connection:
         path: str,
         query: Query | None = None,
         *,
-        data: bytes | io.BytesIO | AsyncIterable[bytes] | None = None,
+        data: bytes | AsyncIterable[bytes] | None = None,
+        sending: Sending | None = None,
         headers: Headers | None = None,
         timeout: aiohttp.ClientTimeout = _ALIVE,
     ) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
@@ -186,6 +210,11 @@ class Connection:
             self._session = self._opened()
         url = URL(self._base + _with(path, query), encoded=True)
         head = {**(headers or {}), **trace_headers()}
+        if isinstance(data, bytes) and len(data) > MIB:  # the event loop would wait while it is sent at once
+            head["Content-Length"] = str(len(data))
+            data = _pieces(data)
+        if sending is not None and isinstance(data, AsyncIterable):
+            data = sending.each(data)
         return self._session.request(method, url, data=data, headers=head, timeout=timeout, allow_redirects=False)
 
     def _opened(self) -> aiohttp.ClientSession:
@@ -199,6 +228,7 @@ class Connection:
             headers=self._headers,
             cookie_jar=aiohttp.DummyCookieJar(),
             read_bufsize=MIB,
+            auto_decompress=False,
         )
         session._retry_connection = False  # a DELETE or PUT that the server may have begun is not sent again
         return session
@@ -221,17 +251,14 @@ def trust(verify: ssl.SSLContext | str | bool) -> ssl.SSLContext:
         raise SettingsError(f"the file of a certificate authority {verify!r} cannot be used: {error}.") from error
 
 
-class _Body:
-    """A ``Download``."""
-
-    def __init__(self, answer: aiohttp.ClientResponse) -> None:
-        self._answer = answer
-
-    async def aread(self) -> bytes:
-        return await self._answer.read()
-
-    def aiter_bytes(self, chunk_size: int | None = None) -> AsyncIterator[bytes]:
-        return self._answer.content.iter_chunked(chunk_size or MIB)
+def _check_address(url: str, *, with_user: bool) -> None:
+    try:
+        found = URL(url)
+        if found.scheme in ("http", "https") and found.host and (with_user or found.user is None):
+            return
+    except ValueError:
+        pass
+    raise SettingsError(f"{url[:200]!r} is no address of a server.", remedy="Write it as https://HOST:PORT.")
 
 
 def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
@@ -243,6 +270,11 @@ def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
     return made
 
 
+async def _pieces(content: bytes) -> AsyncIterator[bytes]:
+    for begin in range(0, len(content), MIB):
+        yield content[begin : begin + MIB]
+
+
 async def _noting(data: AsyncIterable[bytes], faults: list[Exception]) -> AsyncIterator[bytes]:
     """Yield what ``data`` yields, and keep its exception, in place of which aiohttp raises its own."""
     try:
@@ -251,47 +283,6 @@ async def _noting(data: AsyncIterable[bytes], faults: list[Exception]) -> AsyncI
     except Exception as error:
         faults.append(error)
         raise
-
-
-async def _parsed(answer: aiohttp.ClientResponse) -> Numbered:
-    """Yield the events of a stream. aiohttp's own lines are bounded, and an event with 10 MB of output is one line."""
-    rest = bytearray()
-    async for piece in answer.content.iter_any():
-        looked = max(0, len(rest) - 1)
-        rest += piece
-        while (end := rest.find(b"\n\n", looked)) >= 0:
-            lines = [line.partition(b": ") for line in bytes(rest[:end]).split(b"\n")]
-            del rest[: end + 2]
-            looked = 0
-            fields = {name: value for name, _, value in lines}  # a comment has no name
-            if b"data" in fields:
-                yield _event(fields)
-
-
-def _event(fields: Mapping[bytes, bytes]) -> tuple[int | None, dict[str, Any]]:
-    form = _loads(fields[b"data"])
-    if form["type"] == "problem":
-        raise failure(form["problem"], 500)
-    number = fields.get(b"id", b"")
-    return int(number) if number.isdigit() else None, form
-
-
-async def _refuse_errors(answer: aiohttp.ClientResponse) -> None:
-    if not answer.ok:
-        body = b""
-        async for piece in answer.content.iter_any():
-            body += piece
-            if len(body) > _LARGEST_ERROR:
-                break
-        raise failure(_json(body), answer.status)
-
-
-def _checked(answer: aiohttp.ClientResponse, content: bytes) -> dict[str, Any]:
-    """Return an answer's JSON, or raise the error that it is."""
-    if not answer.ok:
-        raise failure(_json(content), answer.status)
-    found: dict[str, Any] = _loads(content)
-    return found
 
 
 @contextlib.asynccontextmanager
@@ -342,29 +333,9 @@ def _text(value: str | int | float | bool) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _content(body: Mapping[str, Any] | None) -> bytes | io.BytesIO | None:
-    return None if body is None else _in_pieces(json.dumps(body).encode())
-
-
-def _in_pieces(content: bytes) -> bytes | io.BytesIO:
-    """Return what aiohttp sends piece by piece, if it is large: the event loop would wait for it."""
-    return io.BytesIO(content) if len(content) > MIB else content
+def _content(body: Mapping[str, Any] | None) -> bytes | None:
+    return None if body is None else json.dumps(body).encode()
 
 
 def _head(body: Mapping[str, Any] | None) -> dict[str, str]:
     return {} if body is None else {"Content-Type": "application/json"}
-
-
-def _loads(content: bytes) -> Any:
-    """Return what JSON says. pydantic's reader is faster, and has no lone surrogates, which names of files may have."""
-    try:
-        return pydantic_core.from_json(content)
-    except ValueError:
-        return json.loads(content)
-
-
-def _json(content: bytes) -> object:
-    try:
-        return json.loads(content)
-    except ValueError:
-        return content[:500].decode("utf-8", "replace")

@@ -25,10 +25,13 @@ def failure(form: object, status: int) -> CellblockError:
         said = form.get("detail") if isinstance(form, Mapping) else None
         return ServerError(f"the server answered with status {status}: {str(said or form)[:500]}")
     error = kind.__new__(kind)
-    message = str(form.get("message", ""))
-    fields = form.get("fields")
+    message, fields = str(form.get("message", "")), form.get("fields")
     vars(error).update({"message": message, "remedy": str(form.get("remedy", ""))})
-    vars(error).update({name: _value(name, value) for name, value in dict(fields or {}).items() if name.isidentifier()})
+    try:
+        known = {name: _value(name, value) for name, value in dict(fields or {}).items() if name.isidentifier()}
+    except (TypeError, ValueError, KeyError, AttributeError):
+        return ServerError(f"the server answered with status {status}, and an error without its form: {message[:500]}")
+    vars(error).update(known)
     error.args = (message,)
     return error
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from orchestrator.server.joiningtransport import JoiningTransport
+
 _LARGEST_HEAD = 64 * 1024  # bytes; also of trailers and of a chunk's extensions, which httptools keeps or skips
 _HEAD_TIME = 10.0  # seconds from a request's first byte, or from the connection, to the end of its head
 _REST_TIME = 10.0  # seconds for the rest of a request that is answered already
@@ -23,7 +25,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         """Called by asyncio."""
-        super().connection_made(transport)
+        super().connection_made(JoiningTransport(transport, self.loop))  # type: ignore[arg-type]
         self._begin(_HEAD_TIME)
 
     def connection_lost(self, exc: Exception | None) -> None:

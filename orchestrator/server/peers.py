@@ -6,13 +6,14 @@ its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.requests import Request
 
 from orchestrator.errors import CellblockError, ServerError
+from orchestrator.operator.overviewform import NO_OVERVIEW, overviews
 from orchestrator.server.authentication import token_of
 from orchestrator.sessions.membership import Membership, owner_node
 from orchestrator.settings import Settings
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from orchestrator.cluster.operatorcalls import NodeAnswer, OperatorCalls
 
 _ACTING: Final = 15.0  # seconds for a peer to interrupt, hibernate or kill
+_READING: Final = 5.0  # seconds for it to say what a session shows; the store has most of that
+Overviews = tuple[list[dict[str, Any]] | None, str]  # of a node's managers, or None and why there are none
 _HERE: Final = "Cellblock-Here"  # a request with this header is for this server: it is never sent on
 
 
@@ -52,21 +55,29 @@ class Peers:
         """Return whether a node is this server."""
         return self._membership is not None and node.node_id == self._membership.node_id
 
-    async def overviews(self, request: Request, nodes: Sequence[NodeRecord]) -> dict[str, NodeAnswer]:
+    async def overviews(self, request: Request, nodes: Sequence[NodeRecord]) -> dict[str, Overviews]:
         """Return what each of the other nodes says of its kernels, by its id. None is waited for longer than 2 s.
 
         Raises:
             ServerError: a library is missing.
+            StoreError: the store cannot be read.
         """
         answers = await _calls(request, self._settings).ask_all(nodes, "/v1/overview") if nodes else []
-        return {answer.node.node_id: answer for answer in answers}
+        said = {answer.node.node_id: overviews_of(answer) for answer in answers}
+        named = [kernel["session"] for managers, _ in said.values() for kernel in _kernels(managers)]
+        owners = await self._history.run(History.owners_of, [each for each in named if each is not None])
+        for node in nodes:
+            disown(said[node.node_id][0], node, owners)
+        return said
 
     def place_of(self, record: SessionRecord, nodes: Sequence[NodeRecord]) -> NodeRecord | None:
         """Return the node that has a session."""
         owner = owner_node(record.owner)
         return next((node for node in nodes if owner == (node.node_id, node.epoch)), None)
 
-    async def sent_on(self, request: Request, record: SessionRecord) -> dict[str, Any] | None:
+    async def sent_on(
+        self, request: Request, record: SessionRecord, *, seconds: float = _ACTING
+    ) -> dict[str, Any] | None:
         """Have the node that has a session do what a request asks. Return its answer; None: this server is to do it.
 
         Raises:
@@ -84,7 +95,7 @@ class Peers:
             request.url.path,
             query=dict(request.query_params),
             headers={_HERE: "1"},
-            seconds=_ACTING,
+            seconds=seconds,
         )
 
     async def read_there(self, request: Request, record: SessionRecord) -> dict[str, Any] | None:
@@ -93,7 +104,7 @@ class Peers:
         The store has the rest.
         """
         try:
-            return await self.sent_on(request, record)
+            return await self.sent_on(request, record, seconds=_READING)
         except CellblockError:
             return None
 
@@ -104,10 +115,26 @@ def node_row(node: NodeRecord) -> dict[str, Any]:
     return {**known, "address": node.address, "state": node.condition}
 
 
-def overviews_of(answer: NodeAnswer) -> list[dict[str, Any]] | None:
-    """Return the overviews of a node's managers; None if it has not answered."""
-    managers = None if answer.found is None else answer.found.get("managers")
-    return managers if isinstance(managers, list) else None
+def overviews_of(answer: NodeAnswer) -> Overviews:
+    """Return what a node says, or why it says nothing."""
+    if answer.found is None:
+        return None, answer.fault
+    managers = overviews(answer.found.get("managers"))
+    return managers, NO_OVERVIEW if managers is None else ""
+
+
+def disown(managers: list[dict[str, Any]] | None, node: NodeRecord, owners: Mapping[str, str | None]) -> None:
+    """Take from a node's overviews the sessions that the store gives to another node.
+
+    An operator who acts on a session acts on it where the store says that it is, whatever the row looks like.
+    """
+    for kernel in _kernels(managers):
+        if kernel["session"] is not None and owner_node(owners.get(kernel["session"])) != (node.node_id, node.epoch):
+            kernel |= {"session": None, "agent": None}
+
+
+def _kernels(managers: list[dict[str, Any]] | None) -> Iterator[dict[str, Any]]:
+    return (kernel for manager in managers or [] for kernel in manager["kernels"])
 
 
 def _calls(request: Request, settings: Settings) -> OperatorCalls:
@@ -118,4 +145,8 @@ def _calls(request: Request, settings: Settings) -> OperatorCalls:
             f"the server cannot ask other nodes: it needs {error.name}.",
             remedy='Run `pip install "cellblock[client]"` on its host.',
         ) from error
-    return OperatorCalls(token_of(dict(request.scope["headers"])), settings.node_ca or True)
+    return OperatorCalls(
+        token_of(dict(request.scope["headers"])),
+        settings.node_ca or True,
+        only_tls=settings.node_url.lower().startswith("https:"),
+    )

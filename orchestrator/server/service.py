@@ -25,7 +25,6 @@ from orchestrator.settings import Settings
 from orchestrator.store.history import History, folder_id
 
 _COMMANDS, _COMMANDS_BYTES = 1000, 64 * MIB  # background commands that are over, and their output
-_HANDLE = 1000  # bytes that an answer other than bytes is counted as
 Forget = Callable[[], object]
 
 
@@ -40,6 +39,7 @@ class Service:
     Attributes:
         membership: the node of a cluster that the server is; None: of no cluster.
         process_id: a name that no other process has. A request may say that it is for this process only.
+        version: of Cellblock. Reading it parses the package's metadata, so it is read once.
         ended_commands: forget the background commands that are over, which clients may come back to.
         draining: whether it takes no new work any longer.
         verifying: held while the audit log is verified.
@@ -57,6 +57,7 @@ class Service:
         self.policies = tuple(policies)
         self.membership: Membership | None = None
         self.process_id = secrets.token_hex(8)
+        self.version = version("cellblock")
         self.draining = False
         self.managers = Managers(settings, max_kernels)
         self.slots = Slots(concurrent)
@@ -64,7 +65,7 @@ class Service:
         self.usage = UsageHistory(lambda: self.managers)
         self.trail = OperatorTrail(self.managers)
         self.verifying = asyncio.Lock()
-        self.idempotency: Idempotency[Any] = Idempotency(lambda kept: len(kept) if isinstance(kept, bytes) else _HANDLE)
+        self.idempotency = Idempotency()
         self.ended_commands: Kept[Forget] = Kept(_COMMANDS, _COMMANDS_BYTES)
         self._history: History | None = None
         self._directory: Directory | None = None
@@ -165,7 +166,7 @@ class Service:
             history,
             await asyncio.to_thread(folder_id, self.settings.data_path),
             url=self.settings.node_url,
-            version=version("cellblock"),
+            version=self.version,
             lease_s=self.settings.node_lease_s,
             capacity=lambda: capacity_of(manager.capacity() for manager in self.managers),
         )

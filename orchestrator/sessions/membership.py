@@ -15,10 +15,12 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
 
 from orchestrator.errors import StoreError
+from orchestrator.pool.scheduler import Scheduler
+from orchestrator.pool.shares import held_elsewhere, told
 from orchestrator.protocol import PROTOCOL
 from orchestrator.sessions.owners import Owners
 from orchestrator.sessions.registry import SessionRegistry
@@ -39,6 +41,9 @@ class Member(Protocol):
 
     def lapse(self) -> None:
         """Let go of all sessions, and write nothing until ``join``: the lease has been over for long."""
+
+    def see(self, nodes: Collection[NodeRecord], age_s: float) -> None:
+        """Take into account what all nodes told, as the store had it ``age_s`` seconds ago."""
 
 
 class Membership:
@@ -79,6 +84,8 @@ class Membership:
         self._capacity = capacity
         self._members: list[Member] = []
         self._until = 0.0  # of this process's clock: before this the lease cannot have ended
+        self._read_at = 0.0  # when the store had ``nodes``, by this process's clock
+        self._shown_at = 0.0  # when the members saw them
         self._lapsed = False  # its sessions are given up: it has to join again
 
     @property
@@ -128,6 +135,8 @@ class Membership:
         """End the kernels once the lease has been over for long. A renewal may wait for the database meanwhile."""
         while True:
             await asyncio.sleep(self._lease_s / _RENEWALS)
+            if self._lease_has_ended():
+                self._show_nodes()
             over_s = time.monotonic() - self._until
             if over_s > OUTAGE * self._lease_s and not self._lapsed:
                 self._lapsed = True
@@ -156,6 +165,7 @@ class Membership:
         """Tell a manager of each epoch from now on, and of the current one at once."""
         self._members.append(member)
         member.join(self.epoch)
+        self._show_nodes()
 
     async def _renew(self) -> bool:
         """Renew the lease. Return False if another node has fenced this one, or its sessions are given up."""
@@ -173,14 +183,34 @@ class Membership:
             return False
         self._until = began + self._lease_s
         self.nodes = {record.node_id: record for record in found}
+        self._read_at = began
+        self._show_nodes()
         return not self._lapsed
+
+    def _show_nodes(self) -> None:
+        self._shown_at = time.monotonic()
+        for member in self._members:
+            member.see(self.nodes.values(), self._shown_at - self._read_at)
+
+    def _lease_has_ended(self) -> bool:
+        """Return whether the lease of a node has ended since the members saw the nodes."""
+        ends = (self._read_at + node.lease_left_s for node in self.nodes.values())
+        return any(self._shown_at < end <= time.monotonic() for end in ends)
 
 
 class NodesSessions:
-    """The sessions of one manager of a node."""
+    """The sessions of one manager of a node.
 
-    def __init__(self, node_id: str, store: History, registry: SessionRegistry, owners: Owners) -> None:
+    Args:
+        scheduler: of the manager's policy, whose name is ``policy``.
+    """
+
+    def __init__(
+        self, node_id: str, store: History, registry: SessionRegistry, owners: Owners, scheduler: Scheduler, policy: str
+    ) -> None:
         self._node_id = node_id
+        self._scheduler = scheduler
+        self._policy = policy
         self._store = store
         self._registry = registry
         self._owners = owners
@@ -196,6 +226,10 @@ class NodesSessions:
         """See ``Member.lapse``."""
         self._registry.disown_all()
         self._store.write_as(self._node_id, _NO_EPOCH)
+
+    def see(self, nodes: Collection[NodeRecord], age_s: float) -> None:
+        """See ``Member.see``."""
+        self._scheduler.count_elsewhere(held_elsewhere(nodes, self._node_id, self._policy, age_s))
 
 
 class ClusterOwners:
@@ -255,4 +289,5 @@ def capacity_of(parts: Iterable[Capacity]) -> Capacity:
         warm=warm,
         image=next((part.image for part in known if part.image), ""),
         waiting=sum(part.waiting for part in known),
+        held=told(part.held for part in known),
     )

@@ -21,7 +21,7 @@ from orchestrator.limits import KernelResourceLimits
 from orchestrator.output.commandresult import CommandResult
 from orchestrator.output.events import Event, ExecutionResult, InputHandler, Output, OutputEvent
 from orchestrator.output.watched import CellEnded, CellStarted, CellWatcher
-from orchestrator.sessions.installing import install_tool
+from orchestrator.sessions.installing import INSTALL, install_tool
 from orchestrator.sessions.lifecycle import Lifecycle
 from orchestrator.sessions.sessioncommands import SessionCommands
 from orchestrator.sessions.sessionrow import NEVER_RAN
@@ -147,12 +147,11 @@ class KernelSession(Lifecycle):
         for watcher in self._watchers:
             watcher(event)
 
-    def internal_tools(self, kernel: Kernel) -> dict[str, Tool]:
-        """Return the tools of Cellblock's own that a cell may call."""
-        if self.package_source is None:
-            return {}
-        tool = install_tool(self, kernel, self.package_source)
-        return {tool.name: tool}
+    def internal_tool(self, kernel: Kernel, name: str) -> Tool | None:
+        """Return the tool of Cellblock's own that has this name, for a cell that calls it; None if there is none."""
+        if self.package_source is None or name != INSTALL:
+            return None
+        return install_tool(self, kernel, self.package_source)
 
     @contextlib.contextmanager
     def offering(self, tools: Mapping[str, Tool] | None) -> Iterator[None]:

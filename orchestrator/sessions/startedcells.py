@@ -56,7 +56,4 @@ class StartedCells:
 
 def _size(running: asyncio.Task[ExecutionResult]) -> int:
     """Return how many bytes of outputs the result of a cell has."""
-    if running.cancelled() or running.exception() is not None:
-        return 0
-    result = running.result()
-    return result.evidence.output_bytes - (result.truncated.dropped_bytes if result.truncated else 0)
+    return 0 if running.cancelled() or running.exception() is not None else running.result().kept_bytes

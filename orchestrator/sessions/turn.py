@@ -44,7 +44,7 @@ class Turn:
         options: CellOptions = _DEFAULTS,
     ) -> None:
         note = partial(session.note, kernel)
-        internal = session.internal_tools(kernel)
+        internal = partial(session.internal_tool, kernel)
         calls = ToolCalls(kernel, tools, internal, session.policy.tools, note, session)
         self.cell = Cell(kernel, code, limits, session.policy, answer, environment, calls, options)
         self.cell.announced = session.is_watched

@@ -10,13 +10,12 @@ from __future__ import annotations
 import secrets
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Insert, Table, bindparam, delete, func, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import BigInteger, Connection, Insert, bindparam, delete, func, select
 from sqlalchemy.engine import Dialect
 
 from orchestrator.errors import QuotaExceededError
 from orchestrator.limits import MIB
-from orchestrator.store.prepared import Prepared
+from orchestrator.store.prepared import Prepared, inserting
 from orchestrator.store.schema import agent_usage, home_usage, sessions
 
 _SHARDS = 256  # rows of one data folder's total
@@ -112,7 +111,7 @@ def _adding(dialect: Dialect) -> Insert:
     """Return the statement that adds ``more`` to the total of the agent of session ``of``, and returns both."""
     more = bindparam("more", type_=BigInteger())
     found = select(sessions.c.home, sessions.c.agent_id, more).where(sessions.c.session_id == bindparam("of"))
-    new = _insert(dialect, agent_usage).from_select(["home", "agent_id", "bytes"], found)
+    new = inserting(dialect, agent_usage).from_select(["home", "agent_id", "bytes"], found)
     adding: Insert = new.on_conflict_do_update(
         index_elements=["home", "agent_id"], set_={"bytes": agent_usage.c.bytes + new.excluded.bytes}
     ).returning(agent_usage.c.agent_id, agent_usage.c.bytes)
@@ -121,12 +120,7 @@ def _adding(dialect: Dialect) -> Insert:
 
 def _adding_to_home(dialect: Dialect) -> Insert:
     """Return the statement that adds ``bytes`` to a shard of the data folder's total."""
-    new = _insert(dialect, home_usage).values({column.name: bindparam(column.name) for column in home_usage.c})
+    new = inserting(dialect, home_usage).values({column.name: bindparam(column.name) for column in home_usage.c})
     more = {"bytes": home_usage.c.bytes + new.excluded.bytes}
     adding: Insert = new.on_conflict_do_update(index_elements=["home", "shard"], set_=more)
     return adding
-
-
-def _insert(dialect: Dialect, table: Table) -> Any:
-    """Return an insert of a dialect that knows ``ON CONFLICT``."""
-    return postgresql.insert(table) if dialect.name == "postgresql" else sqlite.insert(table)

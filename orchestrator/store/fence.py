@@ -79,7 +79,7 @@ class Fence:
             NodeLeaseError: it has ended. The caller's transaction must fail with it.
         """
         if self.node["node"] is not None and self._leased.on(connection, self.node) is None:
-            raise _lease_is_over(what)
+            raise lease_is_over(what)
 
     def check(self, connection: Connection, claim: Claim, what: str) -> bool:
         """Check that a claim is the newest, and keep it so until the transaction ends. Return False if there is no row.
@@ -102,11 +102,11 @@ class Fence:
             self.report(error)
             raise error
         if row is not None and not row[2]:
-            raise _lease_is_over(what)
+            raise lease_is_over(what)
         return row is not None
 
 
-def _lease_is_over(what: str) -> NodeLeaseError:
+def lease_is_over(what: str) -> NodeLeaseError:
     """Return the error for a write of a node whose lease has ended."""
     return NodeLeaseError(
         f"the lease of this node has ended: {what}.",

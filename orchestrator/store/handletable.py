@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import Row, Select, delete, insert, select, update
+from sqlalchemy import Insert, Select, bindparam, select, update
+from sqlalchemy.engine import Dialect
 
 from orchestrator.store.database import Database
+from orchestrator.store.prepared import Prepared, inserting
 from orchestrator.store.records import Expiry, HandleRecord, SessionRecord
 from orchestrator.store.schema import handles, sessions
 
+_NAMES = [column.name for column in handles.c]
+_ENVIRONMENT, _LABELS = _NAMES.index("environment"), _NAMES.index("labels")
 _SESSION = [sessions.c[field.name] for field in fields(SessionRecord)]
 
 
@@ -22,6 +27,8 @@ class HandleTable:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._put = Prepared(_putting(database.dialect), database.dialect)
+        self._of_agent = Prepared(_OF_AGENT, database.dialect)
 
     def add_handle(self, record: HandleRecord) -> None:
         """Add a session's handle, in place of the one that it has."""
@@ -37,9 +44,7 @@ class HandleTable:
             "expires_at": record.expires_at,
             "on_expiry": record.on_expiry,
         }
-        with self._database.writing() as connection:
-            connection.execute(delete(handles).where(handles.c.session_id == record.session_id))
-            connection.execute(insert(handles).values(row))
+        self._database.write(lambda connection: self._put.on(connection, row), single=True)
 
     def handle(self, group: str | None, session_id: str) -> tuple[HandleRecord, SessionRecord] | None:
         """Return a session of a group, or of any group, by its id; None if there is none of this id."""
@@ -49,9 +54,9 @@ class HandleTable:
 
     def handle_of_agent(self, group: str, name: str) -> tuple[HandleRecord, SessionRecord] | None:
         """Return the session of a group's agent that has not ended; None if there is none."""
-        mine = (handles.c.group_name == group) & (handles.c.name == name) & (sessions.c.state != "ended")
-        found = self._handles(_query().where(mine).order_by(sessions.c.last_used_at.desc()).limit(1))
-        return found[0] if found else None
+        with self._database.reading(single=True) as connection:
+            row = self._of_agent.on(connection, {"group": group, "agent": name})
+        return None if row is None else _found(row)
 
     def handles(
         self, group: str | None, *, ended: bool = False, limit: int = 1000
@@ -75,28 +80,33 @@ class HandleTable:
 
     def _handles(self, query: Select[Any]) -> list[tuple[HandleRecord, SessionRecord]]:
         with self._database.reading(single=True) as connection:
-            return [(_handle(row), _session(row)) for row in connection.execute(query)]
+            return [_found(row) for row in connection.execute(query)]
 
 
 def _query() -> Select[Any]:
-    mine = [column.label(f"handle_{column.name}") for column in handles.c]
-    return select(*_SESSION, *mine).join(sessions, sessions.c.session_id == handles.c.session_id)
+    return select(*_SESSION, *handles.c).join(sessions, sessions.c.session_id == handles.c.session_id)
 
 
-def _handle(row: Row[Any]) -> HandleRecord:
-    return HandleRecord(
-        row.handle_session_id,
-        row.handle_group_name,
-        row.handle_name,
-        row.handle_policy,
-        row.handle_image,
-        row.handle_token_id,
-        json.loads(row.handle_environment),
-        json.loads(row.handle_labels),
-        row.handle_expires_at,
-        row.handle_on_expiry,
+_OF_AGENT = (
+    _query()
+    .where(handles.c.group_name == bindparam("group"), handles.c.name == bindparam("agent"))
+    .where(sessions.c.state != "ended")
+    .order_by(sessions.c.last_used_at.desc())
+    .limit(1)
+)
+
+
+def _putting(dialect: Dialect) -> Insert:
+    """Return the statement that adds a handle, in place of the one that its session has."""
+    new = inserting(dialect, handles).values({name: bindparam(name) for name in _NAMES})
+    putting: Insert = new.on_conflict_do_update(
+        index_elements=["session_id"], set_={name: new.excluded[name] for name in _NAMES}
     )
+    return putting
 
 
-def _session(row: Row[Any]) -> SessionRecord:
-    return SessionRecord(**{column.name: row._mapping[column.name] for column in _SESSION})
+def _found(row: Sequence[Any]) -> tuple[HandleRecord, SessionRecord]:
+    """Return the records of a row of ``_query``. The columns of each are in the order of its fields."""
+    session, handle = row[: len(_SESSION)], list(row[len(_SESSION) :])
+    handle[_ENVIRONMENT], handle[_LABELS] = json.loads(handle[_ENVIRONMENT]), json.loads(handle[_LABELS])
+    return HandleRecord(*handle), SessionRecord(*session)

@@ -28,6 +28,7 @@ class Capacity:
         warm: kernels that are ready, by policy.
         image: the sandbox image of the warm ones.
         waiting: callers that wait for one.
+        held: by policy, how many each group has: those groups that have the most.
     """
 
     kernels: int
@@ -38,6 +39,7 @@ class Capacity:
     warm: Mapping[str, int] = field(default_factory=dict)
     image: str = ""
     waiting: int = 0
+    held: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Self:
@@ -90,9 +92,13 @@ class NodeRecord:
 
     @property
     def address(self) -> str:
-        """The host and port of its server: how operators name a node."""
-        return urlsplit(self.url).netloc
+        """The host and port of its server: how operators name a node; the whole of what is no address."""
+        try:
+            return urlsplit(self.url).netloc.rpartition("@")[2] or self.url
+        except ValueError:
+            return self.url
 
     def is_named(self, name: str) -> bool:
         """Return whether an operator's word means this node: its address, the address's host, or its id's beginning."""
-        return bool(name) and (name in (self.address, urlsplit(self.url).hostname) or self.node_id.startswith(name))
+        host = urlsplit(f"//{self.address}").hostname if self.address != self.url else None
+        return bool(name) and (name in (self.address, host) or self.node_id.startswith(name))

@@ -11,6 +11,7 @@ lease: each of them can renew first.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, case, func, or_, select, text, update
@@ -22,6 +23,7 @@ from orchestrator.store.migrations import STEPS, check_may_write
 from orchestrator.store.noderecord import OUTAGE, Capacity, NodeRecord, NodeState
 from orchestrator.store.schema import nodes, sessions
 
+_AT_ONCE = 1000  # sessions that one statement names
 CLUSTER = "cluster:"  # begins the home of sessions that all nodes of a database share
 _SILENCE = 0.5  # leases without a renewal of any node that are an outage: a node alone renews each third of one
 _every = nodes.alias("every")
@@ -114,6 +116,16 @@ class NodeTable:
         owned = select(sessions.c.owner, func.count()).where(live, sessions.c.owner.is_not(None))
         with self._database.reading() as connection:
             return {owner: int(number) for owner, number in connection.execute(owned.group_by(sessions.c.owner))}
+
+    def owners_of(self, session_ids: Sequence[str]) -> dict[str, str | None]:
+        """Return the owners of those of the sessions that are in the database."""
+        owners: dict[str, str | None] = {}
+        with self._database.reading() as connection:
+            for begin in range(0, len(session_ids), _AT_ONCE):
+                named = sessions.c.session_id.in_(session_ids[begin : begin + _AT_ONCE])
+                rows = connection.execute(select(sessions.c.session_id, sessions.c.owner).where(named))
+                owners |= {row.session_id: row.owner for row in rows}
+        return owners
 
     def session_of(self, agent_id: str) -> tuple[str, bool, str | None] | None:
         """Return the session of an agent in the cluster that has not ended: its id, whether it is live, and its owner.

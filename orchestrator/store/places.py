@@ -1,4 +1,4 @@
-"""Places: how many kernels of a quota the nodes of a cluster have together. Only ``SessionTable`` uses this class.
+"""Places: how many kernels of a quota the nodes of a cluster have together. Only the tables of sessions use it.
 
 A session takes a place when a node begins it or wakes it, in the transaction that makes the node its owner. It keeps
 the place while a node owns it. What a node owned comes free when the node is fenced, which ends its kernels.
@@ -17,9 +17,9 @@ from orchestrator.store.schema import nodes, sessions
 
 _LOCKS = 7271  # the first number of the locks of quotas, so that they differ from those of agents
 _CHARGE = bindparam("charge", type_=String())
-_LOCK = select(func.pg_advisory_xact_lock(_LOCKS, func.hashtext(_CHARGE)))
+QUOTA_LOCK = select(func.pg_advisory_xact_lock(_LOCKS, func.hashtext(_CHARGE)))
 _OF_NODE = sessions.c.owner.like(literal("node:") + nodes.c.node_id + literal("/%"))
-_HELD = select(func.count()).where(
+HELD = select(func.count()).where(
     sessions.c.charged == _CHARGE,
     sessions.c.owner.is_not(None),
     sessions.c.session_id != bindparam("of"),
@@ -39,13 +39,28 @@ class Place:
     charge: str
     quota: int
 
+    def refuse_if_full(self, held: int) -> None:
+        """Check that a place is free when so many are taken.
+
+        Raises:
+            KernelPoolExhaustedError: all are taken.
+        """
+        if held >= self.quota:
+            raise KernelPoolExhaustedError(
+                f"group {self.charge.partition(':')[0]!r} has {held} kernels on the nodes of the cluster, its quota.",
+                max_kernels=self.quota,
+                waited=0.0,
+                reason="quota",
+                remedy="End a session of the group, wait longer, or raise its quota in the policy.",
+            )
+
 
 class Places:
     """The places of one database."""
 
     def __init__(self, dialect: Dialect) -> None:
-        self._lock = Prepared(_LOCK, dialect) if dialect.name == "postgresql" else None  # SQLite has one writer
-        self._held = Prepared(_HELD, dialect)
+        self._lock = Prepared(QUOTA_LOCK, dialect) if dialect.name == "postgresql" else None  # SQLite has one writer
+        self._held = Prepared(HELD, dialect)
 
     def take(self, connection: Connection, place: Place, session_id: str) -> None:
         """Check that a place is free, and keep it so until the transaction ends.
@@ -55,15 +70,7 @@ class Places:
         """
         if self._lock is not None:
             self._lock.on(connection, {"charge": place.charge})
-        held = self.held(connection, place.charge, session_id)
-        if held >= place.quota:
-            raise KernelPoolExhaustedError(
-                f"group {place.charge.partition(':')[0]!r} has {held} kernels on the nodes of the cluster, its quota.",
-                max_kernels=place.quota,
-                waited=0.0,
-                reason="quota",
-                remedy="End a session of the group, wait longer, or raise its quota in the policy.",
-            )
+        place.refuse_if_full(self.held(connection, place.charge, session_id))
 
     def held(self, connection: Connection, charge: str, session_id: str = "") -> int:
         """Return how many places are taken by other sessions than this one."""

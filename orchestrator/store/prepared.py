@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-from sqlalchemy import Connection, Delete, Insert, Select, Update
+from sqlalchemy import Connection, Delete, Insert, Select, Table, Update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 
 
@@ -63,9 +64,39 @@ class Prepared:
 
     def _executed(self, connection: Connection, values: Mapping[str, Any]) -> Any:
         """Execute the statement. Returns the connection's cursor, which its statements share: a new one takes 6 us."""
-        given = {**self._constants, **values}
         cursor = connection.info.get("cursor")
         if cursor is None:
             cursor = connection.info["cursor"] = connection.connection.cursor()
-        cursor.execute(self._sql, [given[name] for name in self._order] if self._order else given)
+        self.send(cursor, values)
         return cursor
+
+    def send(self, cursor: Any, values: Mapping[str, Any]) -> None:
+        """Execute the statement with a cursor of the driver's, which has the answer.
+
+        Raises:
+            Exception: the driver's own error.
+        """
+        given = {**self._constants, **values}
+        cursor.execute(self._sql, [given[name] for name in self._order] if self._order else given)
+
+
+def inserting(dialect: Dialect, table: Table) -> Any:
+    """Return an insert of a dialect that knows ``ON CONFLICT``."""
+    return postgresql.insert(table) if dialect.name == "postgresql" else sqlite.insert(table)
+
+
+def on_together(connection: Connection, *steps: tuple[Prepared, Mapping[str, Any]]) -> tuple[Any, ...]:
+    """Send statements to PostgreSQL together: one round trip, and one transaction on a connection that commits each.
+
+    Returns:
+        The first row of the last one, which must return one.
+
+    Raises:
+        Exception: the driver's own error; none of them has an effect.
+    """
+    with connection.connection.driver_connection.pipeline():  # type: ignore[union-attr]
+        for statement, values in steps:
+            cursor = connection.connection.cursor()
+            statement.send(cursor, values)
+    row: tuple[Any, ...] = cursor.fetchall()[0]
+    return row

@@ -8,7 +8,7 @@ from dataclasses import fields
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Column, Connection, Row, String, Update, bindparam, delete, func, insert, select, true, update
+from sqlalchemy import Column, Connection, Row, Update, bindparam, delete, func, insert, select, true, update
 from sqlalchemy.engine import Dialect
 from sqlalchemy.sql.dml import ReturningUpdate
 
@@ -16,6 +16,7 @@ from orchestrator.store.agentusage import AgentUsage
 from orchestrator.store.checkpointtable import row_of
 from orchestrator.store.database import Database
 from orchestrator.store.fence import Claim, Fence, is_leased
+from orchestrator.store.newsession import OF_AGENT, UNENDED, NewSession
 from orchestrator.store.places import Place, Places
 from orchestrator.store.prepared import Prepared
 from orchestrator.store.records import CheckpointRecord, SessionRecord, SessionState
@@ -26,24 +27,12 @@ _MOST_FOUND = 10  # sessions that one prefix returns
 _BATCH = 50  # cells or commands that one transaction deletes: about a millisecond
 _LONGEST_REASON = 32  # characters, as in the schema
 _COLUMNS = [sessions.c[field.name] for field in fields(SessionRecord)]
-_UNENDED = (sessions.c.state == "live") | (sessions.c.state == "asleep")  # an index serves it, but not a "!="
-_OF_AGENT = (sessions.c.home == bindparam("home")) & (sessions.c.agent_id == bindparam("agent_id"))
-_UNENDED_OF_AGENT = select(*_COLUMNS).where(_OF_AGENT, _UNENDED)  # with an order, SQLite would read all that ended
+_UNENDED_OF_AGENT = select(*_COLUMNS).where(OF_AGENT, UNENDED)  # with an order, SQLite would read all that ended
 _LAST_END = (
     select(sessions.c.end_reason)
-    .where(_OF_AGENT, sessions.c.end_reason.is_distinct_from("never_started"))
+    .where(OF_AGENT, sessions.c.end_reason.is_distinct_from("never_started"))
     .order_by(sessions.c.last_used_at.desc())
     .limit(1)
-)
-_LOCK = select(func.pg_advisory_xact_lock(func.hashtext(bindparam("key", type_=String()))))
-_TAKEN = (
-    select(sessions.c.session_id)
-    .where(_OF_AGENT, _UNENDED, sessions.c.owner.is_distinct_from(bindparam("owner")))
-    .limit(1)
-)
-_ADD = insert(sessions).values(
-    {column.name: bindparam(column.name) for column in sessions.c if column.server_default is None}
-    | {"fence": bindparam("new_fence")}
 )
 _CHARGED = update(sessions).where(sessions.c.session_id == bindparam("of")).values(charged=bindparam("charged"))
 _OWNED = select(sessions.c.fence).where(
@@ -64,11 +53,9 @@ class SessionTable:
         self.home = home
         self._unended_of_agent = Prepared(_UNENDED_OF_AGENT, database.dialect)
         self._last_end = Prepared(_LAST_END, database.dialect)
-        self._lock = Prepared(_LOCK, database.dialect)
-        self._taken = Prepared(_TAKEN, database.dialect)
-        self._add = Prepared(_ADD, database.dialect)
         self._fence = fence
         self._places = Places(database.dialect)
+        self._new = NewSession(database, fence)
         self._charge = Prepared(_CHARGED, database.dialect)
         self._take = Prepared(_taking(database.dialect), database.dialect)
         self._owned = Prepared(_OWNED, database.dialect)
@@ -104,19 +91,7 @@ class SessionTable:
         row = self._new_row(
             session_id, agent_id, parent_id=parent_id, state=state, owner=owner, kernel_id=kernel_id, runtime=runtime
         ) | {"new_fence": claim.fence, "charged": None if place is None else place.charge}
-
-        def add(connection: Connection) -> Claim | None:
-            if connection.dialect.name == "postgresql":  # SQLite's transaction has a lock already
-                self._lock.on(connection, {"key": f"{self.home} {agent_id}"})
-            self._fence.check_lease(connection, "the session has not begun")
-            if self._taken.on(connection, row) is not None:
-                return None
-            if place is not None:
-                self._places.take(connection, place, session_id)
-            self._add.on(connection, row)
-            return claim
-
-        return self._database.write(add)
+        return claim if self._new.add(row, place) else None
 
     def add_forks(
         self, parent: Claim, forks: Sequence[tuple[str, CheckpointRecord]], *, kernel_id: str, runtime: str
@@ -350,7 +325,7 @@ class SessionTable:
         return {**mine, "created_at": now, "last_used_at": now, **fields}
 
     def _is_unended(self) -> Any:
-        return (sessions.c.home == self.home) & _UNENDED
+        return (sessions.c.home == self.home) & UNENDED
 
     def _select(self, condition: Any, limit: int | None = None) -> list[SessionRecord]:
         query = select(sessions).where(condition).order_by(*_NEWEST).limit(limit)

@@ -236,7 +236,16 @@ class Lifespan:
         owners = self._owners(instance)
         self._parts.registry.open(store, files, owners.name)
         if self._membership is not None:
-            self._membership.attach(NodesSessions(self._membership.node_id, store, self._parts.registry, owners))
+            self._membership.attach(
+                NodesSessions(
+                    self._membership.node_id,
+                    store,
+                    self._parts.registry,
+                    owners,
+                    self._parts.scheduler,
+                    self._settings.policy,
+                )
+            )
         store.on_refused(partial(self._note_refused, asyncio.get_running_loop()))
         await self._parts.control.listen(instance.config.folder)
         if self._settings.metrics_port:

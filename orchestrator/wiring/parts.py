@@ -49,6 +49,7 @@ class Parts:
         self.telemetry = Telemetry()
         self.monitor = Monitor(self._live_kernels, resource_limits.max_memory_mb, policy.limits.warn_percent)
         self._host = HostLoad(self._memory_of_kernels)
+        self.scheduler = Scheduler(policy.scheduling, policy.groups)
         self.pool = self._make_pool(max_kernels)
         self.registry = SessionRegistry(self.pool, policy, self.background.spawn, package_source(settings, policy))
         self.hibernation = Hibernation(self.registry, self.pool, resource_limits, policy, self.background.spawn)
@@ -115,6 +116,7 @@ class Parts:
             warm={self._settings.policy: counts["ready"]},
             image="" if self.instance is None else self.instance.config.image,
             waiting=counts["waiting"],
+            held={self._settings.policy: self.scheduler.holders()},
         )
 
     async def _hand_over(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -129,7 +131,7 @@ class Parts:
             start=self._start_kernel,
             warm=policy.pool.warm if warm is None else warm,
             rules=policy.pool,
-            scheduler=Scheduler(policy.scheduling, policy.groups),
+            scheduler=self.scheduler,
             room=lambda kernels, starting: admission.room(host.read(), kernels, starting),
             telemetry=self.telemetry,
         )

@@ -11,6 +11,7 @@ from ipykernel.displayhook import ZMQShellDisplayHook
 from ipykernel.zmqshell import ZMQInteractiveShell
 from IPython.core import page
 from IPython.core.events import EventManager, available_events
+from IPython.utils._process_common import arg_split
 from IPython.utils.text import LSString, SList
 from jupyter_client.session import extract_header
 from traitlets import Type
@@ -26,7 +27,7 @@ def _with_its_program(shebang: Any) -> Any:
 
     @wraps(shebang)
     def run(line: str, cell: str) -> Any:
-        _, command = shebang.parser.parse_known_args(line.split())
+        _, command = shebang.parser.parse_known_args(arg_split(line, posix=True))
         if command and shutil.which(command[0]) is None:
             raise FileNotFoundError(ENOENT, "there is no such program", command[0])
         return shebang(line, cell)

@@ -16,7 +16,7 @@ from prometheus_client import generate_latest
 
 from orchestrator.isolation.wire_attacks import EXCESS, FORGERY, VIOLATION, cell
 from orchestrator.logs import JsonFormatter
-from orchestrator.store.auditchain import verify
+from orchestrator.store.auditreading import verify
 from tests.conftest import make_manager, one_session
 
 

@@ -25,7 +25,7 @@ from orchestrator.container.engine import Engine
 from orchestrator.errors import EngineUnavailableError
 from orchestrator.sessions.retention import Retention
 from orchestrator.settings import Settings
-from orchestrator.store import auditchain
+from orchestrator.store import auditreading
 from orchestrator.store.blobs import FolderBlobs
 from orchestrator.store.checkpointfiles import CheckpointFiles
 from orchestrator.store.history import History
@@ -140,7 +140,7 @@ async def order(runtime: str) -> None:
         numbers = [entry["code"] for entry in session.execution_history if "=" in entry["code"]]
         assert numbers == [f"number = {number}" for number in range(len(steps))]
     assert settings.audit_path is not None
-    verdict = auditchain.verify(settings.audit_path)
+    verdict = auditreading.verify(settings.audit_path)
     assert verdict.fault is None
     assert not verdict.notes
 

@@ -24,7 +24,7 @@ from orchestrator import AgentKernelManager, KernelPoolExhaustedError, KernelRes
 from orchestrator.container.hostconfig import INSTANCE_LABEL
 from orchestrator.errors import FileTransferError, KernelStartError, ManagerClosedError, SettingsError, StoreError
 from orchestrator.settings import Settings
-from orchestrator.store import auditchain
+from orchestrator.store import auditreading
 from orchestrator.store.history import CellRecord, History
 from tests.conftest import REPOSITORY, make_manager, one_session
 from tests.docker.recovering import program
@@ -82,7 +82,7 @@ def assert_whole(disk: SmallDisk) -> None:
         with contextlib.closing(sqlite3.connect(disk.folder / "data" / "history.db")) as database:
             assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
             assert database.execute("PRAGMA foreign_key_check").fetchall() == []
-    verdict = auditchain.verify(disk.folder / "audit.jsonl")
+    verdict = auditreading.verify(disk.folder / "audit.jsonl")
     assert verdict.fault is None
     assert not [note for note in verdict.notes if "killed writer" in note]
 
@@ -96,7 +96,7 @@ def assert_checkpoints_are_noted(disk: SmallDisk) -> None:
 
 def assert_gaps_are_told(disk: SmallDisk, session_id: str, cells: int, kind: Kind) -> None:
     """Check that each cell's start and end, and each file, is in the log once or was counted as dropped."""
-    entries = list(auditchain.read(disk.folder / "audit.jsonl"))
+    entries = list(auditreading.read(disk.folder / "audit.jsonl"))
     noted = [
         (entry["event"], entry["cell"])
         for entry in entries

@@ -15,7 +15,8 @@ import pytest
 from orchestrator.eventfeed import EventFeed
 from orchestrator.settings import Settings
 from orchestrator.store.audit import AuditLog
-from orchestrator.store.auditchain import Mark, append, read, segments, verify
+from orchestrator.store.auditchain import Mark, append, segments
+from orchestrator.store.auditreading import read, verify
 from tests.conftest import make_manager
 
 KEPT = 3

@@ -53,6 +53,7 @@ CASES = {
     ),
     "capture-of-a-failure": Case(("%%capture out\n1/0",), outcome="error", ename="ZeroDivisionError"),
     "script-without-its-program": Case(("%%perl\nprint 1",), outcome="error", ename="FileNotFoundError"),
+    "script-with-quotes": Case(('%%script "/bin/sh" -e\necho in',), stdout="in\n"),
     "script-of-no-program": Case(("%%script nosuch --flag\n1",), outcome="error", ename="FileNotFoundError"),
     "run-cell-that-fails": Case(("_ = get_ipython().run_cell('1/0')",), outcome="error", ename="ZeroDivisionError"),
     "crlf-in-bash": Case(("%%bash\r\necho one\r\necho two\r\n",), stdout="one\ntwo\n"),

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cli.kernelrows import HostView, Row, find_kernel, is_overview, look
+from orchestrator.cli.kernelrows import HostView, Row, find_kernel, look
 from orchestrator.container.folders import instance_folder
 from orchestrator.errors import InvalidInputError, SettingsError
 from orchestrator.operator.controlsocket import ControlClient, ControlSocket, Peer, control_clients_of_host
+from orchestrator.operator.overviewform import is_overview
 from orchestrator.settings import Settings
 from orchestrator.store.auditchain import append
 from orchestrator.telemetry import Telemetry
@@ -221,6 +222,7 @@ def test_an_overview_of_another_users_program_is_checked(change: dict[str, Any])
     """What is no overview counts as no answer, so that it breaks neither `ps` nor `top`."""
     assert is_overview({"pool": POOL, "kernels": [KERNEL]})
     assert not is_overview({"pool": POOL, "kernels": [KERNEL | change]})
+    assert not is_overview({"pool": POOL, "kernels": [{key: KERNEL[key] for key in KERNEL if key != "cell"}]})
 
 
 async def _serving_as_nobody(folder: Path, *abroad: str) -> asyncio.subprocess.Process:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from orchestrator.remote.connection import _loads
+from orchestrator.remote.answer import loads
 from orchestrator.server.answers import dumps_large
 
 DEEP: list[object] = []
@@ -19,7 +19,7 @@ for _ in range(400):
 async def test_a_value_is_the_same_on_the_other_side(value: object, size: int) -> None:
     """Large or small: text without a form in UTF-8, whole numbers beyond 64 bits, deep lists."""
     content = await dumps_large({"value": value}, size)
-    assert _loads(content) == json.loads(content) == {"value": value}
+    assert loads(content) == json.loads(content) == {"value": value}
 
 
 @pytest.mark.parametrize("size", [0, 10**6])

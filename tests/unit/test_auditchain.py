@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.store.auditchain import Kind, Mark, append, read, segments, verify
+from orchestrator.store.auditchain import Mark, append, segments
+from orchestrator.store.auditreading import Kind, read, verify
 
 NEVER = 2**40
 LINES = 100_000

@@ -15,7 +15,8 @@ from orchestrator.server.dashboard import frames as frames_module
 from orchestrator.server.dashboard.frames import LARGEST, Frames
 from orchestrator.server.native.abridged import Abridgement, whole_output
 from orchestrator.server.usagehistory import UsageHistory
-from orchestrator.store.auditchain import append, newest
+from orchestrator.store.auditchain import append
+from orchestrator.store.auditreading import newest
 from orchestrator.store.history import CellRecord
 from tests.dashboard.vendored import REPOSITORY, digests, libraries
 

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, text
 
-from orchestrator.errors import StoreError
+from orchestrator.errors import KernelPoolExhaustedError, StoreError
 from orchestrator.store import postgresconnector
-from orchestrator.store.history import CheckpointRecord, Claim, History
+from orchestrator.store.history import CheckpointRecord, Claim, HandleRecord, History
+from orchestrator.store.places import Place
 from tests.postgresproxy import PostgresProxy
+from tests.unit.test_node_leases import join
 
 OK: dict[str, Any] = {"status": "ok", "outcome": "ok", "outputs": []}
 LARGE = {**OK, "outputs": [{"text": "p" * 50_000}]}
@@ -46,6 +48,15 @@ def mine(history: History) -> Claim:
     claim = history.add_session("s1", "agent", owner="me", kernel_id="k1", runtime="runc")
     assert claim is not None
     return claim
+
+
+def begun(history: History, agent: str, place: Place) -> Claim | None:
+    """Begin a session as the node does that ``join`` has made."""
+    return history.add_session(agent, agent, owner="node:n1/1/i", kernel_id="k1", runtime="runc", place=place)
+
+
+def handle(agent: str) -> HandleRecord:
+    return HandleRecord(agent, "local", agent, "default", "", "", {"A": "1"}, {}, None, "end")
 
 
 def outcomes(history: History) -> list[str]:
@@ -94,6 +105,55 @@ def test_each_reading_of_a_lease_costs_one_round_trip(history: History, mine: Cl
     assert taken[1] == 4
 
 
+def test_a_lease_on_a_node_and_its_first_cell_cost_seven_round_trips(history: History, proxy: PostgresProxy) -> None:
+    """Within a quota of the cluster and of the agent: three that read, the session's row, its handle, and the cell."""
+    join(history)
+    history.write_as("n1", 1)
+    taken = []
+    for agent in ("first", "second", "third"):  # the first round connects and prepares
+        before = proxy.round_trips
+        assert history.handle_of_agent("local", agent) is None
+        assert history.sessions_of(agent) == []
+        assert history.last_end(agent) is None
+        mine = begun(history, agent, Place("local:default", 10))
+        assert mine is not None
+        history.add_handle(handle(agent))
+        history.begin_cell(mine, 1, "1", "k1")
+        history.end_cell(mine, 1, OK)
+        taken.append(proxy.round_trips - before)
+    assert taken[1:] == [7, 7]
+
+
+def test_a_refused_lease_costs_one_round_trip(history: History, proxy: PostgresProxy) -> None:
+    """Its connection stays: a client that waits for a place asks again and again."""
+    join(history)
+    history.write_as("n1", 1)
+    place = Place("local:default", 1)
+    assert begun(history, "first", place) is not None
+    before = proxy.round_trips
+    for _ in range(3):
+        with pytest.raises(KernelPoolExhaustedError):
+            begun(history, "second", place)
+    assert proxy.round_trips - before == 3
+    assert [record.agent_id for record in history.unended()] == ["first"]
+
+
+def test_a_session_whose_row_got_no_answer_is_added_once(history: History, proxy: PostgresProxy) -> None:
+    """Whether the row and the handle were written or not, the second try leaves one of each, and its owner a place."""
+    join(history)
+    history.write_as("n1", 1)
+    place = Place("local:default", 1)
+    assert begun(history, "first", place) is not None
+    history.session_ends(Claim("first", 1), "end_session")
+    proxy.lose_next = True
+    assert begun(history, "second", place) == Claim("second", 1)
+    proxy.lose_next = True
+    history.add_handle(handle("second"))
+    assert [record.agent_id for record in history.unended()] == ["second"]
+    assert history.places_taken(place.charge) == 1
+    assert history.handle_of_agent("local", "second") is not None
+
+
 def test_a_lost_answer_is_asked_for_again(history: History, mine: Claim, proxy: PostgresProxy) -> None:
     """The statement was done, or not: either way the second try leaves one row, one result and one owner."""
     for number in (1, 2):
@@ -139,6 +199,26 @@ def test_a_server_that_stands_still_is_given_up(
     time.sleep(2.5)
     history.begin_cell(mine, 2, "2", "k1")
     assert outcomes(history) == ["ok", "running"]
+
+
+def test_a_new_session_waits_no_longer_than_any_write(
+    history: History, proxy: PostgresProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its statements are given up together, and none of them has an effect."""
+    monkeypatch.setattr(postgresconnector, "_WRITE", 1.5)
+    join(history)
+    place = Place("local:default", 2)
+    assert begun(history, "first", place) is not None
+    proxy.freeze()
+    began = time.monotonic()
+    with pytest.raises(StoreError):
+        begun(history, "second", place)
+    assert time.monotonic() - began < 30
+    proxy.cut()
+    proxy.thaw()
+    time.sleep(2.5)
+    assert [record.agent_id for record in history.unended()] == ["first"]
+    assert begun(history, "third", place) is not None
 
 
 def test_a_checkpoints_row_waits_no_longer_than_any_write(

@@ -4,36 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
 from orchestrator.errors import StoreError
+from orchestrator.pool.shares import held_elsewhere
 from orchestrator.sessions.membership import ClusterOwners, Membership, capacity_of, owner_node
 from orchestrator.store.history import History
-from orchestrator.store.noderecord import Capacity
+from orchestrator.store.noderecord import Capacity, NodeRecord
 from tests.postgresproxy import PostgresProxy
 from tests.unit.test_node_leases import end_lease
 
-ROOM = Capacity(kernels=4, free=3, memory_free_mb=1000, cores=2.0, load=0.5, warm={"default": 1}, image="i")
+ROOM = Capacity(kernels=4, free=3, memory_free_mb=1000, cores=2.0, load=0.5, warm={"default": 1}, image="i",
+                held={"default": {"team": 1}})  # fmt: skip
 SHORT = 1.5  # seconds of a lease
 LONGER = 3.0
 LAPSED = -1
 
 
 class Sessions:
-    """What a manager would do: it notes the epochs."""
+    """What a manager of the node "mine" would do: it notes the epochs, and what groups hold elsewhere."""
 
     def __init__(self) -> None:
         self.epochs: list[int] = []
+        self.held: dict[str, int] = {}
 
     def join(self, epoch: int) -> None:
         self.epochs.append(epoch)
 
     def lapse(self) -> None:
         self.epochs.append(LAPSED)
+
+    def see(self, nodes: Collection[NodeRecord], age_s: float) -> None:
+        self.held = dict(held_elsewhere(nodes, "mine", "default", age_s).held)
 
 
 @pytest.fixture
@@ -163,6 +169,20 @@ async def test_an_outage_longer_than_a_lease_fences_only_the_node_that_was_lost_
     await asyncio.gather(*renewing, return_exceptions=True)
 
 
+async def test_what_groups_hold_elsewhere_is_known_while_it_is_fresh(history: History) -> None:
+    """A node's numbers count as long as its lease, also at a node that can no longer read the database."""
+    mine, other, sessions = node(history, "mine", SHORT), node(history, "other", SHORT), Sessions()
+    await other.join()
+    await mine.join()
+    mine.attach(sessions)
+    assert sessions.held == {"team": 1}
+    with history._database.writing() as connection:
+        connection.execute(text("ALTER TABLE nodes RENAME TO away"))
+    renewing = asyncio.create_task(mine.run())
+    await until(lambda: not sessions.held)
+    renewing.cancel()
+
+
 async def test_who_is_dead_is_said_by_the_epoch_alone(history: History) -> None:
     """A node that has come back goes on with its own sessions: nobody else takes them from it."""
     mine, other = node(history, "mine"), node(history, "other")
@@ -196,5 +216,8 @@ async def test_a_node_that_leaves_has_no_lease(history: History) -> None:
 
 
 def test_a_host_has_what_its_managers_have() -> None:
-    found = capacity_of([ROOM, Capacity(2, 1, 500, 2.0, 0.5, {"strict": 2}, "i")])
+    strict = Capacity(2, 1, 500, 2.0, 0.5, {"strict": 2}, "i", held={"strict": {"team": 2}})
+    found = capacity_of([ROOM, ROOM, strict])
+    assert found.held == {"default": {"team": 2}, "strict": {"team": 2}}
+    found = capacity_of([ROOM, strict])
     assert (found.kernels, found.free, found.memory_free_mb, found.warm) == (6, 4, 500, {"default": 1, "strict": 2})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.clusterscheduling import figures
 from benchmarks.scheduling import Figures, compare, fair_shares, jain
 from benchmarks.servicetimes import ServiceTimes
 
@@ -52,3 +53,16 @@ def test_jains_index_is_one_for_due_shares_and_one_nth_when_one_has_all() -> Non
     wanted = {"a": 100, "b": 100, "c": 100, "d": 2}
     assert jain({"a": 10, "b": 10, "c": 10, "d": 2}, wanted) == pytest.approx(1)
     assert jain({"a": 32, "b": 0, "c": 0, "d": 0}, wanted) == pytest.approx(1 / 4)
+
+
+def test_over_nodes_each_group_has_its_share_wherever_its_callers_wait() -> None:
+    """A group whose callers wait at fewer nodes has less where each node counts its own kernels alone."""
+    alone, telling = (figures("uneven", 3.0, 1, tells=tells, samples=40) for tells in (False, True))
+    assert alone.held["c"] < 35
+    assert telling.held["c"] > 50
+    assert telling.fairness > 0.98 > alone.fairness
+
+
+def test_nodes_that_know_the_same_do_not_all_give_one_group_what_it_lacks() -> None:
+    """Kernels that are given back within the lag: the shares do not swing."""
+    assert figures("even", 3.0, 1, tells=True, samples=40).fairness > 0.97

@@ -94,8 +94,8 @@ def test_a_database_of_the_last_version_is_brought_up(older: History, url: str, 
 
 def test_what_a_newer_node_tells_beside_is_left_out(older: History) -> None:
     with older._database.writing() as connection:
-        connection.execute(text("UPDATE nodes SET capacity = replace(capacity, '{', '{\"zone\": \"a\", ') "
-                                "WHERE capacity NOT LIKE '%zone%'"))  # fmt: skip
+        more = "UPDATE nodes SET capacity = replace(capacity, :first, :more) WHERE capacity NOT LIKE '%zone%'"
+        connection.execute(text(more), {"first": '{"kernels"', "more": '{"zone": "a", "kernels"'})
     assert [record.node_id for record in older.nodes()] == ["n1"]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query, Request
@@ -14,7 +16,14 @@ from orchestrator.server.answers import Json, dumps_large
 from orchestrator.server.directory import Served
 from orchestrator.server.eventstream import EventStream, event_stream, last_event_id
 from orchestrator.server.native import livecells
-from orchestrator.server.native.access import Caller, TheService, TheSession, wants_events
+from orchestrator.server.native.access import (
+    Caller,
+    TheService,
+    TheSession,
+    caller_of,
+    service_of,
+    wants_events,
+)
 from orchestrator.server.native.bodies import Answer, NewCell
 from orchestrator.server.native.described import CELL, EVENTS, FLAG, RESULT, answers, extended, fields, many, maybe
 from orchestrator.server.native.once import Key
@@ -32,8 +41,6 @@ async def execute(
     served: TheSession,
     body: NewCell,
     request: Request,
-    caller: Caller,
-    service: TheService,
     key: Key = None,
     compact: Compact = False,
 ) -> Response:
@@ -44,26 +51,21 @@ async def execute(
     the cell is interrupted when the client disconnects, unless it sent an idempotency key.
     """
     if wants_events(request):
-        how = await asked(request, b"events")
-        live = await service.idempotency.once(
-            caller, key, how, lambda: livecells.start(served, body, patience=livecells.ABANDONED)
-        )
+        cell_id = await _once(request, key, partial(_begin, served, body, livecells.ABANDONED), b"events")
+        live = livecells.find(served, cell_id.decode())
         return event_stream(live.follow(last_event_id(request.headers.get("last-event-id"))))
     if body.tools or body.input:
         raise InvalidInputError("a cell that asks its client needs events.", remedy="Send `Accept: text/event-stream`.")
     if key is None:
         return Json(await unless_gone(request, _run(served, body, compact)))
-    return Json(await service.idempotency.once(caller, key, await asked(request), lambda: _run(served, body, compact)))
+    return Json(await _once(request, key, lambda: _run(served, body, compact)))
 
 
 @router.post("/cells", status_code=201, summary="Start a cell", responses=answers(CELL, 201))
-async def start(
-    served: TheSession, body: NewCell, request: Request, caller: Caller, service: TheService, key: Key = None
-) -> Response:
+async def start(served: TheSession, body: NewCell, request: Request, key: Key = None) -> Response:
     """Start a cell that outlives this request. It ends at its time limit, or when it is interrupted."""
-    how = await asked(request)
-    live = await service.idempotency.once(caller, key, how, lambda: livecells.start(served, body, patience=None))
-    return Json(live.as_dict(), 201)
+    cell_id = await _once(request, key, partial(_begin, served, body, None))
+    return Json(livecells.find(served, cell_id.decode()).as_dict(), 201)
 
 
 @router.get(
@@ -135,6 +137,16 @@ async def cancel(key: Annotated[str, Path(max_length=255)], caller: Caller, serv
 async def asked(request: Request, how: bytes = b"") -> bytes:
     """Return what a request asks for, to tell it from another one with the same idempotency key."""
     return b"\0".join((request.url.path.encode(), how, await request.body()))
+
+
+async def _once(request: Request, key: str | None, make: Callable[[], Awaitable[bytes]], how: bytes = b"") -> bytes:
+    """Return what ``make`` returns, or returned for the caller's first request with this key. See ``Idempotency``."""
+    return await service_of(request).idempotency.once(caller_of(request), key, await asked(request, how), make)
+
+
+async def _begin(served: Served, body: NewCell, patience: float | None) -> bytes:
+    """Start a cell, and return its id: a key that kept the cell itself would keep its outputs beyond every bound."""
+    return (await livecells.start(served, body, patience=patience)).cell.id.encode()
 
 
 async def _run(served: Served, body: NewCell, compact: bool) -> bytes:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, WebSocket
 from starlette.responses import Response
 
 from orchestrator.errors import InvalidInputError
-from orchestrator.server.answers import Json, dumps_large
+from orchestrator.server.answers import Json, dumps, dumps_large
 from orchestrator.server.directory import Served
 from orchestrator.server.eventstream import EventStream, event_stream
 from orchestrator.server.native import livecommands
@@ -48,10 +48,12 @@ async def run(
     """
     stdin = one_of(body.stdin, decoded(body.stdin_base64))
     if body.background:
-        running = await service.idempotency.once(
-            caller, key, await asked(request), lambda: _started(service, served, body, stdin)
+        return Json(
+            await service.idempotency.once(
+                caller, key, await asked(request), lambda: _started(service, served, body, stdin)
+            ),
+            201,
         )
-        return Json(running.as_dict(), 201)
     if body.keep_stdin or body.terminal is not None:
         raise InvalidInputError("only a command in the background can have more input, or a terminal.")
     if wants_events(request):
@@ -125,7 +127,7 @@ async def attach(websocket: WebSocket, served: TheSession, number: int) -> None:
     await converse(websocket, livecommands.find(served, number))
 
 
-async def _started(service: Service, served: Served, body: NewCommand, stdin: bytes) -> Any:
+async def _started(service: Service, served: Served, body: NewCommand, stdin: bytes) -> bytes:
     running = await served.manager.start_command(
         served.session,
         body.command,
@@ -134,7 +136,7 @@ async def _started(service: Service, served: Served, body: NewCommand, stdin: by
         **_options(served, body, stdin),
     )
     livecommands.remember(served, running, service.ended_commands)
-    return running
+    return dumps(running.as_dict())
 
 
 async def _run(served: Served, body: NewCommand, stdin: bytes) -> bytes:

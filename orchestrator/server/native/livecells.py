@@ -14,7 +14,7 @@ from orchestrator.server.directory import Served
 from orchestrator.server.eventstream import Numbered
 from orchestrator.server.native.bodies import NewCell
 from orchestrator.server.native.questions import Questions
-from orchestrator.server.waiting import stopped
+from orchestrator.server.readahead import ReadAhead
 from orchestrator.sessions.cellhandle import RunningCell
 
 ABANDONED = 30.0  # seconds without a follower after which a cell is interrupted that needs its client
@@ -59,8 +59,10 @@ class LiveCell:
                 contextlib.aclosing(self.questions.follow()) as questions,
             ):
                 yield None, {"type": "cell_started", **self.as_dict()}
-                async for item in _merged(events, questions):
-                    yield item
+                async with ReadAhead(_events(events), _questions(questions)) as ahead:
+                    while await ahead.come() and (come := ahead.take()):
+                        for item in come:
+                            yield item
         finally:
             self._followers -= 1
             self._wait_for_follower()
@@ -71,27 +73,14 @@ class LiveCell:
             self._abandoned = asyncio.get_running_loop().call_later(self._patience, self.cell.interrupt)
 
 
-async def _merged(
-    events: AsyncGenerator[tuple[int, Event], None], questions: AsyncGenerator[dict[str, Any], None]
-) -> AsyncGenerator[Numbered, None]:
-    """Yield events and questions as they come, until the events end."""
-    event = asyncio.ensure_future(anext(events, None))
-    question = asyncio.ensure_future(anext(questions))
-    try:
-        while True:
-            await asyncio.wait({event, question}, return_when=asyncio.FIRST_COMPLETED)
-            if question.done():
-                asked = question.result()
-                question = asyncio.ensure_future(anext(questions))
-                yield None, asked
-            if event.done():
-                come = event.result()
-                if come is None:
-                    return
-                event = asyncio.ensure_future(anext(events, None))
-                yield come[0], come[1].as_dict()
-    finally:
-        await stopped(event, question)
+async def _events(events: AsyncGenerator[tuple[int, Event], None]) -> AsyncGenerator[Numbered, None]:
+    async for number, event in events:
+        yield number, event.as_dict()
+
+
+async def _questions(questions: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[Numbered, None]:
+    async for question in questions:
+        yield None, question
 
 
 async def start(served: Served, body: NewCell, *, patience: float | None) -> LiveCell:

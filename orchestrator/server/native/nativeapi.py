@@ -69,7 +69,8 @@ def _application(service: Service) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.service = service
-    for module in (sessionroutes, cellroutes, notebookroutes, commandroutes, fileroutes, viewroutes, operatorroutes):
+    # A request's route is looked for in this order: what is asked for most often comes first.
+    for module in (cellroutes, sessionroutes, notebookroutes, commandroutes, fileroutes, viewroutes, operatorroutes):
         app.include_router(module.router)
     app.include_router(cellroutes.requests)
     app.add_exception_handler(CellblockError, _problem)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeVar, cast
 
 from fastapi import Depends, Header, Request
 
 from orchestrator.principal import Principal
+from orchestrator.server.answers import dumps
 from orchestrator.server.native.access import Caller, TheService
 from orchestrator.server.service import Service
 
@@ -33,9 +35,18 @@ class Once:
     asks: bytes
 
     async def __call__(self, make: Callable[[], Awaitable[T]]) -> T:
-        """Return what ``make`` returns, or what it returned for the first request with the key. See ``Idempotency``."""
-        answer: T = await self.service.idempotency.once(self.caller, self.key, self.asks, make)
-        return answer
+        """Return what ``make`` returns, or what it returned for the first request with the key. See ``Idempotency``.
+
+        Args:
+            make: what it returns is kept as JSON.
+        """
+        if self.key is None:
+            return await make()
+
+        async def made() -> bytes:
+            return dumps(await make())
+
+        return cast(T, json.loads(await self.service.idempotency.once(self.caller, self.key, self.asks, made)))
 
 
 async def _once(request: Request, caller: Caller, service: TheService, key: Key = None) -> Once:

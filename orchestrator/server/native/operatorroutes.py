@@ -36,10 +36,11 @@ from orchestrator.server.native.described import (
 )
 from orchestrator.server.native.sessionroutes import notebook_answer, session_row
 from orchestrator.server.native.viewroutes import CellNumber, Form, Index, Number, cells_answer, output_answer
-from orchestrator.server.peers import node_row, overviews_of
+from orchestrator.server.peers import node_row
 from orchestrator.server.service import Service
 from orchestrator.sessions.session import KernelSession
-from orchestrator.store.auditchain import Mark, newest, verify
+from orchestrator.store.auditchain import Mark
+from orchestrator.store.auditreading import newest, verify
 from orchestrator.store.history import HandleRecord, History, SessionRecord
 from orchestrator.store.noderecord import NodeRecord
 
@@ -103,9 +104,9 @@ async def nodes(_operator: Operator, service: TheService, request: Request) -> R
         return Json({"nodes": [{"address": "", "state": "draining" if service.managers.draining else "up", **here}]})
     rows = []
     for node in found:
-        answer = said.get(node.node_id)
-        there = {} if answer is None else {"is_this": False, "fault": answer.fault, "managers": overviews_of(answer)}
-        rows.append({**node_row(node), **(here if answer is None else there)})
+        managers, fault = said.get(node.node_id, (None, ""))
+        there = {"is_this": False, "fault": fault, "managers": managers}
+        rows.append({**node_row(node), **(there if node.node_id in said else here)})
     return Json(await asyncio.to_thread(dumps, {"nodes": rows}))
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import nbformat
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from orchestrator.errors import InvalidInputError
@@ -16,7 +16,6 @@ from orchestrator.server.answers import Json, dumps
 from orchestrator.server.directory import Served, Wish
 from orchestrator.server.native.access import Caller, SessionId, TheService, TheSession
 from orchestrator.server.native.bodies import Fork, Lifetime, NewSession, Requirements, Restart, Restore
-from orchestrator.server.native.cellroutes import asked
 from orchestrator.server.native.described import (
     ANY_OBJECT,
     CHECKPOINT,
@@ -35,7 +34,7 @@ from orchestrator.server.native.described import (
     many,
     maybe,
 )
-from orchestrator.server.native.once import JustOnce, Key
+from orchestrator.server.native.once import JustOnce
 from orchestrator.server.service import Service
 from orchestrator.sessions.checkpoint import Checkpoint
 from orchestrator.sessions.notebook import session_notebook
@@ -52,7 +51,7 @@ _ID_DIGITS = frozenset("0123456789abcdef")
     summary="Make a session",
     responses={**answers(SESSION), **answers(SESSION, 201)},
 )
-async def create(body: NewSession, request: Request, caller: Caller, service: TheService, key: Key = None) -> Response:
+async def create(body: NewSession, caller: Caller, service: TheService, once: JustOnce) -> Response:
     """Make a session with a kernel of its own, or return the one that the agent has, awake."""
     wish = Wish(
         body.agent_id,
@@ -66,10 +65,8 @@ async def create(body: NewSession, request: Request, caller: Caller, service: Th
         body.priority,
         body.caller,
     )
-    served, is_new = await service.idempotency.once(
-        caller, key, await asked(request), lambda: service.directory.open(caller, wish)
-    )
-    return Json(_session(served), 201 if is_new else 200)
+    session, is_new = await once(lambda: _opened(service, caller, wish))
+    return Json(session, 201 if is_new else 200)
 
 
 @router.get("", summary="List the sessions of the token's group", responses=answers(fields(sessions=many(SESSION_ROW))))
@@ -102,8 +99,8 @@ async def end(session_id: SessionId, caller: Caller, service: TheService, once: 
 async def lease(served: TheSession, body: NewSession, caller: Caller, service: TheService, once: JustOnce) -> Response:
     """Give a session that sleeps its kernel now, and not with its next cell."""
     wish = Wish(served.handle.name, timeout=body.timeout, priority=body.priority)
-    served, _ = await once(lambda: service.directory.open(caller, wish))
-    return Json(_session(served))
+    session, _ = await once(lambda: _opened(service, caller, wish))
+    return Json(session)
 
 
 @router.put(
@@ -143,14 +140,13 @@ async def variables(served: TheSession) -> Response:
 @router.post(
     "/{session_id}/checkpoints", status_code=201, summary="Save a session's state", responses=answers(CHECKPOINT, 201)
 )
-async def checkpoint(
-    served: TheSession, request: Request, caller: Caller, service: TheService, key: Key = None
-) -> Response:
+async def checkpoint(served: TheSession, once: JustOnce) -> Response:
     """Save variables, files, working directory and random state; `lost` has what could not be saved."""
-    made = await service.idempotency.once(
-        caller, key, await asked(request), lambda: served.manager.checkpoint(served.session)
-    )
-    return Json(_checkpoint(made), 201)
+
+    async def made() -> dict[str, Any]:
+        return _checkpoint(await served.manager.checkpoint(served.session))
+
+    return Json(await once(made), 201)
 
 
 @router.get(
@@ -169,7 +165,11 @@ async def restore(served: TheSession, body: Restore, once: JustOnce) -> Response
     checkpoint_id = body.checkpoint_id
     if len(checkpoint_id) != 32 or not _ID_DIGITS.issuperset(checkpoint_id):  # never a path of this host
         raise InvalidInputError("a checkpoint's id has 32 hex digits.")
-    return Json(_restored(await once(lambda: served.manager.restore(served.session, checkpoint_id, body.timeout))))
+
+    async def restored() -> dict[str, Any]:
+        return _restored(await served.manager.restore(served.session, checkpoint_id, body.timeout))
+
+    return Json(await once(restored))
 
 
 @router.post(
@@ -178,14 +178,13 @@ async def restore(served: TheSession, body: Restore, once: JustOnce) -> Response
     summary="Fork a session",
     responses=answers(fields(sessions=many(SESSION)), 201),
 )
-async def fork(
-    served: TheSession, body: Fork, request: Request, caller: Caller, service: TheService, key: Key = None
-) -> Response:
+async def fork(served: TheSession, body: Fork, caller: Caller, service: TheService, once: JustOnce) -> Response:
     """Make independent sessions with the state of this one. They sleep until they are used."""
-    made = await service.idempotency.once(
-        caller, key, await asked(request), lambda: _fork(served, body, caller, service)
-    )
-    return Json({"sessions": [_session(each) for each in made]}, 201)
+
+    async def forked() -> list[dict[str, Any]]:
+        return [_session(each) for each in await _fork(served, body, caller, service)]
+
+    return Json({"sessions": await once(forked)}, 201)
 
 
 @router.get(
@@ -223,6 +222,11 @@ async def notebook_answer(service: Service, session_id: str, title: str) -> Resp
     entries = [{"timestamp": cell.started_at, "code": cell.code, "result": cell.result} for cell in cells]
     text = await asyncio.to_thread(lambda: nbformat.writes(session_notebook(entries, title)))
     return NotebookText(text, headers={"X-Content-Type-Options": "nosniff"})
+
+
+async def _opened(service: Service, caller: Principal, wish: Wish) -> tuple[dict[str, Any], bool]:
+    served, is_new = await service.directory.open(caller, wish)
+    return _session(served), is_new
 
 
 async def _fork(served: Served, body: Fork, caller: Principal, service: Service) -> list[Served]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
-from importlib.metadata import version
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
@@ -46,7 +45,7 @@ async def caller_itself(caller: Caller, service: TheService) -> Response:
             "process_id": service.process_id,
             "protocol": PROTOCOL,
             "protocol_oldest": SERVED[0],
-            "version": version("cellblock"),
+            "version": service.version,
         }
     )
 

@@ -47,7 +47,7 @@ export class Overview {
   #columns() {
     return [
       { title: "Kernel", text: ({ kernel_id: id }) => id.slice(0, 12) },
-      { title: "Node", text: ({ address }) => address || "this server" },
+      { title: "Node", text: ({ address }) => address || "–" },
       { title: "State", text: ({ state }) => state },
       { title: "Agent", make: (row) => this.#agent(row) },
       { title: "Cell", text: ({ cell }) => (cell === null ? "–" : `${cell.number}, for ${duration(cell.age_s)}`) },
