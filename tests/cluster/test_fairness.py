@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,8 +16,9 @@ from orchestrator.cluster.storedirectory import StoreDirectory
 from orchestrator.remote.remotemanager import RemoteKernelManager
 from orchestrator.remote.remotesession import RemoteSession
 from orchestrator.store.noderecord import NodeRecord
+from tests.cluster.storenode import store_node
 from tests.postgres import postgres_server
-from tests.server.conftest import Server, serving
+from tests.server.conftest import Server
 
 LEASE_S = 3
 HOLDING = "import time; time.sleep(600)"
@@ -34,23 +34,9 @@ def nodes() -> Iterator[tuple[str, list[Server]]]:
     ):
         servers: list[Server] = []
         for kernels in (2, 1):
+            options = "--max-kernels", str(kernels)
             folder = Path(name) / f"n{kernels}"
-            folder.mkdir()
-            with socket.create_server(("127.0.0.1", 0)) as found:
-                port = found.getsockname()[1]
-            server = serving(
-                folder,
-                "--port",
-                str(port),
-                "--max-kernels",
-                str(kernels),
-                tokens=int(not servers),
-                CELLBLOCK_STORE_URL=url,
-                CELLBLOCK_NODE_URL=f"http://127.0.0.1:{port}",
-                CELLBLOCK_NODE_LEASE_S=str(LEASE_S),
-                CELLBLOCK_STATE_DIR=str(folder / "state"),
-                CELLBLOCK_WARM_KERNELS="0",
-            )
+            server = store_node(folder, url, LEASE_S, *options, tokens=int(not servers), CELLBLOCK_WARM_KERNELS="0")
             servers.append(stack.enter_context(server))
         yield url, servers
 

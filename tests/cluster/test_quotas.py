@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -17,8 +16,9 @@ from orchestrator import KernelPoolExhaustedError
 from orchestrator.cluster.clustermanager import ClusterKernelManager
 from orchestrator.cluster.storedirectory import StoreDirectory
 from orchestrator.remote.remotesession import RemoteSession
+from tests.cluster.storenode import store_node
 from tests.postgres import postgres_server
-from tests.server.conftest import Server, serving
+from tests.server.conftest import Server
 
 QUOTA = 2
 RACERS = 6
@@ -38,19 +38,7 @@ def nodes() -> Iterator[tuple[str, list[Server]]]:
 
         def node(number: int) -> Server:
             folder = Path(name) / f"n{number}"
-            folder.mkdir()
-            with socket.create_server(("127.0.0.1", 0)) as found:
-                port = found.getsockname()[1]
-            server = serving(
-                folder,
-                "--port",
-                str(port),
-                CELLBLOCK_STORE_URL=url,
-                CELLBLOCK_NODE_URL=f"http://127.0.0.1:{port}",
-                CELLBLOCK_NODE_LEASE_S=str(LEASE_S),
-                CELLBLOCK_STATE_DIR=str(folder / "state"),
-                CELLBLOCK_POLICY=str(policy),
-            )
+            server = store_node(folder, url, LEASE_S, CELLBLOCK_POLICY=str(policy))
             return stack.enter_context(server)
 
         with ThreadPoolExecutor(1) as threads:

@@ -18,8 +18,8 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from orchestrator.cluster.clustermanager import ClusterKernelManager
-from tests.cluster.faultycluster import free_ports
-from tests.server.conftest import Server, serving
+from tests.cluster.storenode import store_node
+from tests.server.conftest import Server
 
 _LONGEST = 60.0  # seconds; 15 are promised, on a machine that does nothing else
 
@@ -48,19 +48,7 @@ def nodes_of(url: str, count: int) -> Iterator[Nodes]:
     engine.dispose()
     with tempfile.TemporaryDirectory(prefix="cb-") as name, contextlib.ExitStack() as stack:
         folders = [Path(name) / str(number) for number in range(count)]
-        for folder in folders:
-            folder.mkdir()
-        nodes = [
-            serving(
-                folder,
-                f"--port={port}",
-                CELLBLOCK_STATE_DIR=str(folder / "s"),
-                CELLBLOCK_STORE_URL=url,
-                CELLBLOCK_NODE_URL=f"http://127.0.0.1:{port}",
-                CELLBLOCK_NODE_LEASE_S="4",
-            )
-            for folder, port in zip(folders, free_ports(count), strict=True)
-        ]
+        nodes = [store_node(folder, url, 4) for folder in folders]
         with ThreadPoolExecutor(count) as threads:
             servers = list(threads.map(stack.enter_context, nodes))
         names = [(folder / "data" / "id").read_text() for folder in folders]
