@@ -44,8 +44,13 @@ def make_sync(runtime: str, *, keep_sessions: bool = False, limit_s: float = 20)
 
 
 def outcomes(manager: Manager, session: Any) -> list[str]:
-    """Return how the session's cells ended, also of a session on a server."""
-    return [cell["result"]["outcome"] for cell in manager.export_history(session)["execution_history"]]
+    """Return how the session's cells ended, once they have: a server is told that its client has gone."""
+    end = time.monotonic() + 30
+    while True:
+        results = [cell["result"] for cell in manager.export_history(session)["execution_history"]]
+        if all("outcome" in result for result in results) or time.monotonic() > end:
+            return [result["outcome"] for result in results]
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")

@@ -24,8 +24,8 @@ USAGE = {
     "pids": 7,
 }  # fmt: skip
 KERNEL = {
-    "kernel_id": "0123456789abcdef", "agent": "\x1b[2Jann", "runtime": "runc", "state": "busy", "cells": 3,
-    "cell": {"number": 3, "age_s": 65.0}, "age_s": 7200.0, "usage": USAGE,
+    "kernel_id": "0123456789abcdef", "agent": "\x1b[2Jann", "session": None, "runtime": "runc", "state": "busy",
+    "cells": 3, "cell": {"number": 3, "age_s": 65.0}, "age_s": 7200.0, "usage": USAGE,
 }  # fmt: skip
 POOL = {"max": 3, "ready": 1, "leased": 1, "starting": 0, "ending": 0, "waiting": 2}
 
