@@ -156,7 +156,7 @@ async def test_an_outage_longer_than_a_lease_fences_only_the_node_that_was_lost_
     await until(lambda: not any(member.has_lease for member in members))
     ways[0][0].thaw()
     await until(lambda: first.has_lease)
-    assert [record.condition for record in first.nodes.values()] == ["up", "lost", "lost"]
+    await until(lambda: [record.condition for record in first.nodes.values()] == ["up", "lost", "lost"])
     ways[1][0].thaw()
     await until(lambda: second.has_lease)
     await until(lambda: first.nodes["lost"].state == "down")
