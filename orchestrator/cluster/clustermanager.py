@@ -89,7 +89,7 @@ class ClusterKernelManager(RemoteKernelManager):
 
 def _store_of(address: str) -> str:
     """Return the database of the cluster that this host is a node of."""
-    if address != "auto":  # Ray is not asked: whoever reaches it could tell any program another database
+    if address != "auto":  # Ray is not asked: a program that reaches it could name another database to every client
         raise ClusterError(
             f"a cluster cannot be found by the address {address!r}: calls do not go through Ray.",
             remedy="Give store_url, the nodes' CELLBLOCK_STORE_URL, and a token of `cellblock token create`.",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-_LARGE = 64 * 1024  # bytes that are passed on at once: asyncio then pauses whoever writes, and nothing large is copied
+_LARGE = 64 * 1024  # bytes that are passed on at once: asyncio then pauses the writer, and nothing large is copied
 
 
 class JoiningTransport:

@@ -1,7 +1,7 @@
 """ReadAhead: takes what generators have yielded by now at once.
 
-Whoever waits for two generators, or for one with a time limit, needs a task for each item otherwise, which costs more
-than most events do.
+Without it, a caller that waits for two generators, or for one with a time limit, needs a task for each item. That costs
+more than most events do.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Generic, Self, TypeVar
 from orchestrator.server.waiting import stopped
 
 T = TypeVar("T")
-_MOST = 16  # items that are read ahead: a source waits for whoever takes them
+_MOST = 16  # items that are read ahead: a source waits until one is taken
 
 
 class ReadAhead(Generic[T]):

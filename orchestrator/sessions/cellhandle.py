@@ -80,7 +80,7 @@ class RunningCell:
             self._when_forgotten.append(call)
 
     def forget(self) -> None:
-        """Say that the manager does not know it any longer. Whoever holds it may go on using it."""
+        """Say that the manager does not know it any longer. Who holds it may go on using it."""
         self._is_forgotten = True
         self.forget_events()
         for call in self._when_forgotten:

@@ -38,7 +38,7 @@ async def test_what_is_written_in_one_turn_of_the_loop_is_one_write() -> None:
 
 
 async def test_large_data_is_written_at_once_and_behind_what_was_before_it() -> None:
-    """So asyncio sees how much is on its way, and pauses whoever writes; small pieces too are held to 64 KiB."""
+    """So asyncio sees how much is on its way, and pauses the writer; small pieces too are held to 64 KiB."""
     recorder = Recorder()
     joining = JoiningTransport(recorder, asyncio.get_running_loop())
     joining.write(b"head")
