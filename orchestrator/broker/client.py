@@ -84,6 +84,7 @@ class Client:
 
     Args:
         send: sends it a message on a channel. Must neither block nor raise.
+        ready: set once its requests may be served; None: they may be at once.
 
     Attributes:
         shell: its requests that wait for cells.
@@ -96,9 +97,15 @@ class Client:
     shell: Requests
     control: Requests
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, ready: asyncio.Event | None = None) -> None:
         self.send = send
+        self._ready = ready
         self._question: asyncio.Future[str] | None = None
+
+    async def is_ready(self) -> None:
+        """Wait until its requests may be served."""
+        if self._ready is not None:
+            await self._ready.wait()
 
     def leave(self) -> None:
         """Send it no more. What it has asked for goes on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from orchestrator.kernel import zmtp
 
 _MOST_REJECTS = 100  # malformed messages of one connection, after which it is closed
 _MOST_TOPICS = 100  # of one subscriber; Jupyter's clients have one, which is empty
+_SUBSCRIBES = 1.0  # seconds in which a client that waits for the sockets has subscribed; libzmq tries each 0.1 to 0.2 s
 _REQUESTS: tuple[Channel, ...] = ("shell", "control", "stdin")
 
 
@@ -48,6 +50,10 @@ class ZmqFront:
         self._clients: dict[bytes, Client] = {}
         self._routes: dict[tuple[str, bytes], Peer] = {}
         self._servers: dict[str, ZmtpServer] = {}
+        # A client that has waited for the sockets reaches each at another moment. Its first cell would be over, and its
+        # outputs lost, before it has subscribed.
+        self._heard = asyncio.Event()
+        self._patience = asyncio.get_running_loop().call_later(_SUBSCRIBES, self._heard.set)
         try:
             for channel in _REQUESTS:
                 calls = (partial(call, channel) for call in (self._take, self._greeted, self._gone))
@@ -55,6 +61,7 @@ class ZmqFront:
             self._bind("iopub", "XPUB", connection, self._subscribe)
             self._bind("hb", "ROUTER", connection, Peer.send)
         except BaseException:
+            self._patience.cancel()
             for server in self._servers.values():
                 server.abandon()
             raise
@@ -63,6 +70,7 @@ class ZmqFront:
     async def close(self) -> None:
         """Close the sockets, once what was sent has gone out: a second at most."""
         self._unsubscribe()
+        self._patience.cancel()
         for server in self._servers.values():
             await server.close()
 
@@ -86,7 +94,7 @@ class ZmqFront:
         self._routes[channel, peer.identity] = peer
         client = self._clients.get(peer.identity)
         if client is None:
-            client = self._clients[peer.identity] = Client(partial(self._send, peer.identity))
+            client = self._clients[peer.identity] = Client(partial(self._send, peer.identity), self._heard)
             self._broker.add(client)
         self._broker.take(client, channel, message)
 
@@ -127,6 +135,7 @@ class ZmqFront:
             peer.topics.remove(topic)
         elif act == b"\x01" and len(peer.topics) < _MOST_TOPICS:
             peer.topics.append(topic)
+            self._heard.set()
             form = {"subscription": topic.decode("utf-8", "replace")}
             peer.send(self._frames([topic], self._broker.maker.make("iopub_welcome", form, {})))
 

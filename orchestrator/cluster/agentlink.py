@@ -33,7 +33,9 @@ from orchestrator.remote.link import Download, Numbered, Query, Rereadable
 from orchestrator.store.noderecord import NodeRecord
 
 T = TypeVar("T")
-_MOVES = 5  # times that a call follows its session from node to node
+# Times that a call follows its session from node to node: for 5.6 s. A lost node that the router does not see any more
+# may be alive for the others, which judge nobody dead until their database has answered for a lease.
+_MOVES = 8
 _PAUSE = 0.2  # seconds before the second of them; one more each time
 _TRIES = 6  # nodes that are asked for a kernel before one of them is waited for
 _TRY = 5.0  # seconds that each of them has, at most

@@ -60,6 +60,8 @@ async def _bounded(subject: Subject) -> Verdict:
             faults.append(f"{name}: the command ended as {result.outcome}")
         if result.duration_s > _TIME + _LATE:
             faults.append(f"{name}: the result took {result.duration_s:.1f} s")
+        if (kept := len(result.stdout) + len(result.stderr)) > most:
+            faults.append(f"{name}: the result has {kept / MIB:.0f} MiB of output, more than {most / MIB:.0f} MiB")
         if cost.memory > most:
             faults.append(f"{name}: memory grew by {cost.memory / MIB:.0f} MiB, more than {most / MIB:.0f} MiB")
         if min(cost.stall, cost.loop_cpu) > _STALL:

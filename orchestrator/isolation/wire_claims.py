@@ -44,9 +44,13 @@ async def _forged(attacker: Subject, result: ExecutionResult) -> list[str]:
     return [] if attacker.kernel.violated else [f"{_ended(result)} but not for a violation"]
 
 
-async def is_reported(_: Subject, result: ExecutionResult) -> list[str]:
-    """Return a fault unless the cell ended well, or was stopped for its output."""
-    return [] if result.outcome in ("ok", "output_limit") else [_ended(result)]
+async def is_reported(attacker: Subject, result: ExecutionResult) -> list[str]:
+    """Return faults unless the cell ended well, or was stopped for its output, and its result is within the limit."""
+    faults = [] if result.outcome in ("ok", "output_limit") else [_ended(result)]
+    most = attacker.policy.resource_limits().max_output_bytes
+    if result.kept_bytes > most:
+        faults.append(f"the result has {result.kept_bytes / MIB:.0f} MiB of output, more than {most / MIB:.0f} MiB")
+    return faults
 
 
 def _ended(result: ExecutionResult) -> str:

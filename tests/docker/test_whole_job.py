@@ -213,29 +213,28 @@ async def test_a_cell_that_outlives_its_call(manager: AgentKernelManager, sessio
         await manager.start_code(session, "1", timeout=-1)
 
 
-async def test_as_many_ended_cells_are_known_as_may(
-    manager: AgentKernelManager, session: KernelSession, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_as_many_ended_cells_are_known_as_may(runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also while an older one runs, which stays known."""
-    monkeypatch.setattr("orchestrator.cellcalls._CELLS_KNOWN", 3)
-    runs = await manager.start_code(session, "while True: __import__('time').sleep(0.05)")
-    await asyncio.sleep(0.5)  # interrupted before it runs, it would never run
-    ended = []
-    for _ in range(6):
-        cell = await manager.start_code(session, "1")
-        await awaited(cell.interrupt())
-        with pytest.raises(KernelError, match="before its turn"):
-            await cell.wait(20)
-        ended.append(cell)
-    last = await manager.start_code(session, "1")
-    for cell in (runs, *ended[-3:], last):
-        assert await awaited(manager.find_cell(cell.id)) is cell
-    for cell in ended[:-3]:
-        with pytest.raises(InvalidInputError):
-            await awaited(manager.find_cell(cell.id))
-    assert await awaited(runs.interrupt())
-    await runs.wait(20)
-    await last.wait(20)
+    monkeypatch.setattr("orchestrator.sessions.startedcells._CELLS", 3)
+    async with one_session(runtime) as (manager, session):
+        runs = await manager.start_code(session, "while True: __import__('time').sleep(0.05)")
+        await asyncio.sleep(0.5)  # interrupted before it runs, it would never run
+        ended = []
+        for _ in range(6):
+            cell = await manager.start_code(session, "1")
+            await awaited(cell.interrupt())
+            with pytest.raises(KernelError, match="before its turn"):
+                await cell.wait(20)
+            ended.append(cell)
+        last = await manager.start_code(session, "1")
+        for cell in (runs, *ended[-3:], last):
+            assert await awaited(manager.find_cell(cell.id)) is cell
+        for cell in ended[:-3]:
+            with pytest.raises(InvalidInputError):
+                await awaited(manager.find_cell(cell.id))
+        assert await awaited(runs.interrupt())
+        await runs.wait(20)
+        await last.wait(20)
 
 
 @pytest.mark.parametrize("keep_files", [True, False])

@@ -76,6 +76,7 @@ async def test_a_notebook_in_jupyterlab(lab: Lab) -> None:
     await lab.until_status("idle")
     await lab.run_cell()
     await lab.until_output(0, "e.querySelector('img')?.naturalWidth > 100")
+    await lab.until_status("idle")  # until then "busy" is of the first cell, and an interrupt finds no second one
     await lab.run_cell()
     await lab.until_status("busy")
     await lab.page.evaluate("void jupyterapp.commands.execute('notebook:interrupt-kernel')")

@@ -78,6 +78,7 @@ async def test_two_tabs_share_one_kernel(opened: Notebook, address: str, where: 
 
 
 async def test_the_button_interrupts_a_loop(opened: Notebook) -> None:
+    await opened.idle()  # until then "busy" is of an earlier cell
     await opened.run("while True: pass")
     await opened.page.until("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'busy'")
     await opened.press_button("Interrupt the kernel")
