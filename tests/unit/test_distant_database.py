@@ -185,8 +185,8 @@ def test_a_server_that_stands_still_is_given_up(
     history: History, mine: Claim, proxy: PostgresProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A write fails after its deadline, the calls behind it at once, and what is owed is written when it is back."""
-    monkeypatch.setattr(postgresconnector, "_WRITE", 1.5)
     history.begin_cell(mine, 1, "1", "k1")
+    monkeypatch.setattr(postgresconnector, "_WRITE", 1.5)
     proxy.freeze()
     began = time.monotonic()
     with pytest.raises(StoreError):
@@ -197,6 +197,7 @@ def test_a_server_that_stands_still_is_given_up(
     assert 1 < first < 30
     proxy.thaw()
     time.sleep(2.5)
+    monkeypatch.undo()
     history.begin_cell(mine, 2, "2", "k1")
     assert outcomes(history) == ["ok", "running"]
 
@@ -205,10 +206,10 @@ def test_a_new_session_waits_no_longer_than_any_write(
     history: History, proxy: PostgresProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its statements are given up together, and none of them has an effect."""
-    monkeypatch.setattr(postgresconnector, "_WRITE", 1.5)
     join(history)
     place = Place("local:default", 2)
     assert begun(history, "first", place) is not None
+    monkeypatch.setattr(postgresconnector, "_WRITE", 1.5)
     proxy.freeze()
     began = time.monotonic()
     with pytest.raises(StoreError):
@@ -217,6 +218,7 @@ def test_a_new_session_waits_no_longer_than_any_write(
     proxy.cut()
     proxy.thaw()
     time.sleep(2.5)
+    monkeypatch.undo()
     assert [record.agent_id for record in history.unended()] == ["first"]
     assert begun(history, "third", place) is not None
 
@@ -240,6 +242,7 @@ def test_a_checkpoints_row_waits_no_longer_than_any_write(
     assert time.monotonic() - began < 30
     proxy.thaw()
     time.sleep(2.5)
+    monkeypatch.undo()
     assert history.add_checkpoint(mine, record) == []
     assert len(history.checkpoints_of("s1")) == 1
 
