@@ -132,7 +132,7 @@ class Broker:
     # Requests
 
     async def _serve(self, client: Client, channel: Channel, message: JupyterMessage) -> None:
-        await client.is_ready()
+        await client.until_ready()
         if message.kind == "execute_request":
             await self._execute(client, channel, message)
             return

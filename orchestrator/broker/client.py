@@ -102,7 +102,7 @@ class Client:
         self._ready = ready
         self._question: asyncio.Future[str] | None = None
 
-    async def is_ready(self) -> None:
+    async def until_ready(self) -> None:
         """Wait until its requests may be served."""
         if self._ready is not None:
             await self._ready.wait()

@@ -91,38 +91,42 @@ async def test_two_clients_share_variables_and_see_each_others_cells(served: Ser
         assert heard["parent_header"]["session"] == client.client.session.session
 
 
+@contextlib.asynccontextmanager
+async def first_client(served: Served) -> AsyncIterator[StockClient]:
+    """Serve the session at new sockets, to a client that has not subscribed to the outputs."""
+    manager, session, _ = served
+    with tempfile.TemporaryDirectory(prefix="cb-") as name:
+        info = connection(Path(name))
+        async with serve_zmq(manager, session, info, on_shutdown=lambda _restart: None):
+            stock = StockClient(info)
+            stock.client.start_channels(iopub=False)
+            try:
+                yield stock
+            finally:
+                stock.client.stop_channels()
+
+
 async def test_a_client_that_subscribes_a_moment_late_misses_nothing(served: Served) -> None:
     """A client that has waited for the sockets connects them one by one, and may have asked for a cell by then."""
-    manager, session, _ = served
-    with tempfile.TemporaryDirectory(prefix="cb-") as name:
-        info = connection(Path(name))
-        async with serve_zmq(manager, session, info, on_shutdown=lambda _restart: None):
-            late = StockClient(info)
-            late.client.start_channels(iopub=False)
-            try:
-                cell = late.client.execute("print('of the first cell')")
-                await asyncio.sleep(0.3)
-                late.client.iopub_channel.start()
-                assert (await late.answer(cell)).text == "of the first cell\n"
-            finally:
-                late.client.stop_channels()
+    async with first_client(served) as late:
+        cell = late.client.execute("print('of the first cell')")
+        await asyncio.sleep(0.3)
+        late.client.iopub_channel.start()
+        assert (await late.answer(cell)).text == "of the first cell\n"
 
 
-async def test_a_client_without_outputs_is_answered(served: Served) -> None:
-    """It never subscribes."""
-    manager, session, _ = served
-    with tempfile.TemporaryDirectory(prefix="cb-") as name:
-        info = connection(Path(name))
-        async with serve_zmq(manager, session, info, on_shutdown=lambda _restart: None):
-            deaf = StockClient(info)
-            deaf.client.start_channels(iopub=False)
-            try:
-                cell = deaf.client.execute("1")
-                async with asyncio.timeout(30):
-                    reply = await deaf.client.get_shell_msg(timeout=30)
-                assert (reply["parent_header"]["msg_id"], reply["content"]["status"]) == (cell, "ok")
-            finally:
-                deaf.client.stop_channels()
+async def test_a_client_that_never_subscribes_is_answered(served: Served) -> None:
+    async with first_client(served) as deaf:
+        cell = deaf.client.execute("1")
+        reply = await deaf.client.get_shell_msg(timeout=30)
+        assert (reply["parent_header"]["msg_id"], reply["content"]["status"]) == (cell, "ok")
+
+
+async def test_sockets_close_while_a_request_waits_for_a_subscriber(served: Served) -> None:
+    async with asyncio.timeout(30):
+        async with first_client(served) as deaf:
+            deaf.client.execute("1")
+            await asyncio.sleep(0.2)
 
 
 async def test_a_silent_cell_is_not_counted_by_the_kernel(client: StockClient) -> None:
